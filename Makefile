@@ -1,0 +1,78 @@
+# On a fresh machine `make demo` and `make test` do everything, the installation included.
+
+DATA ?=
+ROWS ?=
+IDLE ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+# The first Python that starts and is 3.11, 3.12 or 3.13.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo pipeline smoke lab streamlit test test-slow check notebooks book docs screenshots teardown clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+$(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name yours with make PYTHON=/path/to/python"; exit 1; }
+	@echo "Installing into $(VENV) (about 270 packages, 3 GB; three minutes with a warm cache)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[etl,train,local,dev]"
+	@touch $@
+
+install: $(VENV)/installed ## make .venv with everything in it
+
+demo: install ## run the whole engine on this machine (DATA=folder ROWS=n IDLE=minutes)
+	@$(PY) infra_scripts/demo.py $(OPTIONS)
+
+pipeline: install ## the same without the page: run the notebooks, then stop
+	@$(PY) infra_scripts/demo.py $(OPTIONS) --exit
+
+smoke: install ## play one visit over HTTP, step by step
+	@$(PY) infra_scripts/smoke.py $(OPTIONS)
+
+lab: install ## open the notebooks in JupyterLab, with the local cloud behind them
+	@$(PY) infra_scripts/local_cloud.py start && eval $$($(PY) infra_scripts/local_cloud.py env) && \
+		$(VENV)/bin/jupyter lab nbs; $(PY) infra_scripts/local_cloud.py stop
+
+streamlit: install ## the developer's page (a demo must be running, or set SENTIMENT_API_URL)
+	@$(VENV)/bin/streamlit run website/app.py
+
+test: install ## everything that must hold before a change is merged
+	@infra_scripts/install_chromium.sh
+	@$(MAKE) --no-print-directory check notebooks
+	@$(VENV)/bin/pytest -m "not slow"
+
+test-slow: install ## the long versions of the tests
+	@infra_scripts/install_chromium.sh
+	@$(VENV)/bin/nbdev_test --flags slow --n_workers 1
+	@$(VENV)/bin/pytest -m slow
+
+check: install ## lint, and nothing generated may differ from its source
+	@$(PY) infra_scripts/check_generated.py
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/cfn-lint infra_scripts/*.yaml && echo "cfn-lint: the templates are fine"
+
+notebooks: install ## run the notebooks' own tests
+	@$(VENV)/bin/nbdev_test --n_workers 2 --timing
+
+book: install ## run all notebooks against a fresh local cloud and keep their outputs
+	@$(PY) infra_scripts/book.py
+
+docs: install ## write README.md from nbs/index.ipynb, and the site if Quarto is there
+	@$(PY) infra_scripts/render_readme.py
+	@if command -v quarto >/dev/null; then $(VENV)/bin/nbdev_docs; else echo "README.md is written; Quarto is not installed, so no site"; fi
+
+screenshots: install ## photograph every state of the page into images/
+	@infra_scripts/install_chromium.sh
+	@$(PY) infra_scripts/screenshots.py
+
+teardown: install ## delete everything the local deployment made
+	@$(PY) infra_scripts/teardown.py
+
+clean: ## delete what is generated here: the environment, the local cloud's state, runs
+	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
+	rm -rf $(VENV) .local-cloud runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

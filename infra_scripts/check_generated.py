@@ -1,0 +1,32 @@
+"""Check that nothing generated differs from its source: the notebooks are clean, the package and README are theirs."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def snapshot() -> dict[str, str]:
+    "Hash every notebook and every module of the package."
+    files = [*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("sentiment_engine/**/*.py"), ROOT / "README.md"]
+    return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
+
+
+def main():
+    before = snapshot()
+    for command in (["nbdev_clean"], ["nbdev_export"], ["python", "infra_scripts/render_readme.py"]):
+        subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, check=True)
+    after = snapshot()
+    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    if changed:
+        sys.exit(
+            "nbdev_clean, nbdev_export or make docs changed these (now written; look and commit): " + ", ".join(changed)
+        )
+    print(f"{len(after)} notebooks, modules and README: all as their source says")
+
+
+if __name__ == "__main__":
+    main()

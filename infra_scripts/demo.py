@@ -1,0 +1,56 @@
+"""Run the whole engine on this machine: the local cloud, the life of the model, and the page, until Ctrl-C."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+
+from deploy import add_options, chosen_parameters, deploy, explain, local_parameters
+from papermill.exceptions import PapermillExecutionError
+
+from sentiment_engine.local.cloud import LocalCloud
+
+
+def stop_on_signals():
+    "Let SIGTERM end the demo the way Ctrl-C does, with everything cleaned up."
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+
+
+def serve(cloud: LocalCloud, started: float):
+    "Say where everything is and stay until Ctrl-C."
+    print(f"\nReady after {time.monotonic() - started:.0f} s. The model is asleep: open the page and press Start.\n")
+    print(f"  the page   {cloud.site_url}")
+    print(f"  SMS inbox  {cloud.inbox_url}")
+    print(f"  the cloud  {cloud.url}   (AWS_ENDPOINT_URL)")
+    print("\nCtrl-C stops it all; what was trained and stored stays for the next time.", flush=True)
+    while cloud.alive():
+        time.sleep(1)
+    raise SystemExit(f"the local cloud stopped by itself; its log is {cloud.log}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser)
+    parser.add_argument("--exit", action="store_true", help="stop once the page would be served")
+    options = parser.parse_args()
+    parameters = chosen_parameters(options)
+    stop_on_signals()
+    started = time.monotonic()
+    try:
+        with LocalCloud() as cloud:
+            os.environ.update(cloud.environment)
+            print(f"the local cloud is up at {cloud.url} after {time.monotonic() - started:.1f} s", flush=True)
+            deploy("local", **parameters, **local_parameters(cloud))
+            if not options.exit:
+                serve(cloud, started)
+    except (ValueError, LookupError, RuntimeError) as e:
+        sys.exit(str(e))
+    except PapermillExecutionError as e:
+        sys.exit(explain(e))
+    except KeyboardInterrupt:
+        print("\nStopped; nothing is running any more.")
+
+
+if __name__ == "__main__":
+    main()

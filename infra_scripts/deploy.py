@@ -1,0 +1,283 @@
+"""Deploy the engine: run the numbered notebooks with papermill, in order, on this machine or on AWS.
+
+What is up to date is left alone: each phase leaves a fingerprint of its notebook, its parameters and the sources in
+the artifacts bucket, and the first phase whose fingerprint differs is where the work begins.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import papermill
+from botocore.exceptions import ClientError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.settings import connect, engine_stack, foundation_stack, settings_from
+from sentiment_engine.stacks import stack_outputs
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "nbs"
+RUNS = ROOT / "runs"
+PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
+STAMPS = "deployments/phases.json"  # key in the artifacts bucket
+SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "lambdas/*/*.py", "infra_scripts/*", "website/*")
+
+# What differs between the targets. The notebooks' own defaults fit one machine.
+TARGET_PARAMETERS = {
+    "local": {},
+    "aws": {
+        "base_model": "distilbert-base-uncased",
+        "sample_rows": 150_000,
+        "training_instance": "ml.g4dn.xlarge",
+        "max_length": 256,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    "One numbered notebook with the parameters it takes."
+
+    notebook: Path
+    parameters: dict
+    fingerprint: str = ""
+
+    @property
+    def title(self) -> str:
+        "Name the phase as a person would: 03 model training."
+        return self.notebook.stem.replace("_", " ")
+
+
+def data_fingerprint(data: str) -> str:
+    "Describe a data folder by its files' names, sizes and times, without reading them."
+    files = sorted(Path(data).expanduser().glob("*.jsonl*")) if data else []
+    return json.dumps([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+
+
+def sources_fingerprint() -> str:
+    "Hash everything the phases are made of."
+    digest = hashlib.sha256()
+    for path in sorted({p for pattern in SOURCES for p in ROOT.glob(pattern) if p.is_file()}):
+        if "__pycache__" not in path.parts:
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def plan(parameters: dict) -> list[Phase]:
+    "List the phases, each with those parameters its notebook declares and a fingerprint that includes the one before."
+    phases, previous = [], sources_fingerprint() + data_fingerprint(parameters.get("data") or "")
+    for number in PHASES:
+        (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+        declared = papermill.inspect_notebook(str(notebook))
+        own = {k: v for k, v in parameters.items() if k in declared and v is not None}
+        previous = hashlib.sha256((previous + notebook.name + json.dumps(own, sort_keys=True)).encode()).hexdigest()
+        phases.append(Phase(notebook, own, previous))
+    return phases
+
+
+class Stamps:
+    "Fingerprints of the phases that a cloud holds, kept in that cloud."
+
+    def __init__(self, session: boto3.Session, stack: str):
+        self.session, self.stack = session, stack
+
+    def _bucket(self) -> str | None:
+        try:
+            return stack_outputs(self.session.client("cloudformation"), self.stack)["ArtifactsBucket"]
+        except LookupError:
+            return None
+
+    def read(self) -> dict[str, str]:
+        "Return notebook name → fingerprint; empty for a cloud nothing was deployed to."
+        if not (bucket := self._bucket()):
+            return {}
+        try:
+            return json.load(self.session.client("s3").get_object(Bucket=bucket, Key=STAMPS)["Body"])
+        except ClientError as e:
+            if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
+                return {}
+            raise
+
+    def write(self, phase: Phase):
+        "Note that `phase` stands; whatever came after it is no longer known to fit."
+        names = [p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb"))]
+        kept = {
+            k: v for k, v in self.read().items() if k in names and names.index(k) < names.index(phase.notebook.stem)
+        }
+        body = json.dumps(kept | {phase.notebook.stem: phase.fingerprint}, indent=1)
+        self.session.client("s3").put_object(Bucket=self._bucket(), Key=STAMPS, Body=body.encode())
+
+
+def outdated(phases: list[Phase], stamps: dict[str, str]) -> list[Phase]:
+    "Return the phases from the first whose fingerprint is not the one that stands."
+    for i, phase in enumerate(phases):
+        if stamps.get(phase.notebook.stem) != phase.fingerprint:
+            return phases[i:]
+    return []
+
+
+class Narrator:
+    "A progress bar over the phases that also shows the last line the running notebook printed."
+
+    def __init__(self, total: int):
+        self.bar = tqdm(total=total, bar_format="{bar:16} {n_fmt}/{total_fmt}  {desc} {postfix}", file=sys.stdout)
+        self.line, self.title, self.start, self.done = "", "", time.monotonic(), threading.Event()
+        self.live = sys.stdout.isatty()
+        if self.live:
+            threading.Thread(target=self._tick, daemon=True).start()
+
+    def _tick(self):
+        while not self.done.wait(1):
+            self._show()
+
+    def _show(self):
+        self.bar.set_description_str(f"{self.title}  {time.monotonic() - self.start:.0f} s", refresh=False)
+        self.bar.set_postfix_str(self.line[:60])
+
+    def begin(self, title: str):
+        self.title, self.line, self.start = title, "", time.monotonic()
+        self._show()
+
+    def end(self):
+        self.bar.clear()
+        tqdm.write(f"  done  {self.title:28} {time.monotonic() - self.start:6.1f} s", file=sys.stdout)
+        self.line = ""
+        self.bar.update()
+
+    def close(self):
+        self.done.set()
+        self.bar.set_postfix_str("")
+        self.bar.close()
+
+    def write(self, text: str):
+        "Take what a notebook prints; its last line is what is shown."
+        if lines := [line.strip() for line in text.splitlines() if line.strip()]:
+            self.line = lines[-1]
+
+    def flush(self):
+        pass
+
+
+def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
+    "Execute the phases' notebooks into `folder` and stamp each one that succeeds."
+    phases = list(phases)
+    folder.mkdir(parents=True, exist_ok=True)
+    narrator = Narrator(len(phases))
+    try:
+        for phase in phases:
+            narrator.begin(phase.title)
+            papermill.execute_notebook(
+                phase.notebook,
+                folder / phase.notebook.name,
+                parameters=phase.parameters,
+                cwd=NOTEBOOKS,
+                progress_bar=False,
+                stdout_file=narrator,
+                kernel_name="python3",
+            )
+            stamps.write(phase)
+            narrator.end()
+    finally:
+        narrator.close()
+
+
+def deploy(
+    target: str = "local",
+    only: str | None = None,  # number of the one phase to run
+    start: str | None = None,  # number of the first phase to run
+    force: bool = False,  # run every phase
+    **parameters,  # of the notebooks; None is left out
+) -> dict[str, str]:  # outputs of the engine stack; empty if it has not been deployed yet
+    "Bring the cloud that the environment names up to date. Raises PapermillExecutionError where a notebook fails."
+    session, settings = connect(target), settings_from(os.environ)
+    given = {k: v for k, v in parameters.items() if v is not None}
+    phases = plan({"target": target} | TARGET_PARAMETERS[target] | given)
+    stamps = Stamps(session, foundation_stack(settings))
+    if only:
+        chosen = [p for p in phases if p.notebook.name.startswith(only)]
+    elif start:
+        chosen = [p for p in phases if p.notebook.name >= start]
+    else:
+        chosen = phases if force else outdated(phases, stamps.read())
+    if chosen:
+        run_phases(chosen, stamps, RUNS / time.strftime("%Y-%m-%dT%H-%M-%S"))
+    try:
+        return stack_outputs(session.client("cloudformation"), engine_stack(settings))
+    except LookupError:
+        return {}
+
+
+def local_parameters(cloud: LocalCloud) -> dict[str, str]:
+    "Tell the notebooks where this machine's stand-ins for the outside world are."
+    return {
+        "textbelt_url": cloud.textbelt_url,
+        "extra_origin": cloud.site_url.rstrip("/"),
+        "site_url": cloud.site_url,
+        "inbox_url": cloud.inbox_url,
+    }
+
+
+def add_options(parser: argparse.ArgumentParser):
+    "Add the options that choose data and sizes."
+    parser.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
+    parser.add_argument("--rows", type=int, metavar="N", help="how many reviews to generate when no --data is given")
+    parser.add_argument("--idle-minutes", type=float, metavar="M", help="minutes from the last prediction to the end")
+
+
+def chosen_parameters(options: argparse.Namespace) -> dict:
+    "Turn the options of `add_options` into notebook parameters."
+    data = str(Path(options.data).expanduser().resolve()) if options.data else None
+    if data and not Path(data).is_dir():
+        raise SystemExit(f"--data: {options.data} is not a folder")
+    return {"data": data, "rows": options.rows, "idle_minutes": options.idle_minutes}
+
+
+def explain(error: PapermillExecutionError) -> str:
+    "Say which cell of which notebook failed and why, in two lines."
+    newest = max(RUNS.glob("*/"), key=lambda p: p.stat().st_mtime)
+    return (
+        f"\n{error.ename}: {error.evalue}\n"
+        f"Cell {error.cell_index} failed; the whole story is in {newest.relative_to(ROOT)}/ (the last notebook there)."
+        "\nWhat was done before it stands, and the next run goes on from here."
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
+    add_options(parser)
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--only", choices=PHASES, help="run this one notebook")
+    steps.add_argument("--from", dest="start", choices=PHASES, help="run from this notebook on")
+    steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
+    options = parser.parse_args()
+    parameters = chosen_parameters(options)
+    if options.target == "local":
+        cloud = LocalCloud.attach()
+        os.environ.update(cloud.environment)
+        parameters |= local_parameters(cloud)
+    try:
+        outputs = deploy(options.target, options.only, options.start, options.force, **parameters)
+    except (ValueError, LookupError) as e:
+        raise SystemExit(str(e)) from None
+    except PapermillExecutionError as e:
+        raise SystemExit(explain(e)) from None
+    except KeyboardInterrupt:
+        raise SystemExit("\nInterrupted. What was done stands, and the next run goes on from here.") from None
+    for name in ("SiteUrl", "ApiUrl"):
+        if name in outputs:
+            print(f"{name:8} {outputs[name]}")
+
+
+if __name__ == "__main__":
+    main()
