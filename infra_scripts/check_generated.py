@@ -22,9 +22,7 @@ def main():
     after = snapshot()
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     if changed:
-        sys.exit(
-            "nbdev_clean, nbdev_export or make docs changed these (now written; look and commit): " + ", ".join(changed)
-        )
+        sys.exit(f"nbdev_clean, nbdev_export or make docs changed these; look and commit: {', '.join(changed)}")
     print(f"{len(after)} notebooks, modules and README: all as their source says")
 
 

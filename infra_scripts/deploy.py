@@ -110,10 +110,7 @@ class Stamps:
 
     def write(self, phase: Phase):
         "Note that `phase` stands; whatever came after it is no longer known to fit."
-        names = [p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb"))]
-        kept = {
-            k: v for k, v in self.read().items() if k in names and names.index(k) < names.index(phase.notebook.stem)
-        }
+        kept = {name: stamp for name, stamp in self.read().items() if name < phase.notebook.stem}
         body = json.dumps(kept | {phase.notebook.stem: phase.fingerprint}, indent=1)
         self.session.client("s3").put_object(Bucket=self._bucket(), Key=STAMPS, Body=body.encode())
 

@@ -33,7 +33,7 @@ def _delete_each(names: Iterator[str], delete: Callable[[str], object]) -> list[
 
 
 def delete_endpoints(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete the endpoints, endpoint configs and models whose names start with the prefix. Endpoints cost: they go first."
+    "Delete endpoints, endpoint configs and models whose names start with the prefix: what costs goes first."
     sagemaker = session.client("sagemaker")
     for kind in ("Endpoint", "EndpointConfig", "Model"):
         operation = {"Endpoint": "endpoint", "EndpointConfig": "endpoint_config", "Model": "model"}[kind]
