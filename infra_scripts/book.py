@@ -1,0 +1,50 @@
+"""Run every notebook against a fresh local cloud and keep its outputs in nbs/, as they are read and rendered."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from sentiment_engine.local.cloud import LocalCloud
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
+
+
+def teaches(output: dict) -> bool:
+    "Tell whether an output belongs in the book: warnings and progress bars do not."
+    return not (output["output_type"] == "stream" and output["name"] == "stderr")
+
+
+def run(path: Path):
+    "Execute one notebook in place. Raises CellExecutionError, with the file left as it was."
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if teaches(o)]
+    nbformat.write(notebook, path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="*", help="file names such as 03_model_training.ipynb; all if none is given")
+    names = parser.parse_args().notebooks or sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
+    with tempfile.TemporaryDirectory() as state, LocalCloud(Path(state), port=0, site_port=0) as cloud:
+        os.environ.update(cloud.environment)
+        for i, name in enumerate(names, 1):
+            print(f"[{i}/{len(names)}] {name}", flush=True)
+            try:
+                run(NOTEBOOKS / name)
+            except CellExecutionError as e:
+                sys.exit(f"{name}: {e.ename}: {e.evalue}")
+    subprocess.run([str(Path(sys.executable).with_name("nbdev_clean"))], cwd=NOTEBOOKS.parent, check=True)
+
+
+if __name__ == "__main__":
+    main()
