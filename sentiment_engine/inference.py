@@ -180,8 +180,8 @@ def _tokens(
 # %% ../nbs/04a_inference.ipynb #3fdc326e
 def length_batches(
     lengths: Sequence[int],  # tokens of each review
-    most: int = 32,  # reviews in a batch
-    padding: float = 0.125,  # share of a batch that may be padding
+    most: int = 16,  # reviews in a batch
+    padding: float = 0.05,  # share of a batch that may be padding
 ) -> list[list[int]]:  # places in `lengths`; each once
     "Group reviews of nearly one length."
     batches, used = [], 0  # used: tokens of the last batch that are no padding
