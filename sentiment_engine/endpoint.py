@@ -190,7 +190,7 @@ def wait_until_in_service(
         report(status, seconds)
         if status == "InService":
             return seconds
-        if status != "Creating":
+        if status not in ("Creating", "Updating", "SystemUpdating"):
             raise EndpointFailed(f"{name} is {status}: {endpoint.get('FailureReason', 'SageMaker gives no reason')}")
         if seconds > timeout:
             raise TimeoutError(f"{name} is still being created after {seconds:.0f} s: delete it and look at its log")

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,6 +152,13 @@ def test_a_thousand_reviews_keep_their_order(model):
 def test_a_long_review_is_answered_and_says_that_it_was_cut(model, words, truncated):
     (only,) = answer(model, "love " * words)
     assert only["truncated"] is truncated and only["label"] == "POSITIVE"
+
+
+def test_a_book_is_answered_at_once(model):
+    "Tokenizing all of it would take ten seconds."
+    start = time.process_time()
+    assert answer(model, ["love " * 2_000_000, "x" * 2_000_000])[1]["truncated"]
+    assert time.process_time() - start < 2
 
 
 def test_what_is_cut_off_is_the_end(model):
