@@ -8,7 +8,7 @@ __all__ = ['logger', 'CANARY', 'CREATE_GRACE', 'client_of', 'Engine', 'engine_fr
            'delete_endpoint', 'try_delete_endpoint', 'next_attempt', 'start', 'schedule_name', 'arm', 'disarm',
            'canary', 'deadline_from', 'on_ready', 'notify', 'on_failed', 'end_run', 'clean_up', 'describe',
            'on_endpoint_state_change', 'extend', 'finish_stopping', 'shutdown', 'repair', 'delete_if_ours',
-           'delete_orphans', 'reconcile']
+           'delete_orphans', 'delete_every_run', 'reconcile']
 
 # %% ../nbs/05c_lifecycle.ipynb #11b69a27
 import json
@@ -60,6 +60,7 @@ class Engine:
     shutdown_arn: str = ""  # the function that a schedule wakes
     schedule_role: str = ""  # ARN of the role that lets the schedule do so
     schedule_group: str = ""  # the group of our schedules
+    dead_letters: str = ""  # ARN of the queue for wake-ups that could not be delivered
 
     @property
     def table(self) -> StateTable:
@@ -82,6 +83,7 @@ def engine_from(
         shutdown_arn=env.get("SHUTDOWN_FUNCTION_ARN", ""),
         schedule_role=env.get("SCHEDULE_ROLE_ARN", ""),
         schedule_group=env.get("SCHEDULE_GROUP", ""),
+        dead_letters=env.get("DEAD_LETTER_ARN", ""),
     )
 
 # %% ../nbs/05c_lifecycle.ipynb #cd731cba
@@ -266,10 +268,15 @@ def schedule_name(settings: Settings, run_id: str, at: int) -> str:
     return f"{settings.prefix[:38]}-{run_id}-{at}"
 
 
+def _target(engine: Engine, run_id: str) -> dict:
+    "Return what a wake-up of `run_id` calls."
+    target = {"Arn": engine.shutdown_arn, "RoleArn": engine.schedule_role, "Input": json.dumps({"runId": run_id})}
+    return target | ({"DeadLetterConfig": {"Arn": engine.dead_letters}} if engine.dead_letters else {})
+
+
 def arm(engine: Engine, run_id: str, deadline: float):
     "Schedule a look at the row just after `deadline`."
     at = int(max(deadline, time.time() + 1)) + 1
-    target = {"Arn": engine.shutdown_arn, "RoleArn": engine.schedule_role, "Input": json.dumps({"runId": run_id})}
     _unless_there(
         engine.client("scheduler").create_schedule,
         Name=schedule_name(engine.settings, run_id, at),
@@ -278,7 +285,7 @@ def arm(engine: Engine, run_id: str, deadline: float):
         ScheduleExpressionTimezone="UTC",
         FlexibleTimeWindow={"Mode": "OFF"},
         ActionAfterCompletion="DELETE",
-        Target=target,
+        Target=_target(engine, run_id),
     )
 
 
@@ -445,12 +452,16 @@ def on_endpoint_state_change(
     return "ignored"
 
 # %% ../nbs/05c_lifecycle.ipynb #f6b81680
-def extend(engine: Engine, row: Row) -> Row | None:  # None: the model is no longer in service
-    "Move the deadline of a running model, if that changes it by a minute or so."
+def extend(
+    engine: Engine,
+    row: Row,
+    at_least: float = 1,  # seconds that the deadline must move to be worth a write
+) -> Row | None:  # None: the model is no longer in service
+    "Move the deadline of a running model."
     if row.state != IN_SERVICE:
         return None
     later = deadline_from(engine.settings, row, time.time())
-    if later - row.shutdownAt < min(60, engine.settings.idle_minutes * 60 / 4):
+    if later - row.shutdownAt < at_least:
         return row
     if moved := states.touch(engine.table, row.runId, later):
         return moved
@@ -570,6 +581,14 @@ def delete_orphans(engine: Engine) -> list[str]:  # run ids
     dead = sorted({run_id for run_id, arn in listed if run_id != alive and _is_tagged(engine, run_id, arn)})
     for run_id in dead:
         logger.warning("orphan", run_id=run_id, deleted=clean_up(engine, run_id))
+    return dead
+
+
+def delete_every_run(engine: Engine) -> list[str]:  # run ids
+    "Delete all endpoints and endpoint configs of ours, in use or not: for a teardown. Needs no table."
+    dead = sorted({run_id for run_id, arn in set(_listed(engine)) if _is_tagged(engine, run_id, arn)})
+    for run_id in dead:
+        delete_endpoint(engine, run_id)
     return dead
 
 

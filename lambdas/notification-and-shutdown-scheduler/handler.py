@@ -1,0 +1,11 @@
+"An endpoint has changed its state: test it, open the model, arm the wake-up and tell whoever waits; or clean up."
+
+import os
+
+from sentiment_engine.lifecycle import engine_from, on_endpoint_state_change
+
+engine = engine_from(os.environ)
+
+
+def handler(event, context):
+    return {"outcome": on_endpoint_state_change(engine, event)}

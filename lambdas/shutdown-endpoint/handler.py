@@ -1,0 +1,11 @@
+"The wake-up call of a run: delete its endpoint if the deadline has passed, else come back later."
+
+import os
+
+from sentiment_engine.lifecycle import engine_from, shutdown
+
+engine = engine_from(os.environ)
+
+
+def handler(event, context):
+    return {"outcome": shutdown(engine, event["runId"])}
