@@ -45,7 +45,8 @@ def guard(
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def watch():
-        sys.stdin.buffer.read()  # returns when the cloud closes the pipe, or is gone
+        while os.read(0, 1024):  # b"" when the cloud closes the pipe, or is gone
+            pass
         end_group(child.pid)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,34 @@
+"""Fixtures that several test modules share."""
+
+import functools
+from collections.abc import Iterator
+
+import boto3
+import pytest
+
+from sentiment_engine.local.cloud import LocalCloud
+
+
+class TestCloud(LocalCloud):
+    "A local cloud with boto3 clients at hand."
+
+    __test__ = False
+
+    @functools.cache  # noqa: B019 -- as long-lived as the session
+    def client(self, service: str):
+        "Return a boto3 client of this cloud."
+        environment = self.environment
+        return boto3.client(
+            service,
+            endpoint_url=self.url,
+            region_name=environment["AWS_DEFAULT_REGION"],
+            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        )
+
+
+@pytest.fixture(scope="session")
+def cloud(tmp_path_factory) -> Iterator[TestCloud]:
+    "A local cloud of this test session, on free ports and in a folder of its own."
+    with TestCloud(tmp_path_factory.mktemp("local-cloud"), port=0, site_port=0) as running:
+        yield running
