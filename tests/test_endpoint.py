@@ -5,7 +5,6 @@ from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 from tiny_model import write_tiny_model
@@ -23,15 +22,8 @@ IMAGE = "registry/huggingface-pytorch-inference:cpu"
 @pytest.fixture(scope="module")
 def aws(cloud):
     "boto3 clients of the local cloud by attribute: aws.s3, aws.sagemaker …"
-    env = cloud.environment
-    keys = {
-        "endpoint_url": env["AWS_ENDPOINT_URL"],
-        "aws_access_key_id": env["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": env["AWS_SECRET_ACCESS_KEY"],
-        "region_name": env["AWS_DEFAULT_REGION"],
-    }
     names = {"s3": "s3", "ssm": "ssm", "sagemaker": "sagemaker", "runtime": "sagemaker-runtime"}
-    clients = SimpleNamespace(**{name: boto3.client(service, **keys) for name, service in names.items()})
+    clients = SimpleNamespace(**{name: cloud.client(service) for name, service in names.items()})
     clients.s3.create_bucket(Bucket=BUCKET)
     return clients
 
