@@ -8,6 +8,8 @@ import pytest
 
 from sentiment_engine.local.cloud import LocalCloud
 
+pytest_plugins = ("engine",)
+
 
 class TestCloud(LocalCloud):
     "A local cloud with boto3 clients at hand."

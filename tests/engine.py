@@ -1,0 +1,132 @@
+"The whole engine in a local cloud of its own, with a model of a few words: the session fixture `engine`."
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import TestCloud
+from tiny_model import WEIGHTS, write_tiny_model
+
+from sentiment_engine.artifact import add_inference_code, pack
+from sentiment_engine.endpoint import RegisteredModel, model_definition, publish_model, register_model
+from sentiment_engine.inference import model_fn, predict_fn
+from sentiment_engine.packaging import stack_parameters, upload_packages
+from sentiment_engine.settings import Settings, engine_stack, foundation_stack
+from sentiment_engine.stacks import deploy_stack
+from sentiment_engine.website import publish, with_answers
+
+ROOT = Path(__file__).resolve().parent.parent
+WAKING_SECONDS = 5.0  # an endpoint takes that much longer here, so that a test can look at a waiting page
+WORDS = ("warm", "lovely", "fantastic", "worth", "good", "stopped", "wobbles", "disappointed", "broken", "nothing")
+LEXICON = WEIGHTS | dict(zip(WORDS, (2, 2, 2, 1, 1, -3, -2, -2, -3, -1), strict=True))
+
+
+@dataclass
+class Engine:
+    "The engine as its visitors find it, and a hand on its clock."
+
+    cloud: TestCloud
+    settings: Settings
+    outputs: dict[str, str]  # of both stacks
+    models: dict[str, RegisteredModel]  # good, and broken: it never comes up
+
+    @property
+    def api_url(self) -> str:
+        return self.outputs["ApiUrl"]
+
+    @property
+    def site_url(self) -> str:
+        return self.cloud.site_url
+
+    def call(self, method: str, path: str, body: dict | None = None) -> dict:
+        reply = httpx.request(method, self.api_url + path, json=body, timeout=60)
+        return reply.json()
+
+    def state(self) -> str:
+        return self.call("GET", "/status")["state"]
+
+    def wait(self, *states: str, seconds: float = 90) -> str:
+        "Wait for one of `states`. Fails if none comes."
+        end = time.monotonic() + seconds
+        while (state := self.state()) not in states:
+            assert time.monotonic() < end, f"the engine is still {state}, not {states}: see {self.cloud.log}"
+            time.sleep(0.2)
+        return state
+
+    def wake(self):
+        "Bring the model up, unless it is."
+        self.wait("STOPPED", "FAILED", "CREATING", "IN_SERVICE")
+        self.call("POST", "/start", {})
+        self.wait("IN_SERVICE")
+
+    def sleep(self):
+        "Bring the model down by letting its time pass."
+        if self.wait("STOPPED", "FAILED", "IN_SERVICE") == "IN_SERVICE":
+            self.cloud.advance_clock(self.settings.idle_minutes * 60 + 5)
+            self.wait("STOPPED")
+
+    def use(self, model: str):
+        "Choose which model the next start deploys: good or broken."
+        publish_model(self.cloud.client("ssm"), self.settings, self.models[model])
+
+    def messages(self) -> list[dict]:
+        "Return every SMS that was sent."
+        return httpx.get(f"{self.cloud.inbox_url}.json").json()
+
+
+def _register(cloud: TestCloud, settings: Settings, foundation: dict, folder: Path, name: str) -> RegisteredModel:
+    "Pack, upload and register the model in `folder`."
+    archive, key = folder.with_suffix(".tar.gz"), f"models/{name}/output/model.tar.gz"
+    pack(folder, archive)
+    cloud.client("s3").upload_file(str(archive), foundation["ArtifactsBucket"], key)
+    address = f"s3://{foundation['ArtifactsBucket']}/{key}"
+    definition = model_definition(f"{settings.prefix}-{name}", address, "inference", foundation["EndpointRole"])
+    register_model(cloud.client("sagemaker"), settings, definition)
+    return RegisteredModel(definition["ModelName"], f"20260101-{name}", 0.91, 0.9, address)
+
+
+def _models(cloud: TestCloud, settings: Settings, foundation: dict, folder: Path) -> dict[str, RegisteredModel]:
+    "Register a model that answers, and one whose tokenizer was cut off on its way."
+    for name in ("good", "broken"):
+        add_inference_code(write_tiny_model(folder / name, LEXICON))
+    (folder / "broken" / "tokenizer.json").write_text('{"version": "1.0", "trunc')
+    return {name: _register(cloud, settings, foundation, folder / name, name) for name in ("good", "broken")}
+
+
+def _deploy(cloud: TestCloud, settings: Settings) -> dict[str, str]:  # the outputs of both stacks
+    "Deploy foundation and engine, as the notebooks do."
+    cloudformation, tags = cloud.client("cloudformation"), {"Project": settings.prefix}
+    template = ROOT / "infra_scripts" / "foundation.yaml"
+    base = deploy_stack(cloudformation, foundation_stack(settings), template, {"Prefix": settings.prefix}, tags)
+    packages = upload_packages(cloud.client("s3"), base["ArtifactsBucket"], ROOT / "lambdas")
+    origin = cloud.site_url.rstrip("/")
+    given = stack_parameters(settings, base["ArtifactsBucket"], packages, ExtraOrigin=origin, ExtraConnect=cloud.url)
+    template = ROOT / "infra_scripts" / "template.yaml"
+    return base | deploy_stack(cloudformation, engine_stack(settings), template, given, tags)
+
+
+def _publish(engine: Engine, model_folder: Path):
+    "Publish the page as the notebook does, with the answers of the model."
+    examples = json.loads((ROOT / "website" / "examples.json").read_text(encoding="utf-8"))
+    model = model_fn(str(model_folder))
+    stored = with_answers(examples, lambda texts: predict_fn(texts, model), engine.models["good"].version)
+    config = {"apiUrl": engine.api_url, "provider": "Textbelt", "inboxUrl": engine.cloud.inbox_url}
+    publish(engine.cloud.client("s3"), engine.outputs["SiteBucket"], ROOT / "website", config, stored)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory) -> Iterator[Engine]:
+    "The deployed engine with its page, asleep. It is shared: a test puts it into the state that it needs."
+    folder = tmp_path_factory.mktemp("engine")
+    with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=WAKING_SECONDS) as cloud:
+        site = cloud.site_url.rstrip("/")
+        settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10)
+        outputs = _deploy(cloud, settings)
+        running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder))
+        running.use("good")
+        _publish(running, folder / "good")
+        yield running

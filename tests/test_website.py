@@ -1,0 +1,234 @@
+"The page's files as they lie in the folder, and publishing them into a real bucket."
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import boto3
+import httpx
+import pytest
+
+from sentiment_engine.website import KEEP_LONG, KEEP_SHORT, MARK, publish, site_files, unpublish, with_answers
+
+SITE = Path(__file__).resolve().parent.parent / "website"
+CONFIG = {"apiUrl": "https://api.example.com", "provider": "Textbelt"}
+HTML, SCRIPT, STYLE = ((SITE / f"sentiment.{kind}").read_text(encoding="utf-8") for kind in ("html", "js", "css"))
+
+
+def answers(texts: list[str]) -> list[dict]:
+    return [
+        {"label": "POSITIVE", "score": 0.97541, "scores": {"NEGATIVE": 0.02459, "POSITIVE": 0.97541}} for _ in texts
+    ]
+
+
+def examples() -> dict:
+    return json.loads((SITE / "examples.json").read_text(encoding="utf-8"))
+
+
+# ---- the files
+
+
+def test_everything_a_visitor_loads_is_below_60_kb():
+    stored = with_answers(examples(), answers, "20260101-0f3c5a7e")
+    assert sum(len(file.body) for file in site_files(SITE, CONFIG, stored)) <= 60_000
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    own = re.sub(r'xmlns="[^"]+"', "", HTML + STYLE + "".join(p.read_text() for p in SITE.glob("*.svg")))
+    assert re.findall(r"(?:https?:)?//[a-z][\w.-]+\.[a-z]+", own) == []
+    assert "@import" not in STYLE and "url(" not in STYLE.replace("url(#", "")
+
+
+def test_nothing_in_the_page_is_inline():
+    assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:", HTML)
+    assert re.findall(r"<script[^>]*>", HTML) == ['<script src="sentiment.js" defer>']
+
+
+def test_nothing_is_set_as_html():
+    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|srcdoc"
+    assert not re.search(forbidden, SCRIPT)
+
+
+def test_script_and_page_name_the_same_elements():
+    known = re.findall(r'\sid="([^"]+)"', HTML)
+    assert len(known) == len(set(known))
+    asked = set(re.findall(r"""(?:\$|text|show|busy|width)\('([a-z-]+)'""", SCRIPT)) - {"offline"}
+    assert asked - set(known) == set()
+
+
+def colours(css: str) -> dict[str, str]:
+    return dict(re.findall(r"--([a-z-]+):(#[0-9a-f]{3,6})\b", css))
+
+
+def luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(c * 2 for c in colour[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+TEXT = ["ink paper", "ink card", "ink field", "soft paper", "soft card", "soft field", "go-ink go", "go-ink go-over"]
+TEXT += ["good card", "bad card", "good good-wash", "bad bad-wash", "unsure unsure-wash", "unsure card"]
+TEXT += ["ink bad-wash", "ink unsure-wash", "soft bad-wash", "card good"]
+EDGES = ["edge field", "edge card", "edge paper", "focus paper", "focus card", "good line", "bad line"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(scheme: str):
+    light, dark = STYLE.split("@media(prefers-color-scheme:dark)", 1)
+    palette = colours(light) | (colours(dark.split("}}", 1)[0]) if scheme == "dark" else {})
+    found = {pair: round(contrast(*(palette[name] for name in pair.split())), 2) for pair in TEXT + EDGES}
+    assert {pair: value for pair, value in found.items() if value < (4.5 if pair in TEXT else 3)} == {}
+
+
+def test_there_are_six_examples_of_six_kinds():
+    kinds = examples()["examples"]
+    assert len(kinds) == 6 == len({x["name"] for x in kinds})
+    assert all(x["text"].strip() and "answer" not in x for x in kinds)
+
+
+# ---- publishing
+
+
+class CloudFront:
+    "Remembers what it was told to forget."
+
+    def __init__(self):
+        self.told = []
+
+    def create_invalidation(self, DistributionId, InvalidationBatch):
+        assert DistributionId == "EDFDVBD6EXAMPLE"
+        assert InvalidationBatch["Paths"]["Quantity"] == len(InvalidationBatch["Paths"]["Items"])
+        self.told.append((InvalidationBatch["CallerReference"], InvalidationBatch["Paths"]["Items"]))
+
+
+@pytest.fixture
+def s3(cloud):
+    given = cloud.environment
+    return boto3.client(
+        "s3",
+        endpoint_url=given["AWS_ENDPOINT_URL"],
+        region_name=given["AWS_DEFAULT_REGION"],
+        aws_access_key_id=given["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=given["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+@pytest.fixture
+def bucket(s3, request):
+    name = "site-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50]
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for path in SITE.glob("*.*"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def keys(s3, bucket: str) -> set[str]:
+    return {item["Key"] for item in s3.list_objects_v2(Bucket=bucket).get("Contents", [])}
+
+
+def test_headers(s3, bucket):
+    publish(s3, bucket, SITE, CONFIG)
+    heads = {key: s3.head_object(Bucket=bucket, Key=key) for key in keys(s3, bucket)}
+    kinds = {Path(key).suffix: head["ContentType"] for key, head in heads.items()}
+    assert kinds == {
+        ".html": "text/html; charset=utf-8",
+        ".css": "text/css; charset=utf-8",
+        ".js": "text/javascript; charset=utf-8",
+        ".json": "application/json",
+        ".svg": "image/svg+xml",
+    }
+    for key, head in heads.items():
+        hashed = re.search(r"\.[0-9a-f]{10}\.", key)
+        assert head["CacheControl"] == (KEEP_LONG if hashed else KEEP_SHORT), key
+        assert bool(hashed) == (Path(key).suffix in (".css", ".js", ".svg")), key
+        assert head["Metadata"]["published-by"] == MARK
+
+
+def test_the_published_page_asks_for_what_is_there(s3, bucket):
+    publish(s3, bucket, SITE, CONFIG)
+    html = s3.get_object(Bucket=bucket, Key="sentiment.html")["Body"].read().decode()
+    asked = set(re.findall(r'(?:src|href|data-\w+)="([\w.-]+\.(?:css|js|svg))"', html))
+    assert len(asked) == 4 and asked <= keys(s3, bucket)
+    assert "connect-src 'self' https://api.example.com;" in html and "app.py" not in keys(s3, bucket)
+    assert json.load(s3.get_object(Bucket=bucket, Key="config.json")["Body"]) == CONFIG
+
+
+def test_publishing_twice_changes_nothing(s3, bucket):
+    cloudfront = CloudFront()
+    first = publish(s3, bucket, SITE, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
+    again = publish(s3, bucket, SITE, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
+    assert (again.uploaded, again.deleted, again.invalidated) == ((), (), ())
+    assert set(again.unchanged) == set(first.uploaded) and len(cloudfront.told) == 1
+
+
+def test_a_change_goes_out_alone_and_the_stale_file_goes(s3, bucket, folder):
+    cloudfront = CloudFront()
+    s3.put_object(Bucket=bucket, Key="theirs.svg", Body=b"somebody else's")
+    publish(s3, bucket, folder, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
+    old = next(key for key in keys(s3, bucket) if key.endswith(".css"))
+    (folder / "sentiment.css").write_text("body{color:teal}")
+    change = publish(s3, bucket, folder, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
+    assert change.deleted == (old,)
+    assert {Path(key).suffix for key in change.uploaded} == {".css", ".html"}
+    assert change.invalidated == ("/", "/sentiment.html") == tuple(cloudfront.told[-1][1])
+    assert len({reference for reference, _ in cloudfront.told}) == 2
+    assert "theirs.svg" in keys(s3, bucket)
+
+
+def test_another_api_reaches_config_and_policy(s3, bucket):
+    publish(s3, bucket, SITE, CONFIG)
+    change = publish(s3, bucket, SITE, {"apiUrl": "https://other.example.com"})
+    assert set(change.uploaded) == {"config.json", "sentiment.html"}
+
+
+def test_a_change_by_hand_of_headers_or_content_is_put_right(s3, bucket):
+    publish(s3, bucket, SITE, CONFIG)
+    s3.put_object(Bucket=bucket, Key="config.json", Body=b"{}")
+    assert publish(s3, bucket, SITE, CONFIG).uploaded == ("config.json",)
+
+
+def test_unpublishing_leaves_what_is_not_ours(s3, bucket):
+    publish(s3, bucket, SITE, CONFIG)
+    s3.put_object(Bucket=bucket, Key="theirs.txt", Body=b"somebody else's")
+    assert len(unpublish(s3, bucket)) > 5
+    assert keys(s3, bucket) == {"theirs.txt"} and unpublish(s3, bucket) == []
+
+
+def test_what_cannot_be_published_is_refused_before_anything_is_sent(s3, bucket, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no \.html file"):
+        publish(s3, bucket, tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="apiUrl must be an address"):
+        publish(s3, bucket, SITE, {"apiUrl": "api.example.com"})
+    (tmp_path / "page.html").write_text("<!doctype html><title>no policy</title>")
+    with pytest.raises(ValueError, match="could talk to anybody"):
+        publish(s3, bucket, tmp_path, CONFIG)
+    assert keys(s3, bucket) == set()
+
+
+def test_examples_get_the_answers_of_the_model(s3, bucket):
+    publish(s3, bucket, SITE, CONFIG, with_answers(examples(), answers, "1"))
+    stored = json.load(s3.get_object(Bucket=bucket, Key="examples.json")["Body"])
+    assert stored["modelVersion"] == "1"
+    assert all(x["answer"]["scores"] == {"NEGATIVE": 0.0246, "POSITIVE": 0.9754} for x in stored["examples"])
+
+
+def test_the_site_is_served_with_its_types_and_policies(engine):
+    page = httpx.get(engine.site_url)
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert "The model that sleeps" in page.text
+    script = re.search(r'src="(sentiment\.[0-9a-f]{10}\.js)"', page.text)[1]
+    served = httpx.get(engine.site_url + script)
+    assert served.headers["content-type"].startswith("text/javascript") and served.headers["cache-control"] == KEEP_LONG
+    assert httpx.get(engine.site_url + "config.json").json()["apiUrl"] == engine.api_url
