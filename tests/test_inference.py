@@ -291,3 +291,69 @@ def test_the_file_stands_alone(model_dir, tmp_path):
     assert json.loads(said)[0]["label"] == "POSITIVE"
     heavy = {"torch", "transformers", "pandas", "boto3", "botocore", "sagemaker", "onnx", "sentiment_engine", "scipy"}
     assert not heavy & set(modules.split()) and {"onnxruntime", "tokenizers", "numpy"} <= set(modules.split())
+
+
+# The shape of a trained model
+
+
+TEXTS = [
+    "Great cable, works as described.",
+    "The box was crushed \u2014 yet na\u00efve me kept it. \U0001f600 10/10?!",
+    "Stopped working after two days, and the seller doesn't answer. " * 5,
+    "Una porquer\u00eda. \u4e0d\u597d\u7528\u3002",
+    "It is long and it says nothing in particular. " * 80,
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A DistilBERT with the real vocabulary and two small random layers: (torch model, its folder)."
+    import torch
+    import transformers
+
+    from sentiment_engine import base_model, onnx_export
+
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(3)
+    config = transformers.DistilBertConfig(
+        **{"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "initializer_range": 0.5},
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+        attn_implementation="eager",
+    )
+    model = transformers.DistilBertForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    base_model.write_tokenizer(base_model.minilm_folder(), folder)
+    onnx_export.write_onnx(model, folder / "fp32.onnx")
+    onnx_export.quantise(folder / "fp32.onnx", folder / "int8.onnx")
+    return model, folder
+
+
+def serve(folder: Path, graph: str):
+    "Load the artifact in `folder` with one of its two graphs."
+    (folder / "model.onnx").write_bytes((folder / graph).read_bytes())
+    return model_fn(folder)
+
+
+def test_answers_are_those_of_plain_transformers(trained):
+    import torch
+    import transformers
+
+    model, folder = trained
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    answers = answer(serve(folder, "fp32.onnx"), TEXTS)
+    for text, found in zip(TEXTS, answers, strict=True):
+        batch = tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
+        with torch.inference_mode():
+            shares = model(batch["input_ids"], batch["attention_mask"]).logits.softmax(-1)[0].tolist()
+        assert list(found["scores"].values()) == pytest.approx(shares, abs=1e-4)
+        assert found["truncated"] is (len(tokenizer(text)["input_ids"]) > 512)
+    assert len({found["score"] for found in answers}) == len(TEXTS)
+
+
+def test_rounded_weights_answer_nearly_alike(trained):
+    _, folder = trained
+    plain, rounded = (answer(serve(folder, graph), TEXTS) for graph in ("fp32.onnx", "int8.onnx"))
+    assert (folder / "int8.onnx").stat().st_size < 0.4 * (folder / "fp32.onnx").stat().st_size
+    for one, other in zip(plain, rounded, strict=True):
+        assert other["scores"]["POSITIVE"] == pytest.approx(one["scores"]["POSITIVE"], abs=0.1)
