@@ -251,7 +251,7 @@ class LocalServer:
     async def _pass_on(self, scope, receive, send, headers: dict):
         "Let ministack answer, and save what it changed before the answer goes out."
         path, method = scope["path"], scope["method"]
-        direct = path.startswith("/_") or ".execute-api." in headers.get("host", "")
+        direct = path.startswith("/_") or path.endswith("/invocations") or ".execute-api." in headers.get("host", "")
         keys = [] if direct else self.emulator.state_keys(method, path, headers)
         if "cloudformation" in keys:
             await asyncio.to_thread(self.emulator.extend_cloudformation, self.url)
@@ -316,7 +316,7 @@ def _lock_folder(state: Path):
     import fcntl
 
     state.mkdir(parents=True, exist_ok=True)
-    lock = (state / "lock").open("w")
+    lock = (state / "lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock  # held as long as it is referred to
 
@@ -409,7 +409,6 @@ def main(argv: list[str] | None = None) -> int:
     ports = {"pid": os.getpid(), "port": port, "site_port": site.getsockname()[1]}
     (state / "cloud.json").write_text(json.dumps(ports))
     asyncio.run(run_server(state, gateway, site, options.endpoint_delay, options.attached))
-    (state / "cloud.json").unlink(missing_ok=True)
     lock.close()
     return 0
 
