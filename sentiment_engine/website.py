@@ -103,7 +103,7 @@ def site_files(
     found = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in CONTENT_TYPES}
     if not (pages := [name for name in found if name.endswith(".html")]):
         raise FileNotFoundError(f"{Path(folder).name} holds no .html file to publish")
-    found["config.json"] = json.dumps(dict(config), indent=1).encode()
+    found["config.json"] = json.dumps(dict(config)).encode()
     if examples is not None:
         found["examples.json"] = json.dumps(examples, ensure_ascii=False, separators=(",", ":")).encode()
     names = {name: hashed_name(name, body) for name, body in found.items() if name not in pages}

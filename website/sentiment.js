@@ -540,6 +540,7 @@ async function setUp() {
 	try { config = await response.json(); url = new URL(config.apiUrl); } catch { /* told below */ }
 	if (!url || !/^https?:$/.test(url.protocol)) return misplaced('Its config.json cannot be used: apiUrl must be the address of the service.');
 	app.config = config; app.api = url.href.replace(/\/+$/, '');
+	if (/^https?:/.test(config.inboxUrl)) { $('inbox').href = config.inboxUrl; show('inbox', true); }
 	fetch('examples.json', {cache: 'no-cache'}).then((r) => r.json()).then((x) => { if (Array.isArray(x.examples)) { app.examples = x; renderExamples(); } }).catch(() => show('examples-box', false));
 	look();
 }
