@@ -63,13 +63,12 @@ class LocalCloud:
         detached: bool = True,  # whether it goes on when this process ends
     ) -> "LocalCloud":
         "Start the cloud, unless it runs, and wait until it answers. Raises RuntimeError with the reason if it cannot."
-        if not self.running:
-            self.state.mkdir(parents=True, exist_ok=True)
-            (self.state / "cloud.json").unlink(missing_ok=True)
-            self._spawn(detached)
-        deadline = time.monotonic() + START_SECONDS
+        deadline, spawned = time.monotonic() + START_SECONDS, False
         while not self._ready():
-            if self._process and self._process.poll() not in (None, TAKEN):
+            if not spawned and not self.running:
+                self._spawn(detached)
+                spawned = True
+            if spawned and self._process.poll() not in (None, TAKEN):
                 raise RuntimeError(f"the local cloud did not start: {self._reason()}")
             if time.monotonic() > deadline:
                 self.stop()
@@ -96,6 +95,8 @@ class LocalCloud:
 # %% ../../nbs/08_local_cloud.ipynb #20382f74
 def _spawn(self: LocalCloud, detached: bool):
     "Start the server's process."
+    self.state.mkdir(parents=True, exist_ok=True)
+    (self.state / "cloud.json").unlink(missing_ok=True)
     ports = self._ports()
     command = [sys.executable, "-m", "sentiment_engine.local.server", "--state", str(self.state)]
     command += ["--port", str(ports[0]), "--site-port", str(ports[1]), "--endpoint-delay", str(self.endpoint_delay)]

@@ -9,6 +9,7 @@ __all__ = ['QUICK', 'emulator_environment', 'changes', 'Saver', 'Emulator', 'ext
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -274,7 +275,10 @@ async def _own(self: LocalServer, scope, headers: dict, body: bytes) -> tuple[in
     if path == "/_local/health":
         return _json({"state": str(self.state), "pid": os.getpid(), "ready": self.ready})
     if path == "/_local/clock":
-        return _json(self.advance(body) if method == "POST" else {"ahead": clock.read_ahead(self.clock_file)})
+        try:
+            return _json(self.advance(body) if method == "POST" else {"ahead": clock.read_ahead(self.clock_file)})
+        except (ValueError, KeyError, TypeError):
+            return _json({"error": 'send {"advance": seconds}; the clock can only be set forward'}, 400)
     return await asyncio.to_thread(self.textbelt.handle, method, path, headers, body)
 
 
@@ -286,7 +290,7 @@ def _advance(self: LocalServer, body: bytes) -> dict:
     "Set the clock forward."
     seconds = float(json.loads(body)["advance"])
     if seconds < 0:
-        raise ValueError("the clock can only be set forward")
+        raise ValueError(seconds)
     clock.set_ahead(self.clock_file, clock.read_ahead(self.clock_file) + seconds)
     return {"ahead": clock.read_ahead(self.clock_file)}
 
@@ -302,11 +306,18 @@ def _sns_messages(self: LocalServer) -> list[dict]:
 LocalServer._own, LocalServer.advance, LocalServer._sns_messages = _own, _advance, _sns_messages
 
 # %% ../../nbs/08l_local_server.ipynb #12826016
-def open_socket(port: int) -> socket.socket:
-    "Listen on 127.0.0.1. Raises OSError if the port is taken."
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+def open_socket(
+    port: int,  # 0: any free one
+    option: str,  # of the command line, by which to choose another
+) -> socket.socket:
+    "Listen on 127.0.0.1. Raises OSError, with what to do, if the port is taken."
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # TCP named: no 40 ms delays
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as e:
+        why = "is in use by another program" if e.errno == errno.EADDRINUSE else f"cannot be opened ({e.strerror})"
+        raise OSError(f"port {port} {why}: end that program, or choose another port with {option}") from None
     listener.listen(512)
     return listener
 
@@ -400,7 +411,11 @@ def main(argv: list[str] | None = None) -> int:
     except OSError:
         print(f"another local cloud is already at work in {state}", file=sys.stderr)
         return 3
-    gateway, site = open_socket(options.port), open_socket(options.site_port)
+    try:
+        gateway, site = open_socket(options.port, "--port"), open_socket(options.site_port, "--site-port")
+    except OSError as e:
+        print(e, file=sys.stderr)
+        return 1
     port = gateway.getsockname()[1]
     os.environ.update(emulator_environment(state, port))
     clock.follow(str(state / "clock"))

@@ -1,0 +1,111 @@
+"""One test for each private part of ministack that the local cloud relies on: an update that changes one fails here."""
+
+import inspect
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def ministack():
+    from ministack import app
+
+    return app
+
+
+def test_the_version_is_the_one_that_was_looked_at():
+    from importlib.metadata import version
+
+    assert version("ministack") == "1.5.33"
+
+
+def test_app_is_an_asgi_application(ministack):
+    assert list(inspect.signature(ministack.app).parameters) == ["scope", "receive", "send"]
+
+
+def test_the_registry_names_the_module_of_each_service(ministack):
+    assert ministack.SERVICE_REGISTRY["dynamodb"]["module"] == "dynamodb"
+    assert ministack.SERVICE_REGISTRY["apigateway"]["sub_modules"] == ("apigateway_v1",)
+    assert ministack._state_map["lambda"] == "lambda_svc"
+
+
+@pytest.mark.parametrize(
+    ("target", "service"),
+    [("DynamoDB_20120810.PutItem", "dynamodb"), ("AmazonSSM.PutParameter", "ssm"), ("AWSEvents.PutRule", "events")],
+)
+def test_the_router_names_the_service_of_a_request(target, service):
+    from ministack.core.router import detect_service
+
+    assert detect_service("POST", "/", {"x-amz-target": target, "host": "127.0.0.1"}, {}) == service
+
+
+def test_each_services_state_can_be_taken_and_written(ministack, tmp_path, monkeypatch):
+    from ministack.core import persistence
+
+    monkeypatch.setattr(persistence, "PERSIST_STATE", True)
+    monkeypatch.setattr(persistence, "STATE_DIR", str(tmp_path))
+    ministack._get_module("ssm")
+    parts = ministack._build_persistence_save_dict()
+    persistence.save_state("ssm", parts["ssm"]())
+    assert persistence.load_state("ssm") is not None
+
+
+def test_events_of_aws_can_be_put():
+    from ministack.core.responses import request_scope
+    from ministack.services import eventbridge
+
+    assert "allow_aws_source" in inspect.signature(eventbridge._put_events).parameters
+    with request_scope("000000000000", "us-east-1"):
+        entry = {"Source": "aws.sagemaker", "DetailType": "Test", "Detail": "{}", "Resources": []}
+        status, _, body = eventbridge._put_events({"Entries": [entry]}, allow_aws_source=True)
+    assert status == 200 and b'"FailedEntryCount": 0' in body
+
+
+def test_the_tickers_read_their_interval_each_time():
+    from ministack.services import eventbridge, scheduler
+
+    for loop, name in ((scheduler._ticker_loop, "_SCHEDULE"), (eventbridge._scheduler_loop, "_SCHEDULER")):
+        assert f"time.sleep({name}_TICK_INTERVAL)" in inspect.getsource(loop)
+
+
+def test_schedules_and_expiry_read_time_time():
+    from ministack.services import dynamodb, scheduler
+
+    assert "time.time()" in inspect.getsource(scheduler._tick_schedules)
+    assert "time.time()" in inspect.getsource(dynamodb._ttl_reaper)
+
+
+def test_cloudformation_finds_its_handlers_in_a_dictionary():
+    from ministack.services.cloudformation import provisioners
+
+    handlers = provisioners._RESOURCE_HANDLERS
+    assert {"create", "update", "delete"} <= set(handlers["AWS::ApiGatewayV2::Api"])
+    assert "AWS::Budgets::Budget" not in handlers
+
+
+def test_an_http_api_made_by_cloudformation_is_in_the_gateways_table():
+    from ministack.core.responses import request_scope
+    from ministack.services import apigateway
+    from ministack.services.cloudformation import provisioners
+
+    handler = provisioners._RESOURCE_HANDLERS["AWS::ApiGatewayV2::Api"]
+    with request_scope("000000000000", "us-east-1"):
+        props = {"Name": "hook", "ProtocolType": "HTTP", "CorsConfiguration": {"AllowOrigins": ["*"]}}
+        api_id, attributes = handler["create"]("Api", props, "hook")
+        assert apigateway._apis[api_id]["apiEndpoint"] == attributes["ApiEndpoint"]
+        assert apigateway._apis[api_id]["corsConfiguration"] == {"AllowOrigins": ["*"]}  # what the local cloud mends
+        handler["delete"](api_id, props)
+
+
+def test_lambda_workers_get_the_environment_of_the_server():
+    from ministack.core import lambda_runtime
+
+    assert "{**os.environ, **env_vars}" in inspect.getsource(lambda_runtime.Worker._spawn)
+    assert lambda_runtime._detect_runtime_binary("python3.13")[0].endswith(("python", "python3", "python3.11"))
+    assert inspect.signature(lambda_runtime.reset).parameters == {}
+
+
+def test_ministacks_own_job_runs_are_not_to_be_relied_on():
+    "StartJobRun is answered by the local cloud because ministack marks a Spark job SUCCEEDED without running it."
+    from ministack.services import glue
+
+    assert 'run["JobRunState"] = "SUCCEEDED"' in inspect.getsource(glue._start_job_run)

@@ -1,0 +1,330 @@
+"""SageMaker of the local cloud, through real boto3 calls: states, errors, lists, events and predictions."""
+
+import json
+
+import pytest
+from botocore.exceptions import ClientError
+
+from local_models import ROLE, bucket, deploy, predict, register, settled, until
+
+
+@pytest.fixture(scope="module")
+def sagemaker(cloud):
+    return cloud.client("sagemaker")
+
+
+@pytest.fixture(scope="module")
+def endpoint(cloud) -> str:
+    "An endpoint in service."
+    assert deploy(cloud, "shared")["EndpointStatus"] == "InService"
+    return "shared"
+
+
+def error(call, **params) -> tuple[str, str]:
+    "Return code and message of the error of a call."
+    with pytest.raises(ClientError) as raised:
+        call(**params)
+    return raised.value.response["Error"]["Code"], raised.value.response["Error"]["Message"]
+
+
+def test_an_endpoint_predicts(cloud, endpoint):
+    assert predict(cloud, endpoint, "A lovely lamp") == '[{"label": "POSITIVE"}]'
+    assert predict(cloud, endpoint, "Broken") == '[{"label": "NEGATIVE"}]'
+
+
+def test_a_bad_request_is_the_models_own_answer_inside_a_424(cloud, endpoint):
+    with pytest.raises(ClientError) as raised:
+        predict(cloud, endpoint, "")
+    answer = raised.value.response
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 424 and answer["Error"]["Code"] == "ModelError"
+    assert answer["OriginalStatusCode"] == 400
+    assert json.loads(answer["OriginalMessage"]) == {"error": {"code": "bad_request", "message": "inputs is empty"}}
+
+
+def test_a_fault_of_the_model_is_a_500_without_its_text(cloud, endpoint):
+    with pytest.raises(ClientError) as raised:
+        predict(cloud, endpoint, "fail")
+    assert raised.value.response["OriginalStatusCode"] == 500
+    assert "secret" not in raised.value.response["OriginalMessage"]
+
+
+def test_the_log_of_an_endpoint_is_in_cloudwatch(cloud, endpoint):
+    with pytest.raises(ClientError):
+        predict(cloud, endpoint, "fail")
+    logs = cloud.client("logs")
+    group = f"/aws/sagemaker/Endpoints/{endpoint}"
+    until(lambda: "a secret detail" in str(logs.filter_log_events(logGroupName=group)["events"]))
+
+
+def test_a_process_that_dies_is_started_again(cloud, endpoint, sagemaker):
+    with pytest.raises(ClientError) as raised:
+        predict(cloud, endpoint, "crash")
+    assert raised.value.response["OriginalStatusCode"] == 503
+    until(lambda: sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"] != "InService", 5)
+    assert settled(cloud, endpoint)["EndpointStatus"] == "InService"
+    assert "POSITIVE" in predict(cloud, endpoint, "lovely")
+
+
+def test_a_process_that_keeps_dying_fails_the_endpoint(cloud, sagemaker):
+    name = "mortal"
+    deploy(cloud, name)
+    for _ in range(4):
+        if settled(cloud, name)["EndpointStatus"] == "InService":
+            with pytest.raises(ClientError):
+                predict(cloud, name, "crash")
+            until(lambda: sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] != "InService", 5)
+    described = settled(cloud, name)
+    assert described["EndpointStatus"] == "Failed" and "ended 4 times" in described["FailureReason"]
+    sagemaker.delete_endpoint(EndpointName=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "handlers", "reason"),
+    [
+        ("no-import", "import not_installed_anywhere", "No module named 'not_installed_anywhere'"),
+        ("no-handler", "def model_fn(d): pass", "defines no input_fn, predict_fn, output_fn"),
+        ("no-answer", "def model_fn(d): pass\ninput_fn = predict_fn = output_fn = lambda *a: 1 / 0", "division by zero"),
+    ],
+)
+def test_an_artifact_that_cannot_serve_fails_with_its_reason(cloud, sagemaker, name, handlers, reason):
+    described = deploy(cloud, name, handlers)
+    assert described["EndpointStatus"] == "Failed"
+    assert "did not pass the ping health check" in described["FailureReason"] and reason in described["FailureReason"]
+    sagemaker.delete_endpoint(EndpointName=name)
+
+
+def test_missing_and_broken_model_data_fail_the_endpoint(cloud, sagemaker):
+    for name, body in (("no-data", None), ("no-archive", b"no archive")):
+        register(cloud, name)
+        s3, place = cloud.client("s3"), {"Bucket": "test-models", "Key": f"{name}/model.tar.gz"}
+        s3.delete_object(**place) if body is None else s3.put_object(**place, Body=body)
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+        described = settled(cloud, name)
+        assert described["EndpointStatus"] == "Failed"
+        expected = "Could not find model data at s3://" if body is None else "Failed to extract model data"
+        assert described["FailureReason"].startswith(expected)
+        sagemaker.delete_endpoint(EndpointName=name)
+
+
+def test_an_archive_that_leaves_its_folder_is_refused(cloud, sagemaker):
+    from local_models import archive
+
+    register(cloud, "evil")
+    body = archive({"../../evil.py": "", "code/inference.py": ""})
+    cloud.client("s3").put_object(Bucket="test-models", Key="evil/model.tar.gz", Body=body)
+    sagemaker.create_endpoint(EndpointName="evil", EndpointConfigName="evil")
+    assert "outside the destination" in settled(cloud, "evil")["FailureReason"]
+    assert not list(cloud.state.rglob("evil.py"))
+
+
+def test_names_that_do_not_exist(cloud, sagemaker, endpoint):
+    config = 'Could not find endpoint configuration "arn:aws:sagemaker:us-east-1:000000000000:endpoint-config/none".'
+    found = 'Could not find endpoint "arn:aws:sagemaker:us-east-1:000000000000:endpoint/none".'
+    model = 'Could not find model "arn:aws:sagemaker:us-east-1:000000000000:model/none".'
+    variant = {"VariantName": "v", "ModelName": "none", "InstanceType": "ml.t2.medium", "InitialInstanceCount": 1}
+    for call, params, message in [
+        (sagemaker.describe_endpoint, {"EndpointName": "none"}, found),
+        (sagemaker.delete_endpoint, {"EndpointName": "none"}, found),
+        (sagemaker.describe_endpoint_config, {"EndpointConfigName": "none"}, config),
+        (sagemaker.delete_endpoint_config, {"EndpointConfigName": "none"}, config),
+        (sagemaker.create_endpoint, {"EndpointName": "e", "EndpointConfigName": "none"}, config),
+        (sagemaker.describe_model, {"ModelName": "none"}, model),
+        (sagemaker.delete_model, {"ModelName": "none"}, model),
+        (sagemaker.create_endpoint_config, {"EndpointConfigName": "c", "ProductionVariants": [variant]}, model),
+        (sagemaker.describe_training_job, {"TrainingJobName": "none"}, "Requested resource not found."),
+    ]:
+        assert error(call, **params) == ("ValidationException", message)
+
+
+def test_names_that_are_taken(cloud, sagemaker, endpoint):
+    arn = "arn:aws:sagemaker:us-east-1:000000000000:"
+    variants = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint)["ProductionVariants"]
+    for call, params, message in [
+        (sagemaker.create_model, {"ModelName": endpoint, "ExecutionRoleArn": ROLE}, f'model "{arn}model/shared"'),
+        (
+            sagemaker.create_endpoint_config,
+            {"EndpointConfigName": endpoint, "ProductionVariants": variants},
+            f'endpoint configuration "{arn}endpoint-config/shared"',
+        ),
+        (
+            sagemaker.create_endpoint,
+            {"EndpointName": endpoint, "EndpointConfigName": endpoint},
+            f'endpoint "{arn}endpoint/shared"',
+        ),
+    ]:
+        assert error(call, **params) == ("ValidationException", f"Cannot create already existing {message}.")
+
+
+def test_an_endpoint_in_creation_cannot_be_deleted(cloud, sagemaker):
+    slow = "import time\ntime.sleep(1)\n"
+    from local_models import HANDLERS
+
+    register(cloud, "slow", slow + HANDLERS)
+    sagemaker.create_endpoint(EndpointName="slow", EndpointConfigName="slow")
+    assert error(sagemaker.delete_endpoint, EndpointName="slow") == (
+        "ValidationException",
+        'Cannot update in-progress endpoint "arn:aws:sagemaker:us-east-1:000000000000:endpoint/slow".',
+    )
+    runtime = cloud.client("sagemaker-runtime")
+    code, message = error(runtime.invoke_endpoint, EndpointName="slow", Body=b"{}")
+    assert (code, message) == ("ValidationError", "Endpoint slow of account 000000000000 not found.")
+    assert settled(cloud, "slow")["EndpointStatus"] == "InService"
+    sagemaker.delete_endpoint(EndpointName="slow")
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName="slow", WaiterConfig={"Delay": 1})
+    assert not (cloud.state / "endpoints/slow").exists()
+
+
+def test_calls_are_checked_against_awss_own_rules(cloud, sagemaker):
+    _, message = error(sagemaker.create_endpoint, EndpointName="no spaces", EndpointConfigName="c")
+    assert message.startswith("1 validation error detected: Value 'no spaces' at 'endpointName' failed to satisfy")
+    variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "ml.tiny", "InitialInstanceCount": 1}
+    _, message = error(sagemaker.create_endpoint_config, EndpointConfigName="c", ProductionVariants=[variant])
+    assert "enum value set" in message and "productionVariants.1.member.instanceType" in message
+    code, message = error(sagemaker.list_auto_ml_jobs)
+    assert code == "UnknownOperationException" and "not part of the local cloud" in message
+
+
+def test_lists_filter_sort_and_page(cloud, sagemaker):
+    for number in range(3):
+        register(cloud, f"listed-{number}")
+    pages = sagemaker.get_paginator("list_models").paginate(
+        NameContains="LISTED", SortBy="Name", SortOrder="Ascending", PaginationConfig={"PageSize": 2}
+    )
+    pages = [[model["ModelName"] for model in page["Models"]] for page in pages]
+    assert pages == [["listed-0", "listed-1"], ["listed-2"]]
+    configs = sagemaker.list_endpoint_configs(NameContains="listed-1")["EndpointConfigs"]
+    assert [c["EndpointConfigName"] for c in configs] == ["listed-1"]
+    assert sagemaker.list_endpoints(StatusEquals="Creating")["Endpoints"] == []
+    for number in range(3):
+        sagemaker.delete_endpoint_config(EndpointConfigName=f"listed-{number}")
+        sagemaker.delete_model(ModelName=f"listed-{number}")
+    assert sagemaker.list_models(NameContains="listed")["Models"] == []
+
+
+def test_tags(cloud, sagemaker, endpoint):
+    arn = sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointArn"]
+    sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "Project", "Value": "tests"}, {"Key": "RunId", "Value": "1"}])
+    sagemaker.delete_tags(ResourceArn=arn, TagKeys=["RunId"])
+    assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "Project", "Value": "tests"}]
+
+
+def test_events_reach_a_rule(cloud, sagemaker):
+    sqs, events = cloud.client("sqs"), cloud.client("events")
+    queue = sqs.create_queue(QueueName="endpoint-events")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    pattern = {"source": ["aws.sagemaker"], "detail": {"EndpointStatus": ["IN_SERVICE", "FAILED"]}}
+    pattern |= {"detail-type": ["SageMaker Endpoint State Change"]}
+    events.put_rule(Name="endpoints", EventPattern=json.dumps(pattern))
+    events.put_targets(Rule="endpoints", Targets=[{"Id": "queue", "Arn": arn}])
+    register(cloud, "told")
+    tags = [{"Key": "RunId", "Value": "0f3c"}]
+    sagemaker.create_endpoint(EndpointName="told", EndpointConfigName="told", Tags=tags)
+    received = until(lambda: sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=1).get("Messages"))
+    event = json.loads(received[0]["Body"])
+    described = sagemaker.describe_endpoint(EndpointName="told")
+    detail = event["detail"]
+    assert event["resources"] == [described["EndpointArn"]] == [detail["EndpointArn"]]
+    assert (detail["EndpointName"], detail["EndpointStatus"]) == ("told", "IN_SERVICE")
+    assert detail["Tags"] == {"RunId": "0f3c"} and detail["EndpointConfigName"] == "told"
+    assert detail["CreationTime"] == int(described["CreationTime"].timestamp() * 1000)
+    sagemaker.delete_endpoint(EndpointName="told")
+    events.remove_targets(Rule="endpoints", Ids=["queue"])
+    events.delete_rule(Name="endpoints")
+
+
+# Training jobs -------------------------------------------------------------------------------------------------------
+
+
+def training_job(cloud, name: str, script: str, **more) -> dict:
+    "Run `script` as a training job and return the job when it has ended."
+    s3 = cloud.client("s3")
+    bucket(cloud, "test-training")
+    s3.put_object(Bucket="test-training", Key="data/train/a.txt", Body=b"two words")
+    channel = {"S3DataType": "S3Prefix", "S3Uri": "s3://test-training/data/train/"}
+    channels = [{"ChannelName": "train", "DataSource": {"S3DataSource": channel}}]
+    command = {"ContainerEntrypoint": ["/bin/bash", "-c"], "ContainerArguments": [script]}
+    params = {
+        "TrainingJobName": name,
+        "RoleArn": ROLE,
+        "AlgorithmSpecification": {"TrainingImage": "training", "TrainingInputMode": "File", **command},
+        "HyperParameters": {"epochs": "2"},
+        "InputDataConfig": channels,
+        "OutputDataConfig": {"S3OutputPath": "s3://test-training/models"},
+        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 5},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+    }
+    cloud.client("sagemaker").create_training_job(**params | more)
+    return ended(cloud, name)
+
+
+def ended(cloud, name: str) -> dict:
+    describe = cloud.client("sagemaker").describe_training_job
+    return until(lambda: (j := describe(TrainingJobName=name))["TrainingJobStatus"] not in _WORKING and j, 30)
+
+
+_WORKING = ("InProgress", "Stopping")
+
+
+def test_a_training_job_trains(cloud, sagemaker):
+    script = (
+        "echo training on $(cat /opt/ml/input/data/train/a.txt); cp /opt/ml/input/config/hyperparameters.json "
+        "/opt/ml/model/; echo log > /opt/ml/output/data/log; echo $STEP $TRAINING_JOB_NAME"
+    )
+    job = training_job(cloud, "good", script, Environment={"STEP": "first"})
+    assert job["TrainingJobStatus"] == job["SecondaryStatus"] == "Completed", job
+    steps = [step["Status"] for step in job["SecondaryStatusTransitions"]]
+    assert steps == ["Downloading", "Training", "Uploading", "Completed"]
+    assert job["ModelArtifacts"]["S3ModelArtifacts"] == "s3://test-training/models/good/output/model.tar.gz"
+    import io
+    import tarfile
+
+    s3 = cloud.client("s3")
+    packed = s3.get_object(Bucket="test-training", Key="models/good/output/model.tar.gz")["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        assert json.load(tar.extractfile("hyperparameters.json")) == {"epochs": "2"}
+    s3.head_object(Bucket="test-training", Key="models/good/output/output.tar.gz")
+    logs = cloud.client("logs")
+    stream = logs.describe_log_streams(logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix="good/")
+    name = stream["logStreams"][0]["logStreamName"]
+    events = logs.get_log_events(logGroupName="/aws/sagemaker/TrainingJobs", logStreamName=name)["events"]
+    assert [e["message"] for e in events] == ["training on two words", "first good"]
+    summary = sagemaker.list_training_jobs(NameContains="good")["TrainingJobSummaries"][0]
+    assert summary["TrainingJobStatus"] == "Completed" and "TrainingEndTime" in summary
+    assert error(lambda: training_job(cloud, "good", "true"))[0] == "ResourceInUse"
+    assert error(sagemaker.stop_training_job, TrainingJobName="good")[0] == "ValidationException"
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "reason"),
+    [
+        ("bad-words", "echo 'learning rate is 0' > /opt/ml/output/failure; exit 3", "ExitCode 3.*learning rate is 0"),
+        ("bad-log", "python -c 'raise ValueError(\"no labels\")'", "ExitCode 1.*ValueError: no labels"),
+    ],
+)
+def test_a_training_job_that_fails_says_why(cloud, name, script, reason):
+    import re
+
+    job = training_job(cloud, name, script)
+    assert job["TrainingJobStatus"] == "Failed"
+    assert re.search(reason, job["FailureReason"], re.S), job["FailureReason"]
+
+
+def test_a_training_job_without_data_fails_before_it_starts(cloud):
+    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://test-training/nothing/"}}
+    job = training_job(cloud, "no-data", "true", InputDataConfig=[{"ChannelName": "train", "DataSource": source}])
+    assert job["TrainingJobStatus"] == "Failed" and "no S3 objects found under" in job["FailureReason"]
+
+
+def test_a_training_job_may_not_run_for_ever(cloud, sagemaker):
+    script = "echo half > /opt/ml/model/weights; sleep 60"
+    job = training_job(cloud, "late", script, StoppingCondition={"MaxRuntimeInSeconds": 1})
+    assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
+    cloud.client("s3").head_object(Bucket="test-training", Key="models/late/output/model.tar.gz")
+
+
+def test_a_training_job_can_be_stopped(cloud, sagemaker):
+    import threading
+
+    threading.Timer(1.0, lambda: sagemaker.stop_training_job(TrainingJobName="stopped")).start()
+    job = training_job(cloud, "stopped", "sleep 60")
+    assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "Stopped")
