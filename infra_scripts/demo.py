@@ -1,12 +1,11 @@
 """Run the whole engine on this machine: the local cloud, the life of the model, and the page, until Ctrl-C."""
 
 import argparse
-import os
 import signal
 import sys
 import time
 
-from deploy import add_options, chosen_parameters, deploy, explain, local_parameters
+from deploy import add_options, chosen_parameters, deploy, explain, local_cloud, local_parameters
 from papermill.exceptions import PapermillExecutionError
 
 from sentiment_engine.local.cloud import LocalCloud
@@ -24,7 +23,7 @@ def serve(cloud: LocalCloud, started: float):
     print(f"  SMS inbox  {cloud.inbox_url}")
     print(f"  the cloud  {cloud.url}   (AWS_ENDPOINT_URL)")
     print("\nCtrl-C stops it all; what was trained and stored stays for the next time.", flush=True)
-    while cloud.alive():
+    while cloud.running:
         time.sleep(1)
     raise SystemExit(f"the local cloud stopped by itself; its log is {cloud.log}")
 
@@ -38,8 +37,7 @@ def main():
     stop_on_signals()
     started = time.monotonic()
     try:
-        with LocalCloud() as cloud:
-            os.environ.update(cloud.environment)
+        with local_cloud() as cloud:
             print(f"the local cloud is up at {cloud.url} after {time.monotonic() - started:.1f} s", flush=True)
             deploy("local", **parameters, **local_parameters(cloud))
             if not options.exit:

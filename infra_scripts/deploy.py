@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +128,11 @@ class Narrator:
     "A progress bar over the phases that also shows the last line the running notebook printed."
 
     def __init__(self, total: int):
-        self.bar = tqdm(total=total, bar_format="{bar:16} {n_fmt}/{total_fmt}  {desc} {postfix}", file=sys.stdout)
+        live = sys.stdout.isatty()  # a log gets one line a phase instead
+        form = "{bar:16} {n_fmt}/{total_fmt}  {desc} {postfix}"
+        self.bar = tqdm(total=total, bar_format=form, file=sys.stdout, disable=not live)
         self.line, self.title, self.start, self.done = "", "", time.monotonic(), threading.Event()
-        self.live = sys.stdout.isatty()
-        if self.live:
+        if live:
             threading.Thread(target=self._tick, daemon=True).start()
 
     def _tick(self):
@@ -147,7 +149,7 @@ class Narrator:
 
     def end(self):
         self.bar.clear()
-        tqdm.write(f"  done  {self.title:28} {time.monotonic() - self.start:6.1f} s", file=sys.stdout)
+        self.bar.write(f"  done  {self.title:28} {time.monotonic() - self.start:6.1f} s", file=sys.stdout)
         self.line = ""
         self.bar.update()
 
@@ -181,6 +183,7 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
                 progress_bar=False,
                 stdout_file=narrator,
                 kernel_name="python3",
+                extra_arguments=["--IPKernelApp.log_level=40"],  # 40: errors
             )
             stamps.write(phase)
             narrator.end()
@@ -214,12 +217,29 @@ def deploy(
         return {}
 
 
+@contextmanager
+def local_cloud(start: bool = True) -> Iterator[LocalCloud]:  # start: whether to start one if none runs
+    "Use this folder's local cloud, and lead boto3 there; one that was started for this is stopped at the end."
+    cloud = LocalCloud(ROOT / ".local-cloud")
+    ran = cloud.running
+    if not ran and not start:
+        raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")
+    cloud.start(detached=False)
+    try:
+        os.environ.update(cloud.environment)
+        yield cloud
+    finally:
+        if not ran:
+            cloud.stop()
+
+
 def local_parameters(cloud: LocalCloud) -> dict[str, str]:
     "Tell the notebooks where this machine's stand-ins for the outside world are."
     return {
         "textbelt_url": cloud.textbelt_url,
+        "site_address": cloud.site_url.rstrip("/"),
         "extra_origin": cloud.site_url.rstrip("/"),
-        "site_url": cloud.site_url,
+        "site_url": cloud.site_url.rstrip("/"),
         "inbox_url": cloud.inbox_url,
     }
 
@@ -259,13 +279,14 @@ def main():
     steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
     options = parser.parse_args()
     parameters = chosen_parameters(options)
-    if options.target == "local":
-        cloud = LocalCloud.attach()
-        os.environ.update(cloud.environment)
-        parameters |= local_parameters(cloud)
+    steps = {"only": options.only, "start": options.start, "force": options.force}
     try:
-        outputs = deploy(options.target, options.only, options.start, options.force, **parameters)
-    except (ValueError, LookupError) as e:
+        if options.target == "local":
+            with local_cloud(start=False) as cloud:
+                outputs = deploy("local", **steps, **parameters, **local_parameters(cloud))
+        else:
+            outputs = deploy("aws", **steps, **parameters)
+    except (ValueError, LookupError, RuntimeError) as e:
         raise SystemExit(str(e)) from None
     except PapermillExecutionError as e:
         raise SystemExit(explain(e)) from None

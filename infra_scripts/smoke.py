@@ -14,7 +14,7 @@ from datetime import datetime
 
 import boto3
 import httpx
-from deploy import add_options, chosen_parameters, deploy, explain, local_parameters
+from deploy import add_options, chosen_parameters, deploy, explain, local_cloud, local_parameters
 from papermill.exceptions import PapermillExecutionError
 
 from sentiment_engine.local.cloud import LocalCloud
@@ -106,8 +106,7 @@ def main():
     add_options(parser)
     options = parser.parse_args()
     try:
-        with LocalCloud.attach_or_start() as cloud:
-            os.environ.update(cloud.environment)
+        with local_cloud() as cloud:
             try:
                 outputs = stack_outputs(boto3.client("cloudformation"), engine_stack(settings_from(os.environ)))
             except LookupError:  # nothing deployed yet

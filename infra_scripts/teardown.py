@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import boto3
 from botocore.exceptions import ClientError
+from deploy import local_cloud
 
-from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, settings_from
 from sentiment_engine.stacks import delete_stack, empty_bucket, stack_outputs
 
@@ -99,8 +99,7 @@ def main():
             sys.exit("nothing was deleted")
     try:
         if options.target == "local":
-            with LocalCloud.attach_or_start() as cloud:
-                os.environ.update(cloud.environment)
+            with local_cloud():
                 deleted = teardown("local")
         else:
             deleted = teardown("aws")
