@@ -195,6 +195,7 @@ def test_a_lambda_sees_nothing_of_the_shell_that_started_the_cloud(tmp_path, mon
     monkeypatch.setenv("SENTIMENT_PREFIX", "of-an-experiment")
     monkeypatch.setenv("AWS_PROFILE", "production")
     with Cloud(tmp_path / "state", port=0, site_port=0) as cloud:
+        monkeypatch.undo()
         function(cloud, "environment", "return dict(os.environ)")
         seen = invoke(cloud, "environment")
     assert "SENTIMENT_PREFIX" not in seen and "AWS_PROFILE" not in seen
@@ -237,6 +238,17 @@ def test_textbelt_takes_json_as_well(cloud):
 SITE = """
 Resources:
   Bucket: {Type: AWS::S3::Bucket, Properties: {BucketName: local-site-test}}
+  Policy:
+    Type: AWS::S3::BucketPolicy
+    Properties:
+      Bucket: !Ref Bucket
+      PolicyDocument:
+        Version: "2012-10-17"
+        Statement:
+          - Effect: Allow
+            Principal: {Service: cloudfront.amazonaws.com}
+            Action: s3:GetObject
+            Resource: !Sub "${Bucket.Arn}/*"
   Access:
     Type: AWS::CloudFront::OriginAccessControl
     Properties:
@@ -252,7 +264,7 @@ Resources:
           - Id: bucket
             DomainName: !GetAtt Bucket.RegionalDomainName
             OriginAccessControlId: !GetAtt Access.Id
-            S3OriginConfig: {}
+            S3OriginConfig: {OriginAccessIdentity: ""}
         DefaultCacheBehavior:
           TargetOriginId: bucket
           ViewerProtocolPolicy: redirect-to-https

@@ -81,12 +81,13 @@ class Textbelt:
 
     def collect(self):
         "Add what was sent through SNS since the last time."
+        sent = self.sns_messages()
         with self.records.lock:
             known = {m["id"] for m in self.records.data.get("messages", [])}
-        new = [m for m in self.sns_messages() if m["MessageId"] not in known]
-        if new:
-            with self.records.change() as data:
-                data.setdefault("messages", []).extend(_from_sns(m, time.time()) for m in new)
+            new = [_from_sns(m, time.time()) for m in sent if m["MessageId"] not in known]
+            if new:
+                with self.records.change() as data:
+                    data.setdefault("messages", []).extend(new)
 
     def inbox(self) -> list[dict]:
         "Return every message, the newest first: to, text, at and provider."
