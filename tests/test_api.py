@@ -1,0 +1,232 @@
+"The HTTP API: what every kind of request gets, good or bad, and that a bad one changes nothing."
+
+import json
+import logging
+
+import pytest
+from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
+from engine_double import ADA, World, aws_error, load_handler
+
+from sentiment_engine import model_state
+from sentiment_engine.api import ROUTES
+
+LONG = "x" * 10_001
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+BAD_TEXTS = [
+    ({}, "missing_inputs"),
+    ({"inputs": None}, "not_text"),
+    ({"inputs": ""}, "empty_text"),
+    ({"inputs": " \n\t"}, "empty_text"),
+    ({"inputs": 5}, "not_text"),
+    ({"inputs": {"text": "x"}}, "not_text"),
+    ({"inputs": LONG}, "text_too_long"),
+    ({"inputs": []}, "missing_inputs"),
+    ({"inputs": ["fine", ""]}, "empty_text"),
+    ({"inputs": ["fine", 5]}, "not_text"),
+    ({"inputs": ["fine", LONG]}, "text_too_long"),
+    ({"inputs": ["x"] * 1001}, "too_many_texts"),
+    ({"inputs": "half \ud800 character"}, "invalid_text"),
+]
+
+
+@pytest.mark.parametrize(("body", "code"), BAD_TEXTS)
+def test_bad_texts(world, body, code):
+    world.in_service()
+    before = world.row
+    world.clock.now += 600
+    status, got = world.request("POST", "/predict", body)
+    assert (status, got["error"]["code"]) == (400, code) and got["error"]["message"]
+    assert world.row == before
+
+
+BAD_BODIES = [
+    "{",
+    "[1]",
+    '"text"',
+    "5",
+    "null",
+    "[" * 100_000,
+    '{"inputs": ' + "1" * 5000 + "}",
+    "\ud800",
+    "{'inputs': 'x'}",
+]
+
+
+@pytest.mark.parametrize("raw", BAD_BODIES)
+@pytest.mark.parametrize("path", ["/predict", "/start"])
+def test_bad_bodies(world, path, raw):
+    status, got = world.request("POST", path, raw=raw)
+    assert (status, got["error"]["code"]) == (400, "invalid_json") and not world.sagemaker.calls
+
+
+def test_bad_base64_and_a_body_that_is_too_large(world):
+    handler = world.handlers["invoke-sagemaker-endpoint"].handler
+    got = handler({"routeKey": "POST /predict", "body": "%%%", "isBase64Encoded": True}, None)
+    assert got["statusCode"] == 400 and json.loads(got["body"])["error"]["code"] == "invalid_body"
+    status, got = world.request("POST", "/predict", {"inputs": ["x" * 9999] * 600})
+    assert (status, got["error"]["code"]) == (413, "body_too_large")
+
+
+BAD_VISITORS = [
+    ({"phone": "12345"}, "invalid_phone"),
+    ({"phone": "call me"}, "invalid_phone"),
+    ({"phone": "2025550123"}, "invalid_phone"),  # no country code
+    ({"phone": "+1 202 555"}, "invalid_phone"),
+    ({"phone": "+882 16 5555 0000"}, "invalid_phone"),  # a satellite network
+    ({"phone": "+49 900 1234567"}, "invalid_phone"),  # premium rate: somebody earns money with it
+    ({"phone": "+44 20 7946 0000"}, "invalid_phone"),  # a landline
+    ({"phone": "+7 912 345-67-89"}, "invalid_phone"),  # a country that is not on the list
+    ({"phone": 12025550123}, "invalid_phone"),
+    ({"phone": ["+12025550123"]}, "invalid_phone"),
+    ({"phone": "+" + "1" * 100}, "invalid_phone"),
+    ({"name": "x" * 81}, "invalid_name"),
+    ({"name": ["Ada"]}, "invalid_name"),
+]
+
+
+@pytest.mark.parametrize(("body", "code"), BAD_VISITORS)
+def test_bad_visitors_start_nothing(world, body, code):
+    status, got = world.request("POST", "/start", body)
+    assert (status, got["error"]["code"]) == (400, code)
+    assert world.status()["state"] == "STOPPED" and not world.sagemaker.calls
+
+
+@pytest.mark.parametrize("body", [{}, {"phone": ""}, {"phone": None, "name": None}, {"name": "Ada"}, None])
+def test_a_start_needs_neither_name_nor_number(world, body):
+    status, got = world.request("POST", "/start", body)
+    assert (status, got["outcome"], got["subscribers"]) == (202, "started", 0)
+
+
+def test_a_number_is_stored_in_one_form(world):
+    world.start("+1 (202) 555-0123")
+    world.start("+12025550123")
+    assert world.status()["subscribers"] == 1
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
+def test_wrong_methods(world, path, method):
+    if ROUTES[path] != method:
+        status, got = world.request(method, path)
+        assert (status, got["error"]["code"]) == (405, "method_not_allowed") and ROUTES[path] in got["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/status/", "/predict/x", "/../status", "/%00"])
+def test_unknown_routes(world, path):
+    status, got = world.request("GET", path)
+    assert (status, got["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/predict", "/extend"])
+def test_not_in_service(world, path):
+    body = {"inputs": "Great."}
+    status, got = world.request("POST", path, body)
+    assert (status, got["error"]["code"], got["error"]["state"]) == (409, "not_in_service", "STOPPED")
+    assert got["error"]["etaSeconds"] == 420
+    world.start()
+    world.clock.now += 100
+    got = world.request("POST", path, body)[1]
+    assert (got["error"]["state"], got["error"]["etaSeconds"]) == ("CREATING", 320)
+
+
+def test_no_model_is_registered(world):
+    world.model = None
+    status, got = world.start(ADA)
+    assert (status, got["error"]["code"]) == (503, "no_model") and "04_endpoint_deployment" in got["error"]["message"]
+    assert world.status()["subscribers"] == 0
+
+
+def model_error(status: int, message: str):
+    "Make what the runtime raises when the container answers with an error."
+    error = aws_error("ModelError", "Received client error")
+    error.response |= {"OriginalStatusCode": status, "OriginalMessage": message}
+    return error
+
+
+REFUSALS = [
+    (model_error(400, '{"error": {"code": "bad_input", "message": "no"}}'), 400, "bad_input"),
+    (model_error(400, "plain text"), 400, "bad_input"),
+    (model_error(500, "Traceback (most recent call last)"), 502, "model_error"),
+    (aws_error("ThrottlingException", "Rate exceeded"), 503, "busy"),
+    (aws_error("ModelNotReadyException"), 503, "busy"),
+    (aws_error("ServiceUnavailable"), 503, "busy"),
+    (aws_error("InternalFailure"), 502, "model_error"),
+    (aws_error("AccessDeniedException", "User: arn:aws:… is not authorized"), 502, "model_error"),
+    (ReadTimeoutError(endpoint_url="https://x"), 504, "model_timeout"),
+    (EndpointConnectionError(endpoint_url="https://x"), 504, "model_timeout"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "code"), REFUSALS)
+def test_whatever_sagemaker_throws_is_a_clean_answer(world, error, status, code):
+    world.in_service()
+    world.sagemaker.errors["invoke_endpoint"] = [error]
+    got = world.request("POST", "/predict", {"inputs": "Great."})
+    assert (got[0], got[1]["error"]["code"]) == (status, code)
+    assert "Traceback" not in json.dumps(got) and "arn:" not in json.dumps(got)
+    assert world.status()["state"] == "IN_SERVICE"
+
+
+def test_an_endpoint_that_is_gone_ends_the_run(world):
+    world.in_service()
+    world.sagemaker.endpoints.clear()
+    status, got = world.request("POST", "/predict", {"inputs": "Great."})
+    assert (status, got["error"]["code"], got["error"]["state"]) == (409, "not_in_service", "FAILED")
+    world.reconcile()
+    assert world.nothing_left()
+
+
+@pytest.mark.parametrize("error", [aws_error("ThrottlingException"), EndpointConnectionError(endpoint_url="https://x")])
+def test_a_table_that_does_not_answer(world, monkeypatch, error):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(world.dynamodb, "get_item", fail)
+    for method, path in (("GET", "/status"), ("POST", "/start"), ("POST", "/extend")):
+        status, got = world.request(method, path)
+        assert (status, got["error"]["code"]) == (503, "unavailable")
+
+
+def test_too_many_who_wait(world, monkeypatch):
+    monkeypatch.setattr(model_state, "SUBSCRIBER_LIMIT", 0)
+    status, got = world.start(ADA)
+    assert (status, got["error"]["code"]) == (429, "too_many_waiting")
+    assert world.start()[0] == 202
+
+
+def test_a_long_start_is_admitted(world):
+    world.start()
+    world.clock.now += 901
+    status = world.status()
+    assert status["longerThanUsual"] and status["etaSeconds"] is None and status["elapsedSeconds"] == 901
+
+
+def test_a_price_that_is_not_known_is_not_invented(monkeypatch):
+    world = World(monkeypatch, instance_types=("ml.unknown.large",))
+    world.start()
+    status = world.status()
+    assert status["pricePerHour"] is None and status["costSoFar"] is None
+
+
+def test_numbers_are_in_no_log(world, caplog, capsys):
+    with caplog.at_level(logging.INFO):
+        world.phone.broken = {ADA}
+        world.start("+1 202 555 0123", "Ada")
+        world.endpoint_becomes("InService")
+        world.request("POST", "/start", {"phone": "+1 202 555 9"})
+    logged = caplog.text + "".join(capsys.readouterr())
+    assert "notified" in logged and "555" not in logged
+
+
+@pytest.mark.parametrize("folder", ["is-model-service-running", "shutdown-endpoint", "reconcile-model-service"])
+def test_a_handler_reads_its_settings_from_the_environment(monkeypatch, folder):
+    monkeypatch.setenv("SENTIMENT_IDLE_MINUTES", "5")
+    monkeypatch.setenv("SHUTDOWN_FUNCTION_ARN", "arn:shutdown")
+    engine = load_handler(folder).engine
+    assert engine.settings.idle_minutes == 5 and engine.shutdown_arn == "arn:shutdown"
