@@ -328,3 +328,52 @@ def test_a_training_job_can_be_stopped(cloud, sagemaker):
     threading.Timer(1.0, lambda: sagemaker.stop_training_job(TrainingJobName="stopped")).start()
     job = training_job(cloud, "stopped", "sleep 60")
     assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "Stopped")
+
+
+SDK = """
+import logging, pathlib, sys, tempfile
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+import boto3
+from sagemaker.core.helper.session_helper import Session
+from sagemaker.core.shapes import OutputDataConfig
+from sagemaker.train import ModelTrainer
+from sagemaker.train.configs import Compute, InputData, SourceCode, StoppingCondition
+
+boto3.client("s3").create_bucket(Bucket="test-sdk")
+boto3.client("s3").put_object(Bucket="test-sdk", Key="sample/train/a.txt", Body=b"two words")
+folder = pathlib.Path(tempfile.mkdtemp())
+(folder / "train.py").write_text('''
+import json, os, pathlib, sys
+text = pathlib.Path(os.environ["SM_CHANNEL_TRAIN"], "a.txt").read_text()
+print("training on", text, json.loads(os.environ["SM_HPS"]), sys.argv[1:])
+pathlib.Path(os.environ["SM_MODEL_DIR"], "weights").write_text(text)
+''')
+trainer = ModelTrainer(
+    training_image="111122223333.dkr.ecr.us-east-1.amazonaws.com/training:1",
+    source_code=SourceCode(source_dir=str(folder), entry_script="train.py"),
+    compute=Compute(instance_type="ml.m5.large", instance_count=1),
+    role="arn:aws:iam::000000000000:role/tests",
+    base_job_name="sdk",
+    hyperparameters={"epochs": 2},
+    output_data_config=OutputDataConfig(s3_output_path="s3://test-sdk/models"),
+    stopping_condition=StoppingCondition(max_runtime_in_seconds=120),
+    sagemaker_session=Session(default_bucket="test-sdk"),
+)
+trainer.train(input_data_config=[InputData(channel_name="train", data_source="s3://test-sdk/sample/train/")], wait=True)
+print("ARTIFACT", trainer._latest_training_job.model_artifacts.s3_model_artifacts)
+"""
+
+
+def test_the_sdks_model_trainer_trains_and_shows_the_log(cloud, tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | cloud.environment
+    trained = subprocess.run(
+        [sys.executable, "-c", SDK], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    output = trained.stdout + trained.stderr
+    assert trained.returncode == 0, output[-3000:]
+    assert "training on two words {'epochs': 2} ['--epochs', '2']" in output, output[-3000:]
+    assert "ARTIFACT s3://test-sdk/models/sdk-" in output

@@ -1,0 +1,156 @@
+"""Glue runs of the local cloud, through real boto3 calls."""
+
+import io
+import json
+import zipfile
+
+import pytest
+from botocore.exceptions import ClientError
+from local_models import ROLE, bucket, until
+
+LAKE = "test-glue"
+
+# Upper-cases each file of --raw into --out with a function of a library, and counts them in --report.
+SCRIPT = """
+import os, pathlib, sys
+from awsglue.utils import getResolvedOptions
+from shouting import shout
+options = getResolvedOptions(sys.argv, ["JOB_NAME", "raw", "out", "report", "tone"])
+out = pathlib.Path(options["out"])
+out.mkdir(exist_ok=True)
+for old in out.glob("*.txt"):
+    old.unlink()
+files = sorted(pathlib.Path(options["raw"]).rglob("*.txt"))
+for path in files:
+    (out / path.name).write_text(shout(path.read_text(), options["tone"]))
+if options["tone"] == "wrong":
+    raise ValueError("no such tone: wrong")
+pathlib.Path(options["report"]).write_text(str(len(files)))
+print("cleaned by", options["JOB_NAME"], "with", os.environ["AWS_ENDPOINT_URL"])
+"""
+
+SPARK = """
+import sys
+from awsglue.utils import getResolvedOptions
+from pyspark.sql import SparkSession
+options = getResolvedOptions(sys.argv, ["raw", "out"])
+spark = SparkSession.builder.config("spark.sql.shuffle.partitions", 1).getOrCreate()
+rows = spark.read.text(options["raw"])
+rows.groupBy("value").count().coalesce(1).write.mode("overwrite").partitionBy("value").json(options["out"])
+"""
+
+
+@pytest.fixture(scope="module")
+def glue(cloud):
+    s3, client = cloud.client("s3"), cloud.client("glue")
+    bucket(cloud, LAKE)
+    library = io.BytesIO()
+    with zipfile.ZipFile(library, "w") as archive:
+        archive.writestr("shouting.py", "def shout(text, tone): return text.upper() + tone")
+    for key, body in {"code/clean.py": SCRIPT, "code/spark.py": SPARK, "code/lib.zip": library.getvalue()}.items():
+        s3.put_object(Bucket=LAKE, Key=key, Body=body)
+    for name, kind, script in (("clean", "pythonshell", "clean"), ("etl", "glueetl", "clean"), ("spark", "glueetl", "spark")):
+        client.create_job(
+            Name=name,
+            Role=ROLE,
+            Command={"Name": kind, "ScriptLocation": f"s3://{LAKE}/code/{script}.py", "PythonVersion": "3"},
+            DefaultArguments={"--extra-py-files": f"s3://{LAKE}/code/lib.zip", "--tone": "!", "--job-language": "python"},
+            GlueVersion="5.1",
+        )
+    return client
+
+
+def objects(cloud, prefix: str) -> dict[str, str]:
+    "Return the objects under `prefix` by key."
+    s3 = cloud.client("s3")
+    keys = [o["Key"] for o in s3.list_objects_v2(Bucket=LAKE, Prefix=prefix).get("Contents", [])]
+    return {key: s3.get_object(Bucket=LAKE, Key=key)["Body"].read().decode() for key in keys}
+
+
+def places(folder: str) -> dict[str, str]:
+    start = f"s3://{LAKE}/{folder}"
+    return {"--raw": f"{start}/raw/", "--out": f"{start}/out/", "--report": f"{start}/reports/report.json"}
+
+
+def run(glue, job: str, arguments: dict[str, str], **more) -> dict:
+    "Run a job and return the run when it has ended."
+    run_id = glue.start_job_run(JobName=job, Arguments=arguments, **more)["JobRunId"]
+    return ended(glue, job, run_id)
+
+
+def ended(glue, job: str, run_id: str) -> dict:
+    describe = glue.get_job_run
+    working = ("STARTING", "RUNNING", "STOPPING")
+    return until(lambda: (r := describe(JobName=job, RunId=run_id)["JobRun"])["JobRunState"] not in working and r, 60)
+
+
+@pytest.mark.parametrize("job", ["clean", "etl"])
+def test_a_run_gets_its_arguments_and_brings_its_data_back(cloud, glue, job):
+    s3 = cloud.client("s3")
+    for key, body in {"raw/a.txt": "a", "raw/deep/b.txt": "b", "out/old.txt": "old", "out-of-reach.txt": "c"}.items():
+        s3.put_object(Bucket=LAKE, Key=f"{job}/{key}", Body=body)
+    done = run(glue, job, places(job))
+    assert done["JobRunState"] == "SUCCEEDED", done
+    assert done["CompletedOn"] >= done["StartedOn"] and done["ExecutionTime"] >= 0
+    assert objects(cloud, f"{job}/out/") == {f"{job}/out/a.txt": "A!", f"{job}/out/b.txt": "B!"}
+    assert objects(cloud, f"{job}/reports/") == {f"{job}/reports/report.json": "2"}
+    assert objects(cloud, f"{job}/raw/") == {f"{job}/raw/a.txt": "a", f"{job}/raw/deep/b.txt": "b"}
+    logs = cloud.client("logs").filter_log_events(logGroupName="/aws-glue/jobs/output", logStreamNames=[done["Id"]])
+    assert logs["events"][-1]["message"] == f"cleaned by {job} with {cloud.url}"
+
+
+def test_a_run_that_fails_says_why_and_changes_nothing(cloud, glue):
+    s3 = cloud.client("s3")
+    for key, body in {"raw/a.txt": "a", "out/old.txt": "old"}.items():
+        s3.put_object(Bucket=LAKE, Key=f"bad/{key}", Body=body)
+    failed = run(glue, "etl", places("bad") | {"--tone": "wrong"})
+    assert (failed["JobRunState"], failed["ErrorMessage"]) == ("FAILED", "ValueError: no such tone: wrong")
+    assert objects(cloud, "bad/") == {"bad/raw/a.txt": "a", "bad/out/old.txt": "old"}
+    errors = cloud.client("logs").filter_log_events(logGroupName="/aws-glue/jobs/error", logStreamNames=[failed["Id"]])
+    assert "Traceback" in str(errors["events"])
+
+
+def test_an_argument_that_is_missing_is_named(glue):
+    failed = run(glue, "etl", {})
+    assert failed["ErrorMessage"] == "ValueError: the following arguments are required: --raw, --out, --report"
+
+
+def test_a_script_that_is_missing_is_named(glue):
+    command = {"Name": "glueetl", "ScriptLocation": f"s3://{LAKE}/code/none.py"}
+    glue.create_job(Name="scriptless", Role=ROLE, Command=command)
+    assert "code/none.py is not in S3" in run(glue, "scriptless", {})["ErrorMessage"]
+
+
+def test_runs_are_listed_stopped_and_limited(cloud, glue):
+    body = "import time\ntime.sleep(600)"
+    cloud.client("s3").put_object(Bucket=LAKE, Key="code/slow.py", Body=body)
+    glue.create_job(Name="slow", Role=ROLE, Command={"Name": "glueetl", "ScriptLocation": f"s3://{LAKE}/code/slow.py"})
+    run_id = glue.start_job_run(JobName="slow")["JobRunId"]
+    with pytest.raises(ClientError, match="ConcurrentRunsExceededException"):
+        glue.start_job_run(JobName="slow")
+    until(lambda: glue.get_job_run(JobName="slow", RunId=run_id)["JobRun"]["JobRunState"] == "RUNNING")
+    stopped = glue.batch_stop_job_run(JobName="slow", JobRunIds=[run_id, "none"])
+    assert [r["JobRunId"] for r in stopped["SuccessfulSubmissions"]] == [run_id]
+    assert [e["JobRunId"] for e in stopped["Errors"]] == ["none"]
+    assert ended(glue, "slow", run_id)["JobRunState"] == "STOPPED"
+    assert [r["Id"] for r in glue.get_job_runs(JobName="slow")["JobRuns"]] == [run_id]
+
+
+def test_jobs_and_runs_that_do_not_exist(glue):
+    for call, params in [
+        (glue.start_job_run, {"JobName": "none"}),
+        (glue.get_job_run, {"JobName": "etl", "RunId": "none"}),
+        (glue.get_job_runs, {"JobName": "none"}),
+    ]:
+        with pytest.raises(ClientError, match="EntityNotFoundException"):
+            call(**params)
+
+
+def test_spark_runs(cloud, glue):
+    cloud.client("s3").put_object(Bucket=LAKE, Key="spark/raw/a.txt", Body="good\nbad\ngood\n")
+    done = run(glue, "spark", {"--raw": f"s3://{LAKE}/spark/raw/", "--out": f"s3://{LAKE}/spark/out"})
+    assert done["JobRunState"] == "SUCCEEDED", done
+    written = objects(cloud, "spark/out/")
+    counts = {k.split("/")[2]: json.loads(v)["count"] for k, v in written.items() if k.endswith(".json")}
+    assert counts == {"value=bad": 1, "value=good": 2}
+    assert not [key for key in written if key.endswith(".crc")]
