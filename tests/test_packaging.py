@@ -1,0 +1,100 @@
+"The zips of the Lambdas: what is in them, that they are reproducible, and that they import little and alone."
+
+import io
+import json
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from engine_double import ROOT, aws_error
+
+from sentiment_engine.packaging import light_modules, package_function, parameter_of, upload_packages, zip_bytes
+
+LAMBDAS = ROOT / "lambdas"
+FOLDERS = sorted(path.parent.name for path in LAMBDAS.glob("*/handler.py"))
+HEAVY = {"torch", "transformers", "pandas", "pyspark", "sagemaker", "numpy", "onnxruntime", "fastcore", "IPython"}
+RUNTIME = ("boto3", "botocore", "s3transfer", "dateutil", "urllib3", "six.py")  # what AWS's runtime brings
+
+
+def imported_by(paths: list[str]) -> dict:
+    "Import handler.py in a bare interpreter that has nothing but `paths`, and tell what it loaded."
+    code = (
+        "import sys, json; sys.path[:0] = sys.argv[1:]; import handler;"
+        "print(json.dumps({'modules': sorted(sys.modules), 'callable': callable(handler.handler)}))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory) -> str:
+    "A folder with what the Lambda runtime has, and nothing else."
+    folder = tmp_path_factory.mktemp("runtime")
+    for name in RUNTIME:
+        (folder / name).symlink_to(Path(sysconfig.get_path("purelib")) / name)
+    return str(folder)
+
+
+def test_there_are_seven():
+    api = {"is-model-service-running", "start-model-service", "invoke-sagemaker-endpoint", "extend-shutdown-timer"}
+    events = {"notification-and-shutdown-scheduler", "shutdown-endpoint", "reconcile-model-service"}
+    assert set(FOLDERS) == api | events
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_zip_runs_alone_and_loads_nothing_heavy(folder, runtime, tmp_path):
+    package = package_function(LAMBDAS / folder)
+    assert len(package) < 3_000_000
+    zipfile.ZipFile(io.BytesIO(package)).extractall(tmp_path)
+    loaded = imported_by([str(tmp_path), runtime])
+    assert loaded["callable"] and not HEAVY & {name.split(".")[0] for name in loaded["modules"]}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_handler_loads_nothing_heavy_from_the_whole_environment(folder):
+    loaded = imported_by([str(LAMBDAS / folder), str(ROOT), sysconfig.get_path("purelib")])
+    assert not HEAVY & {name.split(".")[0] for name in loaded["modules"]}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_country_on_the_list_is_in_the_zip(folder):
+    names = zipfile.ZipFile(io.BytesIO(package_function(LAMBDAS / folder))).namelist()
+    assert {f"phonenumbers/data/region_{c}.py" for c in ("US", "GB", "IN")} <= set(names)
+    assert not any(name.startswith(("boto", "phonenumbers/geodata", "torch", "tests")) for name in names)
+
+
+def test_the_same_input_makes_the_same_zip(tmp_path):
+    first = package_function(LAMBDAS / "start-model-service")
+    copy = tmp_path / "start-model-service"
+    copy.mkdir()
+    (copy / "handler.py").write_bytes((LAMBDAS / "start-model-service" / "handler.py").read_bytes())  # a newer mtime
+    assert package_function(copy) == first
+    assert zip_bytes({"b": b"2", "a": b"1"}) == zip_bytes({"a": b"1", "b": b"2"}) != zip_bytes({"a": b"1"})
+
+
+def test_only_what_is_imported_is_packed():
+    assert light_modules("from sentiment_engine.settings import Settings") == ["settings"]
+    assert "costs" not in light_modules((LAMBDAS / "shutdown-endpoint" / "handler.py").read_text())
+
+
+def test_what_is_there_is_not_uploaded_again():
+    stored = {}
+
+    def head_object(Bucket, Key):
+        if Key not in stored:
+            raise aws_error("404")
+
+    def put_object(Bucket, Key, Body, ContentType):
+        stored[Key] = Body
+        puts.append(Key)
+
+    puts, s3 = [], SimpleNamespace(head_object=head_object, put_object=put_object)
+    keys = upload_packages(s3, "artifacts", LAMBDAS)
+    assert upload_packages(s3, "artifacts", LAMBDAS) == keys and len(puts) == 7
+    assert set(keys) == {parameter_of(folder) for folder in FOLDERS}
+    assert all(key.startswith("lambdas/") and key.endswith(".zip") for key in keys.values())
