@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'CONFIG', 'ENDPOINT', 'JOB', 'KINDS', 'OPERATIONS', 'RESTARTS', 'Kind', 'missing', 'duplicate', 'Catalogue',
-           'summaries', 'event_of', 'model_error', 'SageMaker', 'remove_tree']
+           'summaries', 'event_of', 'model_error', 'SageMaker']
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #10b83547
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -366,21 +367,13 @@ def _finish_deletion(self: SageMaker, name: str):
     "Stop the process of an endpoint, remove its files, and forget it."
     if server := self.servers.pop(name, None):
         server.stop()
-    remove_tree(self.state / "endpoints" / name)
+    shutil.rmtree(self.state / "endpoints" / name, ignore_errors=True)
     with self.catalogue.records.change() as data:
         data["tags"].pop(ENDPOINT.arn_of(name), None)
         data["Endpoint"].pop(name, None)
 
 
 SageMaker._DeleteEndpoint = _delete_endpoint
-
-# %% ../../nbs/08a_local_sagemaker.ipynb #2d91b0ff
-def remove_tree(folder: Path):
-    "Remove a folder with all that is in it, if it is there."
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    if folder.exists():
-        folder.rmdir()
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #7a52df89
 async def _invoke(

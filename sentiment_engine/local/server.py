@@ -14,11 +14,14 @@ import json
 import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +78,7 @@ class Saver:
         save: Callable[[str, dict], None],  # writes one
     ):
         self.parts, self.save, self.dirty, self.cost = parts, save, set(), {}
-        self.lock, self.closing = threading.Lock(), threading.Event()
+        self.locks, self.closing = defaultdict(threading.Lock), threading.Event()
 
     def touched(self, keys: list[str]):
         "Save the services of `keys` now if that is quick, else mark them for the next round."
@@ -87,14 +90,15 @@ class Saver:
         "Save the services of `keys`."
         parts = self.parts()
         for key in keys & set(parts):
-            with self.lock:
-                started = time.perf_counter()
-                try:
+            started = time.perf_counter()
+            try:
+                with self.locks[key]:
                     if (state := parts[key]()) is not None:
                         self.save(key, state)
-                except RuntimeError:  # it changed while it was copied: once more in the next round
-                    self.dirty.add(key)
-                self.cost[key] = time.perf_counter() - started
+            except Exception as e:  # most often: it changed while it was copied; the next round tries again
+                logging.getLogger("local").info("the state of %s is saved a second later: %s", key, e)
+                self.dirty.add(key)
+            self.cost[key] = time.perf_counter() - started
 
     def run(self, every: float = 1.0):
         "Save what is marked, until `closing` is set."
@@ -396,15 +400,30 @@ def _close(self: LocalServer):
 LocalServer.begin, LocalServer.close = _begin, _close
 
 # %% ../../nbs/08l_local_server.ipynb #e69a2b27
-def main(argv: list[str] | None = None) -> int:
-    "Run the command line of this module: `LocalCloud.start` does."
+def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("sentiment_engine.local.server")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--port", type=int, default=4566)
     parser.add_argument("--site-port", type=int, default=8080)
     parser.add_argument("--endpoint-delay", type=float, default=0.0)
     parser.add_argument("--attached", action="store_true", help="end when standard input ends")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _prepare(state: Path, port: int):
+    "Set the environment for ministack and for Lambda's workers, start the clock, and clear the temporary files."
+    os.environ.update(emulator_environment(state, port))
+    clock.follow(str(state / "clock"))
+    clock.write_sitecustomize(str(state / "lambda"), str(state / "clock"))
+    os.environ["PYTHONPATH"] = str(state / "lambda")  # for Lambda's workers, which are started from here
+    shutil.rmtree(state / "tmp", ignore_errors=True)  # what a killed cloud could not tidy up
+    (state / "tmp").mkdir()
+    tempfile.tempdir = str(state / "tmp")
+
+# %% ../../nbs/08l_local_server.ipynb #fefea4a0
+def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another server has the folder
+    "Run the command line of this module: `LocalCloud.start` does."
+    options = _options(argv)
     state = options.state.resolve()
     try:
         lock = _lock_folder(state)
@@ -417,12 +436,9 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 1
     port = gateway.getsockname()[1]
-    os.environ.update(emulator_environment(state, port))
-    clock.follow(str(state / "clock"))
-    clock.write_sitecustomize(str(state / "lambda"), str(state / "clock"))
-    os.environ["PYTHONPATH"] = str(state / "lambda")  # for Lambda's workers, which are started from here
-    ports = {"pid": os.getpid(), "port": port, "site_port": site.getsockname()[1]}
-    (state / "cloud.json").write_text(json.dumps(ports))
+    _prepare(state, port)
+    place = {"pid": os.getpid(), "port": port, "site_port": site.getsockname()[1]}
+    (state / "cloud.json").write_text(json.dumps(place))
     asyncio.run(run_server(state, gateway, site, options.endpoint_delay, options.attached))
     lock.close()
     return 0
