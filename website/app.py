@@ -120,23 +120,28 @@ def show_state(status: dict):
         st.warning(f"Last failure: {status['reason']}")
 
 
+def tell(kind: str, message: str):
+    "Keep a message (info or error) for the next drawing of the page."
+    st.session_state.told.append((kind, message))
+
+
+def begin():
+    "Wake the model, or join those who wait. Runs before the page is drawn, as every answer to a press does."
+    given = {name: st.session_state[name].strip() for name in ("name", "phone")}
+    call = ask("POST", "/start", {name: value for name, value in given.items() if value})
+    if call.well:
+        tell("info", f"Outcome: {call.reply.get('outcome')}")
+    else:
+        tell("error", call.problem)
+
+
 def start_form(status: dict):
     "Offer to wake the model, or to join those who wait."
     with st.form("start"):
-        name = st.text_input("First name", max_chars=80, key="name", help="Optional; greets you in the SMS.")
-        phone = st.text_input(
-            "Mobile number", key="phone", help="Optional; with country code, such as +1 202 555 0123."
-        )
+        st.text_input("First name", max_chars=80, key="name", help="Optional; greets you in the SMS.")
+        st.text_input("Mobile number", key="phone", help="Optional; with country code, such as +1 202 555 0123.")
         label = "Wake the model" if status["state"] != "CREATING" else "Join those who wait"
-        pressed = st.form_submit_button(label, type="primary")
-    if pressed:
-        given = {"name": name.strip(), "phone": phone.strip()}
-        call = ask("POST", "/start", {key: value for key, value in given.items() if value})
-        if not call.well:
-            st.error(call.problem)
-        else:
-            st.session_state.told = f"Outcome: {call.reply.get('outcome')}"
-            st.rerun()
+        st.form_submit_button(label, type="primary", on_click=begin)
 
 
 def reviews_in(text: str, one_a_line: bool) -> list[str]:
@@ -169,33 +174,35 @@ def show_answers(answered: dict):
     st.caption(f"{answered['latencyMs']} ms · model {answered['modelVersion'] or '–'}")
 
 
+def read():
+    "Ask the model about what was typed."
+    reviews = reviews_in(st.session_state.text, st.session_state.lines)
+    if not reviews:
+        return tell("error", "Write or paste a review first.")
+    call = ask("POST", "/predict", {"inputs": reviews[0] if len(reviews) == 1 else reviews})
+    if not call.well:
+        return tell("error", call.problem)
+    st.session_state.answered = call.reply | {"reviews": reviews}
+
+
 def read_form(status: dict):
     "Take reviews and show what the model says."
     limit, batch = status.get("textLimit", 10_000), status.get("batchLimit", 1_000)
     with st.form("read"):
-        text = st.text_area("Reviews", key="text", height=160, help=f"{limit:,} characters a review.")
-        lines = st.checkbox("Every line is a review of its own", key="lines", help=f"{batch:,} at a time.")
-        pressed = st.form_submit_button("Read", type="primary")
-    if pressed:
-        reviews = reviews_in(text, lines)
-        if not reviews:
-            st.error("Write or paste a review first.")
-            return
-        call = ask("POST", "/predict", {"inputs": reviews[0] if len(reviews) == 1 else reviews})
-        if call.well:
-            st.session_state.answered = call.reply | {"reviews": reviews}
-        else:
-            st.error(call.problem)
+        st.text_area("Reviews", key="text", height=160, help=f"{limit:,} characters a review.")
+        st.checkbox("Every line is a review of its own", key="lines", help=f"{batch:,} at a time.")
+        st.form_submit_button("Read", type="primary", on_click=read)
     if answered := st.session_state.answered:
         show_answers(answered)
 
 
-def keep_alive():
-    "Offer to move the deadline."
-    if st.button("Keep it awake", key="extend"):
-        call = ask("POST", "/extend")
-        st.session_state.told = f"It sleeps at {call.reply.get('shutdownAt')}" if call.well else call.problem
-        st.rerun()
+def extend():
+    "Move the deadline."
+    call = ask("POST", "/extend")
+    if call.well:
+        tell("info", f"It sleeps at {call.reply.get('shutdownAt')}")
+    else:
+        tell("error", call.problem)
 
 
 def show_log():
@@ -221,23 +228,24 @@ def sidebar() -> bool:  # whether the page refreshes itself
 
 def body():
     "Everything that depends on the status."
+    for kind, message in st.session_state.told:
+        getattr(st, kind)(message)
+    st.session_state.told = []
     status = look()
     if status is None:
         return
-    if told := st.session_state.pop("told", ""):
-        st.info(told)
     show_state(status)
     if status["state"] in ("STOPPED", "FAILED", "CREATING"):
         start_form(status)
     if status["state"] == "IN_SERVICE":
-        keep_alive()
+        st.button("Keep it awake", key="extend", on_click=extend)
         read_form(status)
 
 
 def main():
     "Draw the page."
     st.set_page_config("Sentiment engine, for developers", "🌙", layout="wide")
-    empty = {"calls": [], "states": [], "answered": None, "api": os.environ.get("SENTIMENT_API_URL", "")}
+    empty = {"calls": [], "states": [], "told": [], "answered": None, "api": os.environ.get("SENTIMENT_API_URL", "")}
     for name, value in empty.items():
         st.session_state.setdefault(name, value)
     st.title("Sentiment engine, for developers")
