@@ -1,0 +1,70 @@
+"Visits over HTTP in the local cloud: real Lambdas, events, schedules and messages, and an endpoint that is a process."
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+
+def left(engine) -> list[str]:
+    "List the endpoints, endpoint configs and wake-ups that exist."
+    sagemaker, scheduler = engine.cloud.client("sagemaker"), engine.cloud.client("scheduler")
+    found = [e["EndpointName"] for e in sagemaker.list_endpoints()["Endpoints"] if e["EndpointStatus"] != "Deleting"]
+    found += [c["EndpointConfigName"] for c in sagemaker.list_endpoint_configs()["EndpointConfigs"]]
+    return found + [s["Name"] for s in scheduler.list_schedules(GroupName=engine.settings.prefix)["Schedules"]]
+
+
+def texted(engine, numbers: list[str]) -> list[str]:
+    "Return to whom of `numbers` an SMS went, once everybody was told or ten seconds have passed."
+    end = time.monotonic() + 10
+    while True:
+        to = sorted(m["to"] for m in engine.messages() if m["to"] in numbers)
+        if len(to) >= len(numbers) or time.monotonic() > end:
+            return to
+        time.sleep(0.2)
+
+
+def test_fifty_simultaneous_visitors_one_endpoint_fifty_messages_and_nothing_left(engine):
+    engine.use("good")
+    engine.sleep()
+    numbers = [f"+1202555{n:04}" for n in range(100, 150)]
+
+    def start(phone: str) -> httpx.Response:
+        return httpx.post(engine.api_url + "/start", json={"name": "Ada", "phone": phone}, timeout=60)
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(start, numbers))
+    assert {a.status_code for a in answers} == {202}
+    assert sorted(a.json()["outcome"] for a in answers) == ["joined"] * 49 + ["started"]
+    assert len(engine.cloud.client("sagemaker").list_endpoints()["Endpoints"]) == 1
+    engine.wait("IN_SERVICE")
+    assert texted(engine, numbers) == numbers
+    status = engine.call("GET", "/status")
+    assert status["subscribers"] == 0 and status["typicalSeconds"]["starts"] >= 1
+
+    prediction = engine.call("POST", "/predict", {"inputs": ["A lovely, fantastic thing.", "It broke, disappointed."]})
+    assert [p["label"] for p in prediction["predictions"]] == ["POSITIVE", "NEGATIVE"]
+    engine.cloud.advance_clock(engine.settings.idle_minutes * 60 - 60)
+    assert engine.call("POST", "/extend")["secondsLeft"] > engine.settings.idle_minutes * 60 - 30
+    engine.cloud.advance_clock(90)  # the first wake-up comes, and goes back to sleep
+    time.sleep(3)
+    assert engine.state() == "IN_SERVICE"
+    engine.cloud.advance_clock(engine.settings.idle_minutes * 60)
+    engine.wait("STOPPED")
+    assert left(engine) == []
+    assert engine.call("POST", "/predict", {"inputs": "Late."})["error"]["state"] == "STOPPED"
+
+
+def test_a_model_that_does_not_come_up_is_reported_and_deleted(engine):
+    engine.sleep()
+    engine.use("broken")
+    number = "+12025550155"
+    engine.call("POST", "/start", {"name": "Bob", "phone": number})
+    engine.wait("FAILED")
+    end = time.monotonic() + 20
+    while left(engine) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert left(engine) == [] and engine.call("GET", "/status")["reason"]
+    assert texted(engine, [number]) == [number]
+    assert "could not be started" in next(m["text"] for m in engine.messages() if m["to"] == number)
+    engine.use("good")
