@@ -297,6 +297,42 @@ def test_the_site_is_what_cloudfront_serves(own):
     assert urlopen(f"{own.site_url}inbox", timeout=10).url == own.inbox_url
 
 
+STACK = """
+Resources:
+  Api:
+    Type: AWS::ApiGatewayV2::Api
+    Properties:
+      {Name: mended, ProtocolType: HTTP, CorsConfiguration: {AllowOrigins: ["http://site"], AllowMethods: [POST]}}
+  Stage: {Type: AWS::ApiGatewayV2::Stage, Properties: {ApiId: !Ref Api, StageName: $default, AutoDeploy: true}}
+  Rows:
+    Type: AWS::DynamoDB::Table
+    Properties:
+      TableName: mended-rows
+      BillingMode: PAY_PER_REQUEST
+      KeySchema: [{AttributeName: id, KeyType: HASH}]
+      AttributeDefinitions: [{AttributeName: id, AttributeType: S}]
+      TimeToLiveSpecification: {AttributeName: expiresAt, Enabled: true}
+  Budget:
+    Type: AWS::Budgets::Budget
+    Properties: {Budget: {BudgetType: COST, TimeUnit: MONTHLY, BudgetLimit: {Amount: 5, Unit: USD}}}
+Outputs: {ApiUrl: {Value: !GetAtt Api.ApiEndpoint}}
+"""
+
+
+def test_cloudformation_does_what_our_templates_need(cloud):
+    cloudformation = cloud.client("cloudformation")
+    cloudformation.create_stack(StackName="mended", TemplateBody=STACK)
+    cloudformation.get_waiter("stack_create_complete").wait(StackName="mended", WaiterConfig={"Delay": 1})
+    api = cloudformation.describe_stacks(StackName="mended")["Stacks"][0]["Outputs"][0]["OutputValue"]
+    asked = {"Origin": "http://site", "Access-Control-Request-Method": "POST"}
+    preflight = urlopen(Request(f"{api}/start", headers=asked, method="OPTIONS"), timeout=10)
+    assert preflight.headers["access-control-allow-origin"] == "http://site"
+    expiry = cloud.client("dynamodb").describe_time_to_live(TableName="mended-rows")["TimeToLiveDescription"]
+    assert (expiry["TimeToLiveStatus"], expiry["AttributeName"]) == ("ENABLED", "expiresAt")
+    cloudformation.delete_stack(StackName="mended")
+    cloudformation.get_waiter("stack_delete_complete").wait(StackName="mended", WaiterConfig={"Delay": 1})
+
+
 # The command line ----------------------------------------------------------------------------------------------------
 
 

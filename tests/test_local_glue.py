@@ -49,12 +49,20 @@ def glue(cloud):
         archive.writestr("shouting.py", "def shout(text, tone): return text.upper() + tone")
     for key, body in {"code/clean.py": SCRIPT, "code/spark.py": SPARK, "code/lib.zip": library.getvalue()}.items():
         s3.put_object(Bucket=LAKE, Key=key, Body=body)
-    for name, kind, script in (("clean", "pythonshell", "clean"), ("etl", "glueetl", "clean"), ("spark", "glueetl", "spark")):
+    for name, kind, script in (
+        ("clean", "pythonshell", "clean"),
+        ("etl", "glueetl", "clean"),
+        ("spark", "glueetl", "spark"),
+    ):
         client.create_job(
             Name=name,
             Role=ROLE,
             Command={"Name": kind, "ScriptLocation": f"s3://{LAKE}/code/{script}.py", "PythonVersion": "3"},
-            DefaultArguments={"--extra-py-files": f"s3://{LAKE}/code/lib.zip", "--tone": "!", "--job-language": "python"},
+            DefaultArguments={
+                "--extra-py-files": f"s3://{LAKE}/code/lib.zip",
+                "--tone": "!",
+                "--job-language": "python",
+            },
             GlueVersion="5.1",
         )
     return client

@@ -109,3 +109,11 @@ def test_ministacks_own_job_runs_are_not_to_be_relied_on():
     from ministack.services import glue
 
     assert 'run["JobRunState"] = "SUCCEEDED"' in inspect.getsource(glue._start_job_run)
+
+
+def test_tables_keep_their_expiry_in_a_dictionary():
+    from ministack.services import dynamodb
+    from ministack.services.cloudformation import provisioners
+
+    assert {"create", "update"} <= set(provisioners._RESOURCE_HANDLERS["AWS::DynamoDB::Table"])
+    assert "_ttl_settings.all_items()" in inspect.getsource(dynamodb._ttl_reaper)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from botocore.exceptions import ClientError
-
 from local_models import ROLE, bucket, deploy, predict, register, settled, until
 
 
@@ -83,7 +82,11 @@ def test_a_process_that_keeps_dying_fails_the_endpoint(cloud, sagemaker):
     [
         ("no-import", "import not_installed_anywhere", "No module named 'not_installed_anywhere'"),
         ("no-handler", "def model_fn(d): pass", "defines no input_fn, predict_fn, output_fn"),
-        ("no-answer", "def model_fn(d): pass\ninput_fn = predict_fn = output_fn = lambda *a: 1 / 0", "division by zero"),
+        (
+            "no-answer",
+            "def model_fn(d): pass\ninput_fn = predict_fn = output_fn = lambda *a: 1 / 0",
+            "division by zero",
+        ),
     ],
 )
 def test_an_artifact_that_cannot_serve_fails_with_its_reason(cloud, sagemaker, name, handlers, reason):

@@ -153,31 +153,6 @@ class LogStream:
         self._lines.put(None)
         self._thread.join(10)
 
-    def _run(self):
-        try:
-            where = {"logGroupName": self.group, "logStreamName": self.stream}
-            _unless_there(self.logs.create_log_group, logGroupName=self.group)
-            _unless_there(self.logs.create_log_stream, **where)
-            while batch := self._batch():
-                events = [e for e in batch if e]
-                if events:
-                    self.logs.put_log_events(**where, logEvents=events)
-                if batch[-1] is None:
-                    return
-        except Exception:  # the log file of the process has every line: a failing copy must not end the job
-            return
-
-    def _batch(self) -> list:
-        batch = [self._lines.get()]
-        if batch[0] is not None:
-            time.sleep(0.2)  # let some lines gather
-        while batch[-1] is not None and len(batch) < 1000:
-            try:
-                batch.append(self._lines.get_nowait())
-            except queue.Empty:
-                break
-        return batch
-
 
 def _unless_there(make, **names):
     try:
@@ -185,3 +160,34 @@ def _unless_there(make, **names):
     except ClientError as e:
         if e.response["Error"]["Code"] != "ResourceAlreadyExistsException":
             raise
+
+# %% ../../nbs/08g_local_aws.ipynb #f9f02421
+def _run(self: LogStream):
+    try:
+        where = {"logGroupName": self.group, "logStreamName": self.stream}
+        _unless_there(self.logs.create_log_group, logGroupName=self.group)
+        _unless_there(self.logs.create_log_stream, **where)
+        while batch := self._batch():
+            events = [e for e in batch if e]
+            if events:
+                self.logs.put_log_events(**where, logEvents=events)
+            if batch[-1] is None:
+                return
+    except Exception:  # the log file of the process has every line: a failing copy must not end the job
+        return
+
+
+def _batch(self: LogStream) -> list:
+    batch = [self._lines.get()]
+    if batch[0] is not None:
+        time.sleep(0.2)  # let some lines gather
+    while batch[-1] is not None and len(batch) < 1000:
+        try:
+            batch.append(self._lines.get_nowait())
+        except queue.Empty:
+            break
+    return batch
+
+
+LogStream._run = _run
+LogStream._batch = _batch

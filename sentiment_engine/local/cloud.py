@@ -58,39 +58,51 @@ class LocalCloud:
         self.state, self.endpoint_delay = Path(state).resolve(), endpoint_delay
         self._port, self._site_port, self._process = port, site_port, None
 
-    def start(
-        self,
-        detached: bool = True,  # whether it goes on when this process ends
-    ) -> "LocalCloud":
-        "Start the cloud, unless it runs, and wait until it answers. Raises RuntimeError with the reason if it cannot."
-        deadline, spawned = time.monotonic() + START_SECONDS, False
-        while not self._ready():
-            if not spawned and not self.running:
-                self._spawn(detached)
-                spawned = True
-            if spawned and self._process.poll() not in (None, TAKEN):
-                raise RuntimeError(f"the local cloud did not start: {self._reason()}")
-            if time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"the local cloud did not answer within {START_SECONDS:g} s: see {self.log}")
-            time.sleep(0.05)
-        return self
+# %% ../../nbs/08_local_cloud.ipynb #e0ad5c83
+def _start(
+    self: LocalCloud,
+    detached: bool = True,  # whether it goes on when this process ends
+) -> "LocalCloud":
+    "Start the cloud, unless it runs, and wait until it answers. Raises RuntimeError with the reason if it cannot."
+    deadline, spawned = time.monotonic() + START_SECONDS, False
+    while not self._ready():
+        if not spawned and not self.running:
+            self._spawn(detached)
+            spawned = True
+        if spawned and self._process.poll() not in (None, TAKEN):
+            raise RuntimeError(f"the local cloud did not start: {self._reason()}")
+        if time.monotonic() > deadline:
+            self.stop()
+            raise RuntimeError(f"the local cloud did not answer within {START_SECONDS:g} s: see {self.log}")
+        time.sleep(0.05)
+    return self
 
-    def stop(self):
-        "Stop the cloud and every process of it; its folder stays. Does nothing if it does not run."
-        if place := read_place(self.state):
-            os.kill(place["pid"], signal.SIGTERM)
-            _await_end(self.state, place["pid"])
-        if self._process:
-            self._process.wait(10)
-        (self.state / "cloud.json").unlink(missing_ok=True)
-        self._process = None
 
-    def __enter__(self) -> "LocalCloud":
-        return self.start(detached=False)
+LocalCloud.start = _start
 
-    def __exit__(self, *_):
-        self.stop()
+# %% ../../nbs/08_local_cloud.ipynb #0c6b380f
+def _stop(self: LocalCloud):
+    "Stop the cloud and every process of it; its folder stays. Does nothing if it does not run."
+    if place := read_place(self.state):
+        os.kill(place["pid"], signal.SIGTERM)
+        _await_end(self.state, place["pid"])
+    if self._process:
+        self._process.wait(10)
+    (self.state / "cloud.json").unlink(missing_ok=True)
+    self._process = None
+
+
+def _enter__(self: LocalCloud) -> "LocalCloud":
+    return self.start(detached=False)
+
+
+def _exit__(self: LocalCloud, *_):
+    self.stop()
+
+
+LocalCloud.stop = _stop
+LocalCloud.__enter__ = _enter__
+LocalCloud.__exit__ = _exit__
 
 # %% ../../nbs/08_local_cloud.ipynb #20382f74
 def _spawn(self: LocalCloud, detached: bool):

@@ -48,42 +48,54 @@ class Stage:
         self.places: dict[str, Path] = {}  # address in S3 -> path
         self.before: dict[Path, tuple[int, int]] = {}  # file -> size and time when it was fetched
 
-    def enter(self, uri: str) -> str:  # the path, with a slash at its end if the address has one
-        "Fetch what `uri` names, and return where it is."
-        bucket, key = split_uri(uri)
-        path = self.places[uri] = self.folder / bucket / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for found in self._keys(bucket, key):
-            target = self.folder / bucket / found
-            if not target.resolve().is_relative_to(self.folder.resolve()):
-                raise ValueError(f"the key {found!r} points out of the folder it is copied to")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.s3.download_file(bucket, found, str(target))
-            self.before[target] = _stamp(target)
-        return f"{path}/" if uri.endswith("/") else str(path)
+# %% ../../nbs/08b_local_glue.ipynb #f899e58b
+def _enter(self: Stage, uri: str) -> str:  # the path, with a slash at its end if the address has one
+    "Fetch what `uri` names, and return where it is."
+    bucket, key = split_uri(uri)
+    path = self.places[uri] = self.folder / bucket / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for found in self._keys(bucket, key):
+        target = self.folder / bucket / found
+        if not target.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"the key {found!r} points out of the folder it is copied to")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.s3.download_file(bucket, found, str(target))
+        self.before[target] = _stamp(target)
+    return f"{path}/" if uri.endswith("/") else str(path)
 
-    def _keys(self, bucket: str, key: str) -> list[str]:
-        "List the object called `key` and those under it, as a folder."
-        below = key.rstrip("/") + "/" if key else ""
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-        found = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return [k for k in found if (k == key or k.startswith(below)) and not k.endswith("/")]
 
-    def leave(self) -> tuple[int, int]:  # objects written, objects deleted
-        "Bring S3 to what the folder holds now: new and changed files first, then deletions."
-        files = {p for place in self.places.values() for p in [place, *place.rglob("*")] if _is_data(p)}
-        changed = [p for p in sorted(files) if self.before.get(p) != _stamp(p)]
-        gone = sorted(set(self.before) - files)
-        for path in changed:
-            self.s3.upload_file(str(path), *self._address(path))
-        for path in gone:
-            bucket, key = self._address(path)
-            self.s3.delete_object(Bucket=bucket, Key=key)
-        return len(changed), len(gone)
+def _keys(self: Stage, bucket: str, key: str) -> list[str]:
+    "List the object called `key` and those under it, as a folder."
+    below = key.rstrip("/") + "/" if key else ""
+    pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+    found = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    return [k for k in found if (k == key or k.startswith(below)) and not k.endswith("/")]
 
-    def _address(self, path: Path) -> tuple[str, str]:
-        bucket, *rest = path.relative_to(self.folder).parts
-        return bucket, "/".join(rest)
+
+Stage.enter = _enter
+Stage._keys = _keys
+
+# %% ../../nbs/08b_local_glue.ipynb #62701ae9
+def _leave(self: Stage) -> tuple[int, int]:  # objects written, objects deleted
+    "Bring S3 to what the folder holds now: new and changed files first, then deletions."
+    files = {p for place in self.places.values() for p in [place, *place.rglob("*")] if _is_data(p)}
+    changed = [p for p in sorted(files) if self.before.get(p) != _stamp(p)]
+    gone = sorted(set(self.before) - files)
+    for path in changed:
+        self.s3.upload_file(str(path), *self._address(path))
+    for path in gone:
+        bucket, key = self._address(path)
+        self.s3.delete_object(Bucket=bucket, Key=key)
+    return len(changed), len(gone)
+
+
+def _address(self: Stage, path: Path) -> tuple[str, str]:
+    bucket, *rest = path.relative_to(self.folder).parts
+    return bucket, "/".join(rest)
+
+
+Stage.leave = _leave
+Stage._address = _address
 
 # %% ../../nbs/08b_local_glue.ipynb #14982701
 def _stamp(path: Path) -> tuple[int, int]:
@@ -152,26 +164,32 @@ class Run:
         self.child: Child | None = None
         self.stopping = threading.Event()
 
-    def stop(self):
-        "End the run."
-        self.stopping.set()
-        if self.child:
-            self.child.stop()
+# %% ../../nbs/08b_local_glue.ipynb #28c16c22
+def _stop(self: Run):
+    "End the run."
+    self.stopping.set()
+    if self.child:
+        self.child.stop()
 
-    def run(self):
-        "Run the script and report what becomes of it."
-        started = time.time()
-        self.report(JobRunState="RUNNING")
-        try:
-            fields = self._execute()
-        except Exception as e:
-            fields = {"JobRunState": "FAILED", "ErrorMessage": f"{type(e).__name__}: {e}"[:2000]}
-        if self.stopping.is_set():
-            fields = {"JobRunState": "STOPPED"}
-        now = time.time()
-        self.report(**fields, CompletedOn=now, ExecutionTime=int(now - started))
-        for part in ("s3", "spark", "warehouse"):
-            shutil.rmtree(self.folder / part, ignore_errors=True)
+
+def _run(self: Run):
+    "Run the script and report what becomes of it."
+    started = time.time()
+    self.report(JobRunState="RUNNING")
+    try:
+        fields = self._execute()
+    except Exception as e:
+        fields = {"JobRunState": "FAILED", "ErrorMessage": f"{type(e).__name__}: {e}"[:2000]}
+    if self.stopping.is_set():
+        fields = {"JobRunState": "STOPPED"}
+    now = time.time()
+    self.report(**fields, CompletedOn=now, ExecutionTime=int(now - started))
+    for part in ("s3", "spark", "warehouse"):
+        shutil.rmtree(self.folder / part, ignore_errors=True)
+
+
+Run.stop = _stop
+Run.run = _run
 
 # %% ../../nbs/08b_local_glue.ipynb #13352bc5
 def _execute(self: Run) -> dict:  # the fields of the run's state
@@ -250,44 +268,54 @@ class GlueRuns:
         except AwsError as e:
             return e.to_response()
 
-    def runs(self, job_name: str) -> list[dict]:
-        "Return the runs of a job, the newest first."
-        with self.records.lock:
-            return [dict(r) for r in reversed(self.records.data.values()) if r["JobName"] == job_name]
-
-    def _job(self, name: str) -> dict:
-        "Return a job as the emulator describes it. Raises AwsError if there is none."
-        try:
-            return self.aws.client("glue").get_job(JobName=name)["Job"]
-        except ClientError:
-            raise AwsError(
-                "EntityNotFoundException", f"Failed to start job run due to missing metadata: {name}"
-            ) from None
-
-    def _StartJobRun(self, params: dict) -> dict:
-        name, run_id = params["JobName"], f"jr_{uuid.uuid4().hex}"
-        job = self._job(name)
-        most = (job.get("ExecutionProperty") or {}).get("MaxConcurrentRuns", 1)
-        with self.records.change() as data:
-            busy = [r for r in data.values() if r["JobName"] == name and r["JobRunState"] in _ACTIVE]
-            if len(busy) >= most:
-                raise AwsError("ConcurrentRunsExceededException", f"Concurrent runs exceeded for {name}")
-            now = time.time()
-            data[run_id] = {"Id": run_id, "JobName": name, "JobRunState": "STARTING", "Attempt": 0, "StartedOn": now}
-            data[run_id] |= {"LastModifiedOn": now, "Arguments": params.get("Arguments", {}), "ExecutionTime": 0}
-            data[run_id] |= {"Timeout": params.get("Timeout") or job.get("Timeout") or 2880}
-            data[run_id] |= {"LogGroupName": "/aws-glue/jobs", "GlueVersion": job.get("GlueVersion", "5.1")}
-        run = Run(self.state / "glue" / run_id, self.aws, job, data[run_id], lambda **f: self._changed(run_id, f))
-        self.working[run_id] = run
-        threading.Thread(target=run.run, daemon=True, name=f"glue-{run_id}").start()
-        return {"JobRunId": run_id}
-
-    def _changed(self, run_id: str, fields: dict):
-        with self.records.change() as data:
-            data[run_id].update(fields, LastModifiedOn=time.time())
-
 
 _ACTIVE = ("STARTING", "RUNNING", "STOPPING")
+
+# %% ../../nbs/08b_local_glue.ipynb #a96af827
+def _start_job_run(self: GlueRuns, params: dict) -> dict:
+    name, run_id = params["JobName"], f"jr_{uuid.uuid4().hex}"
+    job = self._job(name)
+    most = (job.get("ExecutionProperty") or {}).get("MaxConcurrentRuns", 1)
+    with self.records.change() as data:
+        busy = [r for r in data.values() if r["JobName"] == name and r["JobRunState"] in _ACTIVE]
+        if len(busy) >= most:
+            raise AwsError("ConcurrentRunsExceededException", f"Concurrent runs exceeded for {name}")
+        now = time.time()
+        data[run_id] = {"Id": run_id, "JobName": name, "JobRunState": "STARTING", "Attempt": 0, "StartedOn": now}
+        data[run_id] |= {"LastModifiedOn": now, "Arguments": params.get("Arguments", {}), "ExecutionTime": 0}
+        data[run_id] |= {"Timeout": params.get("Timeout") or job.get("Timeout") or 2880}
+        data[run_id] |= {"LogGroupName": "/aws-glue/jobs", "GlueVersion": job.get("GlueVersion", "5.1")}
+    run = Run(self.state / "glue" / run_id, self.aws, job, data[run_id], lambda **f: self._changed(run_id, f))
+    self.working[run_id] = run
+    threading.Thread(target=run.run, daemon=True, name=f"glue-{run_id}").start()
+    return {"JobRunId": run_id}
+
+
+def _changed(self: GlueRuns, run_id: str, fields: dict):
+    with self.records.change() as data:
+        data[run_id].update(fields, LastModifiedOn=time.time())
+
+
+GlueRuns._StartJobRun = _start_job_run
+GlueRuns._changed = _changed
+
+# %% ../../nbs/08b_local_glue.ipynb #f5eba7e9
+def _runs(self: GlueRuns, job_name: str) -> list[dict]:
+    "Return the runs of a job, the newest first."
+    with self.records.lock:
+        return [dict(r) for r in reversed(self.records.data.values()) if r["JobName"] == job_name]
+
+
+def _job(self: GlueRuns, name: str) -> dict:
+    "Return a job as the emulator describes it. Raises AwsError if there is none."
+    try:
+        return self.aws.client("glue").get_job(JobName=name)["Job"]
+    except ClientError:
+        raise AwsError("EntityNotFoundException", f"Failed to start job run due to missing metadata: {name}") from None
+
+
+GlueRuns.runs = _runs
+GlueRuns._job = _job
 
 # %% ../../nbs/08b_local_glue.ipynb #ecea7da8
 def _get_run(self: GlueRuns, params: dict) -> dict:

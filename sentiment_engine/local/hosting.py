@@ -48,53 +48,65 @@ class ModelServer:
         self.child: Child | None = None
         self.stopped, self.port = False, 0
 
-    def prepare(self):
-        "Fetch the model from S3 and unpack it, unless that is done. Raises RuntimeError with the reason."
-        if (self.folder / "model").is_dir():
-            return
-        uri, archive, spare = self.container.get("ModelDataUrl", ""), self.folder / "model.tar.gz", self.folder / "new"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        try:
-            bucket, key = split_uri(uri)
-            self.aws.client("s3").download_file(bucket, key, str(archive))
-        except Exception:
-            raise RuntimeError(NO_DATA.format(uri)) from None
-        try:
-            unpack(archive, spare)
-        except ValueError as e:
-            raise RuntimeError(f"Failed to extract model data archive from URL {uri}: {e}") from None
-        archive.unlink()
-        spare.rename(self.folder / "model")
+# %% ../../nbs/08i_local_hosting.ipynb #9af48009
+def _prepare(self: ModelServer):
+    "Fetch the model from S3 and unpack it, unless that is done. Raises RuntimeError with the reason."
+    if (self.folder / "model").is_dir():
+        return
+    uri, archive, spare = self.container.get("ModelDataUrl", ""), self.folder / "model.tar.gz", self.folder / "new"
+    shutil.rmtree(self.folder, ignore_errors=True)
+    self.folder.mkdir(parents=True)
+    try:
+        bucket, key = split_uri(uri)
+        self.aws.client("s3").download_file(bucket, key, str(archive))
+    except Exception:
+        raise RuntimeError(NO_DATA.format(uri)) from None
+    try:
+        unpack(archive, spare)
+    except ValueError as e:
+        raise RuntimeError(f"Failed to extract model data archive from URL {uri}: {e}") from None
+    archive.unlink()
+    spare.rename(self.folder / "model")
 
-    def start(self, timeout: float = PING_SECONDS):
-        "Start the process and wait until `/ping` is 200. Raises RuntimeError with the reason."
-        port_file = self.folder / "port"
-        port_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", self.folder / "model"]
-        env = child_environment(
-            self.aws.environment, PYTHONPATH=str(PACKAGE_ROOT), **self.container.get("Environment", {})
-        )
-        self.child = Child(
-            [*command, "--port", "0", "--port-file", port_file], env, self.folder, self.folder / "log", self.on_line
-        )
-        deadline = time.monotonic() + timeout
-        while not self._answers(port_file):
-            if not self.child.running or time.monotonic() > deadline:
-                self.child.stop()
-                raise RuntimeError(failure_reason(self.child.tail))
-            time.sleep(0.02)
 
-    def _answers(self, port_file: Path) -> bool:
-        "Ask `/ping` once."
-        try:
-            self.port = int(port_file.read_text() or 0)
-            return urlopen(f"http://127.0.0.1:{self.port}/ping", timeout=2).status == 200
-        except (OSError, ValueError, URLError):
-            return False
+ModelServer.prepare = _prepare
 
-    def stop(self):
-        "End the process; requests that it is answering are finished first."
-        self.stopped = True
-        if self.child:
-            self.child.stop(30)
+# %% ../../nbs/08i_local_hosting.ipynb #74700227
+def _start(self: ModelServer, timeout: float = PING_SECONDS):
+    "Start the process and wait until `/ping` is 200. Raises RuntimeError with the reason."
+    port_file = self.folder / "port"
+    port_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", self.folder / "model"]
+    env = child_environment(self.aws.environment, PYTHONPATH=str(PACKAGE_ROOT), **self.container.get("Environment", {}))
+    self.child = Child(
+        [*command, "--port", "0", "--port-file", port_file], env, self.folder, self.folder / "log", self.on_line
+    )
+    deadline = time.monotonic() + timeout
+    while not self._answers(port_file):
+        if not self.child.running or time.monotonic() > deadline:
+            self.child.stop()
+            raise RuntimeError(failure_reason(self.child.tail))
+        time.sleep(0.02)
+
+
+ModelServer.start = _start
+
+# %% ../../nbs/08i_local_hosting.ipynb #75028aac
+def _answers(self: ModelServer, port_file: Path) -> bool:
+    "Ask `/ping` once."
+    try:
+        self.port = int(port_file.read_text() or 0)
+        return urlopen(f"http://127.0.0.1:{self.port}/ping", timeout=2).status == 200
+    except (OSError, ValueError, URLError):
+        return False
+
+
+def _stop(self: ModelServer):
+    "End the process; requests that it is answering are finished first."
+    self.stopped = True
+    if self.child:
+        self.child.stop(30)
+
+
+ModelServer._answers = _answers
+ModelServer.stop = _stop

@@ -81,39 +81,50 @@ class Child:
         self._pump = threading.Thread(target=self._read, args=(log, on_line), daemon=True)
         self._pump.start()
 
-    def _read(self, log: Path, on_line):
-        with log.open("a", encoding="utf-8") as file:
-            for raw in self._popen.stdout:
-                line = raw.decode("utf-8", "replace").rstrip("\n")
-                self.tail = [*self.tail[-199:], line]
-                file.write(line + "\n")
-                file.flush()
-                if on_line:
-                    on_line(line)
+# %% ../../nbs/08f_local_processes.ipynb #5d20b153
+def _read(self: Child, log: Path, on_line):
+    with log.open("a", encoding="utf-8") as file:
+        for raw in self._popen.stdout:
+            line = raw.decode("utf-8", "replace").rstrip("\n")
+            self.tail = [*self.tail[-199:], line]
+            file.write(line + "\n")
+            file.flush()
+            if on_line:
+                on_line(line)
 
-    @property
-    def running(self) -> bool:
-        "Whether the command still runs."
-        return self._popen.poll() is None
 
-    def wait(self, timeout: float | None = None) -> int:
-        "Wait for the command's exit status. Raises TimeoutError after `timeout` seconds."
-        try:
-            code = self._popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"still running after {timeout:g} s") from None
-        self._pump.join(5)
-        return code
+Child._read = _read
 
-    def stop(self, timeout: float = 10.0) -> int:
-        "End the command and all it started, and return its exit status."
-        if self._popen.stdin and not self._popen.stdin.closed:
-            self._popen.stdin.close()
-        try:
-            return self.wait(timeout)
-        except TimeoutError:
-            self._popen.kill()
-            return self.wait()
+# %% ../../nbs/08f_local_processes.ipynb #6d81dd98
+def _running(self: Child) -> bool:
+    "Whether the command still runs."
+    return self._popen.poll() is None
+
+
+def _wait(self: Child, timeout: float | None = None) -> int:
+    "Wait for the command's exit status. Raises TimeoutError after `timeout` seconds."
+    try:
+        code = self._popen.wait(timeout)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"still running after {timeout:g} s") from None
+    self._pump.join(5)
+    return code
+
+
+def _stop(self: Child, timeout: float = 10.0) -> int:
+    "End the command and all it started, and return its exit status."
+    if self._popen.stdin and not self._popen.stdin.closed:
+        self._popen.stdin.close()
+    try:
+        return self.wait(timeout)
+    except TimeoutError:
+        self._popen.kill()
+        return self.wait()
+
+
+Child.running = property(_running)
+Child.wait = _wait
+Child.stop = _stop
 
 # %% ../../nbs/08f_local_processes.ipynb #8867d4af
 _KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "USER")

@@ -83,25 +83,33 @@ class Catalogue:
             table[name] = {**params, f"{kind.name}Arn": kind.arn_of(name), **stamps, **more}
             return table[name]
 
-    def find(self, kind: Kind, name: str) -> dict:
-        "Return the thing called `name`. Raises AwsError if there is none."
-        with self.records.lock:
-            if name not in self.records.table(kind.name):
-                raise missing(kind, name)
-            return self.records.table(kind.name)[name]
+# %% ../../nbs/08a_local_sagemaker.ipynb #f9b1bee6
+def _find(self: Catalogue, kind: Kind, name: str) -> dict:
+    "Return the thing called `name`. Raises AwsError if there is none."
+    with self.records.lock:
+        if name not in self.records.table(kind.name):
+            raise missing(kind, name)
+        return self.records.table(kind.name)[name]
 
-    def update(self, kind: Kind, name: str, **fields) -> dict | None:  # None: it is gone
-        "Change fields of the thing called `name`."
-        with self.records.change():
-            if thing := self.records.table(kind.name).get(name):
-                thing.update(fields, LastModifiedTime=time.time())
-            return thing
 
-    def remove(self, kind: Kind, name: str):
-        "Take out the thing called `name`. Raises AwsError if there is none."
-        with self.records.change():
-            if self.records.table(kind.name).pop(name, None) is None:
-                raise missing(kind, name)
+def _update(self: Catalogue, kind: Kind, name: str, **fields) -> dict | None:  # None: it is gone
+    "Change fields of the thing called `name`."
+    with self.records.change():
+        if thing := self.records.table(kind.name).get(name):
+            thing.update(fields, LastModifiedTime=time.time())
+        return thing
+
+
+def _remove(self: Catalogue, kind: Kind, name: str):
+    "Take out the thing called `name`. Raises AwsError if there is none."
+    with self.records.change():
+        if self.records.table(kind.name).pop(name, None) is None:
+            raise missing(kind, name)
+
+
+Catalogue.find = _find
+Catalogue.update = _update
+Catalogue.remove = _remove
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #fed36116
 def summaries(
@@ -192,39 +200,53 @@ class SageMaker:
         self.closing = threading.Event()
         self.http = httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=200), trust_env=False)
 
-    def call(self, operation: str, params: dict) -> dict:
-        "Answer one call of the control plane. Raises AwsError."
-        if operation not in self.api.inputs:
-            what = f"SageMaker's {operation} is not part of the local cloud"
-            raise AwsError("UnknownOperationException", what if operation in self.api.known else "Unknown operation.")
-        self.api.check(operation, params)
-        own = getattr(self, f"_{operation}", None)
-        return own(params) if own else self._bookkeeping(operation, params)
+# %% ../../nbs/08a_local_sagemaker.ipynb #bbd10d7f
+def _call(self: SageMaker, operation: str, params: dict) -> dict:
+    "Answer one call of the control plane. Raises AwsError."
+    if operation not in self.api.inputs:
+        what = f"SageMaker's {operation} is not part of the local cloud"
+        raise AwsError("UnknownOperationException", what if operation in self.api.known else "Unknown operation.")
+    self.api.check(operation, params)
+    own = getattr(self, f"_{operation}", None)
+    return own(params) if own else self._bookkeeping(operation, params)
 
-    def _bookkeeping(self, operation: str, params: dict) -> dict:
-        "Answer a Create…, Describe…, List… or Delete… that starts and ends no process."
-        verb = next(v for v in ("Create", "Describe", "List", "Delete") if operation.startswith(v))
-        kind = KINDS[operation.removeprefix(verb).removesuffix("s" if verb == "List" else "")]
-        if verb == "List":
-            with self.catalogue.records.lock:
-                return summaries(kind, list(self.catalogue.records.table(kind.name).values()), params)
-        name = params[f"{kind.name}Name"]
-        if verb == "Create":
-            return {f"{kind.name}Arn": self.create(kind, params)[f"{kind.name}Arn"]}
-        if verb == "Describe":
-            return {k: v for k, v in self.catalogue.find(kind, name).items() if k != "Tags"}
-        self.catalogue.remove(kind, name)
-        return {}
 
-    def create(self, kind: Kind, params: dict, **more) -> dict:
-        "Add a thing with its tags to the catalogue."
-        thing = self.catalogue.create(kind, params, **more)
-        self._AddTags({"ResourceArn": thing[f"{kind.name}Arn"], "Tags": params.get("Tags", [])})
-        return thing
+SageMaker.call = _call
 
-    def emit(self, kind: Kind, thing: dict):
-        "Tell EventBridge about the present state of `thing`."
-        self.aws.emit(*event_of(kind, thing, self.tags(thing[f"{kind.name}Arn"])))
+# %% ../../nbs/08a_local_sagemaker.ipynb #c98fd7c6
+def _bookkeeping(self: SageMaker, operation: str, params: dict) -> dict:
+    "Answer a Create…, Describe…, List… or Delete… that starts and ends no process."
+    verb = next(v for v in ("Create", "Describe", "List", "Delete") if operation.startswith(v))
+    kind = KINDS[operation.removeprefix(verb).removesuffix("s" if verb == "List" else "")]
+    if verb == "List":
+        with self.catalogue.records.lock:
+            return summaries(kind, list(self.catalogue.records.table(kind.name).values()), params)
+    name = params[f"{kind.name}Name"]
+    if verb == "Create":
+        return {f"{kind.name}Arn": self.create(kind, params)[f"{kind.name}Arn"]}
+    if verb == "Describe":
+        return {k: v for k, v in self.catalogue.find(kind, name).items() if k != "Tags"}
+    self.catalogue.remove(kind, name)
+    return {}
+
+
+SageMaker._bookkeeping = _bookkeeping
+
+# %% ../../nbs/08a_local_sagemaker.ipynb #f3def7ab
+def _create(self: SageMaker, kind: Kind, params: dict, **more) -> dict:
+    "Add a thing with its tags to the catalogue."
+    thing = self.catalogue.create(kind, params, **more)
+    self._AddTags({"ResourceArn": thing[f"{kind.name}Arn"], "Tags": params.get("Tags", [])})
+    return thing
+
+
+def _emit(self: SageMaker, kind: Kind, thing: dict):
+    "Tell EventBridge about the present state of `thing`."
+    self.aws.emit(*event_of(kind, thing, self.tags(thing[f"{kind.name}Arn"])))
+
+
+SageMaker.create = _create
+SageMaker.emit = _emit
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #3c393ab7
 def _tags(self: SageMaker, arn: str) -> dict[str, str]:

@@ -60,54 +60,70 @@ class Textbelt:
     ):
         self.records, self.sns_messages = Records(Path(state) / "sms.json"), sns_messages
 
-    def send(self, fields: dict[str, str]) -> dict:  # Textbelt's answer
-        "Take one message."
-        key = fields.get("key", "")
-        if error := refusal(fields):
-            return {"success": False, "quotaRemaining": self.quota(key), "error": error}
-        text_id = uuid.uuid4().hex[:16]
-        message = {"to": fields["phone"], "text": fields["message"], "at": _instant(time.time())}
-        with self.records.change() as data:
-            if not key.endswith("_test"):
-                data.setdefault("messages", []).append({**message, "provider": "textbelt", "id": text_id})
-                used = self.records.table("used")
-                used[key] = used.get(key, 0) + 1
-        return {"success": True, "quotaRemaining": self.quota(key), "textId": text_id}
+# %% ../../nbs/08c_local_sms.ipynb #c8d548a9
+def _send(self: Textbelt, fields: dict[str, str]) -> dict:  # Textbelt's answer
+    "Take one message."
+    key = fields.get("key", "")
+    if error := refusal(fields):
+        return {"success": False, "quotaRemaining": self.quota(key), "error": error}
+    text_id = uuid.uuid4().hex[:16]
+    message = {"to": fields["phone"], "text": fields["message"], "at": _instant(time.time())}
+    with self.records.change() as data:
+        if not key.endswith("_test"):
+            data.setdefault("messages", []).append({**message, "provider": "textbelt", "id": text_id})
+            used = self.records.table("used")
+            used[key] = used.get(key, 0) + 1
+    return {"success": True, "quotaRemaining": self.quota(key), "textId": text_id}
 
-    def quota(self, key: str) -> int:
-        "Return how many messages `key` may still send."
-        empty = key.removesuffix("_test") == NO_QUOTA_KEY
-        return 0 if empty else max(0, QUOTA - self.records.table("used").get(key, 0))
 
-    def collect(self):
-        "Add what was sent through SNS since the last time."
-        sent = self.sns_messages()
-        with self.records.lock:
-            known = {m["id"] for m in self.records.data.get("messages", [])}
-            new = [_from_sns(m, time.time()) for m in sent if m["MessageId"] not in known]
-            if new:
-                with self.records.change() as data:
-                    data.setdefault("messages", []).extend(new)
+def _quota(self: Textbelt, key: str) -> int:
+    "Return how many messages `key` may still send."
+    empty = key.removesuffix("_test") == NO_QUOTA_KEY
+    return 0 if empty else max(0, QUOTA - self.records.table("used").get(key, 0))
 
-    def inbox(self) -> list[dict]:
-        "Return every message, the newest first: to, text, at and provider."
-        self.collect()
-        messages = self.records.data.get("messages", [])
-        return [{k: m[k] for k in ("to", "text", "at", "provider")} for m in reversed(messages)]
 
-    def handle(self, method: str, path: str, headers: dict, body: bytes) -> tuple[int, dict, bytes]:
-        "Answer a request: status, headers, body."
-        *_, part, last = path.split("/")
-        if (method, path) == ("POST", "/_textbelt/text"):
-            return _answer(self.send(fields_of(headers.get("content-type", ""), body)))
-        if method == "GET" and part == "status":
-            known = any(m["id"] == last for m in self.records.data.get("messages", []))
-            return _answer({"success": known, "status": "DELIVERED" if known else "UNKNOWN"})
-        if method == "GET" and part == "quota":
-            return _answer({"success": True, "quotaRemaining": self.quota(unquote(last))})
-        if path == "/_local/inbox.json":
-            return _answer(self.inbox())
-        return (200, _HTML, INBOX.encode()) if path == "/_local/inbox" else _answer({"error": "not found"}, 404)
+Textbelt.send = _send
+Textbelt.quota = _quota
+
+# %% ../../nbs/08c_local_sms.ipynb #9eee3090
+def _collect(self: Textbelt):
+    "Add what was sent through SNS since the last time."
+    sent = self.sns_messages()
+    with self.records.lock:
+        known = {m["id"] for m in self.records.data.get("messages", [])}
+        new = [_from_sns(m, time.time()) for m in sent if m["MessageId"] not in known]
+        if new:
+            with self.records.change() as data:
+                data.setdefault("messages", []).extend(new)
+
+
+def _inbox(self: Textbelt) -> list[dict]:
+    "Return every message, the newest first: to, text, at and provider."
+    self.collect()
+    messages = self.records.data.get("messages", [])
+    return [{k: m[k] for k in ("to", "text", "at", "provider")} for m in reversed(messages)]
+
+
+Textbelt.collect = _collect
+Textbelt.inbox = _inbox
+
+# %% ../../nbs/08c_local_sms.ipynb #ffa200f1
+def _handle(self: Textbelt, method: str, path: str, headers: dict, body: bytes) -> tuple[int, dict, bytes]:
+    "Answer a request: status, headers, body."
+    *_, part, last = path.split("/")
+    if (method, path) == ("POST", "/_textbelt/text"):
+        return _answer(self.send(fields_of(headers.get("content-type", ""), body)))
+    if method == "GET" and part == "status":
+        known = any(m["id"] == last for m in self.records.data.get("messages", []))
+        return _answer({"success": known, "status": "DELIVERED" if known else "UNKNOWN"})
+    if method == "GET" and part == "quota":
+        return _answer({"success": True, "quotaRemaining": self.quota(unquote(last))})
+    if path == "/_local/inbox.json":
+        return _answer(self.inbox())
+    return (200, _HTML, INBOX.encode()) if path == "/_local/inbox" else _answer({"error": "not found"}, 404)
+
+
+Textbelt.handle = _handle
 
 # %% ../../nbs/08c_local_sms.ipynb #5a752fd5
 def _answer(content: object, status: int = 200) -> tuple[int, dict, bytes]:

@@ -95,38 +95,48 @@ class TrainingRun:
         self.name, self.child, self.stopping = job["TrainingJobName"], None, threading.Event()
         self.thread = threading.Thread(target=self.run, name=f"training-{self.name}", daemon=True)
 
-    def begin(self):
-        "Start the job."
-        self.thread.start()
+# %% ../../nbs/08j_local_training.ipynb #e4316e4d
+def _begin(self: TrainingRun):
+    "Start the job."
+    self.thread.start()
 
-    def stop(self):
-        "Ask the job to stop; its state follows."
-        if not self.stopping.is_set() and self.thread.is_alive():
-            self.stopping.set()
-            self.report("Stopping", "Stopping", {})
-        if self.child:
-            self.child.stop()
 
-    def run(self):
-        "Take the job through its states."
-        try:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.report("InProgress", "Downloading", {"StatusMessage": "Downloading input data"})
-            self._download()
-            started = time.time()
-            self.report("InProgress", "Training", {"TrainingStartTime": started, "StatusMessage": "Training"})
-            late = self._train()
-            self.report("InProgress", "Uploading", {"StatusMessage": "Uploading generated training model"})
-            self._upload()
-            times = {"TrainingEndTime": time.time(), "TrainingTimeInSeconds": int(time.time() - started)}
-            times["BillableTimeInSeconds"] = times["TrainingTimeInSeconds"]
-            if self.stopping.is_set() or late:
-                self.report("Stopped", "MaxRuntimeExceeded" if late else "Stopped", times)
-            else:
-                self.report("Completed", "Completed", times | {"StatusMessage": "Training job completed"})
-        except Exception as e:
-            reason = str(e) if isinstance(e, RuntimeError) else f"InternalServerError: {e}"
-            self.report("Failed", "Failed", {"FailureReason": reason[:1024], "TrainingEndTime": time.time()})
+def _stop(self: TrainingRun):
+    "Ask the job to stop; its state follows."
+    if not self.stopping.is_set() and self.thread.is_alive():
+        self.stopping.set()
+        self.report("Stopping", "Stopping", {})
+    if self.child:
+        self.child.stop()
+
+
+TrainingRun.begin = _begin
+TrainingRun.stop = _stop
+
+# %% ../../nbs/08j_local_training.ipynb #0de9e17a
+def _run(self: TrainingRun):
+    "Take the job through its states."
+    try:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.report("InProgress", "Downloading", {"StatusMessage": "Downloading input data"})
+        self._download()
+        started = time.time()
+        self.report("InProgress", "Training", {"TrainingStartTime": started, "StatusMessage": "Training"})
+        late = self._train()
+        self.report("InProgress", "Uploading", {"StatusMessage": "Uploading generated training model"})
+        self._upload()
+        times = {"TrainingEndTime": time.time(), "TrainingTimeInSeconds": int(time.time() - started)}
+        times["BillableTimeInSeconds"] = times["TrainingTimeInSeconds"]
+        if self.stopping.is_set() or late:
+            self.report("Stopped", "MaxRuntimeExceeded" if late else "Stopped", times)
+        else:
+            self.report("Completed", "Completed", times | {"StatusMessage": "Training job completed"})
+    except Exception as e:
+        reason = str(e) if isinstance(e, RuntimeError) else f"InternalServerError: {e}"
+        self.report("Failed", "Failed", {"FailureReason": reason[:1024], "TrainingEndTime": time.time()})
+
+
+TrainingRun.run = _run
 
 # %% ../../nbs/08j_local_training.ipynb #3c962cbc
 def _download(self: TrainingRun):
