@@ -1,8 +1,8 @@
 """Start, stop and inspect the local cloud: the AWS of this project on one machine.
 
-    python infra_scripts/local_cloud.py start         # on http://127.0.0.1:4566, the site on :8080
-    eval "$(python infra_scripts/local_cloud.py env)" # point boto3 and the AWS CLI to it
-    python infra_scripts/local_cloud.py stop
+python infra_scripts/local_cloud.py start         # on http://127.0.0.1:4566, the site on :8080
+eval "$(python infra_scripts/local_cloud.py env)" # point boto3 and the AWS CLI to it
+python infra_scripts/local_cloud.py stop
 """
 
 import argparse
