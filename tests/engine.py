@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,10 +119,9 @@ def _publish(engine: Engine, model_folder: Path):
     publish(engine.cloud.client("s3"), engine.outputs["SiteBucket"], ROOT / "website", config, stored)
 
 
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory) -> Iterator[Engine]:
-    "The deployed engine with its page, asleep. It is shared: a test puts it into the state that it needs."
-    folder = tmp_path_factory.mktemp("engine")
+@contextmanager
+def running_engine(folder: Path) -> Iterator[Engine]:
+    "Deploy the engine with its page to a local cloud of its own, whose state is below `folder`."
     with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=WAKING_SECONDS) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10)
@@ -129,4 +129,11 @@ def engine(tmp_path_factory) -> Iterator[Engine]:
         running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder))
         running.use("good")
         _publish(running, folder / "good")
+        yield running
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory) -> Iterator[Engine]:
+    "The deployed engine with its page, asleep. It is shared: a test puts it into the state that it needs."
+    with running_engine(tmp_path_factory.mktemp("engine")) as running:
         yield running

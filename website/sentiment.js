@@ -205,7 +205,7 @@ function renderStart() {
 	text('fact-idle', `By itself, ${idle()} after the last review.`);
 	const failure = app.view === 'asleep' && s.reason;
 	show('last-failure', Boolean(failure));
-	if (failure) text('last-failure', `The last start did not work: ${s.reason} You can try again.`);
+	if (failure) text('last-failure', `The last start did not work. You can try again. The reason: ${s.reason}`);
 	const by = app.config.provider ? ` (sent through ${app.config.provider})` : '';
 	text('consent-text', `Send me one message when it is ready${by}. My number is deleted right after.`);
 	checkPhone();

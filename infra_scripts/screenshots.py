@@ -1,0 +1,146 @@
+"""Photograph every state of the real page, light and dark, into images/.
+
+The engine of the browser tests is deployed to a local cloud of its own and taken through a visit; what stands in
+images/ is what a visitor sees. Only the loss of the network is made up.
+"""
+
+import argparse
+import sys
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from chromium import open_browser  # noqa: E402
+from engine import Engine, running_engine  # noqa: E402
+
+WIDE, PHONE = {"width": 1200, "height": 1080}, {"width": 390, "height": 844}
+REVIEW = "The strings went dead after a week, but the case is lovely and it has a warm sound. I love it."
+REVIEWS = (
+    "I love it. Excellent!\nIt broke after two days, terrible\nArrived on a Tuesday\nA warm and lovely little lamp"
+)
+
+
+class Camera:
+    "Two tabs, one for light and one for dark, taken through the same visit."
+
+    def __init__(self, browser: Browser, engine: Engine, folder: Path, viewport: dict, suffix: str = ""):
+        self.engine, self.folder, self.suffix = engine, folder, suffix
+        contexts = {s: browser.new_context(viewport=viewport, color_scheme=s) for s in ("light", "dark")}
+        self.tabs = {scheme: context.new_page() for scheme, context in contexts.items()}
+
+    def each(self, act):
+        "Do something in both tabs."
+        for page in self.tabs.values():
+            act(page)
+
+    def arrive(self, view: str):
+        "Open the page anew and wait for a view."
+        self.each(lambda page: page.goto(self.engine.site_url))
+        self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view, timeout=40_000))
+
+    def take(self, name: str):
+        "Photograph both tabs, when nothing moves any more."
+        for scheme, page in self.tabs.items():
+            page.evaluate("scrollTo(0, 0)")
+            page.wait_for_timeout(2_000)
+            path = self.folder / f"page-{name}{self.suffix}-{scheme}.webp"
+            save(Image.open(BytesIO(page.screenshot())), path)
+            print(path.name, f"{path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def save(picture: Image.Image, path: Path):
+    "Write a picture as WebP: a third of the size, and no eye sees it."
+    picture.convert("RGB").save(path, quality=88, method=6)
+
+
+def read(page: Page, text: str, lines: bool = False):
+    "Have something read."
+    page.locator("#lines").set_checked(lines)
+    page.locator("#review").fill(text)
+    page.locator("#read").click()
+    expect(page.locator("#answer .verdict")).to_be_visible()
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+
+
+def visit(camera: Camera):
+    "Take the engine through all its states."
+    engine = camera.engine
+    engine.sleep()
+    camera.arrive("asleep")
+    camera.take("asleep")
+    engine.call("POST", "/start", {})
+    camera.arrive("waking")
+    camera.take("waking")
+    engine.wait("IN_SERVICE")
+    camera.arrive("awake")
+    camera.each(lambda page: read(page, REVIEW))
+    camera.take("awake")
+    camera.each(lambda page: read(page, REVIEWS, lines=True))
+    camera.take("several")
+    engine.cloud.advance_clock(engine.settings.idle_minutes * 60 - 75)
+    camera.arrive("awake")
+    camera.take("late")
+
+
+def mishaps(camera: Camera):
+    "What does not go as it should."
+    engine = camera.engine
+    engine.sleep()
+    stopping = engine.call("GET", "/status") | {"state": "STOPPING"}  # too short here to be caught
+    camera.each(lambda page: page.route("**/status", lambda route: route.fulfill(json=stopping)))
+    camera.arrive("stopping")
+    camera.take("stopping")
+    camera.each(lambda page: page.unroute_all(behavior="wait"))
+    engine.use("broken")
+    engine.call("POST", "/start", {})
+    engine.wait("FAILED")
+    camera.arrive("failed")
+    camera.take("failed")
+    engine.use("good")
+    engine.call("POST", "/start", {})
+    engine.wait("IN_SERVICE")
+    camera.arrive("awake")
+    camera.each(lambda page: page.context.set_offline(True))
+    camera.each(lambda page: expect(page.locator("#trouble")).to_be_visible())
+    camera.take("offline")
+    camera.each(lambda page: page.context.set_offline(False))
+
+
+def side_by_side(folder: Path, names: list[str], into: str):
+    "Put pictures of one height next to each other."
+    pictures = [Image.open(folder / name).convert("RGB") for name in names]
+    whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    save(whole.resize((whole.width * 2 // 3, whole.height * 2 // 3), Image.Resampling.LANCZOS), folder / into)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--into", type=Path, default=ROOT / "images", help="folder of the pictures (images/)")
+    folder = parser.parse_args().into
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as state, running_engine(Path(state)) as engine, open_browser() as browser:
+        camera = Camera(browser, engine, folder, WIDE)
+        visit(camera)
+        mishaps(camera)
+        phone = Camera(browser, engine, folder, PHONE, "-phone")
+        phone.arrive("awake")
+        phone.each(lambda page: read(page, REVIEW))
+        phone.take("awake")
+        engine.sleep()
+        phone.arrive("asleep")
+        phone.take("asleep")
+    side_by_side(folder, ["page-asleep-light.webp", "page-awake-dark.webp"], "page.webp")
+
+
+if __name__ == "__main__":
+    main()
