@@ -172,7 +172,7 @@ def status_of(engine: Engine, row: Row, now: float) -> dict:
         "batchLimit": settings.batch_limit,
     }
 
-
+# %% ../nbs/05d_api.ipynb #a0514af2
 def get_status(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer GET /status. Never moves the deadline."
     return 200, status_of(engine, states.read_row(engine.table), time.time())
@@ -232,7 +232,7 @@ def _complaint(error: Mapping[str, Any]) -> ApiError:
         return ApiError(400, *complaint)
     return ApiError(502, "model_error", "The model failed on this text. Try again, or try another text.")
 
-
+# %% ../nbs/05d_api.ipynb #36da2d88
 def _model_refused(engine: Engine, row: Row, e: ClientError) -> ApiError:
     "Turn SageMaker's refusal into an answer."
     code = e.response["Error"]["Code"]
@@ -246,7 +246,19 @@ def _model_refused(engine: Engine, row: Row, e: ClientError) -> ApiError:
     logger.error("prediction failed", code=code, error=str(e))
     return ApiError(502, "model_error", "The model could not be asked. Try again.")
 
-# %% ../nbs/05d_api.ipynb #36da2d88
+# %% ../nbs/05d_api.ipynb #7c8d1fe9
+def _predictions(raw: bytes) -> list[dict]:
+    "Read the endpoint's answer. Raises ApiError if it is none."
+    try:
+        predictions = json.loads(raw)
+    except ValueError:
+        predictions = None
+    if not isinstance(predictions, list):
+        logger.error("the endpoint's answer is not a list", start=str(raw[:200]))
+        raise ApiError(502, "model_error", "The model gave no usable answer. Try again.")
+    return predictions
+
+# %% ../nbs/05d_api.ipynb #334292dc
 def _ask(engine: Engine, row: Row, texts: list[str]) -> list[dict]:
     "Ask the endpoint. Raises ApiError."
     try:
@@ -256,14 +268,14 @@ def _ask(engine: Engine, row: Row, texts: list[str]) -> list[dict]:
             Accept="application/json",
             Body=json.dumps({"inputs": texts}).encode(),
         )
-        return json.loads(said["Body"].read())
+        return _predictions(said["Body"].read())
     except ClientError as e:
         raise _model_refused(engine, row, e) from None
     except BotoCoreError as e:
         logger.warning("no answer from the endpoint", error=type(e).__name__)
         raise ApiError(504, "model_timeout", "The model did not answer in time. Send fewer or shorter texts.") from None
 
-
+# %% ../nbs/05d_api.ipynb #dc88e126
 def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /predict. Raises ApiError."
     settings = engine.settings

@@ -26,6 +26,7 @@ from aws_lambda_powertools import Logger
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+# %% ../nbs/05c_lifecycle.ipynb #e2f7beb9
 from . import model_state as states
 from .model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING, Row, StateTable, Subscriber
 from .notifications import NotSent, Sender, failed_message, ready_message, sender_from
@@ -158,7 +159,7 @@ def _unless_there(call: Callable, **arguments):
         if not already_there(e):
             raise
 
-
+# %% ../nbs/05c_lifecycle.ipynb #2d25abf0
 def create_endpoint(engine: Engine, run_id: str, model_name: str, instance_type: str):
     "Create the endpoint config and the endpoint of a run."
     sagemaker, name, tags = engine.client("sagemaker"), endpoint_name(engine.settings, run_id), _tags(engine, run_id)
@@ -187,7 +188,7 @@ def delete_endpoint(engine: Engine, run_id: str):
     _unless_gone(sagemaker.delete_endpoint, EndpointName=name)
     _unless_gone(sagemaker.delete_endpoint_config, EndpointConfigName=name)
 
-
+# %% ../nbs/05c_lifecycle.ipynb #2e25de3a
 def try_delete_endpoint(engine: Engine, run_id: str) -> bool:  # whether nothing is left
     "Delete what is left of a run; if AWS refuses, say so in the log and leave it to the reconciler."
     try:
@@ -197,7 +198,7 @@ def try_delete_endpoint(engine: Engine, run_id: str) -> bool:  # whether nothing
         return False
     return True
 
-# %% ../nbs/05c_lifecycle.ipynb #2e25de3a
+# %% ../nbs/05c_lifecycle.ipynb #2e8d3592
 def _next_type(settings: Settings, instance_type: str) -> str | None:
     "Return the instance type to try after `instance_type`."
     types = settings.instance_types
@@ -218,7 +219,7 @@ def _create_somewhere(engine: Engine, row: Row, model_name: str) -> tuple[Row, E
             logger.warning("no capacity", run_id=row.runId, instance_type=row.instanceType, next_type=other)
         row = next_attempt(engine, row, other)
 
-
+# %% ../nbs/05c_lifecycle.ipynb #cbd95d5b
 def next_attempt(engine: Engine, row: Row, instance_type: str) -> Row:
     "Go on with another instance type, under a run id of its own. Raises StartFailed if the run is over."
     moved = states.retry(engine.table, row.runId, new_run_id(), instance_type)
@@ -227,7 +228,7 @@ def next_attempt(engine: Engine, row: Row, instance_type: str) -> Row:
         raise StartFailed("The start was given up meanwhile. Press Start again.")
     return moved
 
-# %% ../nbs/05c_lifecycle.ipynb #2e8d3592
+# %% ../nbs/05c_lifecycle.ipynb #a4a3b888
 def start(
     engine: Engine,
     subscriber: Subscriber | None = None,
@@ -245,7 +246,7 @@ def start(
     logger.info("start", outcome=outcome, run_id=row.runId, instance_type=row.instanceType)
     return outcome, row
 
-
+# %% ../nbs/05c_lifecycle.ipynb #dd840af5
 def _bring_up(engine: Engine, won: Row, model_name: str, subscriber: Subscriber | None) -> Row:
     "Create the endpoint of a run just won; undo everything if that fails. Raises StartFailed."
     row, error = _create_somewhere(engine, won, model_name)
@@ -273,7 +274,7 @@ def _target(engine: Engine, run_id: str) -> dict:
     target = {"Arn": engine.shutdown_arn, "RoleArn": engine.schedule_role, "Input": json.dumps({"runId": run_id})}
     return target | ({"DeadLetterConfig": {"Arn": engine.dead_letters}} if engine.dead_letters else {})
 
-
+# %% ../nbs/05c_lifecycle.ipynb #93641c59
 def arm(engine: Engine, run_id: str, deadline: float):
     "Schedule a look at the row just after `deadline`."
     at = int(max(deadline, time.time() + 1)) + 1
@@ -288,7 +289,7 @@ def arm(engine: Engine, run_id: str, deadline: float):
         Target=_target(engine, run_id),
     )
 
-
+# %% ../nbs/05c_lifecycle.ipynb #7155efae
 def _schedules(engine: Engine, run_id: str) -> list[str]:  # names
     prefix = schedule_name(engine.settings, run_id, 0)[:-1]
     found = engine.client("scheduler").list_schedules(GroupName=engine.schedule_group, NamePrefix=prefix)
@@ -316,7 +317,7 @@ def _ask(engine: Engine, run_id: str):
     if prediction["label"] not in ("NEGATIVE", "POSITIVE") or not 0 <= prediction["score"] <= 1:
         raise ValueError(f"unexpected answer {str(prediction)[:200]}")
 
-
+# %% ../nbs/05c_lifecycle.ipynb #5b09246f
 def canary(engine: Engine, run_id: str, tries: int = 3):
     "See that the endpoint answers. Raises RuntimeError that says what is wrong."
     for left in reversed(range(tries)):
@@ -327,12 +328,12 @@ def canary(engine: Engine, run_id: str, tries: int = 3):
                 raise RuntimeError(f"The endpoint is up, but its test prediction failed: {str(e)[:300]}") from None
             time.sleep(1)
 
-# %% ../nbs/05c_lifecycle.ipynb #5b09246f
+# %% ../nbs/05c_lifecycle.ipynb #175bde57
 def deadline_from(settings: Settings, row: Row, now: float) -> int:
     "Return the deadline after a use of the model `now`: idle time, but never beyond the longest life of a run."
     return int(min(now + settings.idle_minutes * 60, row.startedAt + settings.max_run_minutes * 60))
 
-
+# %% ../nbs/05c_lifecycle.ipynb #a29853f2
 def on_ready(engine: Engine, row: Row):
     "Test the endpoint of a starting run and open it. Safe to repeat."
     if row.state == CREATING:
@@ -369,7 +370,7 @@ def _tell(engine: Engine, row: Row, key: str) -> bool | None:  # sent or failed;
     states.settle(engine.table, key, token, sent)
     return sent
 
-
+# %% ../nbs/05c_lifecycle.ipynb #f539f0c7
 def notify(engine: Engine, row: Row) -> int:  # messages sent
     "Tell everybody who waits how the run came out, and erase their numbers."
     states.settle_abandoned(engine.table, row)
@@ -390,7 +391,7 @@ def on_failed(engine: Engine, row: Row, reason: str):
         return _retry_elsewhere(engine, row, other)
     end_run(engine, row, reason)
 
-
+# %% ../nbs/05c_lifecycle.ipynb #3c42f6be
 def end_run(engine: Engine, row: Row, reason: str):
     "Say why the run failed, delete everything of it and tell whoever waits."
     failed = states.fail(engine.table, row.runId, reason) or states.read_row(engine.table)
@@ -399,7 +400,7 @@ def end_run(engine: Engine, row: Row, reason: str):
     if failed.state == FAILED and failed.runId == row.runId:
         notify(engine, failed)
 
-
+# %% ../nbs/05c_lifecycle.ipynb #67a0864e
 def _retry_elsewhere(engine: Engine, row: Row, instance_type: str):
     "Create the endpoint anew on another instance type, unless somebody else has begun to."
     model_name = registered_model(engine)["modelName"]
@@ -410,7 +411,7 @@ def _retry_elsewhere(engine: Engine, row: Row, instance_type: str):
     if error:
         end_run(engine, last, f"The endpoint could not be created: {_short(error)}")
 
-
+# %% ../nbs/05c_lifecycle.ipynb #14abb048
 def clean_up(engine: Engine, run_id: str) -> bool:  # whether nothing is left
     "Delete endpoint, endpoint config and wake-ups of a run that is over."
     done = try_delete_endpoint(engine, run_id)
@@ -431,7 +432,7 @@ def describe(engine: Engine, run_id: str) -> tuple[str, str]:  # (status, failur
         raise
     return found["EndpointStatus"], found.get("FailureReason", "")
 
-
+# %% ../nbs/05c_lifecycle.ipynb #9fbb7f3c
 def on_endpoint_state_change(
     engine: Engine,
     event: Mapping[str, Any],  # EventBridge: SageMaker Endpoint State Change
@@ -483,7 +484,7 @@ def _deadline_now(engine: Engine, row: Row, now: float) -> int:
     over = now >= row.startedAt + engine.settings.max_run_minutes * 60
     return max(int(now), row.shutdownAt) if over else int(now)
 
-
+# %% ../nbs/05c_lifecycle.ipynb #7de91dfd
 def shutdown(engine: Engine, run_id: str) -> str:  # ignored, rearmed, stopped or stopping
     "Stop a run whose deadline has passed, or come back later. Safe to repeat, at any time."
     row = states.read_row(engine.table)
@@ -521,7 +522,7 @@ def _repair_creating(engine: Engine, row: Row) -> str:
     on_failed(engine, row, reason)
     return "failed"
 
-
+# %% ../nbs/05c_lifecycle.ipynb #1dccafa3
 def _repair_in_service(engine: Engine, row: Row) -> str:
     "See to a run that is open."
     status, now = describe(engine, row.runId)[0], time.time()
@@ -565,14 +566,14 @@ def _is_tagged(engine: Engine, run_id: str, arn: str) -> bool:
     tags = engine.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
     return all(tag in tags for tag in _tags(engine, run_id))
 
-
+# %% ../nbs/05c_lifecycle.ipynb #6d7bb44e
 def delete_if_ours(engine: Engine, run_id: str) -> bool:  # whether everything is deleted
     "Delete the endpoint of a dead run, if its tags say that it is ours."
     name = endpoint_name(engine.settings, run_id)
     arn = engine.client("sagemaker").describe_endpoint(EndpointName=name)["EndpointArn"]
     return _is_tagged(engine, run_id, arn) and clean_up(engine, run_id)
 
-# %% ../nbs/05c_lifecycle.ipynb #6d7bb44e
+# %% ../nbs/05c_lifecycle.ipynb #962b4f99
 def delete_orphans(engine: Engine) -> list[str]:  # run ids
     "Delete what belongs to no run in progress. The list is read before the row, so a run that begins now is safe."
     listed = sorted(set(_listed(engine)))
@@ -583,7 +584,7 @@ def delete_orphans(engine: Engine) -> list[str]:  # run ids
         logger.warning("orphan", run_id=run_id, deleted=clean_up(engine, run_id))
     return dead
 
-
+# %% ../nbs/05c_lifecycle.ipynb #c494b094
 def delete_every_run(engine: Engine) -> list[str]:  # run ids
     "Delete all endpoints and endpoint configs of ours, in use or not: for a teardown. Needs no table."
     dead = sorted({run_id for run_id, arn in set(_listed(engine)) if _is_tagged(engine, run_id, arn)})
@@ -591,7 +592,7 @@ def delete_every_run(engine: Engine) -> list[str]:  # run ids
         delete_endpoint(engine, run_id)
     return dead
 
-
+# %% ../nbs/05c_lifecycle.ipynb #b3506587
 def reconcile(engine: Engine) -> dict[str, Any]:  # what was found and done
     "Compare the row with what is there and do what was missed. Raises RuntimeError at the end if a part failed."
     report: dict[str, Any] = {}

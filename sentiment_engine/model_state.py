@@ -142,6 +142,20 @@ def _alias(path: str, names: Mapping[str, str]) -> str:
     return ".".join(names[segment] for segment in path.split("."))
 
 # %% ../nbs/05a_model_state.ipynb #e63722b3
+def _update_text(values: Iterable[str], removes: Iterable[str], names: Mapping[str, str]) -> str:
+    "Write what an update sets, to :v0, :v1 …, and what it removes."
+    sets = ", ".join(f"{_alias(path, names)} = :v{i}" for i, path in enumerate(values))
+    gone = ", ".join(_alias(path, names) for path in removes)
+    return " ".join(f"{word} {what}" for word, what in (("SET", sets), ("REMOVE", gone)) if what)
+
+
+def _condition_text(leaves: Iterable[str], conditions: Mapping[str, tuple], names: Mapping[str, str]) -> str:
+    "Write what an update demands: the run, the states :s0, :s1 … and comparisons with :c0, :c1 …"
+    states = ", ".join(f":s{i}" for i, _ in enumerate(leaves))
+    checks = [f"{_alias(path, names)} {op} :c{i}" for i, (path, (op, _)) in enumerate(conditions.items())]
+    return " AND ".join([f"{names['runId']} = :run", f"{names['state']} IN ({states})", *checks])
+
+# %% ../nbs/05a_model_state.ipynb #ac811248
 def transition_write(
     action: str,  # a key of TRANSITIONS
     run_id: str,  # the run that the action is about
@@ -155,16 +169,12 @@ def transition_write(
     entered = {"state": leads_to, "since": now} if leaves != (leads_to,) else {}
     values = entered | dict(values)
     names = _placeholders(["state", "runId", *values, *removes, *conditions])
-    sets = [f"{_alias(path, names)} = :v{i}" for i, path in enumerate(values)]
-    checks = [f"{_alias(path, names)} {op} :c{i}" for i, (path, (op, _)) in enumerate(conditions.items())]
-    states = ", ".join(f":s{i}" for i in range(len(leaves)))
-    update = ("SET " + ", ".join(sets) if sets else "") + (" REMOVE " if removes else "")
     given = {f":v{i}": v for i, v in enumerate(values.values())} | {":run": run_id}
     given |= {f":s{i}": s for i, s in enumerate(leaves)}
     given |= {f":c{i}": v for i, (_, v) in enumerate(conditions.values())}
     return {
-        "UpdateExpression": update + ", ".join(_alias(path, names) for path in removes),
-        "ConditionExpression": " AND ".join([f"{names['runId']} = :run", f"{names['state']} IN ({states})", *checks]),
+        "UpdateExpression": _update_text(values, removes, names),
+        "ConditionExpression": _condition_text(leaves, conditions, names),
         "ExpressionAttributeNames": {alias: segment for segment, alias in names.items()},
         "ExpressionAttributeValues": {k: TypeSerializer().serialize(v) for k, v in given.items()},
     }
@@ -185,6 +195,9 @@ def _update(table: StateTable, write: Mapping[str, Any]) -> Row | None:  # None:
             return None
         raise
     return row_from(done["Attributes"])
+
+# %% ../nbs/05a_model_state.ipynb #da7c02da
+#| export
 
 # %% ../nbs/05a_model_state.ipynb #186ff201
 def apply(
@@ -218,7 +231,7 @@ def _ensure_row(table: StateTable):
         if e.response["Error"]["Code"] != "ConditionalCheckFailedException":
             raise
 
-
+# %% ../nbs/05a_model_state.ipynb #98f91e67
 def _subscription(subscriber: Subscriber | None) -> dict:
     "Return the values that put `subscriber` on the list, and the numbers' own end of life."
     if subscriber is None:
@@ -227,7 +240,7 @@ def _subscription(subscriber: Subscriber | None) -> dict:
     entry = {"phone": subscriber.phone, "name": subscriber.name, "at": now}
     return {f"subscribers.{subscriber.key}": entry, "expiresAt": now + KEEP_NUMBERS}
 
-# %% ../nbs/05a_model_state.ipynb #98f91e67
+# %% ../nbs/05a_model_state.ipynb #4bbfc313
 def _start(table: StateTable, row: Row, run_id: str, subscriber, model_version: str, instance_type: str) -> Row | None:
     "Begin run `run_id` if the row is still as it was read."
     now = int(time.time())
@@ -235,7 +248,7 @@ def _start(table: StateTable, row: Row, run_id: str, subscriber, model_version: 
     zero = {"smsSent": 0, "smsFailed": 0, "shutdownAt": 0, "reason": ""}
     return apply(table, "start", row.runId, values=fresh | zero | _subscription(subscriber))
 
-
+# %% ../nbs/05a_model_state.ipynb #c62b8139
 def start_or_join(
     table: StateTable,
     run_id: str,  # of the run that begins if this is the first Start
@@ -278,7 +291,7 @@ def roll_back(
     removes = [f"subscribers.{subscriber.key}"] if subscriber else []
     return apply(table, "roll_back", run_id, values={"reason": reason[:500]}, removes=removes)
 
-
+# %% ../nbs/05a_model_state.ipynb #f6bff7f5
 def fail(table: StateTable, run_id: str, reason: str) -> Row | None:
     "Record that the run has failed."
     return apply(table, "fail", run_id, values={"reason": reason[:500], "shutdownAt": 0})
@@ -325,6 +338,9 @@ def _claim_write(run_id: str, key: str, token: str, now: int) -> dict:
         "ExpressionAttributeValues": {k: TypeSerializer().serialize(v) for k, v in values.items()},
     }
 
+# %% ../nbs/05a_model_state.ipynb #59260dff
+#| export
+
 # %% ../nbs/05a_model_state.ipynb #61984412
 def claim(table: StateTable, run_id: str, key: str) -> tuple[str, Subscriber] | None:  # (token, whom); None: not ours
     "Claim the right to tell one subscriber about run `run_id`."
@@ -356,7 +372,7 @@ def settle_abandoned(table: StateTable, row: Row) -> int:  # how many
     dead = {k: e["claim"] for k, e in row.subscribers.items() if "claim" in e and e.get("claimedAt", 0) < old}
     return sum(settle(table, key, token, sent=False) is not None for key, token in dead.items())
 
-
+# %% ../nbs/05a_model_state.ipynb #2e5ea42c
 def forget_expiry(table: StateTable) -> Row | None:
     "Cancel the row's own end of life once no number is left in it."
     return _update(

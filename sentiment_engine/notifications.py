@@ -101,7 +101,22 @@ def _worth_a_retry(e: Exception) -> bool:
         and not (isinstance(e.reason, TimeoutError))
     )
 
+# %% ../nbs/05b_notifications.ipynb #c8007255
+#| export
+
 # %% ../nbs/05b_notifications.ipynb #68b42179
+def _patiently(pauses: tuple[float, ...], post: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    "Post, and once more after each pause where that is safe. Raises NotSent."
+    for pause in (*pauses, None):
+        try:
+            return post()
+        except (OSError, ValueError) as e:
+            if pause is None or not _worth_a_retry(e):
+                raise NotSent(mask(f"{type(e).__name__}: {e}")) from None
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+# %% ../nbs/05b_notifications.ipynb #e8fb0338
 @dataclass(frozen=True)
 class Textbelt:
     "Sends through textbelt.com or a server of your own that speaks like it."
@@ -118,14 +133,7 @@ class Textbelt:
 
     def send(self, phone: str, text: str) -> str:
         "Send one SMS. Raises NotSent."
-        for pause in (*self.pauses, None):
-            try:
-                answer = self.fetch(self._request(phone, text), self.timeout)
-                break
-            except (OSError, ValueError) as e:
-                if pause is None or not _worth_a_retry(e):
-                    raise NotSent(mask(f"{type(e).__name__}: {e}")) from None
-                time.sleep(pause)
+        answer = _patiently(self.pauses, lambda: self.fetch(self._request(phone, text), self.timeout))
         if not answer.get("success"):
             raise NotSent(mask(str(answer.get("error", "refused without a reason"))))
         return str(answer.get("textId", ""))

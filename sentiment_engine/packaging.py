@@ -82,7 +82,7 @@ def zip_bytes(
             archive.writestr(entry, files[name], compresslevel=6)
     return buffer.getvalue()
 
-
+# %% ../nbs/05_serverless_backend.ipynb #046a9c1b
 def package_function(
     folder: Path,  # of the function, with its handler.py
 ) -> bytes:  # the zip
@@ -116,7 +116,7 @@ def upload_packages(
             s3.put_object(Bucket=bucket, Key=key, Body=package, ContentType="application/zip")
     return keys
 
-
+# %% ../nbs/05_serverless_backend.ipynb #2f4debac
 def _is_there(s3, bucket: str, key: str) -> bool:
     try:
         s3.head_object(Bucket=bucket, Key=key)

@@ -1,5 +1,6 @@
 "The HTTP API: what every kind of request gets, good or bad, and that a bad one changes nothing."
 
+import io
 import json
 import logging
 
@@ -171,6 +172,15 @@ def test_whatever_sagemaker_throws_is_a_clean_answer(world, error, status, code)
     assert (got[0], got[1]["error"]["code"]) == (status, code)
     assert "Traceback" not in json.dumps(got) and "arn:" not in json.dumps(got)
     assert world.status()["state"] == "IN_SERVICE"
+
+
+@pytest.mark.parametrize("nonsense", ["no", {"label": "POSITIVE"}])
+def test_an_answer_that_is_no_list_of_predictions(world, monkeypatch, nonsense):
+    world.in_service()
+    body = json.dumps(nonsense).encode() if isinstance(nonsense, dict) else b"<html>"
+    monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda **_: {"Body": io.BytesIO(body)}, raising=False)
+    status, got = world.request("POST", "/predict", {"inputs": "Great."})
+    assert (status, got["error"]["code"]) == (502, "model_error")
 
 
 def test_an_endpoint_that_is_gone_ends_the_run(world):
