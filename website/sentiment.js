@@ -198,7 +198,7 @@ function renderStart() {
 	const many = usual.starts > 0;
 	const half = number(usual.p50) ? usual.p50 : s.etaSeconds;
 	text('fact-time', !number(half) ? 'A few minutes: a machine is found, switched on and given the model.'
-		: `Usually ${duration(half)}${many && number(usual.p90) && usual.p90 > half * 1.1 ? `, nine times in ten within ${duration(usual.p90)}` : ''}${many ? ` (${plural(usual.starts, 'start')} so far)` : ''}.`);
+		: !many ? `About ${duration(half)}, but none was measured here yet.` : `Usually ${duration(half)}${number(usual.p90) && usual.p90 > half * 1.1 ? `, nine times in ten within ${duration(usual.p90)}` : ''} (${plural(usual.starts, 'start')} so far).`);
 	text('fact-cost', number(s.pricePerHour)
 		? `You: nothing. Its owner: ${money(s.pricePerHour)} an hour while it is up, nothing while it sleeps.`
 		: 'You: nothing. Its owner pays for the hours it is up, and nothing while it sleeps.');
