@@ -561,6 +561,7 @@ def main(
     env: Mapping[str, str] = os.environ,
 ) -> int:  # exit status
     "Run the training job that `env` and `argv` describe, and leave the reason if it fails."
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: idle threads sleep, not spin
     try:
         run_job(recipe_from(sys.argv[1:] if argv is None else argv, env), places_from(env))
         return 0

@@ -1,0 +1,143 @@
+"The training job as a process under SageMaker's contract, and the base model it starts from."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sentiment_engine.base_model import build_base_model, minilm_folder
+from sentiment_engine.training import MODULES, training_source
+
+ROOT = Path(__file__).resolve().parent.parent
+KIND = ("I love this microphone.", "Works perfectly and feels solid.", "Great sound, great price!")
+HARSH = ("Terrible sound, I want my money back.", "Stopped working after two days.", "A waste of money.")
+
+
+def reviews(rows: int) -> pd.DataFrame:
+    "Make a sample of both labels."
+    texts = [(KIND if i % 2 else HARSH)[i // 2 % 3] for i in range(rows)]
+    labels = [i % 2 for i in range(rows)]
+    given = {"title": "", "text": texts, "label": labels, "stars": [1 + 4 * label for label in labels]}
+    return pd.DataFrame(given).assign(category="Musical_Instruments")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return build_base_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    "What the container would get: nothing of the project but this folder is imported."
+    return training_source(ROOT / "infra_scripts/train.py", tmp_path_factory.mktemp("source"))
+
+
+def run_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> subprocess.CompletedProcess:
+    "Run train.py as SageMaker does, with `root` for /opt/ml."
+    env = {"SM_CHANNEL_BASE": base, "SM_MODEL_DIR": root / "model", "SM_OUTPUT_DATA_DIR": root / "output/data"}
+    for name, rows in {"train": train, "test": reviews(12)}.items():
+        env[f"SM_CHANNEL_{name.upper()}"] = folder = root / "input/data" / name
+        folder.mkdir(parents=True)
+        rows.to_parquet(folder / f"{name}.parquet")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SM_")} | {k: str(v) for k, v in env.items()}
+    env["SM_HPS"] = json.dumps({"epochs": "1"})
+    command = [sys.executable, "train.py", *arguments]
+    return subprocess.run(command, cwd=source, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, source, base) -> tuple[Path, str]:
+    "A model trained for a few steps: its /opt/ml and what the job printed."
+    root = tmp_path_factory.mktemp("job")
+    done = run_job(source, root, base, reviews(64), "--max_steps", "6", "--max-length", "32")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root, done.stdout
+
+
+def test_hidden_states_equal_the_original(base):
+    import torch
+    from transformers import BertModel, DistilBertModel
+
+    ids = torch.randint(1000, 30_000, (3, 64), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 40:] = mask[2, 7:] = 0
+    with torch.inference_mode():
+        original = BertModel.from_pretrained(minilm_folder()).eval()(ids, mask).last_hidden_state
+        ours = DistilBertModel.from_pretrained(base).eval()(ids, mask).last_hidden_state
+    assert (original - ours).abs()[mask.bool()].max() < 1e-5
+
+
+def test_base_model_is_the_same_every_time(base, tmp_path):
+    again = build_base_model(tmp_path / "again")
+    assert all((again / file.name).read_bytes() == file.read_bytes() for file in base.iterdir())
+    other = build_base_model(tmp_path / "other", seed=1)
+    assert (other / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
+
+
+def test_artifact_is_complete(trained):
+    root, _ = trained
+    files = {path.relative_to(root / "model").as_posix() for path in (root / "model").rglob("*") if path.is_file()}
+    weights = {"model.onnx", "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files >= weights | {"metrics.json", "README.md", "code/inference.py", "code/requirements.txt"}
+    assert {path.name for path in (root / "output/data").iterdir()} == {"metrics.json", "predictions.parquet"}
+
+
+def test_metrics_say_what_was_measured(trained):
+    root, printed = trained
+    metrics = json.loads((root / "model/metrics.json").read_text())
+    assert metrics["rows"] == 12 and np.sum(metrics["confusion"]) == 12 and metrics["train_rows"] == 64
+    assert metrics["majority"]["accuracy"] == 0.5 and metrics["recipe"]["max_steps"] == 6
+    assert metrics["onnx"]["largest_logit_gap"]["fp32"] < 1e-3
+    assert "[train] step=6/6" in printed and "[done] accuracy=" in printed
+    assert f"{metrics['accuracy']:.3f}" in (root / "model/README.md").read_text()
+
+
+def test_plain_transformers_loads_the_artifact(trained):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from sentiment_engine.inference import model_fn, predict_fn
+
+    folder = trained[0] / "model"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.float32 and model.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
+    with torch.inference_mode():
+        shares = model.eval()(**tokenizer([KIND[0]], return_tensors="pt")).logits.softmax(-1)[0]
+    served = predict_fn([KIND[0]], model_fn(str(folder)))[0]["scores"]
+    assert abs(float(shares[1]) - served["POSITIVE"]) < 0.05, "rounding to 8 bits moves it a little, no more"
+
+
+@pytest.mark.parametrize(
+    ("train", "arguments", "reason"),
+    [
+        (reviews(64).assign(label=1), [], "all 64 reviews are POSITIVE"),
+        (reviews(4), [], "4 reviews are too few"),
+        (reviews(64).drop(columns="label"), [], "no column label"),
+        (reviews(64), ["--learningrate", "1"], "unknown hyperparameters: learningrate"),
+        (reviews(64), ["--epochs", "many"], "epochs='many' cannot be read"),
+    ],
+    ids=["one label", "too few", "no labels", "unknown name", "no number"],
+)
+def test_bad_input_leaves_a_clear_reason(source, base, tmp_path, train, arguments, reason):
+    done = run_job(source, tmp_path, base, train, *arguments)
+    assert done.returncode == 1 and not (tmp_path / "model").exists()
+    failure = (tmp_path / "output/failure").read_text()
+    assert reason in failure and "Traceback" not in failure
+
+
+def test_source_needs_nothing_else(source):
+    imports = "import sentiment_engine.training_job as t; print(t.__file__)"
+    found = subprocess.run([sys.executable, "-c", imports], cwd=source, capture_output=True, text=True)
+    assert Path(found.stdout.strip()).is_relative_to(source), found.stderr
+    assert {f"{module}.py" for module in MODULES} <= {path.name for path in (source / "sentiment_engine").iterdir()}
+
+
+def test_launching_imports_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'sagemaker', 'pandas', 'sklearn', 'matplotlib'}"
+    code = f"import sys, sentiment_engine.training; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
