@@ -70,7 +70,7 @@ def load_grammar() -> dict[str, dict[str, list[str]]]:  # category -> rule -> it
         grammar[name] = {rule: text.strip("\n").split("\n") for rule, text in rules.items()}
     return grammar
 
-
+# %% ../nbs/01a_reviews.ipynb #cd43af7b
 def expand(
     rule: str,
     grammar: Mapping[str, list[str]],  # of one category
@@ -88,7 +88,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\s+([.,!?])", r"\1", " ".join(text.split()))
     text = re.sub(r"(?<!\.)([.!?])\.(?!\.)", r"\1", text)
     text = re.sub(r"\b([Aa]) (?=[aeiou](?!ne\b|nce\b|ser|seful|nit|ku))", r"\1n ", text)
-    text = re.sub(r"(^|[.!?] )([a-z])", lambda start: start[1] + start[2].upper(), text)
+    text = re.sub(r"(^|(?<!\.)[.!?] )([a-z])", lambda start: start[1] + start[2].upper(), text)
     return text if text.endswith((".", "!", "?", ",", ":", "。")) else text + "."
 
 # %% ../nbs/01a_reviews.ipynb #518ce180
@@ -174,6 +174,8 @@ def make_odd(
 ) -> tuple[str, str]:  # title and body
     "Do to a review what `kind` says."
     mood = ("bad", "good")[label_of(stars)]
+    if kind == "typo":
+        return title, _typo(body, rng)
     if kind == "emoji":
         return title, f"{body} {expand(f'emoji_{mood}', grammar, rng)}"
     if kind == "entities":
@@ -186,10 +188,8 @@ def make_odd(
         return tidy(expand(("praise", "gripe")[label_of(stars)] + "_title", grammar, rng)).rstrip("."), body
     if kind == "foreign":
         return "", expand(f"foreign_{mood}", grammar, rng).strip()
-    if kind == "very_long":
-        filler = (tidy(expand(rng.choice(["story", "aside"]), grammar, rng)) for _ in range(60))
-        return title, f"{' '.join(filler)} {body}"
-    return title, _typo(body, rng)
+    filler = (tidy(expand(rng.choice(["story", "aside"]), grammar, rng)) for _ in range(80))
+    return title, f"{' '.join(filler)} {body}"
 
 # %% ../nbs/01a_reviews.ipynb #a8487c96
 STARS = {1: 0.20, 2: 0.14, 3: 0.20, 4: 0.20, 5: 0.26}  # share of each rating
@@ -216,7 +216,7 @@ def make_review(
 # %% ../nbs/01a_reviews.ipynb #d4c0d8b1
 FAULTS = {"repeat": 0.010, "null": 0.004, "blank": 0.004, "malformed": 0.004}  # share of the lines
 
-
+# %% ../nbs/01a_reviews.ipynb #7c916de2
 def generate_reviews(
     rows: int,
     seed: int = 42,
@@ -336,7 +336,7 @@ def read_reviews(
     if counts["reviews"] == before:
         raise DataError(f"{source}: no line of its files is a review. Expected {EXPECTED}")
 
-
+# %% ../nbs/01a_reviews.ipynb #95ec3b17
 def parse_review(line: str) -> dict | None:
     "Read a line; what is no JSON object with a rating and a text field is None."
     try:
