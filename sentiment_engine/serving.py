@@ -69,7 +69,7 @@ def _error(code: str, message: str) -> bytes:
 # %% ../nbs/08d_serving.ipynb #a6394373
 WARM_UP = b'{"inputs": "A first sentence, to see that the model answers."}'
 
-
+# %% ../nbs/08d_serving.ipynb #ce529279
 class Predictor:
     "The handlers of one artifact and the model that they loaded."
 
@@ -116,7 +116,7 @@ async def _body(receive) -> bytes:
 # %% ../nbs/08d_serving.ipynb #a69a6ba3
 _TYPE = "application/json"
 
-
+# %% ../nbs/08d_serving.ipynb #f2af04c5
 def serving_app(
     predictor: Predictor,
     threads: int = 16,  # predictions at a time; a model may join them to a batch
@@ -124,33 +124,34 @@ def serving_app(
     "Return the ASGI application that serves `predictor`."
     pool = ThreadPoolExecutor(threads)
 
-    async def invoke(headers, receive):
-        if not predictor.ready:
-            return 503, _error("loading", "the model is still loading: try again in a second"), _TYPE
-        wanted = headers.get("accept", _TYPE)
-        args = headers.get("content-type", _TYPE).split(";")[0], _TYPE if wanted == "*/*" else wanted
-        try:
-            body = await _body(receive)
-            answer, given = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, body, *args)
-            return 200, answer, given
-        except Exception as e:
-            return *error_answer(e), _TYPE
-
     async def app(scope, receive, send):
         headers = {k.decode(): v.decode("latin-1") for k, v in scope["headers"]}
         route = scope["path"], scope["method"]
         if route == ("/ping", "GET"):
             status, body, given = (200 if predictor.ready else 503), b"", _TYPE
         elif route == ("/invocations", "POST"):
-            status, body, given = await invoke(headers, receive)
+            status, body, given = await _invoke(predictor, pool, headers, receive)
         else:
             status, body, given = _no_route(*route)
-        length = str(len(body)).encode()
-        sent = [(b"content-type", given.encode()), (b"content-length", length)]
+        sent = [(b"content-type", given.encode()), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": sent})
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+# %% ../nbs/08d_serving.ipynb #8f00e03f
+async def _invoke(predictor: Predictor, pool: ThreadPoolExecutor, headers: dict, receive) -> tuple[int, bytes, str]:
+    "Answer POST /invocations: status, body, content type."
+    if not predictor.ready:
+        return 503, _error("loading", "the model is still loading: try again in a second"), _TYPE
+    wanted = headers.get("accept", _TYPE)
+    args = headers.get("content-type", _TYPE), _TYPE if wanted == "*/*" else wanted
+    try:
+        body = await _body(receive)
+        answer, given = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, body, *args)
+        return 200, answer, given
+    except Exception as e:
+        return *error_answer(e), _TYPE
 
 # %% ../nbs/08d_serving.ipynb #cbe83d9e
 def _no_route(path: str, method: str) -> tuple[int, bytes, str]:
@@ -166,7 +167,7 @@ def _watch(predictor: Predictor, server: uvicorn.Server):
         _log.error("the model does not start", exc_info=predictor.failure)
         server.should_exit = True
 
-
+# %% ../nbs/08d_serving.ipynb #84e33842
 def serve(
     model_dir: Path,
     port: int,  # 0: any free one

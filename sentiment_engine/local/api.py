@@ -23,7 +23,7 @@ def _reached(shapes: dict, name: str, found: dict):
     for reference in refers:
         _reached(shapes, reference["shape"], found)
 
-
+# %% ../../nbs/08h_local_api.ipynb #302e19ee
 class Api:
     "The operations of one service that the local cloud answers itself, and the rules for their parameters."
 
@@ -90,7 +90,7 @@ def _text_errors(shape: dict, value: str, path: str):
     if "pattern" in shape and not _matches(shape["pattern"], value):
         yield start + f"Member must satisfy regular expression pattern: {shape['pattern']}"
 
-
+# %% ../../nbs/08h_local_api.ipynb #b90e849a
 def _matches(pattern: str, value: str) -> bool:
     try:
         return re.fullmatch(pattern, value) is not None

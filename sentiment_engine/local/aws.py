@@ -176,7 +176,7 @@ def _run(self: LogStream):
     except Exception:  # the log file of the process has every line: a failing copy must not end the job
         return
 
-
+# %% ../../nbs/08g_local_aws.ipynb #cdfce738
 def _batch(self: LogStream) -> list:
     batch = [self._lines.get()]
     if batch[0] is not None:

@@ -31,7 +31,7 @@ def follow(
 
     time.time = shifted
 
-
+# %% ../../nbs/08k_local_clock.ipynb #45a9aca0
 def set_ahead(path: str, seconds: float):
     "Write how many seconds the clock is ahead of the real time."
     spare = f"{path}.new"

@@ -124,7 +124,7 @@ def _spawn(self: LocalCloud, detached: bool):
             start_new_session=True,  # Ctrl-C in the terminal is for the one who started it
         )
 
-
+# %% ../../nbs/08_local_cloud.ipynb #bb522b57
 def _ports(self: LocalCloud) -> tuple[int, int]:
     "Return the ports to ask for: for any free one, those of the last time if nobody has taken them since."
     kept = self.state / "ports.json"
@@ -192,6 +192,8 @@ LocalCloud._ready, LocalCloud._reason = _ready, _reason
 LocalCloud.place = property(_place, doc="pid, port and site_port.")
 LocalCloud.running = property(lambda self: bool(read_place(self.state)), doc="Whether the cloud runs.")
 LocalCloud.log = property(lambda self: self.state / "cloud.log", doc="File of what the server writes.")
+
+# %% ../../nbs/08_local_cloud.ipynb #0a084088
 LocalCloud.url = property(lambda self: f"http://127.0.0.1:{self.place['port']}", doc="For AWS_ENDPOINT_URL.")
 LocalCloud.site_url = property(lambda self: f"http://127.0.0.1:{self.place['site_port']}/", doc="The web site.")
 LocalCloud.inbox_url = property(lambda self: f"{self.url}/_local/inbox", doc="Text messages; + .json for programs.")

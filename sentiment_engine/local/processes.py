@@ -61,7 +61,7 @@ _GUARD = (
 )
 PACKAGE_ROOT = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd().parent
 
-
+# %% ../../nbs/08f_local_processes.ipynb #8ffc172f
 class Child:
     "A running command, its guard and its log."
 
@@ -123,6 +123,8 @@ def _stop(self: Child, timeout: float = 10.0) -> int:
 
 
 Child.running = property(_running)
+
+# %% ../../nbs/08f_local_processes.ipynb #f38e2933
 Child.wait = _wait
 Child.stop = _stop
 

@@ -294,7 +294,7 @@ def _create_endpoint(self: SageMaker, params: dict) -> dict:
     self.host(params["EndpointName"], self.endpoint_delay)
     return {"EndpointArn": endpoint["EndpointArn"]}
 
-
+# %% ../../nbs/08a_local_sagemaker.ipynb #ad0f339b
 def _variants(self: SageMaker, params: dict) -> list[dict]:
     "Describe the variants that the endpoint's config asks for."
     wanted = self.catalogue.find(CONFIG, params["EndpointConfigName"])["ProductionVariants"]
@@ -309,12 +309,12 @@ def _variants(self: SageMaker, params: dict) -> list[dict]:
 SageMaker._CreateEndpointConfig, SageMaker._CreateEndpoint = _create_config, _create_endpoint
 SageMaker.variants = _variants
 
-# %% ../../nbs/08a_local_sagemaker.ipynb #ad0f339b
+# %% ../../nbs/08a_local_sagemaker.ipynb #44bba0bd
 def _host(self: SageMaker, name: str, delay: float = 0.0):
     "Start the thread of an endpoint."
     threading.Thread(target=_run_endpoint, args=(self, name, delay), name=f"endpoint-{name}", daemon=True).start()
 
-
+# %% ../../nbs/08a_local_sagemaker.ipynb #6605995d
 def _run_endpoint(self: SageMaker, name: str, delay: float):
     "Bring an endpoint into service and keep it there until it is deleted."
     log = LogStream(self.aws.client("logs"), f"/aws/sagemaker/Endpoints/{name}", "AllTraffic/i-local")
@@ -340,7 +340,7 @@ def _run_endpoint(self: SageMaker, name: str, delay: float):
     finally:
         log.close()
 
-
+# %% ../../nbs/08a_local_sagemaker.ipynb #de0affba
 def _container(self: SageMaker, name: str) -> dict:
     "Return the container of the model behind an endpoint."
     config = self.catalogue.find(CONFIG, self.catalogue.find(ENDPOINT, name)["EndpointConfigName"])
@@ -450,7 +450,7 @@ def _job_changes(self: SageMaker, name: str) -> Callable[[str, str, dict], None]
 
     return report
 
-
+# %% ../../nbs/08a_local_sagemaker.ipynb #6e7bd4fd
 def _stop_job(self: SageMaker, params: dict) -> dict:
     name = params["TrainingJobName"]
     status = self.catalogue.find(JOB, name)["TrainingJobStatus"]
@@ -483,7 +483,7 @@ def _restore(self: SageMaker):
         elif status != "Failed":
             self.host(name)
 
-
+# %% ../../nbs/08a_local_sagemaker.ipynb #f2c456a2
 def _close(self: SageMaker):
     "End every process; the recorded state stays as it is."
     self.closing.set()

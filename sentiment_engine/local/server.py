@@ -102,7 +102,7 @@ def _write(self: Saver, keys: set[str]):
             self.dirty.add(key)
         self.cost[key] = time.perf_counter() - started
 
-
+# %% ../../nbs/08l_local_server.ipynb #84ecdd55
 def _run(self: Saver, every: float = 1.0):
     "Save what is marked, until `closing` is set."
     rounds = 0
@@ -148,7 +148,7 @@ def _put_event(self: Emulator, source: str, detail_type: str, arn: str, detail: 
     with self.responses.request_scope(ACCOUNT, REGION):
         self.eventbridge._put_events({"Entries": [entry]}, allow_aws_source=True)
 
-
+# %% ../../nbs/08l_local_server.ipynb #8c565ed1
 def _extend_cloudformation(self: Emulator, url: str):
     "Mend what CloudFormation does not do as our templates need it; once, at its first call."
     if not self.extended:
@@ -203,7 +203,7 @@ def mend_http_apis(
 
     _afterwards(handler, mend)
 
-
+# %% ../../nbs/08l_local_server.ipynb #dcc2a899
 def mend_tables(
     handler: dict,
     expiries: dict[str, dict],  # ministack's settings of time to live, by table
@@ -351,7 +351,7 @@ def _advance(self: LocalServer, body: bytes) -> dict:
     clock.set_ahead(self.clock_file, clock.read_ahead(self.clock_file) + seconds)
     return {"ahead": clock.read_ahead(self.clock_file)}
 
-
+# %% ../../nbs/08l_local_server.ipynb #f6f3a1ab
 def _sns_messages(self: LocalServer) -> list[dict]:
     "Return the text messages sent through SNS."
     import httpx
@@ -414,13 +414,13 @@ async def _close_on(stop: asyncio.Event, server: LocalServer):
     await stop.wait()
     await asyncio.to_thread(server.close)
 
-
+# %% ../../nbs/08l_local_server.ipynb #8da83dfb
 def _until_end(loop, stop: asyncio.Event):
     while os.read(0, 1024):  # b"" at the end
         pass
     loop.call_soon_threadsafe(stop.set)
 
-# %% ../../nbs/08l_local_server.ipynb #8da83dfb
+# %% ../../nbs/08l_local_server.ipynb #7cd79475
 def _begin(self: LocalServer):
     "Bring back what was running before, once the port answers; then say that the cloud is ready."
     import httpx
@@ -439,7 +439,7 @@ def _begin(self: LocalServer):
         time.sleep(0.05)
     self.ready = True
 
-
+# %% ../../nbs/08l_local_server.ipynb #230d8412
 def _close(self: LocalServer):
     "End every process of the cloud."
     from ministack.core import lambda_runtime

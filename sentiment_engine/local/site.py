@@ -83,23 +83,24 @@ def site_app(
             return await _lifespan(receive, send)
         if scope["type"] != "http":
             return None
-        status, headers, body = await answer(scope)
+        status, headers, body = await _page(site, url, scope)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def answer(scope):
-        if scope["path"] in ("/inbox", "/inbox/"):
-            return 307, [(b"location", f"{url}/_local/inbox".encode())], b""
-        if not (domain := await site.domain()):
-            return 404, [(b"content-type", b"text/html; charset=utf-8")], WAITING
-        kept = [(k, v) for k, v in scope["headers"] if k.lower() not in (b"host", b"x-forwarded-proto")]
-        asked = [*kept, (b"host", domain.encode()), (b"x-forwarded-proto", b"https")]
-        status, headers, body = await ask(emulator, {**scope, "headers": asked})
-        if scope["path"] == "/" and status in (403, 404):
-            return 404, [(b"content-type", b"text/html; charset=utf-8")], WAITING
-        return status, headers, body
-
     return app
+
+# %% ../../nbs/08m_local_site.ipynb #a70a9571
+async def _page(site: Site, url: str, scope: dict) -> tuple[int, list, bytes]:
+    "Answer one request to the site: status, headers, body."
+    waiting = 404, [(b"content-type", b"text/html; charset=utf-8")], WAITING
+    if scope["path"] in ("/inbox", "/inbox/"):
+        return 307, [(b"location", f"{url}/_local/inbox".encode())], b""
+    if not (domain := await site.domain()):
+        return waiting
+    kept = [(k, v) for k, v in scope["headers"] if k.lower() not in (b"host", b"x-forwarded-proto")]
+    asked = [*kept, (b"host", domain.encode()), (b"x-forwarded-proto", b"https")]
+    answer = await ask(site.emulator, {**scope, "headers": asked})
+    return waiting if scope["path"] == "/" and answer[0] in (403, 404) else answer
 
 
 async def _lifespan(receive, send):

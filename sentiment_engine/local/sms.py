@@ -35,7 +35,7 @@ def fields_of(
         return {k: str(v) for k, v in given.items()} if isinstance(given, dict) else {}
     return {k: v[0] for k, v in parse_qs(body.decode("utf-8", "replace")).items()}
 
-
+# %% ../../nbs/08c_local_sms.ipynb #4d5bd063
 def refusal(fields: dict[str, str]) -> str:  # empty: none
     "Say why Textbelt would not send a message."
     if missing := [name for name in ("phone", "message", "key") if not fields.get(name)]:

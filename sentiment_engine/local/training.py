@@ -158,7 +158,7 @@ def _download(self: TrainingRun):
         fetch(s3, uri, self.root / "checkpoints")  # a job that was stopped goes on from there
     _move_scripts(self.root)
 
-
+# %% ../../nbs/08j_local_training.ipynb #18f77819
 def _upload(self: TrainingRun):
     "Send model.tar.gz, output.tar.gz if there is any, and the checkpoints."
     s3, artifact = self.aws.client("s3"), self.job["ModelArtifacts"]["S3ModelArtifacts"]
@@ -184,7 +184,7 @@ def _environment(self: TrainingRun) -> dict[str, str]:
     config = {"SAGEMAKER_REGION": REGION, "SM_OUTPUT_DIR": str(self.root / "output")}
     return child_environment(self.aws.environment, **names | threads | config | given)
 
-
+# %% ../../nbs/08j_local_training.ipynb #6f060b7b
 def _train(self: TrainingRun) -> bool:  # whether it ran longer than it may
     "Run the job's command. Raises RuntimeError with what it wrote to output/failure."
     log = LogStream(self.aws.client("logs"), "/aws/sagemaker/TrainingJobs", f"{self.name}/algo-1-{int(time.time())}")
@@ -203,7 +203,7 @@ def _train(self: TrainingRun) -> bool:  # whether it ran longer than it may
         raise RuntimeError(_failure(self, code))
     return late
 
-
+# %% ../../nbs/08j_local_training.ipynb #e185dd74
 def _failure(self: TrainingRun, code: int) -> str:
     "Say why the command failed: what it wrote to output/failure, else the end of its log."
     path = self.root / "output/failure"
