@@ -176,12 +176,10 @@ def make_odd(
     mood = ("bad", "good")[label_of(stars)]
     if kind == "typo":
         return title, _typo(body, rng)
-    if kind == "emoji":
-        return title, f"{body} {expand(f'emoji_{mood}', grammar, rng)}"
+    if kind in ("emoji", "question"):
+        return title, f"{body} {expand(f'{kind}_{mood}', grammar, rng)}"
     if kind == "entities":
         return title, body.replace("'", "&#39;").replace(". ", ".<br /><br />", 2) + "&nbsp;"
-    if kind == "question":
-        return title, f"{body} {tidy(expand(f'question_{mood}', grammar, rng))}"
     if kind == "sarcasm":
         return title, f"{tidy(expand('sarcasm', grammar, rng))} {body}" if stars < 3 else body
     if kind == "contrary_title":
