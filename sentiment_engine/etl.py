@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['ONE_MACHINE', 'QUICK_JAVA', 'LOGGING', 'RAW_SCHEMA', 'ENTITY', 'NAMED', 'TAG', 'EMBEDDED', 'LINKED', 'INVISIBLE',
-           'SPACE', 'REASONS', 'COLUMNS', 'LABELS', 'DONE', 'start_spark', 'parse', 'read_lines', 'unescape', 'clean',
-           'judge', 'mark_repeats', 'split_of', 'transform', 'measure', 'Expectations', 'QualityError', 'shortcomings',
-           'swap', 'settle', 'clean_reviews', 'review_files', 'upload_reviews', 'package_zip', 'upload_job',
-           'run_glue_job']
+           'SPACE', 'REASONS', 'COLUMNS', 'DONE', 'start_spark', 'parse', 'read_lines', 'unescape', 'clean', 'judge',
+           'mark_repeats', 'split_of', 'transform', 'measure', 'Expectations', 'QualityError', 'shortcomings', 'swap',
+           'settle', 'clean_reviews', 'review_files', 'upload_reviews', 'package_zip', 'upload_job', 'run_glue_job']
 
 # %% ../nbs/01_glue_etl.ipynb #75b9257f
 import gzip
@@ -32,6 +31,8 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
+
+from .reviews import LABELS
 
 # %% ../nbs/01_glue_etl.ipynb #94eb37f6
 ONE_MACHINE = {
@@ -237,9 +238,6 @@ def transform(
     return marked.withColumn("split", split_of(F.col("review_id"))).select(*COLUMNS, "reason", aside.alias("line"))
 
 # %% ../nbs/01_glue_etl.ipynb #ca980f9b
-LABELS = ("NEGATIVE", "POSITIVE")
-
-
 def measure(
     reviews: DataFrame,  # from `transform`
 ) -> dict:

@@ -1,0 +1,116 @@
+"""The sample: balanced, spread, repeatable and drawn from the lake without mixing its sides."""
+
+import io
+import json
+
+import boto3
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
+
+from sentiment_engine.exploration import (
+    CARRIED,
+    count_reviews,
+    draw_samples,
+    lake_files,
+    open_reviews,
+    share_out,
+    write_samples,
+)
+
+
+def made_up(rows: int = 6_000, positive: float = 0.86) -> pd.DataFrame:
+    "Make clean reviews, few of them negative and few of one category."
+    rng = np.random.default_rng(3)
+    good = rng.random(rows) < positive
+    frame = pd.DataFrame({"stars": np.where(good, rng.choice([4, 5], rows, p=[0.2, 0.8]), rng.choice([1, 2, 3], rows))})
+    frame["label"] = good.astype(int)
+    frame["review_id"] = [f"{i * 2654435761 % 2**32:08x}" * 4 for i in range(rows)]
+    frame["title"] = np.where(rng.random(rows) < 0.5, "A title", "")
+    frame["text"] = [f"Text of number {i}" for i in range(rows)]
+    frame["category"] = rng.choice(["Books", "Toys", "Gift_Cards"], rows, p=[0.7, 0.28, 0.02])
+    frame["timestamp"] = pd.array([None if i % 50 == 0 else 10**12 + i for i in range(rows)], dtype="Int64")
+    frame["split"] = [("train", "validation", "test")[max(i % 10 - 7, 0)] for i in range(rows)]
+    return frame
+
+
+def stored(frame: pd.DataFrame, folder):
+    "Write `frame` as the Glue job does, and open it."
+    frame.to_parquet(folder, partition_cols=["split"], index=False)
+    return open_reviews(LocalFileSystem(), str(folder))
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 500), max_size=8), st.integers(0, 1_000))
+def test_places_are_shared_out_without_loss(available, wanted):
+    taken = share_out(available, wanted)
+    assert sum(taken.values()) == min(wanted, sum(available.values()))
+    assert all(0 <= number <= available[kind] for kind, number in taken.items())
+
+
+def test_samples_are_balanced_spread_and_apart(tmp_path):
+    frame = made_up()
+    reviews = stored(frame, tmp_path)
+    samples = draw_samples(reviews, 1_000, 42)
+    assert samples["train"].label.value_counts().to_dict() == {0: 500, 1: 500}
+    assert {split: list(sample) for split, sample in samples.items()} == dict.fromkeys(samples, CARRIED)
+    side = frame.set_index("review_id").split
+    for split, sample in samples.items():
+        assert set(side[sample.review_id]) == {split}
+        assert set(sample.stars) == {1, 2, 3, 4, 5} and set(sample.category) == {"Books", "Toys", "Gift_Cards"}
+    texts = pd.concat([sample.text.str.lower() for sample in samples.values()])
+    assert texts.is_unique and texts.str.startswith("a title. text").any()
+
+
+def test_a_rare_label_is_topped_up_to_a_third(tmp_path):
+    samples = draw_samples(stored(made_up(positive=0.95), tmp_path), 3_000, 42)
+    counts = samples["train"].label.value_counts()
+    assert counts[1] == 2 * counts[0] < 3_000
+
+
+def test_the_seed_decides_and_the_order_does_not(tmp_path):
+    frame = made_up(3_000)
+    first = draw_samples(stored(frame, tmp_path / "a"), 500, 42)
+    shuffled = draw_samples(stored(frame.sample(frac=1, random_state=1), tmp_path / "b"), 500, 42)
+    other = draw_samples(stored(frame, tmp_path / "c"), 500, 43)
+    assert all(first[split].equals(shuffled[split]) for split in first)
+    assert not first["train"].equals(other["train"])
+
+
+def test_a_missing_label_and_an_empty_lake_are_named(tmp_path):
+    frame = made_up(1_000)
+    frame = frame[(frame.split != "test") | (frame.label == 1)]
+    with pytest.raises(ValueError, match="test has no NEGATIVE reviews"):
+        draw_samples(stored(frame, tmp_path / "one"), 100, 42)
+    with pytest.raises(FileNotFoundError, match="run 01_glue_etl first"):
+        open_reviews(LocalFileSystem(), str(tmp_path / "nowhere"))
+
+
+def test_counts_add_up_with_and_without_a_year(tmp_path):
+    frame = made_up(2_000)
+    cube = count_reviews(stored(frame, tmp_path))
+    assert cube.reviews.sum() == 2_000
+    assert cube[cube.year.isna()].reviews.sum() == frame.timestamp.isna().sum()
+    assert cube.groupby("stars").reviews.sum().to_dict() == frame.stars.value_counts().to_dict()
+
+
+def test_the_lake_is_read_and_written(cloud, tmp_path, monkeypatch):
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    session, bucket = boto3.Session(region_name=cloud.environment["AWS_DEFAULT_REGION"]), "exploration-lake"
+    s3 = session.client("s3")
+    s3.create_bucket(Bucket=bucket)
+    with pytest.raises(FileNotFoundError, match="there are no cleaned reviews in exploration-lake/processed"):
+        open_reviews(lake_files(session), f"{bucket}/processed")
+    frame = made_up(2_000)
+    frame.to_parquet(tmp_path, partition_cols=["split"], index=False)
+    for path in tmp_path.rglob("*.parquet"):
+        s3.upload_file(str(path), bucket, f"processed/{path.relative_to(tmp_path)}")
+    samples = draw_samples(open_reviews(lake_files(session), f"{bucket}/processed"), 300, 42)
+    report = write_samples(s3, bucket, samples, seed=42)
+    body = s3.get_object(Bucket=bucket, Key="sample/train.parquet")["Body"].read()
+    assert pd.read_parquet(io.BytesIO(body)).equals(samples["train"])
+    assert json.load(s3.get_object(Bucket=bucket, Key="reports/sample.json")["Body"]) == report
+    assert report["train"]["by_label"] == {"NEGATIVE": 150, "POSITIVE": 150} and report["seed"] == 42
