@@ -11,6 +11,7 @@ from chromium import find_chromium, open_browser
 from playwright.sync_api import Browser, Page, Route, expect
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=20_000)  # the first call of a Lambda takes seconds on a busy machine
 
 PHONE = "+1 202 555 0123"  # of the range that is kept free for fiction
 PRAISE = "I love it: a warm and lovely sound. Excellent!"
@@ -154,12 +155,12 @@ def test_one_visit_from_asleep_to_asleep(visitor, engine, asleep):
     expect(page.locator("#answer .verdict strong")).to_have_text("Negative")
     expect(page.locator("#history li")).to_have_count(2)
 
-    engine.cloud.advance_clock(engine.settings.idle_minutes * 60 - 60)
+    engine.cloud.advance_clock(engine.settings.idle_minutes * 60 - 100)
     page.reload()
     visitor.see("awake")
     expect(page.locator("#soon")).to_be_visible()
-    assert seconds(text_of(page, "#countdown")) <= 60
-    expect(page).to_have_title(re.compile(r"^0:\d\d left"))
+    assert seconds(text_of(page, "#countdown")) <= 100
+    expect(page).to_have_title(re.compile(r"^[01]:\d\d left"))
     page.get_by_role("button", name="Keep it awake").click()
     expect(page.locator("#soon")).to_be_hidden()
     left = seconds(text_of(page, "#countdown"))
