@@ -76,7 +76,7 @@ def linear_baseline(
 
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     model = make_pipeline(words, LogisticRegression(C=10, max_iter=1000, random_state=seed))
-    return scores(test["label"], model.fit(train["input"], train["label"]).predict(test["input"]))
+    return scores(test["label"], model.fit(train["text"], train["label"]).predict(test["text"]))
 
 # %% ../nbs/03b_evaluation.ipynb #a914020e
 BANDS = {"1–20": 20, "21–60": 60, "61–150": 150, "over 150": np.inf}  # words, with the upper end of each band

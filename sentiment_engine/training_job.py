@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 
 from .evaluation import LABELS, breakdown, majority_baseline, scores
-from .reviews import review_text
 
 # %% ../nbs/03d_training_job.ipynb #8d7858a6
 @dataclass(frozen=True)
@@ -118,12 +117,12 @@ class UnusableData(ValueError):
     "Reviews that no model can be trained on; the text says why and what to do."
 
 
-COLUMNS = ("title", "text", "label")  # a channel's files must have these
+COLUMNS = ("text", "label")  # a channel's files must have these
 
 
 def read_reviews(
     folder: Path,  # a channel
-) -> pd.DataFrame:  # its rows, with `input`, the text that the model sees
+) -> pd.DataFrame:  # its rows; `text` is what the model sees
     "Read the Parquet files of a channel. Raises UnusableData."
     files = sorted(Path(folder).rglob("*.parquet")) if folder else []
     if not files:
@@ -133,11 +132,7 @@ def read_reviews(
         raise UnusableData(f"the reviews in {Path(folder).name} have no column {', '.join(missing)}")
     if strange := sorted(set(rows["label"].unique()) - {0, 1}, key=str):
         raise UnusableData(f"labels must be 0 or 1, but {Path(folder).name} has {strange[:3]}")
-    texts = [
-        review_text(title, text) for title, text in zip(rows["title"].fillna(""), rows["text"].fillna(""), strict=True)
-    ]
-    rows = rows.assign(input=texts)
-    return rows[rows["input"].str.strip() != ""].reset_index(drop=True)
+    return rows[rows["text"].fillna("").str.strip() != ""].reset_index(drop=True)
 
 # %% ../nbs/03d_training_job.ipynb #d36822f7
 FEWEST = 16  # rows that a training sample must have at least
@@ -173,11 +168,11 @@ def has_fp16() -> bool:
 # %% ../nbs/03d_training_job.ipynb #c43792d8
 def encode(
     tokenizer,
-    rows: pd.DataFrame,  # columns input and label
+    rows: pd.DataFrame,  # columns text and label
     max_length: int,
 ) -> list[dict]:  # input_ids, attention_mask and labels of each row
     "Turn reviews into tokens, cut to `max_length`."
-    encoded = tokenizer(rows["input"].tolist(), truncation=True, max_length=max_length)
+    encoded = tokenizer(rows["text"].tolist(), truncation=True, max_length=max_length)
     labels = rows["label"].astype(int)
     return [
         {"input_ids": ids, "attention_mask": mask, "labels": label}
@@ -307,7 +302,7 @@ def share_positive(logits: np.ndarray) -> np.ndarray:
 def predict(
     trainer,
     tokenizer,
-    rows: pd.DataFrame,  # with `input`
+    rows: pd.DataFrame,  # with `text`
 ) -> pd.DataFrame:  # text, label, stars and category where known, positive, predicted
     "Predict every row with the trained model."
     encoded = encode(tokenizer, rows, EVALUATED_TOKENS)
@@ -315,10 +310,10 @@ def predict(
     logits = np.empty((len(rows), len(LABELS)), np.float32)
     trainer.args.train_sampling_strategy = "sequential"  # it holds for predicting too, and would shuffle the rows
     logits[order] = trainer.predict([encoded[i] for i in order]).predictions
-    kept = rows[[name for name in ("input", "label", "stars", "category") if name in rows]]
+    kept = rows[[name for name in ("text", "label", "stars", "category") if name in rows]]
     positive = share_positive(logits)
     predicted = (positive >= 0.5).astype(int)
-    return kept.rename(columns={"input": "text"}).assign(positive=positive.round(4), predicted=predicted)
+    return kept.assign(positive=positive.round(4), predicted=predicted)
 
 # %% ../nbs/03d_training_job.ipynb #a7b66321
 def measure(

@@ -22,7 +22,7 @@ def reviews(rows: int) -> pd.DataFrame:
     "Make a sample of both labels."
     texts = [(KIND if i % 2 else HARSH)[i // 2 % 3] for i in range(rows)]
     labels = [i % 2 for i in range(rows)]
-    given = {"title": "", "text": texts, "label": labels, "stars": [1 + 4 * label for label in labels]}
+    given = {"text": texts, "label": labels, "stars": [1 + 4 * label for label in labels]}
     return pd.DataFrame(given).assign(category="Musical_Instruments")
 
 
