@@ -12,6 +12,8 @@ from deploy import local_cloud
 from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, settings_from
 from sentiment_engine.stacks import delete_stack, empty_bucket, stack_outputs
 
+TAG = {"Key": "Project"}  # what carries it, with the prefix as its value, is ours
+
 
 def _missing(error: ClientError) -> bool:
     "Tell whether AWS says that the thing is not there, in any of its ways."
@@ -32,13 +34,20 @@ def _delete_each(names: Iterator[str], delete: Callable[[str], object]) -> list[
     return gone
 
 
+def _ours(sagemaker, settings: Settings, kind: str, operation: str) -> Iterator[str]:
+    "List what starts with the prefix and is tagged as ours."
+    for page in sagemaker.get_paginator(f"list_{operation}s").paginate(NameContains=settings.prefix):
+        for found in page[f"{kind}s"]:
+            tags = sagemaker.list_tags(ResourceArn=found[f"{kind}Arn"])["Tags"]
+            if found[f"{kind}Name"].startswith(f"{settings.prefix}-") and TAG | {"Value": settings.prefix} in tags:
+                yield found[f"{kind}Name"]
+
+
 def delete_endpoints(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete endpoints, endpoint configs and models whose names start with the prefix: what costs goes first."
+    "Delete endpoints, endpoint configs and models that are ours by name and tag: what costs goes first."
     sagemaker = session.client("sagemaker")
-    for kind in ("Endpoint", "EndpointConfig", "Model"):
-        operation = {"Endpoint": "endpoint", "EndpointConfig": "endpoint_config", "Model": "model"}[kind]
-        pages = sagemaker.get_paginator(f"list_{operation}s").paginate(NameContains=settings.prefix)
-        names = [n for n in pages.search(f"{kind}s[].{kind}Name") if n.startswith(f"{settings.prefix}-")]
+    for kind, operation in (("Endpoint", "endpoint"), ("EndpointConfig", "endpoint_config"), ("Model", "model")):
+        names = list(_ours(sagemaker, settings, kind, operation))
         delete = getattr(sagemaker, f"delete_{operation}")
         yield f"{kind}s", _delete_each(iter(names), lambda n, d=delete, k=kind: d(**{f"{k}Name": n}))
 

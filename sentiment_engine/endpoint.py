@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATEST', 'CONTAINER_ENVIRONMENT', 'TrainedModel', 'newest_model', 's3_place', 'model_version', 'model_name',
-           'serving_image', 'model_definition', 'register_model', 'trial_name', 'create_endpoint', 'EndpointFailed',
+           'serving_image', 'model_definition', 'register_model', 'create_endpoint', 'EndpointFailed',
            'wait_until_in_service', 'delete_endpoint', 'delete_trials', 'Prediction', 'PredictionFailed', 'predict',
            'RegisteredModel', 'current_model', 'publish_model', 'delete_old_models']
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from .settings import Settings, model_parameter
+from .settings import Settings, model_parameter, trial_name
 
 # %% ../nbs/04_endpoint_deployment.ipynb #54729a57
 LATEST = "models/latest.json"  # key in the artifacts bucket
@@ -143,14 +143,6 @@ def register_model(
         sagemaker.delete_model(**name)
     sagemaker.create_model(**definition, Tags=[{"Key": "Project", "Value": settings.prefix}])
     return True
-
-# %% ../nbs/04_endpoint_deployment.ipynb #e6b0a0bf
-def trial_name(
-    settings: Settings,
-    run_id: str,  # from `new_run_id`
-) -> str:  # at most 63 characters, SageMaker's limit
-    "Name a trial endpoint so that it is never taken for the visitors' own."
-    return f"{settings.prefix}-trial-{run_id}"
 
 # %% ../nbs/04_endpoint_deployment.ipynb #c6d4c706
 def create_endpoint(

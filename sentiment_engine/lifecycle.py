@@ -8,7 +8,7 @@ __all__ = ['logger', 'CANARY', 'CREATE_GRACE', 'client_of', 'Engine', 'engine_fr
            'delete_endpoint', 'try_delete_endpoint', 'next_attempt', 'start', 'schedule_name', 'arm', 'disarm',
            'canary', 'deadline_from', 'on_ready', 'notify', 'on_failed', 'end_run', 'clean_up', 'describe',
            'on_endpoint_state_change', 'extend', 'finish_stopping', 'shutdown', 'repair', 'delete_if_ours',
-           'delete_orphans', 'delete_every_run', 'reconcile']
+           'delete_orphans', 'delete_every_run', 'delete_forgotten_trials', 'reconcile']
 
 # %% ../nbs/05c_lifecycle.ipynb #11b69a27
 import json
@@ -37,6 +37,7 @@ from sentiment_engine.settings import (
     new_run_id,
     settings_from,
     textbelt_key_parameter,
+    trial_name,
 )
 
 # %% ../nbs/05c_lifecycle.ipynb #12b991bd
@@ -184,7 +185,11 @@ def _unless_gone(call: Callable, **arguments):
 
 def delete_endpoint(engine: Engine, run_id: str):
     "Delete endpoint and endpoint config of a run, whatever is left of them."
-    sagemaker, name = engine.client("sagemaker"), endpoint_name(engine.settings, run_id)
+    _delete_named(engine, endpoint_name(engine.settings, run_id))
+
+
+def _delete_named(engine: Engine, name: str):
+    sagemaker = engine.client("sagemaker")
     _unless_gone(sagemaker.delete_endpoint, EndpointName=name)
     _unless_gone(sagemaker.delete_endpoint_config, EndpointConfigName=name)
 
@@ -550,21 +555,30 @@ def repair(engine: Engine) -> str:  # what was done
     return "notified" if notify(engine, row) else "asleep"
 
 # %% ../nbs/05c_lifecycle.ipynb #b39ca514
-def _listed(engine: Engine) -> Iterator[tuple[str, str]]:  # (run id, ARN)
-    "List endpoints and endpoint configs whose names could be ours."
+def _named(engine: Engine) -> Iterator[tuple[str, str, datetime]]:  # (name, ARN, creation)
+    "List endpoints and endpoint configs whose names hold our prefix, but for those that are going."
     sagemaker = engine.client("sagemaker")
     for operation, kind in (("list_endpoints", "Endpoint"), ("list_endpoint_configs", "EndpointConfig")):
         for page in sagemaker.get_paginator(operation).paginate(NameContains=engine.settings.prefix):
             for found in page[f"{kind}s"]:
-                run_id = run_of(engine.settings, found[f"{kind}Name"])
-                if run_id and found.get("EndpointStatus") != "Deleting":
-                    yield run_id, found[f"{kind}Arn"]
+                if found.get("EndpointStatus") != "Deleting":
+                    yield found[f"{kind}Name"], found[f"{kind}Arn"], found["CreationTime"]
+
+
+def _listed(engine: Engine) -> Iterator[tuple[str, str]]:  # (run id, ARN)
+    "List endpoints and endpoint configs whose names could be a run's."
+    named = ((run_of(engine.settings, name), arn) for name, arn, _ in _named(engine))
+    return ((run_id, arn) for run_id, arn in named if run_id)
 
 
 def _is_tagged(engine: Engine, run_id: str, arn: str) -> bool:
     "Tell whether the tags say that this is ours."
+    return _has_tags(engine, arn, _tags(engine, run_id))
+
+
+def _has_tags(engine: Engine, arn: str, wanted: list[dict[str, str]]) -> bool:
     tags = engine.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
-    return all(tag in tags for tag in _tags(engine, run_id))
+    return all(tag in tags for tag in wanted)
 
 # %% ../nbs/05c_lifecycle.ipynb #6d7bb44e
 def delete_if_ours(engine: Engine, run_id: str) -> bool:  # whether everything is deleted
@@ -593,15 +607,28 @@ def delete_every_run(engine: Engine) -> list[str]:  # run ids
     return dead
 
 # %% ../nbs/05c_lifecycle.ipynb #b3506587
+def delete_forgotten_trials(engine: Engine) -> list[str]:  # names
+    "Delete the trial endpoints, tagged as ours, that no notebook can still be waiting for."
+    start, oldest = trial_name(engine.settings, ""), time.time() - engine.settings.creating_minutes * 60
+    old = {(name, arn) for name, arn, made in _named(engine) if name.startswith(start) and made.timestamp() < oldest}
+    tags = [{"Key": "Project", "Value": engine.settings.prefix}]
+    forgotten = sorted({name for name, arn in old if _has_tags(engine, arn, tags)})
+    for name in forgotten:
+        logger.warning("forgotten trial", endpoint=name)
+        _delete_named(engine, name)
+    return forgotten
+
+# %% ../nbs/05c_lifecycle.ipynb #b19d8b0a
 def reconcile(engine: Engine) -> dict[str, Any]:  # what was found and done
     "Compare the row with what is there and do what was missed. Raises RuntimeError at the end if a part failed."
     report: dict[str, Any] = {}
-    for part in (repair, delete_orphans):
+    parts = (repair, delete_orphans, delete_forgotten_trials)
+    for part in parts:
         try:
             report[part.__name__] = part(engine)
-        except Exception:  # whatever it is, the other part must run
+        except Exception:  # whatever it is, the other parts must run
             logger.exception("reconciling failed", part=part.__name__)
     logger.info("reconciled", **report)
-    if len(report) < 2:
+    if len(report) < len(parts):
         raise RuntimeError("a part of the reconciler failed, see the log")  # counted as an error of the function
     return report

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'Settings', 'settings_from', 'environment_of', 'foundation_stack', 'engine_stack', 'model_parameter',
-           'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'connect']
+           'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name', 'connect']
 
 # %% ../nbs/00_settings.ipynb #15bbc554
 import os
@@ -104,6 +104,14 @@ def endpoint_name(
 ) -> str:  # at most 63 characters, SageMaker's limit
     "Name the endpoint of a run; its endpoint config has the same name."
     return f"{settings.prefix}-{run_id}"
+
+
+def trial_name(
+    settings: Settings,
+    run_id: str,  # from `new_run_id`
+) -> str:  # at most 63 characters
+    "Name an endpoint on which a model is tried, so that it is never taken for the visitors' own."
+    return f"{settings.prefix}-trial-{run_id}"
 
 # %% ../nbs/00_settings.ipynb #f9366816
 def connect(

@@ -177,7 +177,9 @@ class SageMaker:
             arn = f"arn:aws:sagemaker:us-east-1:1:{'endpoint-config' if 'config' in operation else 'endpoint'}/"
             names = [n for n in list(found) if NameContains in n]
             status = {} if "config" in operation else {"EndpointStatus": "InService"}
-            yield {f"{kind}s": [{f"{kind}Name": n, f"{kind}Arn": arn + n, **status} for n in names]}
+            born = {n: lifecycle.datetime.fromtimestamp(found[n].get("made", 0), lifecycle.UTC) for n in names}
+            listed = [{f"{kind}Name": n, f"{kind}Arn": arn + n, "CreationTime": born[n], **status} for n in names]
+            yield {f"{kind}s": listed}
 
         return SimpleNamespace(paginate=paginate)
 

@@ -11,7 +11,7 @@ from tiny_model import write_tiny_model
 
 from sentiment_engine import endpoint as ep
 from sentiment_engine.artifact import add_inference_code, artifact_hash, pack
-from sentiment_engine.settings import Settings, endpoint_name, new_run_id
+from sentiment_engine.settings import Settings, endpoint_name, new_run_id, trial_name
 
 SETTINGS = Settings(prefix="endpoint-tests")
 BUCKET = "endpoint-tests-artifacts"
@@ -54,7 +54,7 @@ def model(aws, model_dir):
 @pytest.fixture(scope="module")
 def running(aws, model):
     "A trial endpoint that is in service."
-    name = ep.trial_name(SETTINGS, new_run_id())
+    name = trial_name(SETTINGS, new_run_id())
     ep.create_endpoint(aws.sagemaker, name, model, "ml.m5.large", {"Project": SETTINGS.prefix})
     ep.wait_until_in_service(aws.sagemaker, name, timeout=60)
     yield name
@@ -187,7 +187,7 @@ def test_waiting_ends():
 def test_a_failure_gives_its_reason_and_can_be_deleted(aws, model_dir, tmp_path):
     broken = copytree(model_dir, tmp_path / "broken")
     (broken / "tokenizer.json").write_text("{")
-    name = ep.trial_name(SETTINGS, new_run_id())
+    name = trial_name(SETTINGS, new_run_id())
     ep.create_endpoint(aws.sagemaker, name, register(aws, broken, "broken"), "ml.m5.large", {})
     with pytest.raises(ep.EndpointFailed, match="is Failed: "):
         ep.wait_until_in_service(aws.sagemaker, name, timeout=60)
@@ -212,7 +212,7 @@ def test_an_endpoint_that_is_refused_leaves_no_config(aws, model):
 
 
 def test_deleting_can_be_repeated(aws, model):
-    name = ep.trial_name(SETTINGS, new_run_id())
+    name = trial_name(SETTINGS, new_run_id())
     ep.create_endpoint(aws.sagemaker, name, model, "ml.m5.large", {})
     assert ep.delete_endpoint(aws.sagemaker, name, timeout=60) is True  # even while it is being created
     assert not left(aws, name)
@@ -247,9 +247,9 @@ def test_what_aws_refuses_for_another_reason_is_raised():
 def test_only_trials_are_deleted_as_trials(aws, model):
     settings = Settings(prefix="endpoint-tests-trials")
     ours = endpoint_name(settings, new_run_id())
-    others = f"x-{ep.trial_name(settings, new_run_id())}"
+    others = f"x-{trial_name(settings, new_run_id())}"
     variant = {"VariantName": "A", "ModelName": model, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
-    trials = [ep.trial_name(settings, new_run_id()) for _ in range(2)]
+    trials = [trial_name(settings, new_run_id()) for _ in range(2)]
     for name in (ours, others, *trials):
         aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
     aws.sagemaker.create_endpoint(EndpointName=trials[0], EndpointConfigName=trials[0])

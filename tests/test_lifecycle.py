@@ -381,6 +381,17 @@ def test_orphans_of_ours_are_deleted_and_nothing_else(world):
     assert set(world.sagemaker.endpoints) == set(world.sagemaker.configs) == kept
 
 
+def test_a_forgotten_trial_is_deleted_and_a_fresh_one_is_not(world):
+    tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "Purpose", "Value": "trial"}]
+    fresh = {"status": "InService", "reason": "", "tags": tags, "made": world.clock.time()}
+    old = fresh | {"made": world.clock.time() - world.settings.creating_minutes * 60 - 1}
+    names = {x: f"sentiment-engine-trial-{x * 12}" for x in "abc"}
+    for kind in (world.sagemaker.endpoints, world.sagemaker.configs):
+        kind |= {names["a"]: old, names["b"]: fresh, names["c"]: old | {"tags": []}}
+    assert world.reconcile()["delete_forgotten_trials"] == [names["a"]]
+    assert set(world.sagemaker.endpoints) == set(world.sagemaker.configs) == {names["b"], names["c"]}
+
+
 def test_one_part_of_the_reconciler_failing_does_not_stop_the_other(world):
     run_id = world.in_service()
     name = endpoint_name(world.settings, "aaaaaaaaaaaa")
