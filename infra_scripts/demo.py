@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from deploy import add_options, chosen_parameters, deploy, explain, local_cloud, local_parameters
+from deploy import add_options, chosen_parameters, deploy, explain, local_cloud
 from papermill.exceptions import PapermillExecutionError
 
 from sentiment_engine.local.cloud import LocalCloud
@@ -39,7 +39,7 @@ def main():
     try:
         with local_cloud() as cloud:
             print(f"the local cloud is up at {cloud.url} after {time.monotonic() - started:.1f} s", flush=True)
-            deploy("local", **parameters, **local_parameters(cloud))
+            deploy("local", **parameters)
             if not options.exit:
                 serve(cloud, started)
     except (ValueError, LookupError, RuntimeError) as e:

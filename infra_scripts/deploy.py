@@ -233,17 +233,6 @@ def local_cloud(start: bool = True) -> Iterator[LocalCloud]:  # start: whether t
             cloud.stop()
 
 
-def local_parameters(cloud: LocalCloud) -> dict[str, str]:
-    "Tell the notebooks where this machine's stand-ins for the outside world are."
-    return {
-        "textbelt_url": cloud.textbelt_url,
-        "site_address": cloud.site_url.rstrip("/"),
-        "extra_origin": cloud.site_url.rstrip("/"),
-        "site_url": cloud.site_url.rstrip("/"),
-        "inbox_url": cloud.inbox_url,
-    }
-
-
 def add_options(parser: argparse.ArgumentParser):
     "Add the options that choose data and sizes."
     parser.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
@@ -282,8 +271,8 @@ def main():
     steps = {"only": options.only, "start": options.start, "force": options.force}
     try:
         if options.target == "local":
-            with local_cloud(start=False) as cloud:
-                outputs = deploy("local", **steps, **parameters, **local_parameters(cloud))
+            with local_cloud(start=False):
+                outputs = deploy("local", **steps, **parameters)
         else:
             outputs = deploy("aws", **steps, **parameters)
     except (ValueError, LookupError, RuntimeError) as e:

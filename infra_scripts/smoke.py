@@ -14,7 +14,7 @@ from datetime import datetime
 
 import boto3
 import httpx
-from deploy import add_options, chosen_parameters, deploy, explain, local_cloud, local_parameters
+from deploy import add_options, chosen_parameters, deploy, explain, local_cloud
 from papermill.exceptions import PapermillExecutionError
 
 from sentiment_engine.local.cloud import LocalCloud
@@ -110,7 +110,7 @@ def main():
             try:
                 outputs = stack_outputs(boto3.client("cloudformation"), engine_stack(settings_from(os.environ)))
             except LookupError:  # nothing deployed yet
-                outputs = deploy("local", **chosen_parameters(options), **local_parameters(cloud))
+                outputs = deploy("local", **chosen_parameters(options))
             visit = Visit(cloud, outputs["ApiUrl"])
             for act in (wake, use, sleep):
                 act(visit)

@@ -34,7 +34,8 @@ class Settings:
     sms_provider: str = "textbelt"  # textbelt or sns
     textbelt_url: str = "https://textbelt.com"
     sms_countries: tuple[str, ...] = ("US", "CA", "GB", "IE", "FR", "DE", "ES", "IT", "NL", "AU", "NZ", "IN")
-    site_origin: str = ""  # where the page is served from; empty: not published yet
+    site_origin: str = ""  # where visitors find the page; empty: at the address that CloudFront gives it
+    inbox_url: str = ""  # page that shows what a stand-in for the SMS provider was given; empty: there is none
 
     def __post_init__(self):
         if min(self.idle_minutes, self.max_run_minutes, self.creating_minutes) <= 0:

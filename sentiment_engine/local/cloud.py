@@ -20,6 +20,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from .aws import aws_environment
 from .processes import PACKAGE_ROOT
+from ..settings import Settings, environment_of
 
 # %% ../../nbs/08_local_cloud.ipynb #2739c1c4
 def read_place(
@@ -188,6 +189,12 @@ def _reason(self: LocalCloud) -> str:
     return lines[-1] if lines else f"it wrote nothing to {self.log}"
 
 
+def _environment(self: LocalCloud) -> dict[str, str]:
+    "Return where AWS is, and the settings that say where its surroundings are."
+    settings = Settings(textbelt_url=self.textbelt_url, site_origin=self.site_url[:-1], inbox_url=self.inbox_url)
+    return aws_environment(self.url) | environment_of(settings)
+
+
 LocalCloud._ready, LocalCloud._reason = _ready, _reason
 LocalCloud.place = property(_place, doc="pid, port and site_port.")
 LocalCloud.running = property(lambda self: bool(read_place(self.state)), doc="Whether the cloud runs.")
@@ -198,7 +205,7 @@ LocalCloud.url = property(lambda self: f"http://127.0.0.1:{self.place['port']}",
 LocalCloud.site_url = property(lambda self: f"http://127.0.0.1:{self.place['site_port']}/", doc="The web site.")
 LocalCloud.inbox_url = property(lambda self: f"{self.url}/_local/inbox", doc="Text messages; + .json for programs.")
 LocalCloud.textbelt_url = property(lambda self: f"{self.url}/_textbelt", doc="Stands for https://textbelt.com.")
-LocalCloud.environment = property(lambda self: aws_environment(self.url), doc="Variables that lead boto3 here.")
+LocalCloud.environment = property(_environment, doc="Variables that lead boto3 and our settings here.")
 
 # %% ../../nbs/08_local_cloud.ipynb #9015d424
 def _advance_clock(
