@@ -93,10 +93,12 @@ def sleep(visit: Visit):
     visit.cloud.advance_clock(left + 5)
     visit.step("idle: asleep again", visit.wait(lambda: visit.state() == "STOPPED", 60), visit.state())
     sagemaker, prefix = boto3.client("sagemaker"), settings_from(os.environ).prefix
-    ours = sagemaker.list_endpoints(NameContains=prefix)["Endpoints"]
-    visit.step("no endpoint left", not ours, len(ours))
-    configs = sagemaker.list_endpoint_configs(NameContains=prefix)["EndpointConfigs"]
-    visit.step("no endpoint config left", not configs, len(configs))
+    ours = {"NameContains": prefix}
+    visit.wait(lambda: not sagemaker.list_endpoints(**ours)["Endpoints"], 30)  # deleting takes a moment
+    endpoints = [e["EndpointName"] for e in sagemaker.list_endpoints(**ours)["Endpoints"]]
+    visit.step("no endpoint left", not endpoints, endpoints)
+    configs = [c["EndpointConfigName"] for c in sagemaker.list_endpoint_configs(**ours)["EndpointConfigs"]]
+    visit.step("no endpoint config left", not configs, configs)
     code, reply = visit.call("POST", "/predict", {"inputs": PRAISE})
     visit.step("predict asleep: a clear no", code == 409, reply["error"]["code"] if "error" in reply else reply)
 
