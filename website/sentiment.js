@@ -281,7 +281,7 @@ function tick() {
 	if (view === 'awake' || view === 'waking' || view === 'stopping') {
 		const spent = number(s.costSoFar) ? s.costSoFar + (view === 'stopping' ? 0 : (s.pricePerHour || 0) * since() / 3600) : null;
 		cost = number(s.pricePerHour) ? `${money(s.pricePerHour)}/h` : '–';
-		text('session-cost', number(spent) ? `This session has cost its owner ${money(spent)} so far${number(s.pricePerHour) ? `; up day and night it would be ${money(s.pricePerHour * 720)} a month` : ''}.` : '');
+		text('session-cost', number(spent) ? `This session has cost its owner ${money(spent)} so far${number(s.pricePerHour) ? `; up day and night it would be ${money(s.pricePerHour * 730)} a month` : ''}.` : '');
 	}
 	text('sign-cost', cost);
 	if (document.title !== title) document.title = title;
