@@ -93,7 +93,7 @@ def textbelt_key_parameter(settings: Settings) -> str:
     "Name the SSM SecureString that holds the Textbelt key."
     return f"/{settings.prefix}/textbelt-key"
 
-
+# %% ../nbs/00_settings.ipynb #271103dc
 def new_run_id() -> str:
     "Make the id of one run of the endpoint, from its start to its deletion: 12 characters, 0-9 and a-f."
     return uuid.uuid4().hex[:12]

@@ -54,7 +54,30 @@ def _wait(cloudformation, name: str, change: str):
     if status not in ({"DELETE_COMPLETE", ""} if change == "delete" else {f"{change.upper()}_COMPLETE"}):
         raise RuntimeError(f"stack {name}: {change} ended as {status}. {_stack_failures(cloudformation, name)}")
 
-# %% ../nbs/00a_stacks.ipynb #50a00166
+# %% ../nbs/00a_stacks.ipynb #d1f83e48
+def _change(
+    call,  # create_stack or update_stack of a boto3 client
+    name: str,
+    template: Path,
+    parameters: Mapping[str, object],
+    tags: Mapping[str, str],
+) -> bool:  # whether there is anything to change
+    "Ask CloudFormation for a change; it goes on after this has returned."
+    try:
+        call(
+            StackName=name,
+            TemplateBody=Path(template).read_text(encoding="utf-8"),
+            Parameters=[{"ParameterKey": k, "ParameterValue": str(v)} for k, v in parameters.items()],
+            Tags=[{"Key": k, "Value": v} for k, v in tags.items()],
+            Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
+        )
+    except ClientError as e:
+        if "No updates are to be performed" in str(e):
+            return False
+        raise
+    return True
+
+# %% ../nbs/00a_stacks.ipynb #41a6cc61
 def deploy_stack(
     cloudformation,  # boto3 client
     name: str,
@@ -67,19 +90,8 @@ def deploy_stack(
         delete_stack(cloudformation, name)  # a stack that never stood can only be deleted
     change = "update" if _stack_status(cloudformation, name) else "create"
     call = cloudformation.update_stack if change == "update" else cloudformation.create_stack
-    try:
-        call(
-            StackName=name,
-            TemplateBody=Path(template).read_text(encoding="utf-8"),
-            Parameters=[{"ParameterKey": k, "ParameterValue": str(v)} for k, v in parameters.items()],
-            Tags=[{"Key": k, "Value": v} for k, v in tags.items()],
-            Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
-        )
-    except ClientError as e:
-        if "No updates are to be performed" in str(e):
-            return stack_outputs(cloudformation, name)
-        raise
-    _wait(cloudformation, name, change)
+    if _change(call, name, template, parameters, tags):
+        _wait(cloudformation, name, change)
     return stack_outputs(cloudformation, name)
 
 # %% ../nbs/00a_stacks.ipynb #ba918bab
