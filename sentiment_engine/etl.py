@@ -176,7 +176,7 @@ REASONS = {
     "repeat": "the text of another review",
 }
 
-
+# %% ../nbs/01_glue_etl.ipynb #aaa7945f
 def judge(
     parsed: DataFrame,  # from `parse`
 ) -> DataFrame:  # columns of a clean review, `reason` (null: fine so far) and `line`

@@ -196,9 +196,6 @@ def _update(table: StateTable, write: Mapping[str, Any]) -> Row | None:  # None:
         raise
     return row_from(done["Attributes"])
 
-# %% ../nbs/05a_model_state.ipynb #da7c02da
-#| export
-
 # %% ../nbs/05a_model_state.ipynb #186ff201
 def apply(
     table: StateTable,
@@ -337,9 +334,6 @@ def _claim_write(run_id: str, key: str, token: str, now: int) -> dict:
         "ExpressionAttributeNames": names,
         "ExpressionAttributeValues": {k: TypeSerializer().serialize(v) for k, v in values.items()},
     }
-
-# %% ../nbs/05a_model_state.ipynb #59260dff
-#| export
 
 # %% ../nbs/05a_model_state.ipynb #61984412
 def claim(table: StateTable, run_id: str, key: str) -> tuple[str, Subscriber] | None:  # (token, whom); None: not ours

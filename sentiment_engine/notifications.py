@@ -101,9 +101,6 @@ def _worth_a_retry(e: Exception) -> bool:
         and not (isinstance(e.reason, TimeoutError))
     )
 
-# %% ../nbs/05b_notifications.ipynb #c8007255
-#| export
-
 # %% ../nbs/05b_notifications.ipynb #68b42179
 def _patiently(pauses: tuple[float, ...], post: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     "Post, and once more after each pause where that is safe. Raises NotSent."

@@ -188,7 +188,7 @@ def _reason(self: LocalCloud) -> str:
     lines = self.log.read_bytes()[self._log_start :].decode("utf-8", "replace").strip().splitlines()
     return lines[-1] if lines else f"it wrote nothing to {self.log}"
 
-
+# %% ../../nbs/08_local_cloud.ipynb #a2362761
 def _environment(self: LocalCloud) -> dict[str, str]:
     "Return where AWS is, and the settings that say where its surroundings are."
     settings = Settings(textbelt_url=self.textbelt_url, site_origin=self.site_url[:-1], inbox_url=self.inbox_url)

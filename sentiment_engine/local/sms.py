@@ -140,18 +140,7 @@ def _from_sns(message: dict, seconds: float) -> dict:
     return {**shown, "provider": "sns", "id": message["MessageId"]}
 
 # %% ../../nbs/08c_local_sms.ipynb #d194e555
-INBOX = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Text messages</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem; }
-  li { list-style: none; border: 1px solid #8886; border-radius: .75rem; padding: .75rem 1rem; margin: .75rem 0; }
-  ul { padding: 0 } small { opacity: .7 } p { margin: .25rem 0 0; overflow-wrap: anywhere }
-</style>
-<h1>Text messages</h1>
-<p id="none">None yet. What the engine sends by SMS is shown here; no phone is involved.</p>
-<ul id="messages" aria-live="polite"></ul>
-<script>
+_SCRIPT = """
   async function show() {
     const messages = await (await fetch("inbox.json")).json();
     document.getElementById("none").hidden = messages.length > 0;
@@ -165,6 +154,20 @@ INBOX = """<!doctype html>
   }
   const again = () => show().catch(() => {}).finally(() => setTimeout(again, 2000));
   again();
-</script>
+"""
+
+# %% ../../nbs/08c_local_sms.ipynb #92254c70
+INBOX = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Text messages</title>
+<style>
+  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem; }}
+  li {{ list-style: none; border: 1px solid #8886; border-radius: .75rem; padding: .75rem 1rem; margin: .75rem 0; }}
+  ul {{ padding: 0 }} small {{ opacity: .7 }} p {{ margin: .25rem 0 0; overflow-wrap: anywhere }}
+</style>
+<h1>Text messages</h1>
+<p id="none">None yet. What the engine sends by SMS is shown here; no phone is involved.</p>
+<ul id="messages" aria-live="polite"></ul>
+<script>{_SCRIPT}</script>
 </html>
 """
