@@ -35,7 +35,7 @@ class Recipe:
     epochs: float = 1.0
     learning_rate: float = 1e-4  # at its peak
     batch_size: int = 16  # on each device
-    max_length: int = 128  # tokens of a review that training sees; evaluation and serving see all the model can
+    max_length: int = 192  # tokens of a review that training sees; evaluation and serving see all the model can
     warmup: float = 0.1  # share of the steps in which the learning rate rises
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
