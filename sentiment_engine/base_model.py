@@ -37,7 +37,7 @@ LAYER = {  # a module of a BERT layer: the same module of a DistilBERT layer
     "output.LayerNorm": "output_layer_norm",
 }
 
-
+# %% ../nbs/03a_base_model.ipynb #beb0c146
 def distilbert_weights(
     bert: dict[str, np.ndarray],  # tensors of a BertModel
     layers: int,
