@@ -95,11 +95,8 @@ def _worth_a_retry(e: Exception) -> bool:
     "Tell whether the request surely had no effect and may have one a little later."
     if isinstance(e, urllib.error.HTTPError):
         return e.code in (429, 502, 503, 504)
-    return (
-        isinstance(e, urllib.error.URLError)
-        and isinstance(e.reason, ConnectionRefusedError | OSError)
-        and not (isinstance(e.reason, TimeoutError))
-    )
+    reason = e.reason if isinstance(e, urllib.error.URLError) else None  # raised while connecting
+    return isinstance(reason, OSError) and not isinstance(reason, TimeoutError)
 
 # %% ../nbs/05b_notifications.ipynb #68b42179
 def _patiently(pauses: tuple[float, ...], post: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
