@@ -117,7 +117,7 @@ def subscriber_of(
     countries: tuple[str, ...],  # that we send SMS to
 ) -> Subscriber | None:
     "Read and check name and number. Raises ApiError."
-    name, phone = body.get("name") or "", body.get("phone") or ""
+    name, phone = ("" if body.get(field) is None else body[field] for field in ("name", "phone"))
     if not isinstance(name, str) or len(name) > 80:
         raise ApiError(400, "invalid_name", "The name must be a text of at most 80 characters.")
     if not isinstance(phone, str) or len(phone) > 40:

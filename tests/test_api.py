@@ -84,6 +84,10 @@ BAD_VISITORS = [
     ({"phone": "+44 20 7946 0000"}, "invalid_phone"),  # a landline
     ({"phone": "+7 912 345-67-89"}, "invalid_phone"),  # a country that is not on the list
     ({"phone": 12025550123}, "invalid_phone"),
+    ({"phone": 0}, "invalid_phone"),
+    ({"phone": False}, "invalid_phone"),
+    ({"phone": []}, "invalid_phone"),
+    ({"name": {}}, "invalid_name"),
     ({"phone": ["+12025550123"]}, "invalid_phone"),
     ({"phone": "+" + "1" * 100}, "invalid_phone"),
     ({"name": "x" * 81}, "invalid_name"),
