@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud
 
+from sentiment_engine.endpoint import delete_endpoint
 from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, settings_from
 from sentiment_engine.stacks import delete_stack, empty_bucket, stack_outputs
 
@@ -44,25 +45,39 @@ def _ours(sagemaker, settings: Settings, kind: str, operation: str) -> Iterator[
 
 
 def delete_endpoints(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete endpoints, endpoint configs and models that are ours by name and tag: what costs goes first."
+    "Delete endpoints and endpoint configs that are ours by name and tag, and wait until they are gone."
     sagemaker = session.client("sagemaker")
-    for kind, operation in (("Endpoint", "endpoint"), ("EndpointConfig", "endpoint_config"), ("Model", "model")):
+    for kind, operation in (("Endpoint", "endpoint"), ("EndpointConfig", "endpoint_config")):
         names = list(_ours(sagemaker, settings, kind, operation))
-        delete = getattr(sagemaker, f"delete_{operation}")
-        yield f"{kind}s", _delete_each(iter(names), lambda n, d=delete, k=kind: d(**{f"{k}Name": n}))
+        yield f"{kind}s", _delete_each(iter(names), lambda n: delete_endpoint(sagemaker, n))
 
 
-def delete_stacks(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Empty the stacks' buckets and delete the stacks, the engine before the foundation it stands on."
+def delete_models(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    "Delete registered models that are ours by name and tag."
+    sagemaker = session.client("sagemaker")
+    names = list(_ours(sagemaker, settings, "Model", "model"))
+    yield "Models", _delete_each(iter(names), lambda n: sagemaker.delete_model(ModelName=n))
+
+
+def _delete_whole(session: boto3.Session, stack: str) -> Iterator[tuple[str, list[str]]]:
+    "Empty the buckets of a stack and delete it."
     cloudformation, s3 = session.client("cloudformation"), session.client("s3")
-    for stack in (engine_stack(settings), foundation_stack(settings)):
-        try:
-            buckets = [v for k, v in stack_outputs(cloudformation, stack).items() if k.endswith("Bucket")]
-        except LookupError:
-            buckets = []
-        counts = [f"{b}: {empty_bucket(s3, b)} objects" for b in buckets if _bucket_exists(s3, b)]
-        yield f"buckets of {stack}", counts
-        yield "stacks", [stack] if delete_stack(cloudformation, stack) else []
+    try:
+        buckets = [v for k, v in stack_outputs(cloudformation, stack).items() if k.endswith("Bucket")]
+    except LookupError:
+        buckets = []
+    yield f"buckets of {stack}", [f"{b}: {empty_bucket(s3, b)} objects" for b in buckets if _bucket_exists(s3, b)]
+    yield "stacks", [stack] if delete_stack(cloudformation, stack) else []
+
+
+def delete_engine(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    "Delete the engine: from then on nobody can press Start."
+    return _delete_whole(session, engine_stack(settings))
+
+
+def delete_foundation(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    "Delete what the engine stood on."
+    return _delete_whole(session, foundation_stack(settings))
 
 
 def _bucket_exists(s3, bucket: str) -> bool:
@@ -89,12 +104,22 @@ def delete_leftovers(session: boto3.Session, settings: Settings) -> Iterator[tup
 def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was deleted
     "Delete all of ours in the cloud the environment names."
     session, settings, deleted = connect(target), settings_from(os.environ), []
-    for step in (delete_endpoints, delete_stacks, delete_leftovers):
+    # Endpoints cost, so they go first; and once more when the engine is gone, for somebody may press Start meanwhile.
+    steps = (delete_endpoints, delete_engine, delete_endpoints, delete_models, delete_foundation, delete_leftovers)
+    for step in steps:
         for kind, names in step(session, settings):
             for name in names:
                 print(f"deleted  {kind:24} {name}", flush=True)
                 deleted.append((kind, name))
     return deleted
+
+
+def _typed(question: str) -> str:
+    "Ask; where nobody can answer, that is no."
+    try:
+        return input(question)
+    except EOFError:
+        return ""
 
 
 def main():
@@ -104,7 +129,7 @@ def main():
     options = parser.parse_args()
     if options.target == "aws" and not options.yes:
         print(f"This deletes everything whose name starts with {settings_from(os.environ).prefix!r} in your account,")
-        if input("the reviews and models included. Type the prefix to go on: ") != settings_from(os.environ).prefix:
+        if _typed("the reviews and models included. Type the prefix to go on: ") != settings_from(os.environ).prefix:
             sys.exit("nothing was deleted")
     try:
         if options.target == "local":
@@ -114,6 +139,8 @@ def main():
             deleted = teardown("aws")
     except ValueError as e:
         sys.exit(str(e))
+    except (RuntimeError, TimeoutError, ClientError, BotoCoreError) as e:
+        sys.exit(f"{e}\nWhat was deleted is gone; run it again for the rest.")
     print(f"{len(deleted)} things deleted." if deleted else "Nothing of ours is left.")
 
 

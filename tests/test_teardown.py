@@ -1,0 +1,85 @@
+"What a teardown deletes when the world does not stand still meanwhile."
+
+from types import SimpleNamespace
+
+import pytest
+import teardown
+from botocore.exceptions import ClientError, NoCredentialsError
+
+from sentiment_engine.settings import Settings
+
+OURS = Settings()
+
+
+class SageMaker:
+    "Holds endpoints, their configs and models by name; an endpoint that is being created cannot be deleted."
+
+    def __init__(self):
+        self.things = {"Endpoint": {}, "EndpointConfig": {}, "Model": {}}
+
+    def wake(self, run_id: str, looks: int = 0):
+        "Let a visitor start a run whose endpoint is Creating for some looks."
+        self.things["Endpoint"][f"{OURS.prefix}-{run_id}"] = looks
+        self.things["EndpointConfig"][f"{OURS.prefix}-{run_id}"] = 0
+
+    def get_paginator(self, operation: str):
+        kind = {"endpoints": "Endpoint", "endpoint_configs": "EndpointConfig", "models": "Model"}[operation[5:]]
+        found = [{f"{kind}Name": n, f"{kind}Arn": f"{kind}/{n}"} for n in self.things[kind]]
+        return SimpleNamespace(paginate=lambda NameContains: [{f"{kind}s": found}])
+
+    def list_tags(self, ResourceArn: str):
+        return {"Tags": [{"Key": "Project", "Value": OURS.prefix}]}
+
+    def describe_endpoint(self, EndpointName: str):
+        looks = self._there("Endpoint", EndpointName)
+        self.things["Endpoint"][EndpointName] = max(0, looks - 1)
+        return {"EndpointStatus": "Creating" if looks else "InService"}
+
+    def delete_endpoint(self, EndpointName: str):
+        if self._there("Endpoint", EndpointName):
+            raise ClientError({"Error": {"Code": "ValidationException", "Message": "Cannot update in-progress"}}, "d")
+        del self.things["Endpoint"][EndpointName]
+
+    def delete_endpoint_config(self, EndpointConfigName: str):
+        self._there("EndpointConfig", EndpointConfigName)
+        del self.things["EndpointConfig"][EndpointConfigName]
+
+    def _there(self, kind: str, name: str) -> int:
+        if name not in self.things[kind]:
+            raise ClientError({"Error": {"Code": "ValidationException", "Message": f"Could not find {kind}"}}, "d")
+        return self.things[kind][name]
+
+
+@pytest.fixture
+def sagemaker(monkeypatch):
+    "A SageMaker to tear down, with no stacks in the way."
+    found = SageMaker()
+    monkeypatch.setattr(teardown, "connect", lambda target: SimpleNamespace(client=lambda service: found))
+    monkeypatch.setattr(teardown, "stack_outputs", lambda *_: {})
+    monkeypatch.setattr(teardown, "delete_stack", lambda *_: False)
+    monkeypatch.setattr(teardown, "delete_leftovers", lambda *_: ())
+    return found
+
+
+def test_an_endpoint_that_is_being_created_is_waited_for(sagemaker):
+    sagemaker.wake("0123456789ab", looks=2)
+    teardown.teardown("aws")
+    assert not any(sagemaker.things.values())
+
+
+def test_a_start_during_the_teardown_leaves_no_endpoint(sagemaker, monkeypatch):
+    monkeypatch.setattr(teardown, "delete_stack", lambda _, name: name.endswith("-engine") and sagemaker.wake("0" * 12))
+    teardown.teardown("aws")
+    assert not any(sagemaker.things.values())
+
+
+@pytest.mark.parametrize("error", [NoCredentialsError(), RuntimeError("stack engine: delete ended as DELETE_FAILED")])
+def test_a_failure_is_said_in_one_line(monkeypatch, error):
+    def fail(target):
+        raise error
+
+    monkeypatch.setattr(teardown, "teardown", fail)
+    monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
+    with pytest.raises(SystemExit) as ended:
+        teardown.main()
+    assert str(error) in str(ended.value)
