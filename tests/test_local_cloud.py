@@ -367,3 +367,9 @@ def test_a_stop_and_a_start_keep_the_port(tmp_path):
     finally:
         cloud.reset()
     assert ports[0] == ports[1]
+
+
+@pytest.mark.parametrize("left", ["", "[4566", "{}", "[1]"])
+def test_a_file_of_ports_cut_short_by_a_kill_does_not_matter(tmp_path, left):
+    (tmp_path / "ports.json").write_text(left)
+    assert LocalCloud(tmp_path, port=0, site_port=0)._ports() == (0, 0)

@@ -187,3 +187,8 @@ def test_nothing_is_left_after_deletion(cloud, deployed):
     assert not ours(g["logGroupName"] for g in cloud.client("logs").describe_log_groups()["logGroups"])
     assert "TemplateTest" not in cloud.client("dynamodb").list_tables()["TableNames"]
     assert deployed["SiteBucket"] not in [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
+
+
+def test_a_prefix_too_long_for_the_engine_is_refused_before_anything_is_trained():
+    foundation = yaml.load((ROOT / "infra_scripts" / "foundation.yaml").read_text(), Loader)
+    assert foundation["Parameters"]["Prefix"]["AllowedPattern"] == template["Parameters"]["Prefix"]["AllowedPattern"]

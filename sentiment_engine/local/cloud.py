@@ -128,9 +128,11 @@ def _spawn(self: LocalCloud, detached: bool):
 # %% ../../nbs/08_local_cloud.ipynb #bb522b57
 def _ports(self: LocalCloud) -> tuple[int, int]:
     "Return the ports to ask for: for any free one, those of the last time if nobody has taken them since."
-    kept = self.state / "ports.json"
-    last = json.loads(kept.read_text()) if kept.exists() else [0, 0]
-    wanted = zip((self._port, self._site_port), last, strict=True)
+    try:
+        aws, site = json.loads((self.state / "ports.json").read_text())
+    except (OSError, ValueError):  # the first time, or a kill came while it was written
+        aws, site = 0, 0
+    wanted = ((self._port, aws), (self._site_port, site))
     return tuple(port or (old if old and _is_free(old) else 0) for port, old in wanted)
 
 
