@@ -266,7 +266,7 @@ def _ask(engine: Engine, row: Row, texts: list[str]) -> list[dict]:
             EndpointName=endpoint_name(engine.settings, row.runId),
             ContentType="application/json",
             Accept="application/json",
-            Body=json.dumps({"inputs": texts}).encode(),
+            Body=json.dumps({"inputs": texts}, ensure_ascii=False).encode(),
         )
         return _predictions(said["Body"].read())
     except ClientError as e:

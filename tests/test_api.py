@@ -244,3 +244,18 @@ def test_a_handler_reads_its_settings_from_the_environment(monkeypatch, folder):
     monkeypatch.setenv("SHUTDOWN_FUNCTION_ARN", "arn:shutdown")
     engine = load_handler(folder).engine
     assert engine.settings.idle_minutes == 5 and engine.shutdown_arn == "arn:shutdown"
+
+
+def test_what_was_small_enough_to_come_in_is_not_larger_for_the_endpoint(world, monkeypatch):
+    world.in_service()
+    sent, ask = [], world.sagemaker.do_invoke_endpoint
+
+    def listen(**request):
+        sent.append(request["Body"])
+        return ask(**request)
+
+    monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", listen, raising=False)
+    texts = ["Отлично работает 🎸 素晴らしい " * 100] * 20
+    assert world.request("POST", "/predict", {"inputs": texts})[0] == 200
+    assert json.loads(sent[-1])["inputs"] == texts
+    assert len(sent[-1]) <= len(json.dumps({"inputs": texts}, ensure_ascii=False).encode())
