@@ -5,15 +5,15 @@ import signal
 import sys
 import time
 
-from deploy import add_options, chosen_parameters, deploy, explain, local_cloud
-from papermill.exceptions import PapermillExecutionError
+from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud
 
 from sentiment_engine.local.cloud import LocalCloud
 
 
 def stop_on_signals():
-    "Let SIGTERM end the demo the way Ctrl-C does, with everything cleaned up."
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    "Let SIGTERM end the demo the way Ctrl-C does, with everything cleaned up, in the background of a shell too."
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 def serve(cloud: LocalCloud, started: float):
@@ -33,18 +33,16 @@ def main():
     add_options(parser)
     parser.add_argument("--exit", action="store_true", help="stop once the page would be served")
     options = parser.parse_args()
-    parameters = chosen_parameters(options)
     stop_on_signals()
     started = time.monotonic()
     try:
+        parameters = chosen_parameters(options)
         with local_cloud() as cloud:
             print(f"the local cloud is up at {cloud.url} after {time.monotonic() - started:.1f} s", flush=True)
             deploy("local", **parameters)
             if not options.exit:
                 serve(cloud, started)
-    except (ValueError, LookupError, RuntimeError) as e:
-        sys.exit(str(e))
-    except PapermillExecutionError as e:
+    except FAILURES as e:
         sys.exit(explain(e))
     except KeyboardInterrupt:
         print("\nStopped; nothing is running any more.")

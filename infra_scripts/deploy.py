@@ -11,18 +11,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 import papermill
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.reviews import check_reviews
 from sentiment_engine.settings import connect, engine_stack, foundation_stack, settings_from
 from sentiment_engine.stacks import stack_outputs
 
@@ -233,11 +234,27 @@ def local_cloud(start: bool = True) -> Iterator[LocalCloud]:  # start: whether t
             cloud.stop()
 
 
+def _at_least(least: float, kind: type) -> Callable[[str], float]:
+    "Make the type of an option that must not be below `least`."
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is too small: at least {least}")
+        return value
+
+    return read
+
+
 def add_options(parser: argparse.ArgumentParser):
     "Add the options that choose data and sizes."
     parser.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
-    parser.add_argument("--rows", type=int, metavar="N", help="how many reviews to generate when no --data is given")
-    parser.add_argument("--idle-minutes", type=float, metavar="M", help="minutes from the last prediction to the end")
+    rows, minutes = _at_least(100, int), _at_least(0.1, float)
+    parser.add_argument("--rows", type=rows, metavar="N", help="reviews to generate if no --data is given")
+    parser.add_argument("--idle-minutes", type=minutes, metavar="M", help="minutes from the last prediction to the end")
 
 
 def chosen_parameters(options: argparse.Namespace) -> dict:
@@ -245,11 +262,23 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
     data = str(Path(options.data).expanduser().resolve()) if options.data else None
     if data and not Path(data).is_dir():
         raise SystemExit(f"--data: {options.data} is not a folder")
+    if data:
+        check_reviews(data)  # before anything is started
     return {"data": data, "rows": options.rows, "idle_minutes": options.idle_minutes}
 
 
-def explain(error: PapermillExecutionError) -> str:
-    "Say which cell of which notebook failed and why, in two lines."
+FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, PapermillExecutionError)
+
+
+def explain(error: Exception) -> str:  # one of FAILURES
+    "Say what went wrong and what to do."
+    if isinstance(error, NoCredentialsError | NoRegionError):
+        return f"{error} Configure the AWS command line first (aws configure), or deploy to --target local."
+    return _explain_cell(error) if isinstance(error, PapermillExecutionError) else str(error)
+
+
+def _explain_cell(error: PapermillExecutionError) -> str:
+    "Say which cell of which notebook failed and why."
     newest = max(RUNS.glob("*/"), key=lambda p: p.stat().st_mtime)
     return (
         f"\n{error.ename}: {error.evalue}\n"
@@ -267,17 +296,15 @@ def main():
     steps.add_argument("--from", dest="start", choices=PHASES, help="run from this notebook on")
     steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
     options = parser.parse_args()
-    parameters = chosen_parameters(options)
     steps = {"only": options.only, "start": options.start, "force": options.force}
     try:
+        parameters = chosen_parameters(options)
         if options.target == "local":
             with local_cloud(start=False):
                 outputs = deploy("local", **steps, **parameters)
         else:
             outputs = deploy("aws", **steps, **parameters)
-    except (ValueError, LookupError, RuntimeError) as e:
-        raise SystemExit(str(e)) from None
-    except PapermillExecutionError as e:
+    except FAILURES as e:
         raise SystemExit(explain(e)) from None
     except KeyboardInterrupt:
         raise SystemExit("\nInterrupted. What was done stands, and the next run goes on from here.") from None

@@ -14,8 +14,7 @@ from datetime import datetime
 
 import boto3
 import httpx
-from deploy import add_options, chosen_parameters, deploy, explain, local_cloud
-from papermill.exceptions import PapermillExecutionError
+from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud
 
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
@@ -63,7 +62,9 @@ class Visit:
 def wake(visit: Visit):
     "From asleep to awake, with the SMS."
     code, status = visit.call("GET", "/status")
-    visit.step("status: asleep", code == 200 and status["state"] == "STOPPED", status["state"])
+    if status.get("state") in ("CREATING", "IN_SERVICE", "STOPPING"):
+        raise RuntimeError(f"the model is {status['state']}: somebody uses it. Try again when it sleeps")
+    visit.step("status: asleep", code == 200 and status["state"] == "STOPPED", status.get("state", status))
     before = len(visit.messages())
     code, reply = visit.call("POST", "/start", {"name": "Smoke", "phone": PHONE})
     visit.step("start: the run is won", code == 202 and reply.get("outcome") == "started", reply.get("outcome", reply))
@@ -117,10 +118,8 @@ def main():
             for act in (wake, use, sleep):
                 act(visit)
             print(f"smoke: {visit.step_number} passed, 0 failed")
-    except (ValueError, RuntimeError, httpx.HTTPError) as e:
-        sys.exit(f"smoke: {e}")
-    except PapermillExecutionError as e:
-        sys.exit(explain(e))
+    except (*FAILURES, httpx.HTTPError) as e:
+        sys.exit(f"smoke: {explain(e)}")
     except KeyboardInterrupt:
         sys.exit("\nsmoke: interrupted")
 

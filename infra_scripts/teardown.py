@@ -101,11 +101,41 @@ def delete_leftovers(session: boto3.Session, settings: Settings) -> Iterator[tup
         yield "log groups", _delete_each(iter(names), lambda n: logs.delete_log_group(logGroupName=n))
 
 
+def stop_jobs(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    "Stop what a deployment that was cut off may have left running: training jobs and runs of the Glue job."
+    sagemaker, glue = session.client("sagemaker"), session.client("glue")
+    pages = sagemaker.get_paginator("list_training_jobs").paginate(NameContains=f"{settings.prefix}-training")
+    running = [j for j in pages.search("TrainingJobSummaries[]") if j and j["TrainingJobStatus"] == "InProgress"]
+    names = [j["TrainingJobName"] for j in running if j["TrainingJobName"].startswith(f"{settings.prefix}-training")]
+    yield "running training jobs", _delete_each(iter(names), lambda n: sagemaker.stop_training_job(TrainingJobName=n))
+    try:
+        job = stack_outputs(session.client("cloudformation"), foundation_stack(settings))["GlueJob"]
+        found = glue.get_job_runs(JobName=job)["JobRuns"]
+    except LookupError:
+        return
+    except ClientError as e:
+        if not _missing(e):
+            raise
+        return
+    runs = [r["Id"] for r in found if r["JobRunState"] in ("STARTING", "RUNNING", "WAITING")]
+    if runs:
+        glue.batch_stop_job_run(JobName=job, JobRunIds=runs)
+    yield "running Glue jobs", runs
+
+
 def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was deleted
     "Delete all of ours in the cloud the environment names."
     session, settings, deleted = connect(target), settings_from(os.environ), []
     # Endpoints cost, so they go first; and once more when the engine is gone, for somebody may press Start meanwhile.
-    steps = (delete_endpoints, delete_engine, delete_endpoints, delete_models, delete_foundation, delete_leftovers)
+    steps = (
+        stop_jobs,
+        delete_endpoints,
+        delete_engine,
+        delete_endpoints,
+        delete_models,
+        delete_foundation,
+        delete_leftovers,
+    )
     for step in steps:
         for kind, names in step(session, settings):
             for name in names:

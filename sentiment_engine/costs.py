@@ -62,7 +62,7 @@ def resting_cost(
     stored_gb: float = 0.5,  # reviews, models and the page
     checks: int = 8_640,  # calls of the reconciler a month: one every five minutes
     check_seconds: float = 0.5,
-    check_gb: float = 0.128,
+    check_gb: float = 0.5,
 ) -> float:  # dollars a month
     "Price a month in which nobody presses Start, without any free tier."
     return stored_gb * S3_GB_MONTH + checks * (LAMBDA_REQUEST + check_seconds * check_gb * LAMBDA_GB_SECOND)

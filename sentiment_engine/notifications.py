@@ -94,7 +94,7 @@ def fetch_json(request: urllib.request.Request, timeout: float) -> Mapping[str, 
 def _worth_a_retry(e: Exception) -> bool:
     "Tell whether the request surely had no effect and may have one a little later."
     if isinstance(e, urllib.error.HTTPError):
-        return e.code in (429, 502, 503, 504)
+        return e.code in (429, 503)  # not sent; after another error it may have been
     reason = e.reason if isinstance(e, urllib.error.URLError) else None  # raised while connecting
     return isinstance(reason, OSError) and not isinstance(reason, TimeoutError)
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jmespath
 import pytest
 import teardown
 from botocore.exceptions import ClientError, NoCredentialsError
@@ -11,11 +12,19 @@ from sentiment_engine.settings import Settings
 OURS = Settings()
 
 
+class PageIterator(list):
+    "Pages that can be searched as boto3's can."
+
+    def search(self, expression: str):
+        return (found for page in self for found in jmespath.search(expression, page))
+
+
 class SageMaker:
     "Holds endpoints, their configs and models by name; an endpoint that is being created cannot be deleted."
 
     def __init__(self):
         self.things = {"Endpoint": {}, "EndpointConfig": {}, "Model": {}}
+        self.jobs = {}  # name: status
 
     def wake(self, run_id: str, looks: int = 0):
         "Let a visitor start a run whose endpoint is Creating for some looks."
@@ -23,9 +32,18 @@ class SageMaker:
         self.things["EndpointConfig"][f"{OURS.prefix}-{run_id}"] = 0
 
     def get_paginator(self, operation: str):
+        if operation == "list_training_jobs":
+            return SimpleNamespace(paginate=self._list_jobs)
         kind = {"endpoints": "Endpoint", "endpoint_configs": "EndpointConfig", "models": "Model"}[operation[5:]]
         found = [{f"{kind}Name": n, f"{kind}Arn": f"{kind}/{n}"} for n in self.things[kind]]
         return SimpleNamespace(paginate=lambda NameContains: [{f"{kind}s": found}])
+
+    def _list_jobs(self, NameContains: str):
+        jobs = [{"TrainingJobName": n, "TrainingJobStatus": s} for n, s in self.jobs.items() if NameContains in n]
+        return PageIterator([{"TrainingJobSummaries": jobs}])
+
+    def stop_training_job(self, TrainingJobName: str):
+        self.jobs[TrainingJobName] = "Stopping"
 
     def list_tags(self, ResourceArn: str):
         return {"Tags": [{"Key": "Project", "Value": OURS.prefix}]}
@@ -83,3 +101,10 @@ def test_a_failure_is_said_in_one_line(monkeypatch, error):
     with pytest.raises(SystemExit) as ended:
         teardown.main()
     assert str(error) in str(ended.value)
+
+
+def test_a_training_job_that_was_left_running_is_stopped_and_no_other(sagemaker):
+    ours, ended, foreign = f"{OURS.prefix}-training-1", f"{OURS.prefix}-training-0", f"my-{OURS.prefix}-training-1"
+    sagemaker.jobs = {ours: "InProgress", ended: "Completed", foreign: "InProgress"}
+    assert teardown.teardown("aws") == [("running training jobs", ours)]
+    assert sagemaker.jobs == {ours: "Stopping", ended: "Completed", foreign: "InProgress"}
