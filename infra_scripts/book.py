@@ -24,7 +24,9 @@ def teaches(output: dict) -> bool:
 def run(path: Path):
     "Execute one notebook in place. Raises CellExecutionError, with the file left as it was."
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    quiet = ["--IPKernelApp.log_level=40"]  # 40: errors
+    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}})
+    client.execute(extra_arguments=quiet)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if teaches(o)]
