@@ -16,9 +16,15 @@ from sentiment_engine.local.cloud import LocalCloud
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
 
 
-def teaches(output: dict) -> bool:
-    "Tell whether an output belongs in the book: warnings and progress bars do not."
-    return not (output["output_type"] == "stream" and output["name"] == "stderr")
+PROGRESS = 6  # a cell that prints more often than this tells how far it is
+
+
+def worth_keeping(outputs: list[dict]) -> list[dict]:
+    "Return what belongs in the book: no warnings, and of a report of progress the end."
+    said = [o for o in outputs if not (o["output_type"] == "stream" and o["name"] == "stderr")]
+    streams = [o for o in said if o["output_type"] == "stream"]
+    dropped = streams[:-1] if len(streams) > PROGRESS else []
+    return [o for o in said if not any(o is d for d in dropped)]
 
 
 def run(path: Path):
@@ -29,7 +35,7 @@ def run(path: Path):
     client.execute(extra_arguments=quiet)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if teaches(o)]
+            cell.outputs = worth_keeping(cell.outputs)
     nbformat.write(notebook, path)
 
 

@@ -36,7 +36,7 @@ REQUIREMENTS = (  # what the code needs; the containers of Hugging Face have mos
     "onnxruntime>=1.20,<2",
 )
 
-
+# %% ../nbs/03_model_training.ipynb #d4d539bc
 def package_file(
     module: str,  # empty: the package itself
 ) -> Path:
@@ -189,19 +189,15 @@ class Job:
     bucket: str  # of artifacts
     max_hours: float = 3.0
 
-
-def start_training(
-    session,  # boto3 session
-    settings: Settings,
-    job: Job,
-) -> str:  # name of the job
-    "Start a training job and return at once."
+# %% ../nbs/03_model_training.ipynb #f3b44f83
+def _trainer(session, settings: Settings, job: Job):
+    "Describe the job to the SDK."
     from sagemaker.core.helper.session_helper import Session
     from sagemaker.core.shapes import OutputDataConfig
-    from sagemaker.core.training.configs import Compute, InputData, SourceCode, StoppingCondition
+    from sagemaker.core.training.configs import Compute, SourceCode, StoppingCondition
     from sagemaker.train import ModelTrainer
 
-    trainer = ModelTrainer(
+    return ModelTrainer(
         sagemaker_session=Session(boto_session=session, default_bucket=job.bucket),
         role=job.role,
         base_job_name=f"{settings.prefix}-training",
@@ -213,6 +209,17 @@ def start_training(
         hyperparameters={name: str(value) for name, value in job.recipe.items()},
         tags=[{"key": "Project", "value": settings.prefix}],
     )
+
+# %% ../nbs/03_model_training.ipynb #d1926dea
+def start_training(
+    session,  # boto3 session
+    settings: Settings,
+    job: Job,
+) -> str:  # name of the job
+    "Start a training job and return at once."
+    from sagemaker.core.training.configs import InputData
+
+    trainer = _trainer(session, settings, job)
     channels = [InputData(channel_name=name, data_source=address) for name, address in job.channels.items()]
     trainer.train(input_data_config=channels, wait=False, logs=False)
     return trainer._latest_training_job.training_job_name

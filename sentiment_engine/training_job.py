@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'FEWEST', 'EVALUATED_TOKENS', 'INT8_ROWS', 'INT8_LOSS', 'CARD', 'CARD_MAKING', 'Recipe', 'recipe_from',
            'Places', 'places_from', 'UnusableData', 'read_reviews', 'check_sample', 'has_bf16', 'has_fp16', 'encode',
-           'load_model', 'say', 'progress_callback', 'training_arguments', 'fit', 'share_positive', 'predict',
-           'measure', 'save_weights', 'choose_onnx', 'model_card', 'Stopwatch', 'device_name', 'load_reviews',
-           'base_model_of', 'Trained', 'train_model', 'describe', 'write_artifact', 'run_job', 'explain', 'main']
+           'load_model', 'say', 'progress_callback', 'step_count', 'training_arguments', 'fit', 'share_positive',
+           'predict', 'measure', 'save_weights', 'choose_onnx', 'model_card', 'Stopwatch', 'device_name',
+           'load_reviews', 'base_model_of', 'Trained', 'train_model', 'describe', 'write_artifact', 'run_job',
+           'explain', 'main']
 
 # %% ../nbs/03d_training_job.ipynb #53c13e44
 import json
@@ -96,7 +97,7 @@ class Places:
     failure: Path  # the file that becomes the job's FailureReason
     checkpoints: Path
 
-
+# %% ../nbs/03d_training_job.ipynb #1ad3be5f
 def places_from(env: Mapping[str, str]) -> Places:
     "Find the folders that SageMaker names. Raises ValueError if a needed one is not named."
     if missing := [name for name in ("SM_CHANNEL_TRAIN", "SM_MODEL_DIR") if not env.get(name)]:
@@ -231,6 +232,12 @@ def progress_callback(
     return Progress()
 
 # %% ../nbs/03d_training_job.ipynb #4c6d759c
+def step_count(recipe: Recipe, rows: int) -> int:
+    "Count the steps that training on `rows` reviews takes, on all devices together."
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    return recipe.max_steps or int(np.ceil(recipe.epochs * np.ceil(rows / recipe.batch_size / world)))
+
+# %% ../nbs/03d_training_job.ipynb #6c05ef47
 def training_arguments(
     recipe: Recipe,
     rows: int,  # of the training sample
@@ -240,8 +247,7 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    steps = recipe.max_steps or int(np.ceil(recipe.epochs * np.ceil(rows / recipe.batch_size / world)))
+    steps = step_count(recipe, rows)
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
