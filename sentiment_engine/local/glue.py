@@ -237,6 +237,8 @@ def _run_script(self: Run, command: list, env: Mapping) -> int | None:  # exit s
     code = None
     try:
         self.child = Child(command, env, self.folder, self.folder / "log", output.write)
+        if self.stopping.is_set():  # asked for while the process was being made
+            self.child.stop()
         code = self.child.wait(self.record["Timeout"] * 60)
     except TimeoutError:
         self.child.stop()

@@ -194,6 +194,8 @@ def _train(self: TrainingRun) -> bool:  # whether it ran longer than it may
         if self.stopping.is_set():
             return False
         self.child = Child(command, _environment(self), self.root, self.folder / "log", log.write)
+        if self.stopping.is_set():  # asked for while the process was being made
+            self.child.stop()
         code = self.child.wait(limit)
     except TimeoutError:
         late, code = True, self.child.stop()
