@@ -34,12 +34,22 @@ class Settings:
     sms_provider: str = "textbelt"  # textbelt or sns
     textbelt_url: str = "https://textbelt.com"
     sms_countries: tuple[str, ...] = ("US", "CA", "GB", "IE", "FR", "DE", "ES", "IT", "NL", "AU", "NZ", "IN")
+    webhook_hosts: tuple[str, ...] = ()  # hosts that a webhook may be sent to; empty: no webhooks
+    number_cooldown_minutes: float = 15  # before the same number or webhook is told again; 0: no wait
+    address_cooldown_seconds: float = 60  # before the same address may begin a run or leave a number again; 0: no wait
+    daily_starts: int = 40  # runs that may begin in a day (UTC)
+    daily_messages: int = 100  # people who may be told in a day (UTC)
+    monthly_budget: float = 10.0  # dollars of instance time in a month (UTC); beyond them Start is refused
     site_origin: str = ""  # where visitors find the page; empty: at the address that CloudFront gives it
     inbox_url: str = ""  # page that shows what a stand-in for the SMS provider was given; empty: there is none
 
     def __post_init__(self):
         if min(self.idle_minutes, self.max_run_minutes, self.creating_minutes) <= 0:
             raise ValueError("idle_minutes, max_run_minutes and creating_minutes must be above 0")
+        if min(self.number_cooldown_minutes, self.address_cooldown_seconds) < 0:
+            raise ValueError("number_cooldown_minutes and address_cooldown_seconds must not be below 0")
+        if min(self.daily_starts, self.daily_messages, self.monthly_budget) <= 0:
+            raise ValueError("daily_starts, daily_messages and monthly_budget must be above 0")
         if not self.instance_types:
             raise ValueError("instance_types must name at least one instance type, such as ml.t2.medium")
 
