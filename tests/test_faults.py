@@ -4,7 +4,7 @@ import pytest
 from engine_double import ADA, BOB, CAROL, World, aws_error
 
 from sentiment_engine import model_state
-from sentiment_engine.model_state import Subscriber
+from sentiment_engine.model_state import StartRequest, Subscriber
 from sentiment_engine.settings import endpoint_name
 
 
@@ -30,7 +30,8 @@ def test_fault_2_the_winner_of_start_keeps_who_joined_in_between(world, monkeypa
 
     def create_while_others_join(**arguments):
         for phone in (BOB, CAROL):
-            model_state.start_or_join(world.engine.table, "aaaaaaaaaaaa", Subscriber(phone))
+            request = StartRequest("aaaaaaaaaaaa", Subscriber(phone))
+            model_state.start_or_join(world.engine.table, world.settings, request)
         return create(**arguments)
 
     monkeypatch.setattr(world.sagemaker, "do_create_endpoint", create_while_others_join, raising=False)

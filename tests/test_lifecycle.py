@@ -8,6 +8,7 @@ from botocore.exceptions import ReadTimeoutError
 from engine_double import ADA, BOB, CAROL, World, aws_error
 
 from sentiment_engine import model_state
+from sentiment_engine.model_state import StartRequest, Subscriber
 from sentiment_engine.settings import endpoint_name
 
 
@@ -178,9 +179,8 @@ def test_a_start_given_up_leaves_an_endpoint_that_is_deleted_when_it_comes_up(wo
 
 def test_who_joined_a_start_that_failed_is_told(world):
     world.start(ADA)
-    model_state.start_or_join(world.engine.table, "x", model_state.Subscriber(BOB))
-    ada = model_state.Subscriber(ADA)
-    model_state.roll_back(world.engine.table, world.row.runId, "no", ada)
+    world.start(BOB)
+    model_state.roll_back(world.engine.table, world.row, "no", Subscriber(ADA))
     world.sagemaker.endpoints.clear()
     world.reconcile()
     assert world.phone.tried == [BOB] and world.nothing_left()
@@ -317,8 +317,8 @@ def test_a_lost_failure_is_made_up_for(world):
 
 
 def test_a_start_that_died_before_it_created_anything(world):
-    subscriber = model_state.Subscriber(ADA)
-    model_state.start_or_join(world.engine.table, "0f3c5a7e9b1d", subscriber, "7", "ml.t2.medium")
+    request = StartRequest("0f3c5a7e9b1d", Subscriber(ADA))
+    model_state.start_or_join(world.engine.table, world.settings, request)
     assert world.reconcile()["repair"] == "waiting"
     world.clock.now += 121
     assert world.reconcile()["repair"] == "failed" and "interrupted" in world.status()["reason"]

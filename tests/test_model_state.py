@@ -6,7 +6,9 @@ import pytest
 from engine_double import ADA, BOB, World, aws_error
 
 from sentiment_engine import model_state as states
-from sentiment_engine.model_state import STATES, TRANSITIONS, Row, Subscriber
+from sentiment_engine.guards import Refused
+from sentiment_engine.model_state import STATES, TRANSITIONS, Row, StartRequest, Subscriber
+from sentiment_engine.settings import Settings
 
 RUN, OTHER = "0f3c5a7e9b1d", "aaaaaaaaaaaa"
 
@@ -77,29 +79,35 @@ def test_stopping_and_touching_at_once_have_one_winner(table):
         assert (stopping.result() is None) != (touched.result() is None)
 
 
+def start(table, run_id, phone=None, name="", **settings):
+    "Press Start as run `run_id`."
+    subscriber = Subscriber(phone, name) if phone else None
+    return states.start_or_join(table, Settings(**settings), StartRequest(run_id, subscriber))
+
+
 def test_a_start_whose_answer_was_lost_knows_that_it_won(table):
-    assert states.start_or_join(table, RUN, Subscriber(ADA))[0] == "started"
-    assert states.start_or_join(table, RUN, Subscriber(ADA))[0] == "started"  # the same run id: the same start
-    assert states.start_or_join(table, OTHER, Subscriber(BOB))[0] == "joined"
+    assert start(table, RUN, ADA)[0] == "started"
+    assert start(table, RUN, ADA)[0] == "started"  # the same run id: the same start
+    assert start(table, OTHER, BOB)[0] == "joined"
 
 
 def test_start_keeps_who_still_waits_from_a_failed_run(table):
-    states.start_or_join(table, RUN, Subscriber(ADA))
-    states.fail(table, RUN, "no")
-    outcome, row = states.start_or_join(table, OTHER, Subscriber(BOB))
-    assert outcome == "started" and {e["phone"] for e in row.subscribers.values()} == {ADA, BOB}
+    start(table, RUN, ADA)
+    states.fail(table, states.read_row(table), "no")
+    outcome, row = start(table, OTHER, BOB)
+    assert outcome == "started" and {e["to"] for e in row.subscribers.values()} == {ADA, BOB}
 
 
 def test_the_list_is_finite(table, monkeypatch):
     monkeypatch.setattr(states, "SUBSCRIBER_LIMIT", 1)
-    states.start_or_join(table, RUN, Subscriber(ADA))
-    with pytest.raises(states.TooManySubscribers):
-        states.start_or_join(table, OTHER, Subscriber(BOB))
-    assert states.start_or_join(table, OTHER, None)[0] == "joined"
+    start(table, RUN, ADA)
+    with pytest.raises(Refused, match="No more messages"):
+        start(table, OTHER, BOB)
+    assert start(table, OTHER)[0] == "joined"
 
 
 def test_a_subscriber_is_claimed_once(table):
-    _, row = states.start_or_join(table, RUN, Subscriber(ADA, "Ada"))
+    _, row = start(table, RUN, ADA, "Ada")
     (key,) = states.waiting(row)
     assert states.claim(table, RUN, key) is None  # still starting: there is nothing to tell
     states.ready(table, row, 1000)
@@ -115,10 +123,10 @@ def test_a_subscriber_is_claimed_once(table):
 def test_history_keeps_the_newest_starts(table):
     for n in range(states.HISTORY + 3):
         run = f"{n:012x}"
-        _, row = states.start_or_join(table, run, None, instance_type="ml.m5.large")
+        _, row = start(table, run, daily_starts=100)
         states.ready(table, row, 100)
         states.begin_stopping(table, run, 100)
-        states.stopped(table, run)
+        states.stopped(table, row)
     assert len(states.read_row(table).history) == states.HISTORY
 
 
