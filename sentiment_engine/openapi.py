@@ -30,7 +30,13 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, what happened)
 CODES |= {
     "invalid_name": (400, "The name is not a text of at most 80 characters."),
     "invalid_phone": (400, "The number cannot get an SMS."),
-    "too_many_waiting": (429, "Too many wait for a message already."),
+    "invalid_webhook": (400, "The webhook cannot be called, or there is a number beside it."),
+    "over_budget": (402, "The month's budget does not allow another run."),
+    "number_cooldown": (429, "This number or webhook has asked a moment ago."),
+    "address_cooldown": (429, "This network address has asked a moment ago."),
+    "too_many_starts": (429, "The model was started often enough today."),
+    "too_many_waiting": (429, "No more messages can be promised."),
+    "no_sms_quota": (503, "The SMS provider sends no more messages now."),
     "no_model": (503, "No model is registered yet."),
     "start_failed": (503, "The endpoint could not be created; nothing was left running."),
 }
@@ -58,7 +64,8 @@ _ALWAYS = "internal_error unavailable"
 _BODY = f"{_ALWAYS} invalid_body invalid_json body_too_large"
 REFUSALS: dict[str, str] = {  # path: codes
     "/status": _ALWAYS,
-    "/start": f"{_BODY} invalid_name invalid_phone too_many_waiting stopping no_model start_failed",
+    "/start": f"{_BODY} invalid_name invalid_phone invalid_webhook over_budget number_cooldown address_cooldown "
+    "too_many_starts too_many_waiting stopping no_model start_failed no_sms_quota",
     "/predict": f"{_BODY} missing_inputs not_text empty_text text_too_long too_many_texts invalid_text not_in_service "
     f"busy model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
@@ -111,6 +118,16 @@ def _times() -> dict:
     }
 
 # %% ../nbs/05f_openapi.ipynb #c3646551
+def _month() -> dict:
+    "Describe what the month has cost."
+    return {
+        "spentThisMonth": _or_null("number", "Dollars for all runs of this month.", minimum=0),
+        "savedThisMonth": _or_null("number", "Dollars less than an endpoint that never sleeps."),
+        "countedSince": _or_null("string", "What these dollars are counted from.", **_INSTANT),
+        "monthlyBudget": {"type": "number", "minimum": 0, "description": "Dollars; a start beyond it is refused."},
+    }
+
+# %% ../nbs/05f_openapi.ipynb #ba55367f
 def _status(settings: Settings) -> dict:
     "Describe the answer of GET /status."
     whole = {
@@ -121,7 +138,9 @@ def _status(settings: Settings) -> dict:
         "textLimit": {"type": "integer", "description": "Characters of one text.", "examples": [settings.text_limit]},
         "batchLimit": {"type": "integer", "description": "Texts at a time.", "examples": [settings.batch_limit]},
     }
-    return _object(whole | _run() | _times(), allOf=_dependent())
+    status = _object(whole | _run() | _times(), allOf=_dependent())
+    status["properties"] |= _month()
+    return status
 
 # %% ../nbs/05f_openapi.ipynb #6a4c7af5
 def _dependent() -> list[dict]:
@@ -138,13 +157,14 @@ def _dependent() -> list[dict]:
 # %% ../nbs/05f_openapi.ipynb #2463b555
 def _start_request() -> dict:
     "Describe the body of POST /start."
-    return {
-        "type": "object",
-        "properties": {
-            "name": _or_null("string", "Greets you in the message.", maxLength=80),
-            "phone": _or_null("string", "Mobile number with country code.", maxLength=40, examples=["+1 202 555 0123"]),
-        },
-    }
+    address = {"type": "string", "format": "uri", "description": "https, on a host that the engine's owner allows."}
+    hook = {"url": address, "secret": {"type": "string", "description": "Signs the message."}}
+    whom = {"name": _or_null("string", "Greets you in the message.", maxLength=80)}
+    whom["phone"] = _or_null(
+        "string", "Mobile number with country code. Not beside a webhook.", maxLength=40, examples=["+1 202 555 0123"]
+    )
+    whom["webhook"] = _or_null("object", "Called when it is awake.", properties=hook, required=list(hook))
+    return {"type": "object", "properties": whom}
 
 # %% ../nbs/05f_openapi.ipynb #aff5d87c
 def _predict_request(settings: Settings) -> dict:
@@ -178,7 +198,9 @@ _MORE: dict[int, dict] = {
     409: {"state": {"enum": list(STATES)}},
 }
 _OPTIONAL: dict[int, dict] = {
+    402: {"retryAfterSeconds": {"type": "integer", "minimum": 1}},
     409: {"etaSeconds": {"type": ["integer", "null"], "minimum": 0}},
+    429: {"retryAfterSeconds": {"type": "integer", "minimum": 1}},
 }
 
 
@@ -264,7 +286,8 @@ def _schemas(settings: Settings) -> dict:
     outcome = {"outcome": {"enum": ["started", "joined", "already-in-service"]}}
     return {
         "Status": status,
-        "Started": _object(outcome | status["properties"], allOf=status["allOf"]),
+        "Started": status
+        | {"properties": outcome | status["properties"], "required": ["outcome", *status["required"]]},
         "Predictions": _predictions(),
         "StartRequest": _start_request(),
         "PredictRequest": _predict_request(settings),

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
+import contract
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -270,7 +271,7 @@ class World:
             raise aws_error("ParameterNotFound")
         return {"Parameter": {"Value": json.dumps(self.model)}}
 
-    def request(self, method: str, path: str, body=None, raw: str | None = None) -> tuple[int, dict]:
+    def request(self, method: str, path: str, body=None, raw: str | None = None, address="") -> tuple[int, dict]:
         "Call the API as its gateway would."
         routes = {
             "GET /status": "is-model-service-running",
@@ -282,12 +283,15 @@ class World:
         text = raw if raw is not None else None if body is None else json.dumps(body)
         event = {"version": "2.0", "routeKey": key, "rawPath": path, "body": text, "isBase64Encoded": False}
         event["requestContext"] = {"requestId": uuid.uuid4().hex, "http": {"method": method, "path": path}}
+        event["requestContext"]["http"]["sourceIp"] = address
         got = self.handlers[routes.get(key, "is-model-service-running")].handler(event, None)
         assert got["headers"]["content-type"] == "application/json"
-        return got["statusCode"], json.loads(got["body"])
+        status, answer = got["statusCode"], json.loads(got["body"])
+        contract.check(method, path, status, got["headers"], answer)
+        return status, answer
 
-    def start(self, phone: str | None = None, name: str = "") -> tuple[int, dict]:
-        return self.request("POST", "/start", {"phone": phone, "name": name})
+    def start(self, phone: str | None = None, name: str = "", address: str = "") -> tuple[int, dict]:
+        return self.request("POST", "/start", {"phone": phone, "name": name}, address=address)
 
     def status(self) -> dict:
         code, body = self.request("GET", "/status")
