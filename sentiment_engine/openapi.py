@@ -138,9 +138,7 @@ def _status(settings: Settings) -> dict:
         "textLimit": {"type": "integer", "description": "Characters of one text.", "examples": [settings.text_limit]},
         "batchLimit": {"type": "integer", "description": "Texts at a time.", "examples": [settings.batch_limit]},
     }
-    status = _object(whole | _run() | _times(), allOf=_dependent())
-    status["properties"] |= _month()
-    return status
+    return _object(whole | _run() | _month() | _times(), allOf=_dependent())
 
 # %% ../nbs/05f_openapi.ipynb #6a4c7af5
 def _dependent() -> list[dict]:
@@ -194,13 +192,11 @@ def _predictions() -> dict:
     return _object({"predictions": several, "latencyMs": latency, "modelVersion": {"type": ["string", "null"]}} | times)
 
 # %% ../nbs/05f_openapi.ipynb #0495ee46
+_WAIT = {"type": "integer", "minimum": 1, "description": "Until the same request may be let through."}
 _MORE: dict[int, dict] = {
+    402: {"retryAfterSeconds": _WAIT},
     409: {"state": {"enum": list(STATES)}},
-}
-_OPTIONAL: dict[int, dict] = {
-    402: {"retryAfterSeconds": {"type": "integer", "minimum": 1}},
-    409: {"etaSeconds": {"type": ["integer", "null"], "minimum": 0}},
-    429: {"retryAfterSeconds": {"type": "integer", "minimum": 1}},
+    429: {"retryAfterSeconds": _WAIT},
 }
 
 
@@ -208,12 +204,16 @@ def _error(status: int, codes: list[str]) -> dict:
     "Describe the body of a refusal."
     given = {"code": {"enum": codes}, "message": {"type": "string", "minLength": 1, "description": "What to do."}}
     error = _object(given | _MORE.get(status, {}))
-    error["properties"] |= _OPTIONAL.get(status, {})
+    if status == 409:
+        error["properties"]["etaSeconds"] = {"type": ["integer", "null"], "minimum": 0}
     return _object({"error": error})
 
 # %% ../nbs/05f_openapi.ipynb #52195710
 _GATEWAY = {"$ref": "#/components/schemas/GatewayMessage"}
+_RETRY = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "The same in a header."}}
 _HEADERS = {
+    402: _RETRY,
+    429: _RETRY,
     405: {"Allow": {"schema": {"type": "string"}, "required": True, "description": "The method to use."}},
 }
 
@@ -286,8 +286,7 @@ def _schemas(settings: Settings) -> dict:
     outcome = {"outcome": {"enum": ["started", "joined", "already-in-service"]}}
     return {
         "Status": status,
-        "Started": status
-        | {"properties": outcome | status["properties"], "required": ["outcome", *status["required"]]},
+        "Started": _object(outcome | status["properties"], allOf=status["allOf"]),
         "Predictions": _predictions(),
         "StartRequest": _start_request(),
         "PredictRequest": _predict_request(settings),

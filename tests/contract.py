@@ -32,10 +32,12 @@ def _validator(method: str, path: str, status: int) -> Draft202012Validator:
     return Draft202012Validator(whole, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
-def check(method: str, path: str, status: int, headers: Mapping[str, str], body: object):
+def check(method: str, path: str, status: int, headers: Mapping[str, str], body: dict):
     "Fail unless the document describes this answer."
     path = path if path in ROUTES else ""  # unknown ones are all alike
     for name, header in described(method, path, status).get("headers", {}).items():
         assert not header.get("required") or name.lower() in headers, f"{status} without the header {name}"
+    if wait := body.get("error", {}).get("retryAfterSeconds"):
+        assert headers["retry-after"] == str(wait)
     error = best_match(_validator(method, path, status).iter_errors(body))
     assert error is None, f"{method} {path} {status}: {error.message} at {error.json_path}, in {body}"
