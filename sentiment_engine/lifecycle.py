@@ -448,7 +448,10 @@ def end_run(engine: Engine, row: Row, reason: str):
 # %% ../nbs/05c_lifecycle.ipynb #67a0864e
 def _retry_elsewhere(engine: Engine, row: Row, instance_type: str):
     "Create the endpoint anew on another instance type, unless somebody else has begun to."
-    model_name = registered_model(engine)["modelName"]
+    try:
+        model_name = registered_model(engine)["modelName"]
+    except NoModel as e:
+        return end_run(engine, row, str(e))
     try:
         last, error = _create_somewhere(engine, next_attempt(engine, row, instance_type), model_name)
     except StartFailed:

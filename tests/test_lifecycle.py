@@ -150,6 +150,14 @@ def test_no_capacity_found_out_later_takes_the_next_and_keeps_who_waits(world):
     assert len(world.phone.sent) == 1 and world.status()["state"] == "IN_SERVICE"
 
 
+def test_no_capacity_and_no_model_any_more_fails(world):
+    world.start(ADA)
+    world.model = None
+    assert world.endpoint_becomes("Failed", CAPACITY) == "failed"
+    assert "No model is registered" in world.status()["reason"] and world.nothing_left()
+    assert len(world.phone.sent) == 1
+
+
 def test_no_capacity_anywhere_fails(world):
     world.start(ADA)
     world.endpoint_becomes("Failed", CAPACITY)
