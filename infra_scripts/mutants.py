@@ -1,0 +1,237 @@
+"Break the engine on purpose, one promise at a time, and see that the model-based test notices each."
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Mutant:
+    "One change of the package's source; `old` must be there exactly once."
+
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+STATE, LIFE = "model_state", "lifecycle"
+MUTANTS = [
+    Mutant("any run", STATE, """f"{names['runId']} = :run", """, """f"{names['runId']} <> :s0 AND :run = :run", """),
+    Mutant(
+        "any state",
+        STATE,
+        """f"{names['state']} IN ({states})\"""",
+        """f"{names['state']} IN ({states}, :run) OR {names['runId']} = :run\"""",
+    ),
+    Mutant(
+        "cool-down of a number",
+        STATE,
+        "(attribute_not_exists({path}) OR {path} <= {value})",
+        "(attribute_not_exists({path}) OR {path} <= {value} OR {path} > {value})",
+    ),
+    Mutant(
+        "touch moves back",
+        STATE,
+        'earlier = {"shutdownAt": ("<=", shutdown_at)}',
+        'earlier = {"runId": ("=", run_id)}',
+    ),
+    Mutant(
+        "stop before the deadline",
+        STATE,
+        'conditions={"shutdownAt": ("<=", deadline)}',
+        'conditions={"runId": ("=", run_id)}',
+    ),
+    Mutant(
+        "claim of any run",
+        STATE,
+        '"#run = :run AND #state <> :creating AND ',
+        '":run = :run AND #run <> :creating AND #state <> :creating AND ',
+    ),
+    Mutant("claim while creating", STATE, "#state <> :creating AND", "#state <> :run AND :creating = :creating AND"),
+    Mutant(
+        "claim twice", STATE, "attribute_not_exists(#subscribers.#key.#claim) OR", "attribute_exists(#subscribers) OR"
+    ),
+    Mutant(
+        "settle with any token",
+        STATE,
+        '"#subscribers.#key.#claim = :token",',
+        '"attribute_exists(#subscribers.#key.#claim) AND :token = :token",',
+    ),
+    Mutant("first row overwrites", STATE, '"attribute_not_exists(modelId)"', '"attribute_not_exists(nothing)"'),
+    Mutant(
+        "abandoned claims are kept",
+        STATE,
+        "for key, token in dead.items())",
+        "for key, token in dead.items() if not key)",
+    ),
+    Mutant("abandoned at once", STATE, "ABANDONED = 300", "ABANDONED = -1"),
+    Mutant(
+        "expiry is never cancelled", STATE, "attribute_exists(expiresAt) AND", "attribute_not_exists(expiresAt) AND"
+    ),
+    Mutant(
+        "deadline without a longest life",
+        LIFE,
+        "min(now + settings.idle_minutes * 60, row.startedAt + settings.max_run_minutes * 60)",
+        "now + settings.idle_minutes * 60",
+    ),
+    Mutant("no roll back", LIFE, "    states.roll_back(engine.table, row, reason, subscriber)\n", ""),
+    Mutant(
+        "failed start is not deleted",
+        LIFE,
+        "    logger.error(reason, run_id=row.runId)\n    try_delete_endpoint(engine, row.runId)\n",
+        "",
+    ),
+    Mutant("failed run is not cleaned up", LIFE, "    clean_up(engine, row.runId)\n    if now", "    if now"),
+    Mutant("failed run tells nobody", LIFE, "        notify(engine, now)", "        pass"),
+    Mutant("stop without deletion", LIFE, "if not clean_up(engine, row.runId):", "if not engine:"),
+    Mutant(
+        "unfinished deletion counts",
+        LIFE,
+        "if not clean_up(engine, row.runId):\n        return False",
+        "clean_up(engine, row.runId)",
+    ),
+    Mutant("configs stay", LIFE, "    _unless_gone(sagemaker.delete_endpoint_config, EndpointConfigName=name)\n", ""),
+    Mutant("endpoints stay", LIFE, "    _unless_gone(sagemaker.delete_endpoint, EndpointName=name)\n", ""),
+    Mutant(
+        "missing is an error",
+        LIFE,
+        "        if not is_missing(e):\n            raise\n\n\ndef delete_endpoint",
+        "        raise\n\n\ndef delete_endpoint",
+    ),
+    Mutant("no canary", LIFE, "            canary(engine, row.runId)\n", "            pass\n"),
+    Mutant(
+        "canary believes anything",
+        LIFE,
+        'prediction["label"] not in ("NEGATIVE", "POSITIVE")',
+        'prediction["label"] == ""',
+    ),
+    Mutant(
+        "event is believed",
+        LIFE,
+        'status == "InService" and row.state in (CREATING, IN_SERVICE)',
+        "row.state in (CREATING, IN_SERVICE)",
+    ),
+    Mutant(
+        "orphans without tags", LIFE, "if run_id != alive and _is_tagged(engine, run_id, arn)", "if run_id != alive"
+    ),
+    Mutant(
+        "row before list",
+        LIFE,
+        "    listed = sorted(set(_listed(engine)))\n    row = states.read_row(engine.table)\n",
+        "    row = states.read_row(engine.table)\n    listed = sorted(set(_listed(engine)))\n",
+    ),
+    Mutant("alive is an orphan", LIFE, "run_id != alive and _is_tagged", "_is_tagged"),
+    Mutant("orphans stay", LIFE, "parts = (repair, delete_orphans,", "parts = (repair,"),
+    Mutant("nothing is repaired", LIFE, "parts = (repair, delete_orphans,", "parts = (delete_orphans,"),
+    Mutant(
+        "never armed again",
+        LIFE,
+        "    if not _schedules(engine, row.runId):\n        arm(engine, row.runId, row.shutdownAt)\n",
+        "    if not _schedules(engine, row.runId):\n",
+    ),
+    Mutant("reconciler tells nobody", LIFE, "    notify(engine, row)\n    if not _schedules", "    if not _schedules"),
+    Mutant(
+        "sleeping row tells nobody", LIFE, 'return "notified" if notify(engine, row) else "asleep"', 'return "asleep"'
+    ),
+    Mutant(
+        "interrupted start is never failed",
+        LIFE,
+        "not status and now - row.since > CREATE_GRACE",
+        "not status and now < 0",
+    ),
+    Mutant("no grace for a start", LIFE, "CREATE_GRACE = 120", "CREATE_GRACE = -1"),
+    Mutant("an endpoint that is there is an error", LIFE, 'return refusal(e) == "already there"', "return False"),
+    Mutant("dead endpoint goes unnoticed", LIFE, 'if status in ("", "Failed", "Deleting"):', 'if status == "none":'),
+    Mutant(
+        "a stop is not finished",
+        LIFE,
+        'return "stopped" if finish_stopping(engine, row) else "stopping"\n    return "notified"',
+        'return "stopping"\n    return "notified"',
+    ),
+    Mutant(
+        "deadline is never looked at",
+        LIFE,
+        "if now >= min(row.shutdownAt, row.startedAt + engine.settings.max_run_minutes * 60):",
+        "if now < 0:",
+    ),
+    Mutant(
+        "retry leaves the old endpoint",
+        LIFE,
+        "    try_delete_endpoint(engine, row.runId)\n    if moved",
+        "    if moved",
+    ),
+]
+# What a test run needs beside the package.
+PARTS = ("sentiment_engine", "lambdas", "tests", "infra_scripts", "pyproject.toml", "settings.ini")
+
+
+def patched(mutant: Mutant, root: Path = ROOT) -> str:
+    "Return the module's source with the mutant in it. Raises ValueError if the patch no longer fits."
+    source = (root / "sentiment_engine" / f"{mutant.module}.py").read_text()
+    if (count := source.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.name}: its text stands {count} times in {mutant.module}.py, not once")
+    changed = source.replace(mutant.old, mutant.new)
+    compile(changed, mutant.module, "exec")
+    return changed
+
+
+def play(mutant: Mutant | None, examples: int, root: Path = ROOT) -> tuple[bool, str, float]:
+    "Run the model-based test on a copy of the package. Return whether it passed, what failed, seconds."
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        for part in PARTS:
+            copy = shutil.copytree if (root / part).is_dir() else shutil.copy
+            copy(root / part, Path(folder) / part)
+        if mutant:
+            (Path(folder) / "sentiment_engine" / f"{mutant.module}.py").write_text(patched(mutant, root))
+        env = os.environ | {"MODEL_EXAMPLES": str(examples), "MODEL_NO_SHRINK": "1"}
+        env |= {"PYTHONPATH": f"{folder}{os.pathsep}{folder}/tests", "PYTHONDONTWRITEBYTECODE": "1"}
+        tests = ["tests/test_model_based.py", "-m", "not slow", "-k", "lives"]
+        words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        begun = time.monotonic()
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"the test could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    said = re.findall(r"^E\s+(?:\|\s*)?((?:\w+\.)*(?:\w*Error|\w*Exception|Failed)\b.*)$", done.stdout, re.M)
+    return done.returncode == 0, said[0][:90] if said else "", time.monotonic() - begun
+
+
+def main() -> int:
+    "Run the script."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", metavar="NAME", help="this mutant; may be repeated")
+    parser.add_argument("--examples", type=int, default=1000, help="lives played on each of two seeds at most")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    args = parser.parse_args()
+    if unknown := set(args.only or ()) - {m.name for m in MUTANTS}:
+        parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
+    chosen = [m for m in MUTANTS if not args.only or m.name in args.only]
+    for mutant in chosen:
+        patched(mutant)
+    passed, said, took = play(None, args.examples)
+    print(f"{'(unchanged)':<40} {'passed' if passed else 'FAILED: ' + said} {took:.0f} s", flush=True)
+    if not passed:
+        return 1
+    survivors = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for mutant, (passed, said, took) in zip(
+            chosen, pool.map(lambda m: play(m, args.examples), chosen), strict=True
+        ):
+            survivors += passed
+            print(f"{mutant.name:<40} {'SURVIVED' if passed else said:<90} {took:4.0f} s", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants were noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
