@@ -23,6 +23,9 @@ from sentiment_engine.website import publish, with_answers
 ROOT = Path(__file__).resolve().parent.parent
 WAKING_SECONDS = 5.0  # an endpoint takes that much longer here, so that a test can look at a waiting page
 WORDS = ("warm", "lovely", "fantastic", "worth", "good", "stopped", "wobbles", "disappointed", "broken", "nothing")
+# All visitors of a test come from one address, many times a day.
+UNGUARDED = {"number_cooldown_minutes": 0, "address_cooldown_seconds": 0, "daily_starts": 100_000}
+UNGUARDED |= {"daily_messages": 100_000, "monthly_budget": 1_000_000}
 LEXICON = WEIGHTS | dict(zip(WORDS, (2, 2, 2, 1, 1, -3, -2, -2, -3, -1), strict=True))
 
 
@@ -124,7 +127,7 @@ def running_engine(folder: Path) -> Iterator[Engine]:
     "Deploy the engine with its page to a local cloud of its own, whose state is below `folder`."
     with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=WAKING_SECONDS) as cloud:
         site = cloud.site_url.rstrip("/")
-        settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10)
+        settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
         outputs = _deploy(cloud, settings)
         running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder))
         running.use("good")
