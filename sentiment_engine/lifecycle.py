@@ -522,8 +522,9 @@ def finish_stopping(engine: Engine, row: Row) -> bool:  # whether the run is ove
     "Delete everything of a stopping run, then say that it is stopped."
     if not clean_up(engine, row.runId):
         return False
-    over = states.stopped(engine.table, row)
-    logger.info("stopped", run_id=row.runId, seconds=int(time.time()) - row.startedAt, by_us=bool(over))
+    while (now := states.read_row(engine.table)).runId == row.runId and now.state == STOPPING:
+        if states.stopped(engine.table, now):  # else a message was counted in this moment
+            logger.info("stopped", run_id=row.runId, seconds=int(time.time()) - row.startedAt)
     return True
 
 

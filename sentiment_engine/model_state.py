@@ -320,8 +320,7 @@ def _start(table: StateTable, settings: Settings, row: Row, request: StartReques
     fresh |= {"instanceType": settings.instance_types[0]} | _marks_after(settings, row, request, now)
     zero = {"smsSent": 0, "smsFailed": 0, "shutdownAt": 0, "reason": ""}
     values = fresh | zero | _subscription(request.subscriber, now)
-    as_read = {"smsSent": ("=", row.smsSent), "smsFailed": ("=", row.smsFailed)}
-    return apply(table, "start", row.runId, values=values, conditions=as_read)
+    return apply(table, "start", row.runId, values=values, conditions=_as_read(row))
 
 # %% ../nbs/05a_model_state.ipynb #c62b8139
 def start_or_join(
@@ -392,10 +391,17 @@ def begin_stopping(table: StateTable, run_id: str, deadline: int) -> Row | None:
     "Begin to stop if the deadline in the row is not after `deadline`."
     return apply(table, "begin_stopping", run_id, conditions={"shutdownAt": ("<=", deadline)})
 
+# %% ../nbs/05a_model_state.ipynb #1725bc4f
+def _as_read(row: Row) -> dict[str, tuple[str, int]]:
+    "Demand that no message was counted since `row` was read."
+    return {"smsSent": ("=", row.smsSent), "smsFailed": ("=", row.smsFailed)}
+
 
 def stopped(table: StateTable, row: Row) -> Row | None:
     "Record that the endpoint is deleted, and forget whoever could not be told."
-    return apply(table, "stopped", row.runId, values=_after_run(row) | {"subscribers": {}}, removes=["expiresAt"])
+    forgotten = {"subscribers": {}, "smsFailed": row.smsFailed + len(row.subscribers)}
+    values = _after_run(row) | forgotten
+    return apply(table, "stopped", row.runId, values=values, removes=["expiresAt"], conditions=_as_read(row))
 
 # %% ../nbs/05a_model_state.ipynb #00aea9d4
 def waiting(row: Row) -> list[str]:  # keys

@@ -409,3 +409,13 @@ def test_one_part_of_the_reconciler_failing_does_not_stop_the_other(world):
     with pytest.raises(RuntimeError, match="reconciler"):
         world.reconcile()
     assert list(world.sagemaker.endpoints) == [endpoint_name(world.settings, run_id)]
+
+
+def test_whoever_could_not_be_told_before_the_end_is_counted(world):
+    world.start(ADA)
+    world.endpoint_becomes("InService", event=False)
+    row = world.row
+    model_state.ready(world.engine.table, row, int(world.clock.now) + 60)  # and the Lambda dies before it tells anybody
+    world.clock.now += 61
+    assert world.handlers["shutdown-endpoint"].handler({"runId": row.runId}, None) == {"outcome": "stopped"}
+    assert not world.phone.tried and (world.row.smsSent, world.row.smsFailed) == (0, 1) and world.nothing_left()
