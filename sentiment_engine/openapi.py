@@ -305,7 +305,7 @@ def openapi(
     return {
         "openapi": "3.1.0",
         "info": _INFO | {"version": sentiment_engine.__version__},
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "./"}],
         "paths": {path: _operation(path, method) for path, method in routes.items()},
         "components": {"schemas": _schemas(settings), "responses": elsewhere},
     }

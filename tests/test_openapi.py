@@ -5,11 +5,15 @@ import base64
 import collections
 import json
 import re
+from urllib.parse import urljoin
 
 import contract
+import httpx
 import pytest
 import schemathesis
 from engine_double import ADA, ROOT, World
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
@@ -71,6 +75,15 @@ class Gateway:
 @pytest.fixture
 def world(monkeypatch):
     return World(monkeypatch, **FREE)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    "The engine awake, behind its gateway, for many requests that should change nothing."
+    with pytest.MonkeyPatch.context() as patch:
+        world = World(patch, **FREE)
+        world.in_service()
+        yield Gateway(world)
 
 
 # ---- the document
@@ -136,11 +149,12 @@ def fuzz(schema) -> str:  # what went wrong
     return "\n\n".join(f"{what}\n{how}" for what, how in wrong.items())
 
 
-def plan(examples: int) -> SchemathesisConfig:
+def plan(examples: int, address: str = "http://localhost") -> SchemathesisConfig:
     "Say what is tried. A number can fit its schema and still be nobody's, so good requests may be refused."
     checks = {"positive_data_acceptance": {"enabled": False}}
     generation = {"max-examples": examples, "database": "none", "deterministic": True}
-    return SchemathesisConfig.from_dict({"continue-on-failure": True, "generation": generation, "checks": checks})
+    tried = {"continue-on-failure": True, "generation": generation, "checks": checks, "base-url": address}
+    return SchemathesisConfig.from_dict(tried)
 
 
 def asleep(world: World):
@@ -169,3 +183,97 @@ def test_schemathesis_against_the_guards(monkeypatch, limits, status):
     gateway = Gateway(World(monkeypatch, **limits), sleepy=True)
     assert fuzz(schemathesis.openapi.from_wsgi("/openapi.json", gateway, config=plan(30))) == ""
     assert gateway.answers[status] > 10 and max(gateway.answers) < 500
+
+
+DEEP = b'{"inputs": ' + b"[" * 90_000 + b"]" * 90_000 + b"}"
+GARBAGE = {
+    "nothing": (b"", "application/json"),
+    "not a number": (b'{"inputs": NaN}', "application/json"),
+    "infinity as a name": (b'{"name": -Infinity, "inputs": Infinity}', "application/json"),
+    "a number of 4,300 digits": (b'{"inputs": ' + b"9" * 4301 + b"}", "application/json"),
+    "a large exponent": (b'{"inputs": 1e999999, "name": 1e999999}', "application/json"),
+    "deep": (DEEP, "application/json"),
+    "the same field twice": (b'{"inputs": "a", "inputs": 5, "name": "a", "name": 5}', "application/json"),
+    "a byte order mark": (b'\xef\xbb\xbf{"inputs": "a"}', "application/json"),
+    "UTF-16": ('{"inputs": "a"}'.encode("utf-16"), "application/json; charset=utf-16"),
+    "broken UTF-8": (b'{"inputs": "\xff\xfe", "name": "\xff"}', "application/json"),
+    "half a character": (b'{"inputs": ["\\ud83d"], "name": "\\ud83d", "phone": "\\udc00"}', "application/json"),
+    "a null character": (b'{"inputs": "\\u0000", "name": "\\u0000", "phone": "\\u0000"}', "application/json"),
+    "digits of another script": ('{"phone": "+١٢٠٢٥٥٥٠١٢٣"}'.encode(), "application/json"),
+    "a form": (b"inputs=a&name=b", "application/x-www-form-urlencoded"),
+    "a file": (b'--x\r\ncontent-disposition: form-data; name="inputs"\r\n\r\na\r\n--x--', "multipart/form-data"),
+    "an archive": (b"\x1f\x8b\x08\x00" + bytes(64), "application/gzip"),
+    "no type": (b'{"inputs": 5, "name": 5}', ""),
+    "too large": (b'{"name": 5, "inputs": "' + b"x" * 5_000_000 + b'"}', "application/json"),
+    "too large, in base64": (b"\xff" * 5_000_001, "application/octet-stream"),
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+@pytest.mark.parametrize("path", ["/start", "/predict", "/extend"])
+def test_garbage_is_answered_and_described(world, path, what):
+    world.in_service()
+    raw, kind = GARBAGE[what]
+    status = Gateway(world).ask("POST", path, raw, kind)[0]
+    assert status == 200 or 400 <= status < 500
+    if what.startswith("too large"):
+        assert status == (200 if path == "/extend" else 413)
+
+
+@given(st.binary(max_size=80), st.sampled_from(["/start", "/predict"]), st.sampled_from(["text/plain", "image/png"]))
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+def test_random_bytes_are_refused(shared, raw, path, kind):
+    status = shared.ask("POST", path, raw, kind)[0]
+    assert status in (400, 413) or not raw.strip()
+
+
+ODD = ["/STATUS", "/status/", "//status", "/./status", "/status%00", "/é", "/\ud800", "/" + "x" * 9000, "", "status"]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_odd_addresses(world, path):
+    for method in ("GET", "POST", "get", "", "GET /status"):
+        assert Gateway(world).ask(method, path)[0] == 404
+
+
+# ---- over HTTP, against the deployed engine
+
+
+def test_schemathesis_over_http(engine):
+    engine.use("good")
+    engine.wake()
+    engine.call("POST", "/extend")
+    address = engine.api_url + "/openapi.json"
+    document = httpx.get(address, timeout=60)
+    assert document.json() == openapi(engine.settings, ROUTES) and "max-age" in document.headers["cache-control"]
+    server = urljoin(address, document.json()["servers"][0]["url"])
+    assert server == engine.api_url + "/"
+    assert fuzz(schemathesis.openapi.from_url(address, config=plan(15, engine.api_url))) == ""
+    assert engine.state() == "IN_SERVICE"
+
+
+ODDITIES = {
+    "no body": ("POST", "/predict", {}, b"", 400),
+    "bytes": ("POST", "/predict", {"content-type": "image/png"}, b"\x89PNG\xff\x00", 400),
+    "zipped": ("POST", "/predict", {"content-encoding": "gzip"}, b"\x1f\x8b\x08\x00\xff", 400),
+    "a type of nonsense": ("POST", "/predict", {"content-type": ";;=,\x7f"}, b"{", 400),
+    "very deep": ("POST", "/predict", {"content-type": "application/json"}, DEEP, 400),
+    "too much": ("POST", "/predict", {"content-type": "application/json"}, b"x" * 5_000_001, 413),
+    "too much to start": ("POST", "/start", {"content-type": "application/json"}, b"x" * 10_241, 413),
+    "another method": ("DELETE", "/status", {}, b"", 405),
+    "an invented method": ("BREW", "/openapi.json", {}, b"", 405),
+    "forged addresses": ("GET", "/status", {"x-forwarded-for": "'; DROP TABLE", "forwarded": "for=\xff"}, b"", 200),
+    "a method in a header": ("GET", "/status", {"x-http-method-override": "DELETE"}, b"", 200),
+    "another host": ("GET", "/nothing", {"x-forwarded-host": "evil.example"}, b"", 404),
+    "an escaped address": ("GET", "/%2e%2e/status", {}, b"", 404),
+}
+
+
+@pytest.mark.parametrize("what", ODDITIES)
+def test_oddities_over_http(engine, what):
+    method, path, headers, body, status = ODDITIES[what]
+    with httpx.Client(timeout=60) as client:
+        given = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        got = client.request(method, engine.api_url + path, headers=given, content=body)
+    contract.check(method, path, got.status_code, got.headers, got.json())
+    assert got.status_code == status
