@@ -22,9 +22,12 @@ from . import model_state as states
 from .costs import price_per_hour, run_cost
 from .guards import Refused, savings
 from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, is_missing, logger
+from .metrics import emit
 from .model_state import CREATING, IN_SERVICE, STOPPING, Row, Subscriber
 from .notifications import BadPhone, e164
 from .openapi import openapi
+from .settings import Settings
+from .webhooks import BadWebhook, checked_webhook
 
 # %% ../nbs/05d_api.ipynb #2214ee66
 class ApiError(Exception):
@@ -118,22 +121,36 @@ def texts_of(
     return [inputs]
 
 # %% ../nbs/05d_api.ipynb #c9a9db65
-def subscriber_of(
-    body: Mapping[str, Any],
-    countries: tuple[str, ...],  # that we send SMS to
-) -> Subscriber | None:
-    "Read and check name and number. Raises ApiError."
+def _phone_of(phone: Any, countries: tuple[str, ...]) -> str:  # E.164; empty: none given
+    "Check a phone number. Raises ApiError."
+    if not isinstance(phone, str) or len(phone) > 40:
+        raise ApiError(400, "invalid_phone", "The phone number must be a text such as +1 202 555 0123.")
+    try:
+        return e164(phone, countries) if phone.strip() else ""
+    except BadPhone as e:
+        raise ApiError(400, "invalid_phone", str(e)) from None
+
+
+def _webhook_of(webhook: Any, hosts: tuple[str, ...]) -> Subscriber:
+    "Check a webhook. Raises ApiError."
+    try:
+        url, secret = checked_webhook(webhook, hosts)
+    except BadWebhook as e:
+        raise ApiError(400, "invalid_webhook", str(e)) from None
+    return Subscriber(url, secret=secret)
+
+# %% ../nbs/05d_api.ipynb #222ee05f
+def subscriber_of(body: Mapping[str, Any], settings: Settings) -> Subscriber | None:
+    "Read and check who wants a message. Raises ApiError."
     name, phone = ("" if body.get(field) is None else body[field] for field in ("name", "phone"))
     if not isinstance(name, str) or len(name) > 80:
         raise ApiError(400, "invalid_name", "The name must be a text of at most 80 characters.")
-    if not isinstance(phone, str) or len(phone) > 40:
-        raise ApiError(400, "invalid_phone", "The phone number must be a text such as +1 202 555 0123.")
-    if not phone.strip():
-        return None
-    try:
-        return Subscriber(e164(phone, countries), name.strip().encode("utf-8", "ignore").decode())
-    except BadPhone as e:
-        raise ApiError(400, "invalid_phone", str(e)) from None
+    number = _phone_of(phone, settings.sms_countries)
+    if body.get("webhook") is None:
+        return Subscriber(number, name.strip().encode("utf-8", "ignore").decode()) if number else None
+    if number:
+        raise ApiError(400, "invalid_webhook", "Give a phone number or a webhook, not both.")
+    return _webhook_of(body["webhook"], settings.webhook_hosts)
 
 # %% ../nbs/05d_api.ipynb #36ecaf73
 def _deadline(row: Row, now: float) -> dict:
@@ -201,9 +218,20 @@ def address_of(event: Mapping[str, Any]) -> str:  # empty if the gateway gave no
     return event.get("requestContext", {}).get("http", {}).get("sourceIp", "")
 
 
+def _check_quota(engine: Engine):
+    "Raise ApiError if the provider surely sends no more messages."
+    if (left := engine.sender.quota()) is not None:
+        emit(engine.settings.prefix, SmsQuota=left)
+    if left == 0:
+        message = "No SMS can be sent at the moment. Start without a number: the page tells you too."
+        raise ApiError(503, "no_sms_quota", message)
+
+
 def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /start. Raises ApiError."
-    subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings.sms_countries)
+    subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
+    if subscriber and subscriber.to.startswith("+"):
+        _check_quota(engine)
     try:
         outcome, row = lifecycle.start(engine, subscriber, address_of(event))
     except NoModel as e:
@@ -307,6 +335,7 @@ def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     begun = time.perf_counter()
     predictions = _ask(engine, row, texts)
     took = round((time.perf_counter() - begun) * 1000)
+    emit(settings.prefix, Predictions=len(texts), PredictionMilliseconds=took)
     version = {"predictions": predictions, "latencyMs": took, "modelVersion": row.modelVersion or None}
     return 200, version | _deadline(row, time.time())
 
@@ -357,6 +386,7 @@ def respond(engine: Engine, event: Mapping[str, Any], route: Route) -> dict:
         return answer(*route(engine, event))
     except ApiError as e:
         logger.info("refused", status=e.status, code=e.body["error"]["code"])
+        emit(engine.settings.prefix, by=e.body["error"]["code"], Refusals=1)
         return answer(e.status, e.body, e.headers)
     except (ClientError, BotoCoreError):
         logger.exception("AWS did not do its part")

@@ -6,9 +6,9 @@
 __all__ = ['logger', 'REFUSALS', 'CANARY', 'CREATE_GRACE', 'client_of', 'Engine', 'engine_from', 'run_of', 'instant', 'refusal',
            'is_missing', 'already_there', 'no_capacity', 'StartFailed', 'NoModel', 'registered_model',
            'create_endpoint', 'delete_endpoint', 'try_delete_endpoint', 'next_attempt', 'start', 'schedule_name', 'arm',
-           'disarm', 'canary', 'deadline_from', 'on_ready', 'notify', 'on_failed', 'end_run', 'clean_up', 'describe',
-           'on_endpoint_state_change', 'extend', 'finish_stopping', 'shutdown', 'repair', 'delete_if_ours',
-           'delete_orphans', 'delete_every_run', 'delete_forgotten_trials', 'reconcile']
+           'disarm', 'canary', 'deadline_from', 'on_ready', 'notify', 'on_failed', 'count_end', 'end_run', 'clean_up',
+           'describe', 'on_endpoint_state_change', 'extend', 'finish_stopping', 'shutdown', 'repair', 'delete_if_ours',
+           'delete_orphans', 'delete_every_run', 'delete_forgotten_trials', 'measure', 'reconcile']
 
 # %% ../nbs/05c_lifecycle.ipynb #11b69a27
 import json
@@ -28,6 +28,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 # %% ../nbs/05c_lifecycle.ipynb #e2f7beb9
 from . import model_state as states
+from .guards import MICRO, cost_for_budget, usage_at
+from .metrics import emit
 from sentiment_engine.model_state import (
     CREATING,
     FAILED,
@@ -39,7 +41,7 @@ from sentiment_engine.model_state import (
     StateTable,
     Subscriber,
 )
-from .notifications import NotSent, Sender, failed_message, mask, ready_message, sender_from
+from .notifications import Notice, NotSent, Sender, mask, sender_from
 from sentiment_engine.settings import (
     Settings,
     endpoint_name,
@@ -49,6 +51,7 @@ from sentiment_engine.settings import (
     textbelt_key_parameter,
     trial_name,
 )
+from .webhooks import Webhook
 
 # %% ../nbs/05c_lifecycle.ipynb #12b991bd
 logger = Logger(service="sentiment-engine")
@@ -74,6 +77,7 @@ class Engine:
     schedule_role: str = ""  # ARN of the role that lets the schedule do so
     schedule_group: str = ""  # the group of our schedules
     dead_letters: str = ""  # ARN of the queue for wake-ups that could not be delivered
+    dead_letters_url: str = ""  # where its depth can be asked for
 
     @property
     def table(self) -> StateTable:
@@ -86,6 +90,11 @@ class Engine:
         s = self.settings
         return sender_from(s.sms_provider, s.textbelt_url, textbelt_key_parameter(s), self.client)
 
+    @cached_property
+    def webhook(self) -> Sender:
+        "What calls a program."
+        return Webhook()
+
 # %% ../nbs/05c_lifecycle.ipynb #28b2b19b
 def engine_from(
     env: Mapping[str, str],  # usually os.environ of a Lambda
@@ -97,6 +106,7 @@ def engine_from(
         schedule_role=env.get("SCHEDULE_ROLE_ARN", ""),
         schedule_group=env.get("SCHEDULE_GROUP", ""),
         dead_letters=env.get("DEAD_LETTER_ARN", ""),
+        dead_letters_url=env.get("DEAD_LETTER_URL", ""),
     )
 
 # %% ../nbs/05c_lifecycle.ipynb #cd731cba
@@ -287,6 +297,8 @@ def start(
     if outcome == "started":
         row = _bring_up(engine, row, model["modelName"], subscriber)
     logger.info("start", outcome=outcome, run_id=row.runId, instance_type=row.instanceType)
+    if counted := {"started": "Starts", "joined": "Joins"}.get(outcome):
+        emit(engine.settings.prefix, **{counted: 1})
     return outcome, row
 
 # %% ../nbs/05c_lifecycle.ipynb #dd840af5
@@ -372,9 +384,14 @@ def canary(engine: Engine, run_id: str, tries: int = 3):
             time.sleep(1)
 
 # %% ../nbs/05c_lifecycle.ipynb #175bde57
+def _longest_life(settings: Settings, row: Row) -> float:
+    "Return when the run ends at the latest, in seconds since 1970."
+    return row.startedAt + settings.max_run_minutes * 60
+
+
 def deadline_from(settings: Settings, row: Row, now: float) -> int:
     "Return the deadline after a use of the model `now`: idle time, but never beyond the longest life of a run."
-    return int(min(now + settings.idle_minutes * 60, row.startedAt + settings.max_run_minutes * 60))
+    return int(min(now + settings.idle_minutes * 60, _longest_life(settings, row)))
 
 # %% ../nbs/05c_lifecycle.ipynb #a29853f2
 def on_ready(engine: Engine, row: Row):
@@ -386,30 +403,41 @@ def on_ready(engine: Engine, row: Row):
             return on_failed(engine, row, str(e))
         opened = states.ready(engine.table, row, deadline_from(engine.settings, row, time.time()))
         row = opened or states.read_row(engine.table)
-        logger.info("ready", run_id=row.runId, seconds=int(time.time()) - row.startedAt, opened=bool(opened))
+        seconds = int(time.time()) - row.startedAt
+        logger.info("ready", run_id=row.runId, seconds=seconds, opened=bool(opened))
+        if opened:
+            emit(engine.settings.prefix, by=row.instanceType, ReadySeconds=seconds)
     if row.state == IN_SERVICE:
         arm(engine, row.runId, row.shutdownAt)
         notify(engine, row)
 
 # %% ../nbs/05c_lifecycle.ipynb #04e5b173
-def _message(engine: Engine, row: Row, name: str) -> str:
-    s = engine.settings
-    if row.state == IN_SERVICE:
-        return ready_message(name, s.idle_minutes, s.site_origin)
-    return failed_message(name, s.site_origin)
+def _notice(engine: Engine, row: Row, name: str) -> Notice:
+    "Say how a run came out."
+    s, event = engine.settings, "ready" if row.state == IN_SERVICE else "failed"
+    return Notice(event, row.runId, name, s.site_origin, s.idle_minutes, row.reason)
 
 
+def _deliver(engine: Engine, row: Row, subscriber: Subscriber) -> bool:  # whether it was sent
+    "Send one message by the way that the subscriber has chosen."
+    is_number = subscriber.to.startswith("+")
+    way, kind = (engine.sender, "Sms") if is_number else (engine.webhook, "Webhooks")
+    try:
+        way.send(subscriber.to, _notice(engine, row, subscriber.name), subscriber.secret)
+        sent = True
+    except NotSent as e:
+        logger.warning("message not sent", run_id=row.runId, subscriber=subscriber.key, kind=kind, reason=str(e))
+        sent = False
+    emit(engine.settings.prefix, **{f"{kind}{'Sent' if sent else 'Failed'}": 1})
+    return sent
+
+# %% ../nbs/05c_lifecycle.ipynb #22030136
 def _tell(engine: Engine, row: Row, key: str) -> bool | None:  # sent or failed; None: somebody else has it
     "Tell one subscriber, at most once."
     if (claimed := states.claim(engine.table, row.runId, key)) is None:
         return None
     token, subscriber = claimed
-    try:
-        engine.sender.send(subscriber.to, _message(engine, row, subscriber.name))
-        sent = True
-    except NotSent as e:
-        logger.warning("sms not sent", run_id=row.runId, subscriber=key, reason=str(e))
-        sent = False
+    sent = _deliver(engine, row, subscriber)
     states.settle(engine.table, key, token, sent)
     return sent
 
@@ -435,11 +463,20 @@ def on_failed(engine: Engine, row: Row, reason: str):
     end_run(engine, row, reason)
 
 # %% ../nbs/05c_lifecycle.ipynb #3c42f6be
+def count_end(engine: Engine, row: Row, why: str):  # idle, longest_life or failed
+    "Report the end of a run and what it has cost."
+    seconds = time.time() - row.startedAt
+    logger.info("run over", run_id=row.runId, why=why, seconds=int(seconds), instance_type=row.instanceType)
+    emit(engine.settings.prefix, by=why, Shutdowns=1)
+    emit(engine.settings.prefix, RunCost=cost_for_budget(row.instanceType, seconds))
+
+
 def end_run(engine: Engine, row: Row, reason: str):
     "Say why the run failed, delete everything of it and tell whoever waits."
     reason = mask(reason)
     if failed := states.fail(engine.table, row, reason):
         logger.error("run failed", run_id=row.runId, reason=reason)
+        count_end(engine, row, "failed")
     now = failed or states.read_row(engine.table)  # it may have failed already, or have been stopped meanwhile
     clean_up(engine, row.runId)
     if now.state == FAILED and now.runId == row.runId:
@@ -524,13 +561,13 @@ def finish_stopping(engine: Engine, row: Row) -> bool:  # whether the run is ove
         return False
     while (now := states.read_row(engine.table)).runId == row.runId and now.state == STOPPING:
         if states.stopped(engine.table, now):  # else a message was counted in this moment
-            logger.info("stopped", run_id=row.runId, seconds=int(time.time()) - row.startedAt)
+            count_end(engine, now, "idle" if now.shutdownAt < _longest_life(engine.settings, now) else "longest_life")
     return True
 
 
 def _deadline_now(engine: Engine, row: Row, now: float) -> int:
     "Return the latest deadline that has passed by now: any, once the run is over its longest life."
-    over = now >= row.startedAt + engine.settings.max_run_minutes * 60
+    over = now >= _longest_life(engine.settings, row)
     return max(int(now), row.shutdownAt) if over else int(now)
 
 # %% ../nbs/05c_lifecycle.ipynb #7de91dfd
@@ -568,6 +605,8 @@ def _repair_creating(engine: Engine, row: Row) -> str:
         reason = f"The endpoint was not ready within {engine.settings.creating_minutes:g} minutes."
     else:
         return "waiting"
+    if status != "Failed":
+        emit(engine.settings.prefix, StuckRuns=1)
     on_failed(engine, row, reason)
     return "failed"
 
@@ -578,7 +617,7 @@ def _repair_in_service(engine: Engine, row: Row) -> str:
     if status in ("", "Failed", "Deleting"):
         on_failed(engine, row, "The endpoint disappeared.")
         return "failed"
-    if now >= min(row.shutdownAt, row.startedAt + engine.settings.max_run_minutes * 60):
+    if now >= min(row.shutdownAt, _longest_life(engine.settings, row)):
         return shutdown(engine, row.runId)
     notify(engine, row)
     if not _schedules(engine, row.runId):
@@ -640,6 +679,8 @@ def delete_orphans(engine: Engine) -> list[str]:  # run ids
     dead = sorted({run_id for run_id, arn in listed if run_id != alive and _is_tagged(engine, run_id, arn)})
     for run_id in dead:
         logger.warning("orphan", run_id=run_id, deleted=clean_up(engine, run_id))
+    if dead:
+        emit(engine.settings.prefix, OrphansDeleted=len(dead))
     return dead
 
 # %% ../nbs/05c_lifecycle.ipynb #c494b094
@@ -662,11 +703,25 @@ def delete_forgotten_trials(engine: Engine) -> list[str]:  # names
         _delete_named(engine, name)
     return forgotten
 
+# %% ../nbs/05c_lifecycle.ipynb #ff55b22f
+def measure(engine: Engine) -> dict[str, float]:  # metric: value
+    "Report what the month has cost and how many dead letters wait."
+    row, now = states.read_row(engine.table), time.time()
+    spent = usage_at(row.usage, now)["microdollars"] / MICRO
+    if row.state in (CREATING, IN_SERVICE, STOPPING):
+        spent += cost_for_budget(row.instanceType, now - row.startedAt)
+    found = {"SpentThisMonth": round(spent, 4), "BudgetShare": round(100 * spent / engine.settings.monthly_budget, 1)}
+    if url := engine.dead_letters_url:
+        asked = engine.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])
+        found["DeadLetters"] = int(asked["Attributes"]["ApproximateNumberOfMessages"])
+    emit(engine.settings.prefix, Reconciled=1, **found)
+    return found
+
 # %% ../nbs/05c_lifecycle.ipynb #b19d8b0a
 def reconcile(engine: Engine) -> dict[str, Any]:  # what was found and done
     "Compare the row with what is there and do what was missed. Raises RuntimeError at the end if a part failed."
     report: dict[str, Any] = {}
-    parts = (repair, delete_orphans, delete_forgotten_trials)
+    parts = (repair, delete_orphans, delete_forgotten_trials, measure)
     for part in parts:
         try:
             report[part.__name__] = part(engine)

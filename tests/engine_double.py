@@ -223,14 +223,17 @@ class Phone:
     "A sender that remembers, and fails for the numbers in `broken`."
 
     def __init__(self):
-        self.sent, self.tried, self.broken = [], [], set()
+        self.sent, self.tried, self.broken, self.left = [], [], set(), None
 
-    def send(self, phone: str, text: str) -> str:
-        self.tried.append(phone)
-        if phone in self.broken:
+    def send(self, to: str, notice, secret: str = "") -> str:
+        self.tried.append(to)
+        if to in self.broken:
             raise NotSent("refused")
-        self.sent.append((phone, text))
+        self.sent.append((to, notice.text))
         return str(len(self.sent))
+
+    def quota(self) -> int | None:
+        return self.left
 
 
 def load_handler(folder: str):
