@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud
 
 from sentiment_engine.endpoint import delete_endpoint
-from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, settings_from
+from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, monitoring_stack, settings_from
 from sentiment_engine.stacks import delete_stack, empty_bucket, stack_outputs
 
 TAG = {"Key": "Project"}  # what carries it, with the prefix as its value, is ours
@@ -72,7 +72,8 @@ def _delete_whole(session: boto3.Session, stack: str) -> Iterator[tuple[str, lis
 
 def delete_engine(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
     "Delete the engine: from then on nobody can press Start."
-    return _delete_whole(session, engine_stack(settings))
+    yield from _delete_whole(session, monitoring_stack(settings))
+    yield from _delete_whole(session, engine_stack(settings))
 
 
 def delete_foundation(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:

@@ -44,13 +44,19 @@ def _stack_status(cloudformation, name: str) -> str:
         raise
 
 # %% ../nbs/00a_stacks.ipynb #a9c495e0
-def _wait(cloudformation, name: str, change: str):
-    "Wait until `change` (create, update or delete) of stack `name` is done. Raises RuntimeError with its reasons."
+def _wait_for_rest(cloudformation, name: str) -> str:  # its status; empty if there is no such stack
+    "Wait until nothing is being done to stack `name`. Raises RuntimeError after an hour."
     start, delay = time.monotonic(), 0.5
     while (status := _stack_status(cloudformation, name)).endswith("IN_PROGRESS"):
         if time.monotonic() - start > 3600:
-            raise RuntimeError(f"stack {name}: {change} is still {status} after an hour")
+            raise RuntimeError(f"stack {name} is still {status} after an hour")
         time.sleep(delay := min(delay * 1.5, 10))
+    return status
+
+
+def _wait(cloudformation, name: str, change: str):
+    "Wait until `change` (create, update or delete) of stack `name` is done. Raises RuntimeError with its reasons."
+    status = _wait_for_rest(cloudformation, name)
     if status not in ({"DELETE_COMPLETE", ""} if change == "delete" else {f"{change.upper()}_COMPLETE"}):
         raise RuntimeError(f"stack {name}: {change} ended as {status}. {_stack_failures(cloudformation, name)}")
 
@@ -86,6 +92,7 @@ def deploy_stack(
     tags: Mapping[str, str] = {},
 ) -> dict[str, str]:  # the stack's outputs
     "Create or update a stack and wait for it. Raises RuntimeError with CloudFormation's reasons if that fails."
+    _wait_for_rest(cloudformation, name)
     if _stack_status(cloudformation, name) in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "DELETE_FAILED"):
         delete_stack(cloudformation, name)  # a stack that never stood can only be deleted
     change = "update" if _stack_status(cloudformation, name) else "create"
@@ -97,7 +104,7 @@ def deploy_stack(
 # %% ../nbs/00a_stacks.ipynb #ba918bab
 def delete_stack(cloudformation, name: str) -> bool:  # whether there was one
     "Delete stack `name` and wait until it is gone."
-    if not _stack_status(cloudformation, name):
+    if not _wait_for_rest(cloudformation, name):
         return False
     cloudformation.delete_stack(StackName=name)
     _wait(cloudformation, name, "delete")

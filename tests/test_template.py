@@ -11,6 +11,7 @@ import pytest
 import yaml
 from engine_double import ROOT
 
+from sentiment_engine.metrics import METRICS, NAMESPACE
 from sentiment_engine.packaging import stack_parameters, upload_packages
 from sentiment_engine.settings import Settings
 from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
@@ -47,7 +48,7 @@ def statements() -> list[tuple[str, dict]]:
 
 def test_cfn_lint():
     lint = [sys.executable, "-c", "import cfnlint.runner, sys; sys.exit(cfnlint.runner.main())"]
-    templates = [str(TEMPLATE), str(ROOT / "infra_scripts" / "foundation.yaml")]
+    templates = [str(path) for path in sorted((ROOT / "infra_scripts").glob("*.yaml"))]
     done = subprocess.run([*lint, *templates], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -132,7 +133,7 @@ def deployed(cloud):
 
 
 def test_outputs(deployed):
-    assert set(deployed) == {"ApiUrl", "SiteBucket", "SiteUrl", "DistributionId", "Table"}
+    assert set(deployed) == {"ApiUrl", "SiteBucket", "SiteUrl", "DistributionId", "Table", "DeadLetters"}
     assert deployed["SiteUrl"] == PAGE and deployed["Table"] == "TemplateTest" and not deployed["ApiUrl"].endswith("/")
 
 
@@ -192,3 +193,43 @@ def test_nothing_is_left_after_deletion(cloud, deployed):
 def test_a_prefix_too_long_for_the_engine_is_refused_before_anything_is_trained():
     foundation = yaml.load((ROOT / "infra_scripts" / "foundation.yaml").read_text(), Loader)
     assert foundation["Parameters"]["Prefix"]["AllowedPattern"] == template["Parameters"]["Prefix"]["AllowedPattern"]
+
+
+monitoring = yaml.load((ROOT / "infra_scripts" / "monitoring.yaml").read_text(), Loader)["Resources"]
+FAILURES = {"StuckRuns", "OrphansDeleted", "Reconciled", "BudgetShare", "SmsFailed", "SmsQuota"}
+
+
+def _dashboard() -> dict:
+    return json.loads(monitoring["Dashboard"]["Properties"]["DashboardBody"])
+
+
+def test_alarms_and_dashboard_name_only_metrics_that_are_reported():
+    alarms = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    watched = {a["MetricName"] for a in alarms if a.get("Namespace") == NAMESPACE}
+    assert watched == FAILURES <= set(METRICS)
+    lines = [m for widget in _dashboard()["widgets"] for m in widget["properties"]["metrics"]]
+    assert {line[0] for line in lines} == {NAMESPACE} and {line[1] for line in lines} <= set(METRICS)
+    assert all(alarm["AlarmActions"] for alarm in alarms)
+
+
+def test_every_function_has_an_alarm_for_errors():
+    alarms = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    watched = {a["Dimensions"][0]["Value"] for a in alarms if a["MetricName"] == "Errors"}
+    assert watched == {f["FunctionName"] for f in of_type("AWS::Lambda::Function").values()}
+
+
+@pytest.mark.parametrize("name", ["template.yaml", "monitoring.yaml", "foundation.yaml"])
+def test_a_template_is_small_enough_for_cloudformation(name):
+    assert len((ROOT / "infra_scripts" / name).read_bytes()) <= 51_200
+
+
+def test_alarms_deploy_and_go(cloud):
+    cloudformation, watch = cloud.client("cloudformation"), cloud.client("cloudwatch")
+    given = {"Prefix": "watched", "DeadLetters": "watched-dead-letters", "AlarmEmail": "ops@example.com"}
+    deploy_stack(cloudformation, "watched-monitoring", ROOT / "infra_scripts" / "monitoring.yaml", given)
+    names = {a["AlarmName"] for a in watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]}
+    assert len(names) == 14 and "watched-reconciler-silent" in names
+    body = json.loads(watch.get_dashboard(DashboardName="watched")["DashboardBody"])
+    assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
+    delete_stack(cloudformation, "watched-monitoring")
+    assert not watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]
