@@ -75,7 +75,7 @@ def json_body(
     raw = _raw_body(event)
     if len(raw) > limit:
         raise ApiError(413, "body_too_large", f"Send at most {limit:,} bytes at a time, not {len(raw):,}.")
-    if not raw.strip():
+    if not raw:
         return {}
     try:
         body = json.loads(raw.decode("utf-8"))
