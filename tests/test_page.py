@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -423,8 +424,52 @@ def test_a_start_that_fails_tells_why_and_can_be_tried_again(visitor, engine, as
     visitor.see("awake")
 
 
+@contextmanager
+def guarded(engine, **limits: str):
+    "Let the engine refuse starts beyond `limits` for a while; here it has none."
+    functions, name = engine.cloud.client("lambda"), f"{engine.settings.prefix}-start-model-service"
+    before = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+    given = {f"SENTIMENT_{limit.upper()}": value for limit, value in limits.items()}
+    functions.update_function_configuration(FunctionName=name, Environment={"Variables": before | given})
+    yield
+    functions.update_function_configuration(FunctionName=name, Environment={"Variables": before})
+
+
+def test_a_start_beyond_the_budget_says_so_and_what_it_costs(visitor, engine, asleep):
+    visitor.tolerated = ("402 (Payment Required)", "status of 402")
+    page = visitor.arrive("asleep")
+    with guarded(engine, monthly_budget="0.01"):
+        page.get_by_role("button", name="Wake the model").click()
+        expect(page.locator("#start-error")).to_contain_text("This month's budget of $0.01 is used up")
+    assert re.search(r"costs nothing\. It can be started again from 1 \w+\.$", text_of(page, "#start-error"))
+    expect(page.locator("#trouble")).to_be_hidden()
+    assert engine.state() == "STOPPED"
+
+
+def test_a_number_that_was_told_a_moment_ago_is_told_when_to_come_back(visitor, engine, asleep):
+    visitor.tolerated = ("429 (Too Many Requests)", "status of 429")
+    with guarded(engine, number_cooldown_minutes="1440"):
+        engine.call("POST", "/start", {"phone": PHONE})
+        engine.wait("IN_SERVICE")
+        engine.sleep()
+        page = visitor.arrive("asleep")
+        page.locator("#phone").fill(PHONE)
+        page.locator("#consent").check()
+        page.get_by_role("button", name="Wake the model").click()
+        expect(page.locator("#start-error")).to_contain_text("This number was used a moment ago: try again in 23 hours")
+    assert "Nothing was started" in text_of(page, "#start-error") and "may not" not in text_of(page, "#start-error")
+    assert page.locator("#phone").input_value() == PHONE and engine.state() == "STOPPED"
+
+
+def test_what_sleep_has_saved_is_told(visitor, engine, awake):
+    engine.sleep()
+    engine.cloud.advance_clock(3600)
+    visitor.arrive("asleep")
+    assert re.search(r"Sleep saved \$[\d.]+ this month\.$", text_of(visitor.page, "#fact-cost"))
+
+
 SAID = {"error": {"code": "internal", "message": "Try <b>later</b>."}}
-PATIENCE = {"status": 429, "headers": {"retry-after": "1"}, "json": {"message": "Too Many Requests"}}
+PATIENCE = {"status": 429, "json": {"message": "Too Many Requests"}}  # the gateway's own
 
 
 @pytest.mark.parametrize(
@@ -450,7 +495,7 @@ def test_trouble_is_explained_and_ends_by_itself(visitor, asleep, answer, title,
     expect(page.locator("#title")).to_have_text("The model cannot be seen")
     page.unroute("**/status")
     if answer and answer["status"] == 429:
-        visitor.see("asleep")  # by itself, when the time that was asked for has passed
+        visitor.see("asleep")  # by itself, after a while
     else:
         page.get_by_role("button", name="Try now").click()
         visitor.see("asleep")

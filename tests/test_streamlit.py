@@ -95,6 +95,7 @@ def test_a_visit(open_app, engine):
 
     app = press(app, "Keep it awake")
     assert app.info[0].value.startswith("It sleeps at 20")
+    assert any(caption.value.startswith("this month: spent $0.") for caption in app.caption)
     states = list(app.dataframe[-1].value["state"])
     assert states == ["IN_SERVICE", "CREATING", "STOPPED"]
 

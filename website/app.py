@@ -114,6 +114,10 @@ def show_state(status: dict):
         f"model {status.get('modelVersion') or '–'} · {status.get('subscribers', 0)} waiting for an SMS · "
         f"{typical.get('starts') or 0} starts so far"
     )
+    spent, saved, budget = (status.get(name) for name in ("spentThisMonth", "savedThisMonth", "monthlyBudget"))
+    if spent is not None and budget is not None:
+        asleep = "" if saved is None else f", saved ${saved:,.2f} by sleeping"
+        st.caption(f"this month: spent ${spent:,.2f} of ${budget:,.2f}{asleep}")
     if status.get("longerThanUsual"):
         st.warning("This start takes longer than usual.")
     if status.get("reason"):

@@ -69,9 +69,9 @@ function announce(message) { $('announce').textContent = message; }
 // ---- talking to the service
 
 class Problem extends Error {
-	constructor(kind, message = '', {status = 0, code = '', error = {}, retryAfter = 0} = {}) {
+	constructor(kind, message = '', {status = 0, code = ''} = {}) {
 		super(message);
-		Object.assign(this, {kind, status, code, error, retryAfter});
+		Object.assign(this, {kind, status, code});
 	}
 }
 
@@ -85,12 +85,13 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 	} catch {
 		throw new Problem(abort.signal.aborted ? 'slow' : navigator.onLine ? 'unreachable' : 'offline');
 	} finally { clearTimeout(timer); }
-	if (response.ok && data && typeof data === 'object') return data;
+	const {status, ok} = response;
+	if (ok && data && typeof data === 'object') return data;
 	const error = (data && typeof data.error === 'object' && data.error) || {};
-	const wait = parseInt(response.headers.get('retry-after'), 10);
-	const kind = response.status === 429 ? 'busy' : response.status >= 500 || response.ok ? 'gateway' : 'refused';
+	// A 429 with a code is the engine's own and says how long to wait.
+	const kind = status === 429 && !error.code ? 'busy' : status >= 500 || ok ? 'gateway' : 'refused';
 	throw new Problem(kind, String(error.message || data?.message || ''),
-		{status: response.status, code: String(error.code || ''), error, retryAfter: wait > 0 ? wait : 0});
+		{status, code: String(error.code || '')});
 }
 
 const TROUBLES = {
@@ -113,7 +114,7 @@ function fail(problem) {
 	text('trouble-text', `${reason} No money runs away meanwhile: a model that is awake falls asleep by itself.`);
 	show('trouble', true);
 	if (!app.status) { text('title', 'The model cannot be seen'); text('lead', 'It may be asleep or awake: this page cannot tell until its service answers.'); text('sign-state', 'Unknown'); }
-	const wait = problem.retryAfter || Math.min(60, 2 ** Math.min(app.failures, 6)) * (0.8 + Math.random() * 0.4);
+	const wait = Math.min(60, 2 ** Math.min(app.failures, 6)) * (0.8 + Math.random() * 0.4);
 	app.retryAt = Date.now() + wait * 1000;
 	plan(wait);
 	tick();
@@ -199,9 +200,9 @@ function renderStart() {
 	const half = number(usual.p50) ? usual.p50 : s.etaSeconds;
 	text('fact-time', !number(half) ? 'A few minutes: a machine is found, switched on and given the model.'
 		: !many ? `About ${duration(half)}, but none was measured here yet.` : `Usually ${duration(half)}${number(usual.p90) && usual.p90 > half * 1.1 ? `, nine times in ten within ${duration(usual.p90)}` : ''} (${plural(usual.starts, 'start')} so far).`);
-	text('fact-cost', number(s.pricePerHour)
-		? `You: nothing. Its owner: ${money(s.pricePerHour)} an hour while it is up, nothing while it sleeps.`
-		: 'You: nothing. Its owner pays for the hours it is up, and nothing while it sleeps.');
+	const price = number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour while it is up` : 'the hours it is up';
+	const saved = s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : '';
+	text('fact-cost', `You: nothing. Its owner: ${price}, nothing while it sleeps.${saved}`);
 	text('fact-idle', `By itself, ${idle()} after the last review.`);
 	const failure = app.view === 'asleep' && s.reason;
 	show('last-failure', Boolean(failure));
