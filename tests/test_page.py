@@ -11,6 +11,9 @@ import pytest
 from chromium import find_chromium, open_browser
 from playwright.sync_api import Browser, Page, Route, expect
 
+from sentiment_engine.local.sms import NO_QUOTA_KEY
+from sentiment_engine.settings import textbelt_key_parameter
+
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=20_000)  # the first call of a Lambda takes seconds on a busy machine
 
@@ -459,6 +462,23 @@ def test_a_number_that_was_told_a_moment_ago_is_told_when_to_come_back(visitor, 
         expect(page.locator("#start-error")).to_contain_text("This number was used a moment ago: try again in 23 hours")
     assert "Nothing was started" in text_of(page, "#start-error") and "may not" not in text_of(page, "#start-error")
     assert page.locator("#phone").input_value() == PHONE and engine.state() == "STOPPED"
+
+
+def test_a_number_is_not_taken_when_no_message_can_be_sent(visitor, engine, asleep):
+    visitor.tolerated = ("503 (Service Unavailable)", "status of 503")
+    parameters, name = engine.cloud.client("ssm"), textbelt_key_parameter(engine.settings)
+    parameters.put_parameter(Name=name, Value=NO_QUOTA_KEY, Type="SecureString", Overwrite=True)
+    page = visitor.arrive("asleep")
+    page.locator("#phone").fill(PHONE)
+    page.locator("#consent").check()
+    try:
+        with guarded(engine, daily_messages="99"):  # a change of settings makes the function read its key again
+            page.get_by_role("button", name="Wake the model").click()
+            expect(page.locator("#phone-hint")).to_contain_text("Start without a number")
+    finally:
+        parameters.delete_parameter(Name=name)
+    expect(page.locator("#phone")).to_be_focused()
+    assert text_of(page, "#start-error") == "" and engine.state() == "STOPPED"
 
 
 def test_what_sleep_has_saved_is_told(visitor, engine, awake):

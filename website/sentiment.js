@@ -331,7 +331,7 @@ async function start(event) {
 		accept(status, {mine: true});
 	} catch (e) {
 		const {title, reason} = said(e);
-		if (e.code.includes('phone')) { checkPhone(true, e.message); $('phone').focus(); }
+		if (/phone|sms/.test(e.code)) { checkPhone(true, e.message); $('phone').focus(); }
 		else text('start-error', e.kind === 'refused' ? reason : `${title}. ${reason} It may not have been started: the page looks again by itself.`);
 		if (e.kind !== 'refused') plan(3);
 		app.queued = false;
