@@ -31,8 +31,8 @@ def run(path: Path):
     "Execute one notebook in place. Raises CellExecutionError, with the file left as it was."
     notebook = nbformat.read(path, as_version=4)
     quiet = ["--IPKernelApp.log_level=40"]  # 40: errors
-    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}})
-    client.execute(extra_arguments=quiet)
+    here = {"metadata": {"path": str(NOTEBOOKS)}}
+    NotebookClient(notebook, kernel_name="python3", resources=here, extra_arguments=quiet).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = worth_keeping(cell.outputs)
