@@ -143,7 +143,7 @@ REFUSALS = {  # class of error: (words of its code or text, what we do)
     ),
     "denied": (
         ("AccessDenied", "UnrecognizedClient", "ExpiredToken", "InvalidClientTokenId", "not authorized"),
-        "as for throttled, and the alarm for errors rings: a role or a key must be mended",
+        "as for throttled; it will not mend itself: a role or a key is wrong",
     ),
     "invalid": (
         ("ValidationException", "ValidationError", "ParamValidation"),
