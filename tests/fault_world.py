@@ -28,7 +28,7 @@ from botocore.exceptions import (
 from engine_double import ADA, BOB, CAROL, ROOT, Clock, aws_error, load_handler
 from memory_dynamodb import MemoryDynamoDB
 
-from sentiment_engine import lifecycle, model_state, notifications
+from sentiment_engine import lifecycle, metrics, model_state, notifications
 from sentiment_engine.lifecycle import Engine
 from sentiment_engine.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING, Row, row_from
 from sentiment_engine.settings import Settings, endpoint_name
@@ -340,6 +340,8 @@ class FaultWorld:
                 real = vars(module).get(name)
                 if real is time or real is uuid or (name == "logger" and real is not None):
                     self.patches.enter_context(patch.object(module, name, double))
+            if vars(module).get("emit") is metrics.emit and module is not metrics:
+                self.patches.enter_context(patch.object(module, "emit", Log()._write))
         self.patches.enter_context(patch.object(lifecycle, "ThreadPoolExecutor", Serial))
         self.patches.enter_context(patch.object(notifications.urllib.request, "urlopen", self._provider))
         return self
@@ -489,6 +491,10 @@ class FaultWorld:
 
     def _sms(self, request):
         "Answer as Textbelt in its present mood."
+        if request.data is None:  # how many messages are left
+            if self.sms == "down":
+                raise urllib.error.URLError(ConnectionRefusedError(111, "no way"))
+            return io.BytesIO(b'{"success": true, "quotaRemaining": 40}')
         phone = urllib.parse.parse_qs(request.data.decode())["phone"][0]
         if self.sms == "down":
             raise urllib.error.URLError(ConnectionRefusedError(111, f"no way to {phone}"))
