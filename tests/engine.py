@@ -123,9 +123,9 @@ def _publish(engine: Engine, model_folder: Path):
 
 
 @contextmanager
-def running_engine(folder: Path) -> Iterator[Engine]:
+def running_engine(folder: Path, waking_seconds: float = WAKING_SECONDS) -> Iterator[Engine]:
     "Deploy the engine with its page to a local cloud of its own, whose state is below `folder`."
-    with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=WAKING_SECONDS) as cloud:
+    with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
         outputs = _deploy(cloud, settings)
