@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline smoke lab streamlit test test-slow mutants check notebooks book docs screenshots teardown clean
+.PHONY: help install demo pipeline smoke lab streamlit test test-slow mutants chaos check notebooks book docs screenshots teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -50,6 +50,9 @@ test-slow: install ## the long versions of the tests
 	@infra_scripts/install_chromium.sh
 	@$(VENV)/bin/nbdev_test --flags slow --n_workers 1
 	@$(VENV)/bin/pytest -m slow
+
+chaos: install ## kill parts of the engine at random for a minute (SECONDS=n SEED=n)
+	@$(PY) infra_scripts/chaos.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 mutants: install ## break the lifecycle on purpose, once a promise: the model-based test must notice
 	@$(PY) infra_scripts/mutants.py
