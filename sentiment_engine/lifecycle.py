@@ -445,13 +445,13 @@ def _tell(engine: Engine, row: Row, key: str) -> bool | None:  # sent or failed;
 def notify(engine: Engine, row: Row) -> int:  # messages sent
     "Tell everybody who waits how the run came out, and erase their numbers."
     states.settle_abandoned(engine.table, row)
-    if not (keys := states.waiting(row)):
-        return 0
-    engine.sender  # made once, before the threads
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        sent = list(pool.map(lambda key: _tell(engine, row, key), keys))
-    states.forget_expiry(engine.table)
-    logger.info("notified", run_id=row.runId, sent=sent.count(True), failed=sent.count(False))
+    sent = []
+    if keys := states.waiting(row):
+        engine.sender  # made once, before the threads
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            sent = list(pool.map(lambda key: _tell(engine, row, key), keys))
+        logger.info("notified", run_id=row.runId, sent=sent.count(True), failed=sent.count(False))
+    states.forget_expiry(engine.table)  # always: whoever erased the last number may have died before this
     return sent.count(True)
 
 # %% ../nbs/05c_lifecycle.ipynb #3c01563c

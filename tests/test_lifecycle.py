@@ -296,6 +296,8 @@ def test_a_sender_that_dies_leaves_no_second_message(world):
     world.reconcile()
     assert len(world.phone.tried) == len(set(world.phone.tried))
     assert world.row.smsSent + world.row.smsFailed == 2 and not world.row.subscribers
+    item = world.dynamodb.get_item(TableName=world.settings.table, Key=world.engine.table.key)["Item"]
+    assert "expiresAt" not in item  # else the row, and the month's bill in it, is gone a day later
 
 
 def test_numbers_are_erased_and_expire_anyway(world):

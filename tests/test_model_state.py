@@ -111,6 +111,7 @@ def test_a_subscriber_is_claimed_once(table):
     (key,) = states.waiting(row)
     assert states.claim(table, RUN, key) is None  # still starting: there is nothing to tell
     states.ready(table, row, 1000)
+    assert states.claim(table, OTHER, key) is None  # a former run's sender
     with ThreadPoolExecutor(8) as pool:
         claims = [c for c in pool.map(lambda _: states.claim(table, RUN, key), range(8)) if c]
     ((token, subscriber),) = claims
@@ -118,6 +119,19 @@ def test_a_subscriber_is_claimed_once(table):
     assert states.settle(table, key, "another token", sent=True) is None
     assert states.settle(table, key, token, sent=True).smsSent == 1
     assert states.read_row(table).subscribers == {}
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_the_end_waits_for_a_message_that_was_counted_meanwhile(table, sent):
+    _, row = start(table, RUN, ADA)
+    (key,) = states.waiting(row)
+    states.ready(table, row, 1000)
+    stopping = states.begin_stopping(table, RUN, 1000)
+    token, _ = states.claim(table, RUN, key)
+    settled = states.settle(table, key, token, sent)
+    assert states.stopped(table, stopping) is None
+    now = states.stopped(table, settled)
+    assert (now.smsSent, now.smsFailed) == ((1, 0) if sent else (0, 1))
 
 
 def test_history_keeps_the_newest_starts(table):
