@@ -23,50 +23,74 @@ class Mutant:
     module: str
     old: str
     new: str
+    by: str = ""  # the test that must notice it; empty: the model-based one
 
 
-STATE, LIFE = "model_state", "lifecycle"
+STATE, LIFE, GUARDS = "model_state", "lifecycle", "guards"
+MODEL = "tests/test_model_based.py"
 MUTANTS = [
-    Mutant("any run", STATE, """f"{names['runId']} = :run", """, """f"{names['runId']} <> :s0 AND :run = :run", """),
+    Mutant(
+        "any run",
+        STATE,
+        """f"{names['runId']} = :run", """,
+        """f"{names['runId']} <> :s0 AND :run = :run", """,
+        "tests/test_model_state.py::test_no_action_touches_another_run",
+    ),
     Mutant(
         "any state",
         STATE,
         """f"{names['state']} IN ({states})\"""",
         """f"{names['state']} IN ({states}, :run) OR {names['runId']} = :run\"""",
+        "tests/test_model_state.py::test_every_action_in_every_state",
     ),
     Mutant(
         "cool-down of a number",
         STATE,
         "(attribute_not_exists({path}) OR {path} <= {value})",
         "(attribute_not_exists({path}) OR {path} <= {value} OR {path} > {value})",
+        "tests/test_model_state.py::test_a_guard_holds_for_two_who_read_the_row_at_once",
     ),
     Mutant(
         "touch moves back",
         STATE,
         'earlier = {"shutdownAt": ("<=", shutdown_at)}',
         'earlier = {"runId": ("=", run_id)}',
+        "tests/test_model_state.py::test_the_deadline_never_moves_back",
     ),
     Mutant(
         "stop before the deadline",
         STATE,
         'conditions={"shutdownAt": ("<=", deadline)}',
         'conditions={"runId": ("=", run_id)}',
+        "tests/test_model_state.py::test_stopping_checks_the_deadline_in_the_same_write",
     ),
     Mutant(
         "claim of any run",
         STATE,
         '"#run = :run AND #state <> :creating AND ',
         '":run = :run AND #run <> :creating AND #state <> :creating AND ',
+        "tests/test_model_state.py::test_a_subscriber_is_claimed_once",
     ),
-    Mutant("claim while creating", STATE, "#state <> :creating AND", "#state <> :run AND :creating = :creating AND"),
     Mutant(
-        "claim twice", STATE, "attribute_not_exists(#subscribers.#key.#claim) OR", "attribute_exists(#subscribers) OR"
+        "claim while creating",
+        STATE,
+        "#state <> :creating AND",
+        "#state <> :run AND :creating = :creating AND",
+        "tests/test_model_state.py::test_a_subscriber_is_claimed_once",
+    ),
+    Mutant(
+        "claim twice",
+        STATE,
+        "attribute_not_exists(#subscribers.#key.#claim) OR",
+        "attribute_exists(#subscribers) OR",
+        "tests/test_model_state.py::test_a_subscriber_is_claimed_once",
     ),
     Mutant(
         "settle with any token",
         STATE,
         '"#subscribers.#key.#claim = :token",',
         '"attribute_exists(#subscribers.#key.#claim) AND :token = :token",',
+        "tests/test_model_state.py::test_a_subscriber_is_claimed_once",
     ),
     Mutant("first row overwrites", STATE, '"attribute_not_exists(modelId)"', '"attribute_not_exists(nothing)"'),
     Mutant(
@@ -82,15 +106,22 @@ MUTANTS = [
     Mutant(
         "deadline without a longest life",
         LIFE,
-        "min(now + settings.idle_minutes * 60, row.startedAt + settings.max_run_minutes * 60)",
+        "min(now + settings.idle_minutes * 60, _longest_life(settings, row))",
         "now + settings.idle_minutes * 60",
     ),
-    Mutant("no roll back", LIFE, "    states.roll_back(engine.table, row, reason, subscriber)\n", ""),
+    Mutant(
+        "no roll back",
+        LIFE,
+        "    states.roll_back(engine.table, row, reason, subscriber)\n",
+        "",
+        "tests/test_faults.py::test_fault_3_a_start_that_throws_leaves_nothing_behind",
+    ),
     Mutant(
         "failed start is not deleted",
         LIFE,
         "    logger.error(reason, run_id=row.runId)\n    try_delete_endpoint(engine, row.runId)\n",
         "",
+        "tests/test_faults.py::test_fault_3_a_start_that_throws_leaves_nothing_behind",
     ),
     Mutant("failed run is not cleaned up", LIFE, "    clean_up(engine, row.runId)\n    if now", "    if now"),
     Mutant("failed run tells nobody", LIFE, "        notify(engine, now)", "        pass"),
@@ -131,7 +162,13 @@ MUTANTS = [
         "    listed = sorted(set(_listed(engine)))\n    row = states.read_row(engine.table)\n",
         "    row = states.read_row(engine.table)\n    listed = sorted(set(_listed(engine)))\n",
     ),
-    Mutant("alive is an orphan", LIFE, "run_id != alive and _is_tagged", "_is_tagged"),
+    Mutant(
+        "alive is an orphan",
+        LIFE,
+        "run_id != alive and _is_tagged",
+        "_is_tagged",
+        "tests/test_lifecycle.py::test_orphans_of_ours_are_deleted_and_nothing_else",
+    ),
     Mutant("orphans stay", LIFE, "parts = (repair, delete_orphans,", "parts = (repair,"),
     Mutant("nothing is repaired", LIFE, "parts = (repair, delete_orphans,", "parts = (delete_orphans,"),
     Mutant(
@@ -139,6 +176,7 @@ MUTANTS = [
         LIFE,
         "    if not _schedules(engine, row.runId):\n        arm(engine, row.runId, row.shutdownAt)\n",
         "    if not _schedules(engine, row.runId):\n",
+        "tests/test_lifecycle.py::test_a_lost_schedule_is_armed_again",
     ),
     Mutant("reconciler tells nobody", LIFE, "    notify(engine, row)\n    if not _schedules", "    if not _schedules"),
     Mutant(
@@ -149,27 +187,127 @@ MUTANTS = [
         LIFE,
         "not status and now - row.since > CREATE_GRACE",
         "not status and now < 0",
+        "tests/test_lifecycle.py::test_a_start_that_died_before_it_created_anything",
     ),
     Mutant("no grace for a start", LIFE, "CREATE_GRACE = 120", "CREATE_GRACE = -1"),
     Mutant("an endpoint that is there is an error", LIFE, 'return refusal(e) == "already there"', "return False"),
-    Mutant("dead endpoint goes unnoticed", LIFE, 'if status in ("", "Failed", "Deleting"):', 'if status == "none":'),
+    Mutant(
+        "dead endpoint goes unnoticed",
+        LIFE,
+        'if status in ("", "Failed", "Deleting"):',
+        'if status == "none":',
+        "tests/test_lifecycle.py::test_an_endpoint_deleted_by_hand_ends_the_run",
+    ),
     Mutant(
         "a stop is not finished",
         LIFE,
         'return "stopped" if finish_stopping(engine, row) else "stopping"\n    return "notified"',
         'return "stopping"\n    return "notified"',
+        "tests/test_lifecycle.py::test_a_shutdown_that_died_halfway_is_finished",
     ),
     Mutant(
         "deadline is never looked at",
         LIFE,
-        "if now >= min(row.shutdownAt, row.startedAt + engine.settings.max_run_minutes * 60):",
+        "if now >= min(row.shutdownAt, _longest_life(engine.settings, row)):",
         "if now < 0:",
+        "tests/test_lifecycle.py::test_an_overdue_run_is_stopped_without_a_schedule",
     ),
     Mutant(
         "retry leaves the old endpoint",
         LIFE,
         "    try_delete_endpoint(engine, row.runId)\n    if moved",
         "    if moved",
+    ),
+    Mutant(
+        "a dead sender's row expires",
+        LIFE,
+        "    states.forget_expiry(engine.table)  # always",
+        "    if sent:\n        states.forget_expiry(engine.table)  # always",
+        "tests/test_lifecycle.py::test_a_sender_that_dies_leaves_no_second_message",
+    ),
+    Mutant(
+        "no limit of starts a day",
+        GUARDS,
+        'used["starts"] >= settings.daily_starts',
+        'used["starts"] < 0',
+        "tests/test_guards.py::test_the_day_has_a_limit_of_starts",
+    ),
+    Mutant(
+        "no budget",
+        GUARDS,
+        'used["microdollars"] / MICRO + longest_run_cost(settings) > settings.monthly_budget',
+        'used["microdollars"] < 0',
+        "tests/test_guards.py::test_the_month_has_a_budget_that_is_never_exceeded",
+    ),
+    Mutant(
+        "starts are not counted",
+        GUARDS,
+        'used["starts"] + 1',
+        'used["starts"]',
+        "tests/test_guards.py::test_the_day_has_a_limit_of_starts",
+    ),
+    Mutant(
+        "runs are not booked",
+        GUARDS,
+        'used["microdollars"] + round(',
+        'used["microdollars"] + 0 * round(',
+        "tests/test_guards.py::test_the_month_has_a_budget_that_is_never_exceeded",
+    ),
+    Mutant(
+        "no limit of messages a day",
+        GUARDS,
+        'settings.daily_messages - usage_at(usage, now)["messages"]',
+        "9999",
+        "tests/test_guards.py::test_the_day_has_a_limit_of_messages_even_for_those_who_come_at_once",
+    ),
+    Mutant(
+        "messages are not counted",
+        GUARDS,
+        'used["messages"] + messages',
+        'used["messages"]',
+        "tests/test_guards.py::test_the_day_has_a_limit_of_messages_even_for_those_who_come_at_once",
+    ),
+    Mutant(
+        "no cool-down before the write",
+        GUARDS,
+        "if mark in fresh_marks(marks, cooldown, now):",
+        "if not mark:",
+        "tests/test_guards.py::test_a_number_waits_out_its_cool_down",
+    ),
+    Mutant(
+        "full list in a race",
+        STATE,
+        '"size({path}) < {value}"',
+        '"(size({path}) < {value} OR attribute_exists({path}))"',
+        "tests/test_model_state.py::test_a_guard_holds_for_two_who_read_the_row_at_once",
+    ),
+    Mutant(
+        "full list before the write",
+        STATE,
+        "len(row.subscribers) >= places",
+        "places < 0",
+        "tests/test_model_state.py::test_the_list_is_finite",
+    ),
+    Mutant(
+        "whoever could not be told is not counted",
+        STATE,
+        '"smsFailed": row.smsFailed + len(row.subscribers)}',
+        '"smsFailed": row.smsFailed}',
+        "tests/test_lifecycle.py::test_whoever_could_not_be_told_before_the_end_is_counted",
+    ),
+    Mutant(
+        "failed messages in a race",
+        STATE,
+        ', "smsFailed": ("=", row.smsFailed)}',
+        "}",
+        "tests/test_model_state.py::test_the_end_waits_for_a_message_that_was_counted_meanwhile",
+    ),
+    Mutant(
+        "sent messages in a race",
+        STATE,
+        '{"smsSent": ("=", row.smsSent), ',
+        "{",
+        "tests/test_model_state.py::test_the_end_waits_for_a_message_that_was_counted_meanwhile",
     ),
 ]
 # What a test run needs beside the package.
@@ -196,7 +334,7 @@ def play(mutant: Mutant | None, examples: int, root: Path = ROOT) -> tuple[bool,
             (Path(folder) / "sentiment_engine" / f"{mutant.module}.py").write_text(patched(mutant, root))
         env = os.environ | {"MODEL_EXAMPLES": str(examples), "MODEL_NO_SHRINK": "1"}
         env |= {"PYTHONPATH": f"{folder}{os.pathsep}{folder}/tests", "PYTHONDONTWRITEBYTECODE": "1"}
-        tests = ["tests/test_model_based.py", "-m", "not slow", "-k", "lives"]
+        tests = [mutant.by] if mutant and mutant.by else [MODEL, "-m", "not slow"]
         words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         begun = time.monotonic()
         done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
@@ -228,7 +366,8 @@ def main() -> int:
             chosen, pool.map(lambda m: play(m, args.examples), chosen), strict=True
         ):
             survivors += passed
-            print(f"{mutant.name:<40} {'SURVIVED' if passed else said:<90} {took:4.0f} s", flush=True)
+            by = (mutant.by or MODEL).removeprefix("tests/")
+            print(f"{mutant.name:<42} {'SURVIVED' if passed else said} [{by}] {took:.0f} s", flush=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} mutants were noticed")
     return 1 if survivors else 0
 

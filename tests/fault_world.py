@@ -28,7 +28,7 @@ from botocore.exceptions import (
 from engine_double import ADA, BOB, CAROL, ROOT, Clock, aws_error, load_handler
 from memory_dynamodb import MemoryDynamoDB
 
-from sentiment_engine import lifecycle, metrics, model_state, notifications
+from sentiment_engine import guards, lifecycle, metrics, model_state, notifications
 from sentiment_engine.lifecycle import Engine
 from sentiment_engine.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING, Row, row_from
 from sentiment_engine.settings import Settings, endpoint_name
@@ -325,7 +325,9 @@ class FaultWorld:
         self.promised: set[tuple[int, str]] = set()  # (start, number) that were told 202
         self.accounts: list[tuple[int, str, str]] = []  # (start, key, how a number left the row)
         self.started_at: list[float] = []
-        self.seen_counts: dict[int, tuple[int, int]] = {}
+        self.accepted = 0  # subscribers of the last start
+        self.listed_at: dict[str, int] = {}  # key: when it was last put on a list
+        self.struck: list[tuple[str, str]] = []  # (kind of fault, operation) of this invocation
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
         self.clients = {name: Gate(self, name, behind) for name, behind in clients.items()}
@@ -375,7 +377,7 @@ class FaultWorld:
         if won:
             self.starts, self.hurt = self.starts + 1, False
             self.started_at.append(self.clock.now)
-            self._check_caps()
+            self._check_caps(was)
         elif now.state != was.state:
             self._check_entry(was, now)
         if was.state == now.state == IN_SERVICE:
@@ -384,6 +386,29 @@ class FaultWorld:
             end = now.startedAt + self.settings.max_run_minutes * 60
             must(now.shutdownAt <= end, "no deadline after the longest life", now.shutdownAt - end)
         self._account(was, now)
+        self._check_count(was, now, won)
+        self._check_cooldown(was, now)
+
+    def _check_count(self, was: Row, now: Row, won: bool):
+        "Check that whoever was taken on the list waits, was told or is counted as not told."
+        gone, new = was.subscribers.keys() - now.subscribers.keys(), now.subscribers.keys() - was.subscribers.keys()
+        self.accepted = len(now.subscribers) if won else self.accepted + len(new)
+        if (was.state, now.state) == (CREATING, STOPPED):
+            self.accepted -= len(gone)
+        found = now.smsSent + now.smsFailed + len(now.subscribers)
+        must(found == self.accepted, "everybody is counted exactly once", (found, self.accepted, now.state))
+
+    def _check_cooldown(self, was: Row, now: Row):
+        "Check that nobody is taken on a list again within the cool-down, but for whose own start was undone."
+        for key, entry in now.subscribers.items():
+            before = was.subscribers.get(key)
+            if before is None or before["at"] != entry["at"]:
+                rest = self.listed_at.get(key, -1e12) + self.settings.number_cooldown_minutes * 60 - entry["at"]
+                must(rest <= 1, "a number waits out its cool-down", rest)
+                self.listed_at[key] = entry["at"]
+        if (was.state, now.state) == (CREATING, STOPPED):
+            for key in was.subscribers.keys() - now.subscribers.keys():
+                self.listed_at.pop(key, None)
 
     def _check_entry(self, was: Row, now: Row):
         name = self.name(now.runId)
@@ -398,10 +423,14 @@ class FaultWorld:
             must(endpoint in (None, "Deleting"), "stopped means that the endpoint is deleted", endpoint)
             must(name not in self.sagemaker.configs, "stopped means that the config is deleted", name)
 
-    def _check_caps(self):
-        cap = getattr(self.settings, "daily_starts", 0)
+    def _check_caps(self, was: Row):
+        "Check what a start that has just been won may cost."
         today = [at for at in self.started_at if at // 86400 == self.clock.now // 86400]
-        must(not cap or len(today) <= cap, "no more starts a day than allowed", len(today))
+        must(len(today) <= self.settings.daily_starts, "no more starts a day than allowed", len(today))
+        month = datetime.fromtimestamp(self.clock.now, UTC).strftime("%Y-%m")
+        spent = was.usage.get("microdollars", 0) / 1e6 if was.usage.get("month") == month else 0
+        left = self.settings.monthly_budget - spent
+        must(left >= guards.longest_run_cost(self.settings), "no start beyond the month's budget", left)
 
     def _account(self, was: Row, now: Row):
         sent, failed = now.smsSent - was.smsSent, now.smsFailed - was.smsFailed
@@ -450,6 +479,7 @@ class FaultWorld:
         if fault is None:
             return call(**arguments)
         kind, what = fault
+        self.struck.append((kind, getattr(call, "__name__", "")))
         if kind == "nest":
             self.nested(what)
             return call(**arguments)
@@ -556,9 +586,21 @@ class FaultWorld:
         must(not Log.digits.search(json.dumps(body)), "no number in an answer", body)
 
     def do_start(self, phone: str | None):
+        self.struck = []
         code, body = self.request("start", {"phone": phone, "name": "Ada"} if phone else {})
+        if code == 503 and body["error"]["code"] == "start_failed":
+            self._check_undone()
         if code == 202 and phone and body["outcome"] in ("started", "joined"):
             self.promised.add((self.starts, phone))
+
+    def _check_undone(self):
+        "Check that a start which could not create its endpoint, and met nothing else, has left nothing."
+        if any(kind != "before" or not name.startswith("create_endpoint") for kind, name in self.struck):
+            return
+        row, name = self.row, self.name(self.row.runId)
+        must(row.state != CREATING, "a failed start is rolled back", row.state)
+        left = name in self.sagemaker.endpoints or name in self.sagemaker.configs
+        must(not left, "a failed start leaves no endpoint and no config", name)
 
     def do_predict(self):
         self.request("predict", {"inputs": "Great."})

@@ -17,6 +17,8 @@ OFF = {name: 0 for name in LOW if "cool" in name} | {
     "monthly_budget": 1e6,
 }
 
+TIGHT = OFF | {"monthly_budget": 1.0}
+
 plans = st.one_of(
     st.just({}),
     st.dictionaries(st.integers(0, 14), st.sampled_from(FAULTS), min_size=1, max_size=2),
@@ -35,7 +37,7 @@ class Life(RuleBasedStateMachine):
     @initialize(
         page=st.sampled_from([1, 100]),
         deleting=st.sampled_from([0, 40]),
-        guards=st.sampled_from([OFF, LOW]),
+        guards=st.sampled_from([OFF, LOW, TIGHT]),
     )
     def begin(self, page, deleting, guards):
         self.world = FaultWorld(page, deleting, **guards).__enter__()

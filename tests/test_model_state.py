@@ -157,3 +157,15 @@ def test_other_errors_are_not_taken_for_a_lost_race(table, monkeypatch):
     monkeypatch.setattr(table.dynamodb, "update_item", throttled)
     with pytest.raises(Exception, match="ProvisionedThroughput"):
         states.apply(table, "ready", RUN)
+
+
+@pytest.mark.parametrize("settings", [{"daily_messages": 1}, {"address_cooldown_seconds": 60}])
+def test_a_guard_holds_for_two_who_read_the_row_at_once(table, monkeypatch, settings):
+    guarded = Settings(**{"number_cooldown_minutes": 0, "address_cooldown_seconds": 0} | settings)
+    _, stale = start(table, RUN)
+    states.start_or_join(table, guarded, StartRequest(OTHER, Subscriber(ADA), "192.0.2.7"))
+    reads, read = iter([stale]), states.read_row
+    monkeypatch.setattr(states, "read_row", lambda table: next(reads, None) or read(table))
+    with pytest.raises(Refused):
+        states.start_or_join(table, guarded, StartRequest(OTHER[::-1], Subscriber(BOB), "192.0.2.7"))
+    assert len(read(table).subscribers) == 1
