@@ -324,6 +324,9 @@ def patched(mutant: Mutant, root: Path = ROOT) -> str:
     return changed
 
 
+PATIENCE = {True: 120, False: 900}  # seconds for a named test and for the model: an endless loop is noticed too
+
+
 def play(mutant: Mutant | None, examples: int, root: Path = ROOT) -> tuple[bool, str, float]:
     "Run the model-based test on a copy of the package. Return whether it passed, what failed, seconds."
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
@@ -337,7 +340,11 @@ def play(mutant: Mutant | None, examples: int, root: Path = ROOT) -> tuple[bool,
         tests = [mutant.by] if mutant and mutant.by else [MODEL, "-m", "not slow"]
         words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         begun = time.monotonic()
-        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+        limit = PATIENCE[bool(mutant and mutant.by)]
+        try:
+            done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return False, f"the test did not end within {limit} s", limit
     if done.returncode not in (0, 1):
         raise RuntimeError(f"the test could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     said = re.findall(r"^E\s+(?:\|\s*)?((?:\w+\.)*(?:\w*Error|\w*Exception|Failed)\b.*)$", done.stdout, re.M)
