@@ -99,7 +99,13 @@ MUTANTS = [
         "for key, token in dead.items())",
         "for key, token in dead.items() if not key)",
     ),
-    Mutant("abandoned at once", STATE, "ABANDONED = 300", "ABANDONED = -1"),
+    Mutant(
+        "abandoned at once",
+        STATE,
+        "ABANDONED = 300",
+        "ABANDONED = -1",
+        "tests/test_lifecycle.py::test_a_sender_at_work_is_not_taken_for_dead",
+    ),
     Mutant(
         "expiry is never cancelled", STATE, "attribute_exists(expiresAt) AND", "attribute_not_exists(expiresAt) AND"
     ),
@@ -152,6 +158,7 @@ MUTANTS = [
         LIFE,
         'status == "InService" and row.state in (CREATING, IN_SERVICE)',
         "row.state in (CREATING, IN_SERVICE)",
+        "tests/test_lifecycle.py::test_an_event_that_was_overtaken_is_checked_against_sagemaker",
     ),
     Mutant(
         "orphans without tags", LIFE, "if run_id != alive and _is_tagged(engine, run_id, arn)", "if run_id != alive"
@@ -161,6 +168,7 @@ MUTANTS = [
         LIFE,
         "    listed = sorted(set(_listed(engine)))\n    row = states.read_row(engine.table)\n",
         "    row = states.read_row(engine.table)\n    listed = sorted(set(_listed(engine)))\n",
+        "tests/test_lifecycle.py::test_a_run_that_begins_while_orphans_are_sought_is_left_alone",
     ),
     Mutant(
         "alive is an orphan",
@@ -178,9 +186,19 @@ MUTANTS = [
         "    if not _schedules(engine, row.runId):\n",
         "tests/test_lifecycle.py::test_a_lost_schedule_is_armed_again",
     ),
-    Mutant("reconciler tells nobody", LIFE, "    notify(engine, row)\n    if not _schedules", "    if not _schedules"),
     Mutant(
-        "sleeping row tells nobody", LIFE, 'return "notified" if notify(engine, row) else "asleep"', 'return "asleep"'
+        "reconciler tells nobody",
+        LIFE,
+        "    notify(engine, row)\n    if not _schedules",
+        "    if not _schedules",
+        "tests/test_lifecycle.py::test_a_sender_that_dies_leaves_no_second_message",
+    ),
+    Mutant(
+        "sleeping row tells nobody",
+        LIFE,
+        'return "notified" if notify(engine, row) else "asleep"',
+        'return "asleep"',
+        "tests/test_lifecycle.py::test_who_joined_a_start_that_failed_is_told",
     ),
     Mutant(
         "interrupted start is never failed",
@@ -189,8 +207,20 @@ MUTANTS = [
         "not status and now < 0",
         "tests/test_lifecycle.py::test_a_start_that_died_before_it_created_anything",
     ),
-    Mutant("no grace for a start", LIFE, "CREATE_GRACE = 120", "CREATE_GRACE = -1"),
-    Mutant("an endpoint that is there is an error", LIFE, 'return refusal(e) == "already there"', "return False"),
+    Mutant(
+        "no grace for a start",
+        LIFE,
+        "CREATE_GRACE = 120",
+        "CREATE_GRACE = -1",
+        "tests/test_lifecycle.py::test_a_start_that_died_before_it_created_anything",
+    ),
+    Mutant(
+        "an endpoint that is there is an error",
+        LIFE,
+        'return refusal(e) == "already there"',
+        "return False",
+        "tests/test_lifecycle.py::test_a_create_that_took_effect_but_whose_answer_was_lost",
+    ),
     Mutant(
         "dead endpoint goes unnoticed",
         LIFE,
@@ -217,6 +247,7 @@ MUTANTS = [
         LIFE,
         "    try_delete_endpoint(engine, row.runId)\n    if moved",
         "    if moved",
+        "tests/test_lifecycle.py::test_no_capacity_found_out_later_takes_the_next_and_keeps_who_waits",
     ),
     Mutant(
         "a dead sender's row expires",
@@ -347,7 +378,7 @@ def play(mutant: Mutant | None, examples: int, root: Path = ROOT) -> tuple[bool,
             return False, f"the test did not end within {limit} s", limit
     if done.returncode not in (0, 1):
         raise RuntimeError(f"the test could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    said = re.findall(r"^E\s+(?:\|\s*)?((?:\w+\.)*(?:\w*Error|\w*Exception|Failed)\b.*)$", done.stdout, re.M)
+    said = re.findall(r"^E\s+(?:\|\s*)?((?:\w+\.)*(?:\w*Error|\w*Exception|Failed|assert)\b.*)$", done.stdout, re.M)
     return done.returncode == 0, said[0][:90] if said else "", time.monotonic() - begun
 
 

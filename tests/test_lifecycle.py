@@ -7,7 +7,7 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 from engine_double import ADA, BOB, CAROL, World, aws_error
 
-from sentiment_engine import model_state
+from sentiment_engine import lifecycle, model_state
 from sentiment_engine.model_state import StartRequest, Subscriber
 from sentiment_engine.settings import endpoint_name
 
@@ -300,6 +300,19 @@ def test_a_sender_that_dies_leaves_no_second_message(world):
     assert "expiresAt" not in item  # else the row, and the month's bill in it, is gone a day later
 
 
+def test_a_sender_at_work_is_not_taken_for_dead(world, monkeypatch):
+    send = world.phone.send
+
+    def slowly(*message):
+        world.clock.now += 20
+        world.reconcile()
+        send(*message)
+
+    monkeypatch.setattr(world.phone, "send", slowly)
+    world.in_service(ADA)
+    assert world.phone.tried == [ADA] and (world.row.smsSent, world.row.smsFailed) == (1, 0)
+
+
 def test_numbers_are_erased_and_expire_anyway(world):
     def expires():
         item = world.dynamodb.get_item(TableName=world.settings.table, Key=world.engine.table.key)["Item"]
@@ -389,6 +402,21 @@ def test_orphans_of_ours_are_deleted_and_nothing_else(world):
     kept = {f"sentiment-engine-{x}" for x in (run_id, "bbbbbbbbbbbb", "cccccccccccc", "production")}
     kept |= {"my-sentiment-engine-aaaaaaaaaaaa"}
     assert set(world.sagemaker.endpoints) == set(world.sagemaker.configs) == kept
+
+
+def test_a_run_that_begins_while_orphans_are_sought_is_left_alone(world):
+    read = model_state.read_row
+    with pytest.MonkeyPatch.context() as patch:
+
+        def read_before_a_start(table):
+            row = read(table)
+            patch.undo()
+            world.start()
+            return row
+
+        patch.setattr(model_state, "read_row", read_before_a_start)
+        assert lifecycle.delete_orphans(world.engine) == []
+    assert world.row.state == "CREATING" and len(world.sagemaker.endpoints) == 1
 
 
 def test_a_forgotten_trial_is_deleted_and_a_fresh_one_is_not(world):
