@@ -112,7 +112,7 @@ def test_the_day_has_a_limit_of_starts(make_world):
 
 def test_the_month_has_a_budget_that_is_never_exceeded(make_world):
     world = make_world(monthly_budget=0.55, daily_starts=1000)
-    for _ in range(100):  # a run costs a cent and a half at the least
+    for _ in range(100):  # the money ends long before
         if (answer := world.start())[0] != 202:
             break
         sleep(world)
