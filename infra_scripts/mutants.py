@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -372,14 +374,20 @@ def play(mutant: Mutant | None, examples: int, root: Path = ROOT) -> tuple[bool,
         words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         begun = time.monotonic()
         limit = PATIENCE[bool(mutant and mutant.by)]
-        try:
-            done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return False, f"the test did not end within {limit} s", limit
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"the test could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    said = re.findall(r"^E\s+(?:\|\s*)?((?:\w+\.)*(?:\w*Error|\w*Exception|Failed|assert)\b.*)$", done.stdout, re.M)
-    return done.returncode == 0, said[0][:90] if said else "", time.monotonic() - begun
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(words, cwd=folder, env=env, **pipes) as test:
+            try:
+                output = test.communicate(timeout=limit)[0]
+            except BaseException as stopped:
+                for process in [*psutil.Process(test.pid).children(recursive=True), test]:  # its servers too
+                    process.kill()
+                if not isinstance(stopped, subprocess.TimeoutExpired):
+                    raise
+                return False, f"the test did not end within {limit} s", limit
+    if test.returncode not in (0, 1):
+        raise RuntimeError(f"the test could not be run:\n{output[-4000:]}")
+    said = re.findall(r"^E\s+(?:\|\s*)?((?:\w+\.)*(?:\w*Error|\w*Exception|Failed|assert)\b.*)$", output, re.M)
+    return test.returncode == 0, said[0][:90] if said else "", time.monotonic() - begun
 
 
 def main() -> int:
