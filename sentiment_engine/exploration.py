@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from pyarrow.fs import FileSystem, S3FileSystem
+from pyarrow.fs import FileSystem, FileType, S3FileSystem
 
 from .reviews import LABELS, review_text
 
@@ -44,7 +44,9 @@ def open_reviews(
     files: FileSystem,  # from `lake_files`, or a local one
     root: str,  # bucket/processed, or a folder
 ) -> ds.Dataset:
-    "Open the cleaned reviews; nothing is read yet. Raises FileNotFoundError if there are none."
+    "Open the cleaned reviews; nothing is read yet. Raises FileNotFoundError if there are none, RuntimeError if they are in motion."
+    if files.get_file_info(f"{root}/_swap").type != FileType.NotFound:
+        raise RuntimeError(f"the reviews in {root} are being replaced: wait for 01_glue_etl, or run it again")
     try:
         found = ds.dataset(root, filesystem=files, format="parquet", partitioning="hive")
     except FileNotFoundError:

@@ -4,16 +4,21 @@ import gzip
 import html
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
 
 from sentiment_engine import etl
+from sentiment_engine.cleaning import clean, nfc, unescape
 from sentiment_engine.etl import (
     COLUMNS,
     QualityError,
-    clean,
+    Rules,
     clean_reviews,
     review_files,
     run_glue_job,
@@ -21,10 +26,11 @@ from sentiment_engine.etl import (
     start_spark,
     swap,
     transform,
-    unescape,
     upload_job,
     upload_reviews,
 )
+from sentiment_engine.exploration import open_reviews
+from sentiment_engine.quality import Expectations
 from sentiment_engine.stacks import deploy_stack
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +59,7 @@ def good_lines(count: int = 300) -> list[str]:
 def spark():
     "One Spark for all tests of this file."
     session = start_spark("tests")
+    session.conf.set("spark.sql.shuffle.partitions", "3")  # small data, less to wait for
     yield session
     session.stop()
 
@@ -60,10 +67,10 @@ def spark():
 class Lake:
     "The folders of one job."
 
-    def __init__(self, root: Path):
-        self.root, self.raw = root, root / "raw"
-        self.raw.mkdir()
-        self.places = [str(root / name) for name in ("raw", "processed", "rejected", "reports/etl.json")]
+    def __init__(self, root: Path, raw: Path | None = None):
+        self.root, self.raw = root, raw or root / "raw"
+        self.raw.mkdir(exist_ok=True)
+        self.places = [str(self.raw), *(str(root / name) for name in ("processed", "rejected", "reports/etl.json"))]
 
     def put(self, name: str, lines: list[str]):
         "Write a raw file."
@@ -158,16 +165,18 @@ def test_a_rerun_gives_the_same_once(spark, cleaned):
     before, contents = lake.rows(), sorted(lake.files().values())
     again = clean_reviews(spark, *lake.places)
     assert lake.rows() == before and len(lake.files()) == len(contents)
-    assert {**again, "seconds": 0, "finished": ""} == {**first, "seconds": 0, "finished": ""}
+    assert again["drift"] == 0 and first["drift"] is None
+    apart = {"seconds", "finished", "drift", "checks"}
+    assert {k: v for k, v in again.items() if k not in apart} == {k: v for k, v in first.items() if k not in apart}
 
 
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([line(f"fine {i}") for i in range(300)], "no rows for NEGATIVE in train"),
-        (good_lines(20), "20 rows are left of 20, expected 100 or more"),
-        (good_lines(120) + ["oops"] * 200, "200 of 320 rows are rejected"),
-        ([], "0 rows are left of 0"),
+        ([line(f"fine {i}") for i in range(300)], "sides without a label: NEGATIVE in train"),
+        (good_lines(20), "rows kept: 20, expected at least 100"),
+        (good_lines(120) + ["oops"] * 200, "share rejected: 0.625, expected at most 0.5"),
+        ([], "rows kept: 0,"),
     ],
     ids=["one label", "too few", "mostly rejected", "empty"],
 )
@@ -190,6 +199,126 @@ def test_missing_and_damaged_input_is_named(spark, cleaned, tmp_path):
     with pytest.raises(RuntimeError, match=r"Spark failed on .*: a \.gz file there is cut off"):
         clean_reviews(spark, str(tmp_path), *lake.places[1:])
     assert lake.files() == before
+
+
+def test_another_mix_of_stars_is_stopped_unless_it_is_allowed(spark, lake):
+    lake.put("Books.jsonl", good_lines())
+    clean_reviews(spark, *lake.places)
+    before = lake.files()
+    lake.put("Books.jsonl", [line(f"review number {i}", rating=2 if i % 9 else 5) for i in range(300)])
+    with pytest.raises(QualityError, match="drift of the stars"):
+        clean_reviews(spark, *lake.places)
+    assert lake.files() == before
+    assert clean_reviews(spark, *lake.places, expected=Expectations(drift=9))["drift"] > 0.25
+    other_rules = clean_reviews(spark, *lake.places, Rules(three_stars="dropped"))
+    assert other_rules["drift"] is None and other_rules["rules"]["three_stars"] == "dropped"
+
+
+def test_rules_leave_out_what_they_say(spark, lake):
+    spanish = [line(f"No funciona como esperaba, es el número {i} de los malos", rating=1) for i in range(5)]
+    near = [
+        line(f"The strap number {i} holds my old guitar well and the leather is soft and strong{end}", timestamp=at)
+        for i in range(4)
+        for at, end in ((1, "."), (2, " too!"))
+    ]
+    lake.put("Books.jsonl", good_lines() + spanish + near)
+    lake.put("Toys.jsonl", [line(f"a toy of kind {i}", rating=1 + i % 5) for i in range(200)])
+    rules = Rules("dropped", True, 0.7, most_per_category=120, most_per_star=90, balance=1.5)
+    report = clean_reviews(spark, *lake.places, rules)
+    rejected, rows = report["rejected"], lake.rows()
+    assert rejected["three_stars"] == 30 + 40 and rejected["not_english"] == 5 and rejected["near_repeat"] == 4
+    assert report["read"] == report["kept"] + report["repeats"] + sum(rejected.values()) and rejected["over_limit"] > 0
+    assert max(report["by_category"].values()) <= 120 and max(report["by_stars"].values()) <= 90
+    assert report["by_label"]["POSITIVE"] <= 1.5 * report["by_label"]["NEGATIVE"]
+    assert not [row for row in rows if row["stars"] == 3] and len(rows) == report["kept"]
+
+
+TEXTS = ["Works.", "works.", "Broke <b>at once</b>", "Fine &amp; good", "cafe\u0301", "café", "No!", "Yes it is", " "]
+some_lines = st.lists(
+    st.one_of(
+        st.builds(line, st.sampled_from(TEXTS), st.sampled_from([1, 2, 3, 4, 5, 7]), timestamp=st.integers(0, 3)),
+        st.sampled_from([text for lines in FAULTS.values() for text in lines]),
+        st.builds(line, st.text(st.characters(codec="utf-8"), max_size=12), st.sampled_from([1, 5])),
+    ),
+    max_size=40,
+)
+few = settings(
+    max_examples=8, phases=[Phase.generate], deadline=None, derandomize=True, database=None, print_blob=False
+)
+
+
+@given(lines=some_lines, random=st.randoms(use_true_random=False), rules=st.sampled_from([Rules(), Rules("dropped")]))
+@few
+def test_no_text_is_on_two_sides_whatever_the_order(spark, lines, random, rules):
+    found = []
+    for order in (lines, random.sample(lines, len(lines))):
+        frame = spark.createDataFrame([(text, "B") for text in order], "line string, category string")
+        found.append([row.asDict() for row in transform(frame.repartition(3), rules).collect()])
+    first, second = (sorted(map(str, rows)) for rows in found)
+    assert first == second and len(first) == len(lines)
+    sides = {}
+    for row in found[0]:
+        if row["reason"] is None:
+            sides.setdefault(row["text"].lower(), set()).add((row["split"], row["label"]))
+            assert row["label"] == (row["stars"] >= 4) and row["text"] == html.unescape(row["text"]).strip() != ""
+    assert all(len(side) == 1 for side in sides.values())
+
+
+class Failing:
+    "A file system that fails at one of its calls, before or after it has done what was asked."
+
+    def __init__(self, files, count, at, after):
+        self.files, self.count, self.at, self.after = files, count, at, after
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.count.append(name)
+            if len(self.count) == self.at and not self.after:
+                raise OSError(f"injected before {name}")
+            done = getattr(self.files, name)(*arguments)
+            if len(self.count) == self.at:
+                raise OSError(f"injected after {name}")
+            return done
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def two_runs(spark, tmp_path_factory) -> list[tuple[Lake, list[dict]]]:
+    "Two lakes, cleaned, and what their rows are."
+    lakes = []
+    for name, odd in (("old", 2), ("new", 5)):
+        lake = Lake(tmp_path_factory.mktemp(name))
+        lake.put("Books.jsonl", ["oops"] * odd + good_lines(300 + odd))
+        clean_reviews(spark, *lake.places)
+        lakes.append((lake, lake.rows()))
+    return lakes
+
+
+@given(at=st.integers(1, 60), after=st.booleans())
+@few
+def test_a_run_that_fails_anywhere_mixes_nothing(spark, two_runs, tmp_path_factory, at, after):
+    (old, old_rows), (new, new_rows) = two_runs
+    root = tmp_path_factory.mktemp("failing")
+    shutil.copytree(old.root, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("raw"))
+    lake = Lake(root, new.raw)
+    count, path = [], etl._path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(etl, "_path", lambda *which: (Failing(path(*which)[0], count, at, after), path(*which)[1]))
+        try:
+            clean_reviews(spark, *lake.places)
+        except OSError as error:
+            assert "injected" in str(error)
+        else:
+            assert len(count) < at  # there are fewer calls
+    if (root / "processed/_swap").exists():
+        with pytest.raises(RuntimeError, match="being replaced"):
+            open_reviews(LocalFileSystem(), str(root / "processed"))
+    else:
+        assert lake.rows() in (old_rows, new_rows)
+    clean_reviews(spark, *lake.places)
+    assert lake.rows() == new_rows and len(lake.files()) == len(new.files())
+    assert len(lake.rejected()) == 5
 
 
 @pytest.mark.parametrize("after", range(3))
@@ -260,11 +389,12 @@ def test_entities_are_read_as_browsers_do(spark):
         ("zero\u200bwidth \ufeffand 👩\u200d🔬 ❤️", "zerowidth and 👩\u200d🔬 ❤️"),
         ("[[VIDEOID:abc]]See [[ASIN:B00X My Lamp]].", "See My Lamp."),
         ("&lt;br /&gt;twice&amp;nbsp;", "twice&nbsp;"),
+        ("a cafe&#769; in Zu\u0308rich ❤\ufe0f", "a café in Zürich ❤\ufe0f"),
     ],
 )
 def test_text_is_cleaned(spark, raw, read):
     frame = spark.createDataFrame([(raw,)], "text string")
-    assert frame.select(clean(frame.text)).first()[0] == read
+    assert frame.select(nfc(clean(frame.text))).first()[0] == read
 
 
 def test_a_data_folder_is_looked_at_before_anything_starts(tmp_path):
