@@ -44,7 +44,7 @@ def open_reviews(
     files: FileSystem,  # from `lake_files`, or a local one
     root: str,  # bucket/processed, or a folder
 ) -> ds.Dataset:
-    "Open the cleaned reviews; nothing is read yet. Raises FileNotFoundError if there are none, RuntimeError if they are in motion."
+    "Open the cleaned reviews. Raises FileNotFoundError if there are none, RuntimeError in a swap."
     if files.get_file_info(f"{root}/_swap").type != FileType.NotFound:
         raise RuntimeError(f"the reviews in {root} are being replaced: wait for 01_glue_etl, or run it again")
     try:

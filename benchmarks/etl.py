@@ -1,0 +1,375 @@
+"""Clean the same reviews in four ways, and compare time, CPU and memory. Nothing is committed but the figures.
+
+ours      the Glue job's plan, `sentiment_engine.etl.clean_reviews`, on one machine
+original  Spark in the manner of the first version of this project: types inferred, and for each column all distinct
+          values collected to find out whether it is empty (Glue Studio's "Drop Null Fields"), then the same cleaning
+pandas    the same cleaning in pandas
+polars    the same cleaning in polars, lazily, and in Python where polars has no expression (HTML, SHA-256)
+
+Each way runs in processes of its own. Ours, pandas and polars must leave the same rows, or the benchmark fails.
+"""
+
+import argparse
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+from tqdm import tqdm
+
+from sentiment_engine.cleaning import EMBEDDED, LINKED, TAG
+from sentiment_engine.reviews import generate_reviews, parse_review, read_reviews
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".bench"  # git does not see it
+RESULT = ROOT / "benchmarks/results/etl.json"
+PLOT = ROOT / "images/etl-benchmark.svg"
+SIZES = (100_000, 300_000, 1_000_000, 3_000_000)
+POOL = 20_000  # different reviews
+PATIENCE = 1_200  # seconds for one run
+INVISIBLE = "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+SPACES = "".join(c for c in map(chr, range(0x3001)) if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc"))
+SPACE = f"[{re.escape(SPACES)}]+"
+CARRIED = ["review_id", "title", "text", "stars", "label", "timestamp", "split"]
+
+
+# ---- the data
+
+
+def make_lines(rows: int, data: Path | None):
+    """Write `rows` raw reviews from a pool, each with a number of its own.
+
+    One in twenty repeats the text of the one before, one in two hundred does so with the opposite stars. What has no
+    number of stars is left out: the readers of the peers know one type a column.
+    """
+    pool = read_reviews(data) if data else (parse_review(line) for _, line in generate_reviews(POOL, seed=1))
+    pool = [r for r in islice(pool, POOL) if r and isinstance(r["rating"], float | int) and r["text"] is not None]
+    pool = [
+        r for r in pool if not re.search(r"&#[012]?\d;", r["text"])
+    ]  # Python drops control characters; browsers do not
+    for i in range(rows):
+        n = i - 1 if i % 20 == 10 else i
+        review = pool[n % len(pool)]
+        opposite = i % 200 == 110
+        text = f"{review['text']} No. {n}." if review["text"].strip() else review["text"]
+        rating = float(6 - review["rating"] if opposite else review["rating"])
+        new = {"text": text, "timestamp": 1_500_000_000_000 + i, "rating": rating, "title": review.get("title") or ""}
+        yield json.dumps({k: v for k, v in review.items() if k != "category"} | new)
+
+
+def make_data(rows: int, data: Path | None) -> Path:
+    "Return a folder with `rows` raw reviews in four files, made once."
+    key = hashlib.sha256(f"4 {rows} {data}".encode()).hexdigest()[:8]
+    folder = CACHE / f"raw-{rows}-{key}"
+    if not folder.exists():
+        if (free := shutil.disk_usage(ROOT).free) < rows * 3_000:
+            raise SystemExit(f"{rows:,} reviews need {rows * 3_000 / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free")
+        half = CACHE / f"{folder.name}.part"
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        files = [(half / f"Part_{i}.jsonl").open("w") for i in range(4)]
+        for i, line in enumerate(tqdm(make_lines(rows, data), total=rows, desc=f"{rows:,} reviews", unit_scale=True)):
+            files[i * 4 // rows].write(line + "\n")
+        for file in files:
+            file.close()
+        half.rename(folder)
+    return folder
+
+
+# ---- the four ways, each in a process of its own
+
+
+def run_ours(raw: str, out: str) -> dict:
+    from sentiment_engine.etl import clean_reviews, start_spark
+
+    report = clean_reviews(start_spark(), raw, f"{out}/processed", f"{out}/rejected", f"{out}/report.json")
+    return {"kept": report["kept"], "repeats": report["repeats"], **report["rejected"]}
+
+
+def run_original(raw: str, out: str) -> dict:
+    from pyspark.sql import functions as F
+
+    from sentiment_engine.etl import COLUMNS, judge, mark_repeats, split_of, start_spark
+
+    reviews = start_spark().read.json(raw)
+    for column in reviews.columns:
+        values = {str(row[0]) for row in reviews.select(column).distinct().collect()}
+        if values <= {"None", "", "null"}:
+            reviews = reviews.drop(column)
+    strings = [F.col(name).cast("string") for name in ("rating", "title", "text", "timestamp", "verified_purchase")]
+    nothing = [F.lit(None).cast("string").alias("malformed"), F.lit("Part").alias("category")]
+    marked = mark_repeats(judge(reviews.select(*strings, *nothing, F.to_json(F.struct("*")).alias("line"))))
+    kept = marked.where("reason is null").withColumn("split", split_of(F.col("review_id"))).select(*COLUMNS)
+    kept.write.mode("overwrite").partitionBy("split").parquet(f"{out}/processed")
+    return {}
+
+
+def plain(text: str) -> str:
+    "Clean a text as the package's expressions do."
+    text = re.sub(TAG, " ", html.unescape(text) if "&" in text else text)
+    text = re.sub(LINKED, r"\1", re.sub(EMBEDDED, " ", text))
+    text = re.sub(SPACE, " ", re.sub(INVISIBLE, "", text)).strip(" ")
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def identity(text: str) -> str:
+    return hashlib.sha256(text.lower().encode()).hexdigest()[:32]
+
+
+def run_pandas(raw: str, out: str) -> dict:
+    import pandas as pd
+
+    used = ["rating", "title", "text", "timestamp", "verified_purchase"]
+    rows = pd.concat(
+        pd.read_json(path, lines=True, dtype=False)[used].assign(category=path.stem)
+        for path in sorted(Path(raw).iterdir())
+    )
+    read = len(rows)
+    rows["text"], rows["title"] = rows.text.map(plain), rows.title.map(plain)
+    blank, bad = rows.text == "", ~rows.rating.isin([1, 2, 3, 4, 5])
+    rows = rows[~blank & ~bad]
+    rows["stars"], rows["label"] = rows.rating.astype("int32"), (rows.rating >= 4).astype("int32")
+    rows["review_id"] = rows.text.map(identity)
+    labels = rows.groupby("review_id").label
+    both = labels.transform("min") != labels.transform("max")
+    kept = rows[~both].sort_values("timestamp", kind="stable").drop_duplicates("review_id")
+    place = kept.review_id.str.slice(0, 8).map(lambda digits: int(digits, 16)) % 100
+    kept["split"] = np.select([place < 80, place < 90], ["train", "validation"], "test")
+    kept = kept.drop(columns="rating").rename(columns={"verified_purchase": "verified"})
+    kept.sort_values(["split", "review_id"]).to_parquet(f"{out}/processed", partition_cols=["split"], index=False)
+    rejected = {"blank_text": int(blank.sum()), "bad_rating": int((bad & ~blank).sum()), "conflicting": int(both.sum())}
+    repeats = read - len(kept) - sum(rejected.values())
+    return {"kept": len(kept), "repeats": repeats, **rejected}
+
+
+def run_polars(raw: str, out: str) -> dict:
+    import polars as pl
+
+    schema = {"rating": pl.Float64, "title": pl.String, "text": pl.String, "timestamp": pl.Int64}
+    schema |= {"verified_purchase": pl.Boolean}
+
+    def cleaned(column: str) -> pl.Expr:
+        unescaped = (
+            pl.when(pl.col(column).str.contains("&", literal=True))
+            .then(pl.col(column).map_elements(html.unescape, return_dtype=pl.String))
+            .otherwise(pl.col(column))
+        )
+        text = unescaped.str.replace_all(TAG, " ").str.replace_all(EMBEDDED, " ").str.replace_all(LINKED, "$1")
+        text = text.str.replace_all(INVISIBLE, "").str.replace_all(r"[\p{Z}\p{Cc}]+", " ")
+        return text.str.strip_chars(" ").str.normalize("NFC")
+
+    place = pl.col("review_id").str.slice(0, 8).str.to_integer(base=16, dtype=pl.Int64) % 100
+    side = pl.when(place < 80).then(pl.lit("train")).when(place < 90).then(pl.lit("validation"))
+    side = side.otherwise(pl.lit("test"))
+    rows = (
+        pl.concat(
+            pl.scan_ndjson(path, schema=schema).with_columns(category=pl.lit(path.stem))
+            for path in sorted(Path(raw).iterdir())
+        )
+        .with_columns(text=cleaned("text"), title=cleaned("title"))
+        .collect()
+    )
+    read, blank = rows.height, pl.col("text") == ""
+    bad = ~pl.col("rating").is_in([1.0, 2.0, 3.0, 4.0, 5.0])
+    rejected = {"blank_text": rows.filter(blank).height, "bad_rating": rows.filter(~blank & bad).height}
+    rows = rows.filter(~blank & ~bad).with_columns(
+        stars=pl.col("rating").cast(pl.Int32),
+        label=(pl.col("rating") >= 4).cast(pl.Int32),
+        review_id=pl.col("text").map_elements(identity, return_dtype=pl.String),
+    )
+    both = pl.col("label").min().over("review_id") != pl.col("label").max().over("review_id")
+    fine = rows.filter(~both)
+    rejected["conflicting"] = rows.height - fine.height
+    kept = (
+        fine.sort("timestamp")
+        .unique("review_id", keep="first", maintain_order=True)
+        .with_columns(split=side)
+        .sort("split", "review_id")
+        .rename({"verified_purchase": "verified"})
+        .drop("rating")
+    )
+    for (side,), part in kept.group_by("split"):
+        folder = Path(out) / f"processed/split={side}"
+        folder.mkdir(parents=True)
+        part.drop("split").write_parquet(folder / "part-0.parquet", compression="snappy")
+    return {"kept": kept.height, "repeats": read - kept.height - sum(rejected.values()), **rejected}
+
+
+RUNNERS = {"ours": run_ours, "original": run_original, "pandas": run_pandas, "polars": run_polars}
+
+
+def same_rows(processed: Path) -> str:
+    "Return a hash of the rows in a folder of Parquet, whatever their order."
+    import pyarrow.dataset as ds
+
+    total = 0
+    for batch in ds.dataset(processed, format="parquet", partitioning="hive").to_batches(columns=CARRIED):
+        for row in zip(*(batch[name].to_pylist() for name in CARRIED), strict=True):
+            total += int.from_bytes(hashlib.blake2b(repr(row).encode(), digest_size=8).digest(), "big")
+    return f"{total % 2**64:016x}"
+
+
+# ---- measuring
+
+
+def measure(runner: str, raw: Path) -> dict:
+    "Run one way in a process of its own. Return wall seconds, CPU seconds, peak memory, counts and the rows' hash."
+    with tempfile.TemporaryDirectory(dir=CACHE) as out:
+        words = [sys.executable, __file__, "--run", runner, str(raw), out]
+        start, cpu, peak, said = time.monotonic(), {}, 0, Path(out) / "said"
+        with said.open("w") as errors:
+            process = subprocess.Popen(words, start_new_session=True, stderr=errors)
+        try:
+            while process.poll() is None:
+                peak = max(peak, _sample(process.pid, cpu))
+                if time.monotonic() - start > PATIENCE:
+                    return {"failed": f"stopped after {PATIENCE} s"}
+                time.sleep(0.1)
+            seconds = time.monotonic() - start
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the JVM, too
+        result = Path(out) / "result.json"
+        if process.returncode or not result.exists():
+            reason = [line for line in said.read_text().splitlines() if re.search("Error|exception", line, re.I)]
+            return {"failed": (reason[-1] if reason else f"exit code {process.returncode}")[:120]}
+        found = json.loads(result.read_text())
+        rows = same_rows(Path(out) / "processed")
+    return {"seconds": seconds, "cpu": sum(cpu.values()), "peak": peak, "counts": found, "hash": rows}
+
+
+def _sample(pid: int, cpu: dict[int, float]) -> int:  # bytes in use by the process and its children
+    memory = 0
+    try:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            times = process.cpu_times()
+            cpu[process.pid] = times.user + times.system
+            memory += process.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return memory
+
+
+def linear(sizes: list[int], seconds: list[float]) -> tuple[float, float, float]:
+    "Fit seconds = start + rows * slope. Return start, slope and r²."
+    slope, start = np.polyfit(sizes, seconds, 1)
+    left = np.sum((np.array(seconds) - (start + slope * np.array(sizes))) ** 2)
+    return start, slope, 1 - left / np.sum((np.array(seconds) - np.mean(seconds)) ** 2)
+
+
+def table(results: dict[str, dict[str, dict]]) -> str:
+    "Write the results as a table."
+    head = ("seconds", 8), ("CPU s", 7), ("rows/s", 9), ("rows/CPU s", 11), ("vs original", 12), ("peak MB", 8)
+    out = [f"{'rows':>10} {'way':<9} " + " ".join(f"{name:>{width}}" for name, width in head)]
+    for size, ways in results.items():
+        base = ways.get("original", {}).get("seconds")
+        for way, r in ways.items():
+            if "failed" in r:
+                out.append(f"{int(size):>10,} {way:<9} {r['failed']}")
+                continue
+            ratio = f"{base / r['seconds']:.1f} x" if base else ""
+            speed, per_cpu = int(size) / r["seconds"], int(size) / r["cpu"]
+            out.append(
+                f"{int(size):>10,} {way:<9} {r['seconds']:>8.1f} {r['cpu']:>7.1f} {speed:>9,.0f} {per_cpu:>11,.0f} "
+                f"{ratio:>12} {r['peak'] / 1e6:>8,.0f}"
+            )
+    return "\n".join(out)
+
+
+def verdict(results: dict[str, dict[str, dict]]) -> tuple[list[str], bool]:
+    "Say which aims are reached, and whether the ways agree."
+    said, agree = [], True
+    for size, ways in results.items():
+        same = {way: (r["hash"], r["counts"]) for way, r in ways.items() if way != "original" and "hash" in r}
+        if len(same) > 1:
+            fine = len({h for h, _ in same.values()}) == 1 and len({_known(c) for _, c in same.values()}) == 1
+            agree &= fine
+            said.append(f"{int(size):,} rows: {', '.join(same)} leave {'the same' if fine else 'DIFFERENT'} rows")
+    ours = {int(size): ways["ours"] for size, ways in results.items() if "seconds" in ways.get("ours", {})}
+    if len(ours) > 2:
+        start, slope, r2 = linear(list(ours), [r["seconds"] for r in ours.values()])
+        said.append(f"ours takes {start:.1f} s and {slope * 1e6:.1f} s a million rows, r² {r2:.4f} (aim: above 0.98)")
+    if {300_000, 3_000_000} <= ours.keys():
+        grown = ours[3_000_000]["peak"] / ours[300_000]["peak"]
+        said.append(f"memory of ours at 3 million rows: {grown:.2f} times that at 0.3 million (aim: flat)")
+    million = results.get("1000000", {})
+    if "seconds" in million.get("ours", {}) and "seconds" in million.get("original", {}):
+        ratio = million["original"]["seconds"] / million["ours"]["seconds"]
+        said.append(f"ours is {ratio:.1f} times as fast as the original at a million rows (aim: 3)")
+    return said, agree
+
+
+def _known(counts: dict) -> tuple:
+    return tuple(sorted((name, count) for name, count in counts.items() if count))
+
+
+def plot(results: dict[str, dict[str, dict]], path: Path):
+    "Draw seconds and memory over rows, readable on white and on black."
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    grey, colours = "#808893", {"ours": "#2a9d8f", "original": "#e76f51", "pandas": "#9d7bd8", "polars": "#d49a1f"}
+    plt.rcParams |= {"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}
+    plt.rcParams |= {"axes.edgecolor": grey, "svg.hashsalt": "etl"}
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for ax, key, scale, name in ((axes[0], "seconds", 1, "seconds"), (axes[1], "peak", 1e9, "peak memory, GB")):
+        for way, colour in colours.items():
+            points = [(int(s) / 1e6, w[way][key] / scale) for s, w in results.items() if key in w.get(way, {})]
+            if points:
+                ax.plot(*zip(*points, strict=True), marker="o", color=colour)
+                ax.annotate(way, points[-1], xytext=(5, 3), textcoords="offset points", color=colour)
+        ax.set(xlabel="million reviews", ylabel=name)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(x=0.18)
+        ax.set_ylim(bottom=0)
+    fig.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    fig.savefig(path, transparent=True, metadata={"Date": None})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="ROWS")
+    parser.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
+    parser.add_argument("--data", type=Path, help="a folder of real reviews to vary, instead of made-up ones")
+    parser.add_argument("--no-files", action="store_true", help="write neither the JSON nor the plot")
+    parser.add_argument("--run", nargs=3, metavar=("RUNNER", "RAW", "OUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        found = RUNNERS[args.run[0]](*args.run[1:])
+        (Path(args.run[2]) / "result.json").write_text(json.dumps(found))
+        os._exit(0)  # pandas and its threads do not always part in peace
+    CACHE.mkdir(exist_ok=True)
+    results: dict[str, dict[str, dict]] = {}
+    for size in args.sizes:
+        raw = make_data(size, args.data)
+        for runner in args.runners:
+            print(f"{size:>10,} {runner:<9} ", end="", flush=True)
+            found = results.setdefault(str(size), {})[runner] = measure(runner, raw)
+            print(found.get("failed") or f"{found['seconds']:.1f} s, {found['peak'] / 1e6:,.0f} MB", flush=True)
+    said, agree = verdict(results)
+    print("\n" + table(results) + "\n\n" + "\n".join(said))
+    if not args.no_files:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        plot(results, PLOT)
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
