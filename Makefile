@@ -1,6 +1,7 @@
 # On a fresh machine `make demo` and `make test` do everything, the installation included.
 
 DATA ?=
+CATEGORIES ?=
 ROWS ?=
 IDLE ?=
 VENV := .venv
@@ -8,10 +9,10 @@ PY := $(VENV)/bin/python
 # The first Python that starts and is 3.11, 3.12 or 3.13.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
-OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
+OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline smoke lab streamlit test test-slow mutants chaos check notebooks book docs screenshots teardown clean
+.PHONY: help install demo pipeline smoke lab streamlit test test-slow mutants chaos bench-etl check notebooks book docs screenshots teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -25,7 +26,7 @@ $(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
 
 install: $(VENV)/installed ## make .venv with everything in it
 
-demo: install ## run the whole engine on this machine (DATA=folder ROWS=n IDLE=minutes)
+demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=names or ROWS=n; IDLE=minutes)
 	@$(PY) infra_scripts/demo.py $(OPTIONS)
 
 pipeline: install ## the same without the page: run the notebooks, then stop
@@ -57,6 +58,9 @@ chaos: install ## kill parts of the engine at random for a minute (SECONDS=n SEE
 mutants: install ## break the lifecycle on purpose, once a promise: the model-based test must notice
 	@$(PY) infra_scripts/mutants.py
 
+bench-etl: install ## clean up to 3 million reviews in four ways and compare (half an hour; DATA=folder SIZES="n n")
+	@$(PY) benchmarks/etl.py $(if $(DATA),--data "$(DATA)") $(if $(SIZES),--sizes $(SIZES))
+
 check: install ## lint, and nothing generated may differ from its source
 	@$(PY) infra_scripts/check_generated.py
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -81,4 +85,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .local-cloud runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .local-cloud runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench

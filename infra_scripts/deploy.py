@@ -22,8 +22,9 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from sentiment_engine.ingest import category_addresses
 from sentiment_engine.local.cloud import LocalCloud
-from sentiment_engine.reviews import check_reviews
+from sentiment_engine.reviews import check_reviews, find_files
 from sentiment_engine.settings import connect, engine_stack, foundation_stack, settings_from
 from sentiment_engine.stacks import stack_outputs
 
@@ -38,6 +39,7 @@ SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "lambdas/*/*.py", "infra_s
 TARGET_PARAMETERS = {
     "local": {},
     "aws": {
+        "categories": "Musical_Instruments",
         "base_model": "distilbert-base-uncased",
         "sample_rows": 150_000,
         "training_instance": "ml.g4dn.xlarge",
@@ -62,7 +64,7 @@ class Phase:
 
 def data_fingerprint(data: str) -> str:
     "Describe a data folder by its files' names, sizes and times, without reading them."
-    files = sorted(Path(data).expanduser().glob("*.jsonl*")) if data else []
+    files = map(Path, find_files(data)) if data else []
     return json.dumps([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
 
 
@@ -251,9 +253,12 @@ def _at_least(least: float, kind: type) -> Callable[[str], float]:
 
 def add_options(parser: argparse.ArgumentParser):
     "Add the options that choose data and sizes."
-    parser.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
     rows, minutes = _at_least(100, int), _at_least(0.1, float)
-    parser.add_argument("--rows", type=rows, metavar="N", help="reviews to generate if no --data is given")
+    reviews = parser.add_mutually_exclusive_group()
+    reviews.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
+    reviews.add_argument("--categories", metavar="NAMES", help="categories of Amazon Reviews 2023, with commas")
+    reviews.add_argument("--rows", type=rows, metavar="N", help="reviews to generate")
+    parser.add_argument("--source", metavar="ADDRESS", help="https:// or s3:// with {category} in it, to fetch from")
     parser.add_argument("--idle-minutes", type=minutes, metavar="M", help="minutes from the last prediction to the end")
 
 
@@ -264,7 +269,11 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
         raise SystemExit(f"--data: {options.data} is not a folder")
     if data:
         check_reviews(data)  # before anything is started
-    return {"data": data, "rows": options.rows, "idle_minutes": options.idle_minutes}
+    categories = "" if data or options.rows else options.categories  # "": not those of the target either
+    if categories:
+        category_addresses(categories, options.source)
+    reviews = {"data": data, "categories": categories, "source": options.source, "rows": options.rows}
+    return reviews | {"idle_minutes": options.idle_minutes}
 
 
 FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, PapermillExecutionError)

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['ONE_MACHINE', 'QUICK_JAVA', 'LOGGING', 'RAW_SCHEMA', 'REASONS', 'COLUMNS', 'DONE', 'start_spark', 'parse',
            'read_lines', 'Rules', 'rules_from', 'judge', 'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label',
-           'apply_limits', 'split_of', 'transform', 'swap', 'settle', 'clean_reviews', 'review_files', 'upload_reviews',
-           'package_zip', 'upload_job', 'run_glue_job']
+           'apply_limits', 'split_of', 'transform', 'swap', 'settle', 'clean_reviews', 'package_zip', 'upload_job',
+           'run_glue_job']
 
 # %% ../nbs/01_glue_etl.ipynb #75b9257f
-import gzip
 import io
 import json
 import os
@@ -19,11 +18,9 @@ import sys
 import tempfile
 import time
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -413,56 +410,6 @@ def _causes(error: Py4JJavaError) -> str:
     damaged = re.search("EOFException|ZipException|incorrect", said[-1])
     hint = "a .gz file there is cut off or damaged: " if damaged else ""
     return hint + " / ".join(dict.fromkeys(said))
-
-# %% ../nbs/01_glue_etl.ipynb #1efcbe46
-def review_files(folder: Path) -> list[Path]:
-    "List the files of raw reviews in `folder`. Raises ValueError, with what is expected, if there are none to use."
-    found = sorted(p for p in folder.rglob("*") if p.name.endswith((".jsonl", ".jsonl.gz")) and p.is_file())
-    expected = "a folder of <Category>.jsonl or .jsonl.gz files, one JSON object a line with rating, title and text"
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; data must name {expected}")
-    if not found:
-        raise ValueError(f"there are no .jsonl or .jsonl.gz files in {folder}; data must name {expected}")
-    if not any(_has_reviews(path) for path in found):
-        raise ValueError(f"no file in {folder} begins with usable reviews; data must name {expected}")
-    return found
-
-
-def _has_reviews(path: Path, lines: int = 200) -> bool:
-    "Say whether one of the first `lines` lines of a file is a review with a rating and a text."
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            return any(_is_review(line) for line in islice(file, lines))
-    except (OSError, EOFError, zlib.error):
-        return False
-
-
-def _is_review(line: bytes) -> bool:
-    try:
-        review = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(review, dict) and review.get("rating") is not None and bool(review.get("text"))
-
-# %% ../nbs/01_glue_etl.ipynb #7daea986
-def upload_reviews(
-    s3,  # boto3 client
-    bucket: str,  # the lake
-    paths: Iterable[Path],  # from `review_files`
-    prefix: str = "raw/",
-) -> list[str]:  # the keys
-    "Upload raw files, then delete what else is under `prefix`. Raises ValueError if two files have one name."
-    paths = list(paths)
-    files = {prefix + path.name: path for path in paths}
-    if len(files) < len(paths):
-        raise ValueError("two files have the same name; the name is the category, so each must have its own")
-    for key, path in files.items():
-        s3.upload_file(str(path), bucket, key)
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for old in page.get("Contents", []):
-            if old["Key"] not in files:
-                s3.delete_object(Bucket=bucket, Key=old["Key"])
-    return list(files)
 
 # %% ../nbs/01_glue_etl.ipynb #0fae3e6c
 def package_zip(

@@ -20,17 +20,17 @@ from sentiment_engine.etl import (
     QualityError,
     Rules,
     clean_reviews,
-    review_files,
     run_glue_job,
     settle,
     start_spark,
     swap,
     transform,
     upload_job,
-    upload_reviews,
 )
 from sentiment_engine.exploration import open_reviews
+from sentiment_engine.ingest import upload_reviews
 from sentiment_engine.quality import Expectations
+from sentiment_engine.reviews import find_files
 from sentiment_engine.stacks import deploy_stack
 
 ROOT = Path(__file__).parents[1]
@@ -397,19 +397,6 @@ def test_text_is_cleaned(spark, raw, read):
     assert frame.select(nfc(clean(frame.text))).first()[0] == read
 
 
-def test_a_data_folder_is_looked_at_before_anything_starts(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder"):
-        review_files(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no \.jsonl or \.jsonl\.gz files"):
-        review_files(tmp_path)
-    (tmp_path / "Books.jsonl").write_text("not json\n" * 10)
-    (tmp_path / "Toys.jsonl.gz").write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match=r"no file in .* begins with usable reviews"):
-        review_files(tmp_path)
-    (tmp_path / "Games.jsonl").write_text("oops\n" + line("one is enough"))
-    assert len(review_files(tmp_path)) == 3
-
-
 @pytest.fixture(scope="module")
 def foundation(cloud) -> dict[str, str]:
     "The foundation of this file's tests, with the job's code in place."
@@ -442,9 +429,9 @@ def test_glue_runs_the_script_and_a_failure_leaves_the_lake_alone(cloud, foundat
 
     (tmp_path / "Books.jsonl").write_text("\n".join([*good_lines(), "oops"]))
     (tmp_path / "Old.jsonl").write_text("\n".join(good_lines()))
-    upload_reviews(s3, bucket, review_files(tmp_path))
+    upload_reviews(s3, bucket, find_files(tmp_path))
     (tmp_path / "Old.jsonl").unlink()
-    upload_reviews(s3, bucket, review_files(tmp_path))
+    upload_reviews(s3, bucket, find_files(tmp_path))
     assert job()["JobRunState"] == "SUCCEEDED"
     report = json.load(s3.get_object(Bucket=bucket, Key="reports/etl.json")["Body"])
     assert (report["kept"], report["rejected"]) == (300, {"malformed": 1})  # Old.jsonl is gone from the lake
@@ -458,7 +445,7 @@ def test_glue_runs_the_script_and_a_failure_leaves_the_lake_alone(cloud, foundat
     }
     before = written()
     (tmp_path / "Books.jsonl").write_text("\n".join(line(f"fine {i}") for i in range(200)))
-    upload_reviews(s3, bucket, review_files(tmp_path))
+    upload_reviews(s3, bucket, find_files(tmp_path))
     with pytest.raises(RuntimeError, match=r"FAILED.*did not pass the gate.*NEGATIVE in train"):
         job()
     assert written() == before

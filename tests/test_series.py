@@ -1,16 +1,20 @@
 "The whole series by papermill on a small sample: deployed, visited, found up to date, torn down twice."
 
+import json
 import os
 from pathlib import Path
 
 import httpx
 import pytest
 from deploy import Stamps, deploy, outdated, plan
+from file_server import serving
 from smoke import Visit, sleep, use, wake
 from teardown import teardown
 
 from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.reviews import write_reviews
 from sentiment_engine.settings import connect, foundation_stack, settings_from
+from sentiment_engine.stacks import stack_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"rows": 1_200, "sample_rows": 800}
@@ -47,6 +51,17 @@ def test_nothing_is_done_twice(series):
     assert outdated(phases, stamps) == []
     other = plan({"target": "local", "rows": 1_300})
     assert outdated(other, stamps)[0].title.startswith("01")
+
+
+def test_a_category_is_fetched_from_its_source(series, tmp_path):
+    write_reviews(tmp_path, 4_000, seed=3)
+    with serving() as source:
+        source.files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        deploy("local", only="01", categories="Books, Electronics", source=source.address)
+    s3, stack = connect("local").client("s3"), foundation_stack(settings_from(os.environ))
+    lake = stack_outputs(connect("local").client("cloudformation"), stack)["LakeBucket"]
+    report = json.load(s3.get_object(Bucket=lake, Key="reports/etl.json")["Body"])
+    assert set(report["by_category"]) == {"Books", "Electronics"} and report["kept"] > 300
 
 
 def test_teardown_leaves_nothing_and_can_be_repeated(series):
