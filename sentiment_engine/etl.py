@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ONE_MACHINE', 'QUICK_JAVA', 'LOGGING', 'RAW_SCHEMA', 'REASONS', 'COLUMNS', 'DONE', 'start_spark', 'parse',
            'read_lines', 'Rules', 'rules_from', 'judge', 'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label',
-           'apply_limits', 'split_of', 'transform', 'swap', 'settle', 'clean_reviews', 'package_zip', 'upload_job',
-           'run_glue_job']
+           'apply_limits', 'split_of', 'transform', 'swap', 'settle', 'stage', 'clean_reviews', 'package_zip',
+           'upload_job', 'run_glue_job']
 
 # %% ../nbs/01_glue_etl.ipynb #75b9257f
 import io
@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,6 @@ from unittest.mock import patch
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
 from .cleaning import clean, nfc
 from .language import is_english
@@ -154,6 +154,11 @@ class Rules:
         if min(self.most_per_category, self.most_per_star, self.balance) < 0:
             raise ValueError("limits are 0 (none) or more")
 
+    @property
+    def counts_kinds(self) -> bool:
+        "Say whether any limit is set."
+        return bool(self.most_per_category or self.most_per_star or self.balance)
+
 # %% ../nbs/01_glue_etl.ipynb #0d61018f
 def rules_from(
     options: Mapping[str, str],  # a job's arguments; others than rules may be among them
@@ -278,7 +283,8 @@ def transform(
     marked = mark_repeats(judge(parse(lines), rules))
     if rules.near_repeats:
         marked = mark_near_repeats(marked, rules.near_repeats)
-    marked = apply_limits(marked, rules)
+    if rules.counts_kinds:
+        marked = apply_limits(marked, rules).hint("rebalance")  # a window over five stars has five partitions
     aside = F.when(F.col("reason") != "repeat", F.col("line"))
     return marked.withColumn("split", split_of(F.col("review_id"))).select(*COLUMNS, "reason", aside.alias("line"))
 
@@ -346,6 +352,20 @@ def _move(files, source, aim) -> None:
     if not files.rename(source, aim):
         raise OSError(f"cannot move {source} to {aim}")
 
+# %% ../nbs/01_glue_etl.ipynb #2342e3d3
+def stage(
+    reviews: DataFrame,  # from `transform`
+    place: str,  # a folder or S3 prefix
+) -> DataFrame:  # what was written, read back: COLUMNS, `reason` and `line`
+    "Write judged reviews as Parquet, each once."
+    dropped, plain = F.col("reason").isNotNull(), {"mapreduce.fileoutputcommitter.marksuccessfuljobs": "false"}
+    stand_ins = {"title": F.col("reason"), "text": F.col("line"), "split": F.lit("aside")}
+    shown = {name: F.when(dropped, other).otherwise(F.col(name)) for name, other in stand_ins.items()}
+    rows = reviews.withColumns(shown).select(COLUMNS).sortWithinPartitions("split", "review_id")
+    rows.write.options(**plain).partitionBy("split").parquet(place)  # the same reviews, the same files
+    aside, found = F.col("split") == "aside", reviews.sparkSession.read.schema(rows.schema).parquet(place)
+    return found.withColumns({"reason": F.when(aside, F.col("title")), "line": F.when(aside, F.col("text"))})
+
 # %% ../nbs/01_glue_etl.ipynb #2cb1d58b
 def clean_reviews(
     spark: SparkSession,
@@ -357,23 +377,38 @@ def clean_reviews(
     expected: Expectations = EXPECTED,
 ) -> dict:  # the report
     "Clean all raw reviews. Raises QualityError, and leaves the last output as it is, if the gate is not passed."
-    start = time.time()
-    reviews = transform(read_lines(spark, raw), rules).persist(StorageLevel.MEMORY_AND_DISK)
-    try:
-        result = measure(reviews) | {"rules": asdict(rules)}
+    start, reviews = time.time(), transform(read_lines(spark, raw), rules)
+    with _settling(spark, raw, processed, rejected):
+        staged = stage(reviews, f"{processed}/_new")
+        result = measure(staged) | {"rules": asdict(rules)}
         result["drift"] = star_drift(result, _last_report(spark, report))
         result["checks"] = checks(result, expected)
         if problems := shortcomings(result["checks"]):
             raise QualityError("the data did not pass the gate, the last output stays: " + "; ".join(problems))
-        _write(reviews, processed, rejected)
-        now = time.time()
-        result |= {"seconds": round(now - start, 1), "finished": datetime.fromtimestamp(int(now), UTC).isoformat()}
-        _write_text(spark, report, json.dumps(result, indent=1))
-    except Py4JJavaError as error:
-        raise RuntimeError(f"Spark failed on {raw}: {_causes(error)}") from error
-    finally:
-        reviews.unpersist()
+        _write_rejected(staged, f"{rejected}/_new")
+        _path(spark, processed)[0].delete(_path(spark, f"{processed}/_new/split=aside")[1], True)
+    swap(spark, processed)
+    swap(spark, rejected)
+    now = time.time()
+    result |= {"seconds": round(now - start, 1), "finished": datetime.fromtimestamp(int(now), UTC).isoformat()}
+    _write_text(spark, report, json.dumps(result, indent=1))
     return result
+
+# %% ../nbs/01_glue_etl.ipynb #089a57ac
+@contextmanager
+def _settling(spark: SparkSession, raw: str, *roots: str) -> Iterator[None]:
+    "Begin with folders that are settled, and leave nothing half done in them. Raises RuntimeError where Spark fails."
+    try:
+        for root in roots:
+            settle(spark, root)
+        yield
+    except BaseException as error:
+        with suppress(Exception):  # then the next run does it
+            for root in roots:
+                settle(spark, root)
+        if isinstance(error, Py4JJavaError):
+            raise RuntimeError(f"Spark failed on {raw}: {_causes(error)}") from error
+        raise
 
 # %% ../nbs/01_glue_etl.ipynb #49207308
 def _last_report(spark: SparkSession, path: str) -> dict | None:
@@ -386,19 +421,11 @@ def _last_report(spark: SparkSession, path: str) -> dict | None:
         return None
 
 # %% ../nbs/01_glue_etl.ipynb #a97a4a85
-def _write(reviews: DataFrame, processed: str, rejected: str) -> None:
-    "Write what is kept and what is rejected, and put both in the place of the last output."
-    spark, plain = reviews.sparkSession, {"mapreduce.fileoutputcommitter.marksuccessfuljobs": "false"}
-    settle(spark, processed)
-    settle(spark, rejected)
-    kept = reviews.where("reason is null").select(COLUMNS)
-    kept = spark.sql("SELECT /*+ REBALANCE(split) */ * FROM {kept}", kept=kept)  # files of a sane size
-    kept = kept.sortWithinPartitions("split", "review_id")  # the same reviews, the same files
-    kept.write.options(**plain).partitionBy("split").parquet(f"{processed}/_new")
-    aside = reviews.where("reason <> 'repeat'").select("reason", "category", "line").hint("rebalance")
-    aside.sortWithinPartitions("reason", "category", "line").write.options(**plain).json(f"{rejected}/_new")
-    swap(spark, processed)
-    swap(spark, rejected)
+def _write_rejected(staged: DataFrame, place: str) -> None:
+    "Write the lines that were rejected, each with its reason; a repeat is only counted."
+    plain = {"mapreduce.fileoutputcommitter.marksuccessfuljobs": "false"}
+    rows = staged.where("reason <> 'repeat'").select("reason", "category", "line").hint("rebalance")
+    rows.sortWithinPartitions("reason", "category", "line").write.options(**plain).json(place)
 
 
 def _causes(error: Py4JJavaError) -> str:
