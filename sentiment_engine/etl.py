@@ -39,7 +39,7 @@ ONE_MACHINE = {
     "spark.master": "local[2]",
     "spark.driver.bindAddress": "127.0.0.1",  # nothing listens to the network
     "spark.driver.host": "127.0.0.1",
-    "spark.driver.memory": "2g",
+    "spark.driver.memory": "1g",  # three million reviews need no more
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.shuffle.partitions": "16",
