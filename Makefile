@@ -58,7 +58,7 @@ chaos: install ## kill parts of the engine at random for a minute (SECONDS=n SEE
 mutants: install ## break the lifecycle on purpose, once a promise: the model-based test must notice
 	@$(PY) infra_scripts/mutants.py
 
-bench-etl: install ## clean up to 3 million reviews in four ways and compare (half an hour; DATA=folder SIZES="n n")
+bench-etl: install ## clean up to 3 million reviews in five ways and compare (half an hour; DATA=folder SIZES="n n")
 	@$(PY) benchmarks/etl.py $(if $(DATA),--data "$(DATA)") $(if $(SIZES),--sizes $(SIZES))
 
 check: install ## lint, and nothing generated may differ from its source

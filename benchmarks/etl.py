@@ -267,7 +267,7 @@ def measure(runner: str, raw: Path) -> dict:
                 os.killpg(process.pid, signal.SIGKILL)  # the JVM, too
         result = Path(out) / "result.json"
         if process.returncode or not result.exists():
-            reason = [line for line in said.read_text().splitlines() if re.search("Error|exception", line, re.I)]
+            reason = re.findall(r"^(?:Caused by: )?[\w.]*(?:Error|Exception)\b.*", said.read_text(), re.M)
             return {"failed": (reason[-1] if reason else f"exit code {process.returncode}")[:120]}
         found = json.loads(result.read_text())
         rows = same_rows(Path(out) / "processed")

@@ -387,8 +387,8 @@ def clean_reviews(
             raise QualityError("the data did not pass the gate, the last output stays: " + "; ".join(problems))
         _write_rejected(staged, f"{rejected}/_new")
         _path(spark, processed)[0].delete(_path(spark, f"{processed}/_new/split=aside")[1], True)
-    swap(spark, processed)
-    swap(spark, rejected)
+        swap(spark, processed)
+        swap(spark, rejected)
     now = time.time()
     result |= {"seconds": round(now - start, 1), "finished": datetime.fromtimestamp(int(now), UTC).isoformat()}
     _write_text(spark, report, json.dumps(result, indent=1))
