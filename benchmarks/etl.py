@@ -91,7 +91,7 @@ def make_data(rows: int, data: Path | None) -> Path:
     return folder
 
 
-# ---- the four ways, each in a process of its own
+# ---- the five ways, each in a process of its own
 
 
 def run_ours(raw: str, out: str) -> dict:

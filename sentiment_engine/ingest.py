@@ -10,6 +10,7 @@ __all__ = ['SOURCE', 'CATEGORIES', 'AGAIN', 'WEB', 'PART', 'MOST_PARTS', 'upload
 import gzip
 import hashlib
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import urllib3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from .reviews import DataError
@@ -71,8 +72,11 @@ def category_addresses(
     names, source = categories.replace(",", " ").split(), source or SOURCE
     if unknown := sorted(set(names) - set(CATEGORIES)) if source == SOURCE else []:
         raise DataError(f"no such category: {', '.join(unknown)}. There are {', '.join(CATEGORIES)}")
-    if "{category}" not in source or not source.startswith(("https://", "http://", "s3://")):
-        raise DataError(f"source must be an https:// or s3:// address with {{category}} in it, not {source}")
+    if not names:
+        raise DataError("no category is named")
+    if not re.fullmatch(r"(https?|s3)://.+/[^/?]*\{category\}[^/?]*\.jsonl(\.gz)?", source):
+        expected = "an https:// or s3:// address whose last part has {category} in it and ends in .jsonl or .jsonl.gz"
+        raise DataError(f"source must be {expected}, not {source}")
     return [source.replace("{category}", name) for name in dict.fromkeys(names)]
 
 # %% ../nbs/01f_ingest.ipynb #83e76ade
@@ -111,10 +115,12 @@ def _ask(web: urllib3.PoolManager, address: str, start: int, stop: int, whole: b
         reply = web.request("GET", address, headers=headers, preload_content=whole)
     except urllib3.exceptions.HTTPError as error:
         raise IngestError(f"{address} does not answer ({type(error).__name__}): try again later") from error
-    if reply.status == 206:
+    told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.headers.get("Content-Range", ""))
+    if reply.status == 206 and told and (int(told[1]), int(told[2]) + 1) == (start, stop):
         return reply
     reply.close()
     known = {
+        206: "the server sends other parts than those asked for",
         200: "the server sends whole files only: download it, and name its folder",
         404: "there is no such file",
         412: "the file has changed meanwhile: try again, to copy it from its start",
@@ -141,14 +147,18 @@ def look(
     reply = _ask(web, address, 0, 1, whole=False)
     reply.close()
     tag, size = reply.headers.get("ETag", "W/"), reply.headers["Content-Range"].rpartition("/")[2]
-    return Copy(address, int(size), reply.headers.get("Last-Modified", "") if tag.startswith("W/") else tag)
+    version = reply.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
+    if not version:
+        raise IngestError(
+            f"{address}: the server tells neither ETag nor Last-Modified: download it, and name its folder"
+        )
+    return Copy(address, int(size), version)
 
 
 def read_part(copy: Copy, start: int, stop: int, web: urllib3.PoolManager = WEB) -> bytes:
     "Download the bytes from `start` to before `stop`. Raises IngestError if the file is not this version any more."
     condition = "If-Match" if copy.version.startswith('"') else "If-Unmodified-Since"
-    only = {condition: copy.version} if copy.version else {}
-    return _ask(web, copy.address, start, stop, whole=True, **only).data
+    return _ask(web, copy.address, start, stop, whole=True, **{condition: copy.version}).data
 
 # %% ../nbs/01f_ingest.ipynb #b4ee8f67
 PART = 8 * 2**20  # bytes
@@ -178,8 +188,8 @@ def fetch(
     staged = _copy_parts(s3, bucket, copy, progress, web)
     examined = _examine(s3, bucket, staged)
     s3.copy({"Bucket": bucket, "Key": f"ingest/{staged.name}"}, bucket, f"raw/{staged.name}")
-    s3.delete_object(Bucket=bucket, Key=f"ingest/{staged.name}")
     _note(s3, bucket, examined)
+    s3.delete_object(Bucket=bucket, Key=f"ingest/{staged.name}")
     return examined
 
 # %% ../nbs/01f_ingest.ipynb #94d06c04
@@ -191,7 +201,9 @@ def _noted(s3, bucket: str, copy: Copy) -> Copy | None:
     "Return what is known of an earlier copy of the same version."
     try:
         noted = Copy(**json.load(s3.get_object(Bucket=bucket, Key=f"ingest/{copy.name}.json")["Body"]))
-    except (ClientError, ValueError, TypeError):
+    except ClientError as error:
+        return _only(error, "NoSuchKey", None)
+    except (ValueError, TypeError):  # not a note of ours
         return None
     return noted if (noted.address, noted.size, noted.version) == (copy.address, copy.size, copy.version) else None
 
@@ -200,8 +212,15 @@ def _there(s3, bucket: str, key: str, size: int) -> bool:
     "Say whether an object is there, whole."
     try:
         return s3.head_object(Bucket=bucket, Key=key)["ContentLength"] == size
-    except ClientError:
-        return False
+    except ClientError as error:
+        return _only(error, "404", False)
+
+
+def _only(error: ClientError, code: str, otherwise):
+    "Return `otherwise` if the error is the one that was to be expected. Raises it if not: S3 may know better later."
+    if error.response["Error"]["Code"] != code:
+        raise error
+    return otherwise
 
 # %% ../nbs/01f_ingest.ipynb #7297a32d
 def _copy_parts(s3, bucket: str, copy: Copy, progress: Callable, web) -> Copy:
@@ -229,8 +248,8 @@ def _sent(s3, target: dict, copy: Copy) -> dict[tuple[int, int], str]:
     try:
         pages = s3.get_paginator("list_parts").paginate(**target, UploadId=copy.upload)
         return {(part["PartNumber"], part["Size"]): part["ETag"] for page in pages for part in page.get("Parts", [])}
-    except ClientError:
-        return {}
+    except ClientError as error:
+        return _only(error, "NoSuchUpload", {})
 
 
 def _send(s3, target: dict, copy: Copy, number: int, start: int, stop: int, web) -> str:
@@ -238,7 +257,9 @@ def _send(s3, target: dict, copy: Copy, number: int, start: int, stop: int, web)
     which = target | {"UploadId": copy.upload, "PartNumber": number}
     if not copy.address.startswith("s3://"):
         return s3.upload_part(**which, Body=read_part(copy, start, stop, web))["ETag"]
-    source = {"CopySource": copy.address[5:], "CopySourceRange": f"bytes={start}-{stop - 1}"}
+    source = {"CopySource": copy.address[5:]}
+    if stop - start < copy.size:  # S3 refuses ranges of small objects
+        source["CopySourceRange"] = f"bytes={start}-{stop - 1}"
     try:
         return s3.upload_part_copy(**which, **source, CopySourceIfMatch=copy.version)["CopyPartResult"]["ETag"]
     except ClientError as error:
@@ -268,6 +289,8 @@ def _examine(s3, bucket: str, copy: Copy) -> Copy:
     key = f"ingest/{copy.name}"
     try:
         digest, lines = examine(s3.get_object(Bucket=bucket, Key=key)["Body"], copy.name.endswith(".gz"))
+    except BotoCoreError as error:
+        raise IngestError(f"{copy.address} is copied but could not be checked ({error}): try again") from error
     except (OSError, EOFError, zlib.error) as error:
         for damaged in (key, f"{key}.json"):
             s3.delete_object(Bucket=bucket, Key=damaged)

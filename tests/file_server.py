@@ -19,7 +19,7 @@ class Source(ThreadingHTTPServer):
         self.asked: list[tuple[int, int]] = []  # the ranges, but for the first look
         self.faults: list = []  # for the next requests of a part: "503", "cut", "drop"
         self.gone_after: int | None = None  # from so many parts on, each is a 503
-        self.parts, self.tags = True, True
+        self.parts, self.tags, self.versions = True, True, True
 
     @property
     def address(self) -> str:
@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
         if body is None:
             return self.answer(404)
         tag = f'"{hashlib.md5(body).hexdigest()}"' if server.tags else "Tue, 24 Nov 2026 10:00:00 GMT"
-        version = {"ETag" if server.tags else "Last-Modified": tag}
+        version = {"ETag" if server.tags else "Last-Modified": tag} if server.versions else {}
         if not server.parts:
             return self.answer(200, body, version)
         start, stop = (int(n) for n in re.findall(r"\d+", self.headers["Range"]))

@@ -134,6 +134,13 @@ def test_of_equal_texts_the_oldest_stays(cleaned):
     assert not [row for row in lake.rows() if row["text"] == "could be either"]
 
 
+def test_a_line_that_is_no_review_takes_none_with_it(spark):
+    lines = ["terrible", line("Terrible", rating=1), "fine!", line("Fine!", rating=5, timestamp=None)]
+    frame = spark.createDataFrame([(text, "B") for text in lines], "line string, category string")
+    reasons = {row.line or row.text: row.reason for row in transform(frame).collect()}
+    assert reasons == {"terrible": "malformed", "fine!": "malformed", "Terrible": None, "Fine!": None}
+
+
 def test_columns_labels_and_split(cleaned):
     rows = cleaned[0].rows()
     assert set(rows[0]) == set(COLUMNS)

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import urllib3
+from botocore.exceptions import ReadTimeoutError
 from file_server import serving
 
 from sentiment_engine import ingest
@@ -169,21 +170,58 @@ def test_s3_copies_from_s3_in_parts(s3, source):
         fetch(s3, LAKE, f"s3://{LAKE}/mirror/Empty.jsonl")
 
 
+def test_a_small_object_is_copied_without_a_range(s3):
+    body, asked = packed(20_000), []
+    s3.put_object(Bucket=LAKE, Key="mirror/Books.jsonl.gz", Body=body)
+    s3.meta.events.register("before-parameter-build.s3.UploadPartCopy", lambda params, **_: asked.append(dict(params)))
+    fetch(s3, LAKE, f"s3://{LAKE}/mirror/Books.jsonl.gz")
+    assert len(asked) == 1 and "CopySourceRange" not in asked[0]  # S3 refuses ranges of less than 5 MB
+    assert held(s3, "raw/Books.jsonl.gz") == body
+
+
+def test_a_copy_that_cannot_be_checked_now_is_kept(s3, source, monkeypatch):
+    def stalled(*_):
+        raise ReadTimeoutError(endpoint_url="s3")
+
+    source.files = {"Books.jsonl.gz": packed(20_000)}
+    (address,) = category_addresses("Books", source.address)
+    with monkeypatch.context() as patch, pytest.raises(IngestError, match="could not be checked"):
+        patch.setattr(ingest, "examine", stalled)
+        fetch(s3, LAKE, address, web=QUICK)
+    fetch(s3, LAKE, address, web=QUICK)
+    assert len(source.asked) == 1 and held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
+
+
 def test_what_cannot_be_had_is_named(s3, source):
     source.files = {"Books.jsonl.gz": packed(20_000), "Software.jsonl.gz": b""}
     with pytest.raises(IngestError, match=r"Unknown\.jsonl\.gz: there is no such file"):
         look(source.address.format(category="Unknown"), s3, QUICK)
     with pytest.raises(IngestError, match="the file is empty"):
         look(source.address.format(category="Software"), s3, QUICK)
-    source.parts = False
+    source.versions = False
+    with pytest.raises(IngestError, match="neither ETag nor Last-Modified"):
+        look(source.address.format(category="Books"), s3, QUICK)
+    source.versions, source.parts = True, False
     with pytest.raises(IngestError, match="whole files only: download it"):
         look(source.address.format(category="Books"), s3, QUICK)
     with pytest.raises(IngestError, match="does not answer"):
         look("http://127.0.0.1:9/Books.jsonl.gz", s3, QUICK)
     with pytest.raises(DataError, match=r"no such category: Boks\. There are All_Beauty"):
         category_addresses("Boks")
-    with pytest.raises(DataError, match=r"with \{category\} in it"):
-        category_addresses("Books", "https://somewhere/else")
+    with pytest.raises(DataError, match="no category is named"):
+        category_addresses(" , ")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("https://somewhere/else.jsonl", "https://m/{category}/reviews.jsonl.gz", "https://m/{category}.csv"),
+        *("https://m/{category}.jsonl.gz?download=true", "ftp://m/{category}.jsonl"),
+    ],
+)
+def test_a_source_whose_files_would_be_lost_is_refused(wrong):
+    with pytest.raises(DataError, match=r"whose last part has \{category\} in it"):
+        category_addresses("Books", wrong)
 
 
 def test_bars_show_how_far_each_file_is(capsys):
