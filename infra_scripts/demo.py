@@ -1,19 +1,33 @@
 """Run the whole engine on this machine: the local cloud, the life of the model, and the page, until Ctrl-C."""
 
 import argparse
+import json
+import os
 import signal
 import sys
 import time
 
+import boto3
 from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud
 
 from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.settings import foundation_stack, settings_from
+from sentiment_engine.stacks import stack_outputs
 
 
 def stop_on_signals():
     "Let SIGTERM end the demo the way Ctrl-C does, with everything cleaned up, in the background of a shell too."
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+
+
+def told_reviews() -> str:
+    "Say how many reviews the model was taught from, and what was left out and why."
+    lake = stack_outputs(boto3.client("cloudformation"), foundation_stack(settings_from(os.environ)))["LakeBucket"]
+    report = json.load(boto3.client("s3").get_object(Bucket=lake, Key="reports/etl.json")["Body"])
+    left_out = {"repeats": report["repeats"]} | report["rejected"]
+    reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in left_out.items() if rows)
+    return f"{report['kept']:,} of {report['read']:,} reviews kept; left out: {reasons or 'none'}"
 
 
 def serve(cloud: LocalCloud, started: float):
@@ -40,6 +54,7 @@ def main():
         with local_cloud() as cloud:
             print(f"the local cloud is up at {cloud.url} after {time.monotonic() - started:.1f} s", flush=True)
             deploy("local", **parameters)
+            print(told_reviews(), flush=True)
             if not options.exit:
                 serve(cloud, started)
     except FAILURES as e:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import httpx
 import pytest
+from demo import told_reviews
 from deploy import Stamps, deploy, outdated, plan
 from file_server import serving
 from smoke import Visit, sleep, use, wake
@@ -62,6 +64,10 @@ def test_a_category_is_fetched_from_its_source(series, tmp_path):
     lake = stack_outputs(connect("local").client("cloudformation"), stack)["LakeBucket"]
     report = json.load(s3.get_object(Bucket=lake, Key="reports/etl.json")["Body"])
     assert set(report["by_category"]) == {"Books", "Electronics"} and report["kept"] > 300
+
+
+def test_the_demo_tells_what_was_left_out(series):
+    assert re.search(r"^[\d,]+ of [\d,]+ reviews kept; left out: \d+ repeats, .*malformed", told_reviews())
 
 
 def test_teardown_leaves_nothing_and_can_be_repeated(series):
