@@ -154,7 +154,7 @@ def look(
         )
     return Copy(address, int(size), version)
 
-
+# %% ../nbs/01f_ingest.ipynb #2bf45969
 def read_part(copy: Copy, start: int, stop: int, web: urllib3.PoolManager = WEB) -> bytes:
     "Download the bytes from `start` to before `stop`. Raises IngestError if the file is not this version any more."
     condition = "If-Match" if copy.version.startswith('"') else "If-Unmodified-Since"
@@ -240,7 +240,7 @@ def _copy_parts(s3, bucket: str, copy: Copy, progress: Callable, web) -> Copy:
     s3.complete_multipart_upload(**target, UploadId=copy.upload, MultipartUpload={"Parts": sent})
     return copy
 
-
+# %% ../nbs/01f_ingest.ipynb #66e93cda
 def _sent(s3, target: dict, copy: Copy) -> dict[tuple[int, int], str]:
     "Return the tags of the parts that are there, by number and size; none if S3 no longer knows the upload."
     if not copy.upload:
@@ -251,7 +251,7 @@ def _sent(s3, target: dict, copy: Copy) -> dict[tuple[int, int], str]:
     except ClientError as error:
         return _only(error, "NoSuchUpload", {})
 
-
+# %% ../nbs/01f_ingest.ipynb #93d1f67a
 def _send(s3, target: dict, copy: Copy, number: int, start: int, stop: int, web) -> str:
     "Send one part: S3 copies from S3 by itself, and the rest goes through here. Return its tag."
     which = target | {"UploadId": copy.upload, "PartNumber": number}
@@ -313,7 +313,7 @@ def fetch_all(
     delete_others(s3, bucket, [f"raw/{copy.name}" for copy in copies])
     return copies
 
-
+# %% ../nbs/01f_ingest.ipynb #8776e8dd
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     "Show a progress bar for each file."
