@@ -182,9 +182,7 @@ def released_folder() -> Path:
     "Find the released model in a checkout of the project. Raises FileNotFoundError if it is not there."
     folder = Path(__file__).resolve().parent.parent / "models" / "released"
     if not (folder / SUMS).is_file():
-        raise FileNotFoundError(
-            "models/released is not here: it comes with a checkout of the project, or with make release"
-        )
+        raise FileNotFoundError("models/released is not here: it comes with a checkout of the project")
     return folder
 
 
