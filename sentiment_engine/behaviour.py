@@ -134,8 +134,10 @@ def plot_capabilities(
     ax = plain_axes(7.5, 0.8 + len(names) * (0.14 + 0.17 * len(tables)))
     for i, (model, table) in enumerate(tables.items()):
         middle = places + (len(tables) / 2 - i - 0.5) * height
-        bars = ax.barh(middle, table.loc[names, "accuracy"], height * 0.92, color=f"C{i}", label=model)
-        ax.bar_label(bars, fmt=" {:.0%}", color=INK, fontsize=8)
+        accuracy = table.loc[names, "accuracy"]
+        ax.barh(middle, accuracy, height * 0.92, color=f"C{i}", label=model)
+        for y, share in zip(middle, accuracy, strict=True):
+            ax.text(0.01, y, f"{share:.0%}", va="center", fontsize=8, color="white" if share > 0.1 else INK)
     ax.set_yticks(places, [name.replace("_", " ") for name in names])
     ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
     ax.set(xlim=(0, 1.08), xlabel="accuracy (dashed: a coin)")

@@ -325,7 +325,7 @@ def plot_reliability(
         ax.text(x, max(row.accuracy, row.confidence) + 0.02, f"{row.answers:,}", ha="center", color=INK, fontsize=8)
     ax.set(xlim=(min(0.5, table["from"].min()), 1), ylim=(0, 1.08), xlabel="confidence", ylabel="accuracy")
     ax.set_title(f"ECE {expected_calibration_error(confidence, right, bins):.3f}")
-    ax.legend(loc="lower right", frameon=True, facecolor="white", framealpha=0.8)
+    ax.legend(loc="upper left", frameon=False, labelcolor=INK)
     return ax
 
 # %% ../nbs/03b_evaluation.ipynb #7e6f59c2
