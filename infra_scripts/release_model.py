@@ -1,4 +1,4 @@
-"""Make the released model: choose its texts, train it, trim, round, calibrate and measure it, and write models/released."""
+"""Make the released model: choose texts, train, trim, round, calibrate, measure, and write models/released."""
 
 import argparse
 import json
@@ -27,8 +27,8 @@ TOKENS = 512
 
 CARD = """# The released model
 
-Says whether an English product review is NEGATIVE (one to three stars) or POSITIVE (four or five). MiniLM-L6 repacked as a
-DistilBERT, fine-tuned, with a vocabulary of {pieces:,} pieces and 8-bit weights: {megabytes:.1f} MB in all.
+Says whether an English product review is NEGATIVE (one to three stars) or POSITIVE (four or five). MiniLM-L6
+repacked as a DistilBERT, fine-tuned, with a vocabulary of {pieces:,} pieces and 8-bit weights: {megabytes:.1f} MB in all.
 
 | on {rows:,} held-out texts | accuracy | macro-F1 |
 |---|---|---|
@@ -44,14 +44,16 @@ DistilBERT, fine-tuned, with a vocabulary of {pieces:,} pieces and 8-bit weights
 Behavioural suite ({suite_rows} sentences): {suite:.3f}. The weakest: {weakest}.
 
 ## Calibration
-Temperature {calibration[temperature]}, fitted on {calibration[rows]:,} other held-out texts. Expected calibration error on the texts of
-the first table: {ece_before:.3f} before, {ece_after:.3f} after. From a share of {calibration[sure_from]:.3f} on an answer counts as sure: {covered:.0%} of the answers, of
-which {sure_right:.1%} are right. Not sure, by stars: {doubt}.
+Temperature {calibration[temperature]}, fitted on {calibration[rows]:,} other held-out texts. Expected calibration
+error on the texts of the first table: {ece_before:.3f} before, {ece_after:.3f} after. From a share of
+{calibration[sure_from]:.3f} on an answer counts as sure: {covered:.0%} of the answers, of which
+{sure_right:.1%} are right. Not sure, by stars: {doubt}.
 
 ## Data
-{train_rows:,} texts from two kinds of public collections of Amazon reviews: star reviews of ten categories in the 2023 schema, and labelled
-reviews without stars (books, films, electronics, kitchen, apps). All negative star reviews, a balanced share of the positive ones, and
-short excerpts of both. The texts are not part of this project. Texts that quote a held-out one were left out of training.
+{train_rows:,} texts from two kinds of public collections of Amazon reviews: star reviews of ten categories in the
+2023 schema, and labelled reviews without stars (books, films, electronics, kitchen, apps). All negative star reviews,
+a balanced share of the positive ones, and short excerpts of both. The texts are not part of this project. Texts that
+quote a held-out one were left out of training.
 
 ## How to make it again
 `make release DATA=folder` with `*.jsonl.gz` of both kinds; nbs/03h_released_model.ipynb tells how they are chosen.
@@ -103,7 +105,7 @@ def measured(logits: np.ndarray, rows: pd.DataFrame, train_rows: pd.DataFrame) -
         "star reviews": stars,
         "… without three stars": stars & (rows["stars"] != 3),
     }
-    parts |= {f"{name.replace('_', ' ')}": rows["category"] == name for name in ("Musical_Instruments", "Books")}
+    parts |= {name.replace("_", " "): rows["category"] == name for name in ("Musical_Instruments", "Books")}
     by = {name: scores(rows["label"][at], predicted[at]) for name, at in parts.items() if at.any()}
     majority = majority_baseline(train_rows["label"], rows["label"])
     return scores(rows["label"], predicted) | {"majority": majority, "by": {"part": by}}
