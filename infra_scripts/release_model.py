@@ -28,7 +28,8 @@ TOKENS = 512
 CARD = """# The released model
 
 Says whether an English product review is NEGATIVE (one to three stars) or POSITIVE (four or five). MiniLM-L6
-repacked as a DistilBERT, fine-tuned, with a vocabulary of {pieces:,} pieces and 8-bit weights: {megabytes:.1f} MB in all.
+repacked as a DistilBERT, fine-tuned, with a vocabulary of {pieces:,} pieces and 8-bit weights:
+{megabytes:.1f} MB in all.
 
 | on {rows:,} held-out texts | accuracy | macro-F1 |
 |---|---|---|
