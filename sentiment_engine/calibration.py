@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .evaluation import BLUE, INK, expected_calibration_error, plain_axes
+from .inference import softmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +25,7 @@ def shares(
     temperature: float = 1.0,
 ) -> np.ndarray:  # rows × labels, each row adds up to 1
     "Turn logits into shares."
-    scaled = np.asarray(logits, float) / temperature
-    raised = np.exp(scaled - scaled.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+    return softmax(np.asarray(logits, float) / temperature)
 
 # %% ../nbs/03e_calibration.ipynb #859c082b
 def nll(

@@ -14,12 +14,13 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
+from .artifact import add_inference_code, pack
 from .reviews import label_of, review_text
 
 # %% ../nbs/03h_released_model.ipynb #da9730cf
@@ -99,7 +100,7 @@ def even_share(
     level = next(n for n in range(1, len(rows) + 2) if sizes.clip(upper=n).sum() >= wanted or n >= sizes.max())
     return rows.sample(frac=1, random_state=0).groupby("category").head(level)
 
-
+# %% ../nbs/03h_released_model.ipynb #4e87c0fa
 def balance_stars(
     train: pd.DataFrame,  # FIELDS, with stars
     rng: np.random.Generator,
@@ -124,7 +125,7 @@ def one_or_two_sentences(text: str, rng: np.random.Generator) -> str:  # empty: 
     start = (0, len(sentences) - 1, int(rng.integers(len(sentences))))[int(rng.integers(3))]
     return " ".join(sentences[start : start + 1 + int(rng.integers(2))])
 
-
+# %% ../nbs/03h_released_model.ipynb #af73d0d2
 def excerpts(
     plain: pd.DataFrame,  # texts without stars
     starred: pd.DataFrame,  # from `balance_stars`
@@ -151,12 +152,12 @@ EXCERPTS = {"sentences": 16_000, "titles": 5000, "tails": 4000}
 COLUMNS = ["text", "label", "stars", "category", "source"]
 
 
-def find_texts(data: Path) -> Iterator[Path]:
-    "List the files of `data`: those without stars first, then by name. Raises ValueError if there are none."
+def find_texts(data: Path) -> list[Path]:
+    "List the files of `data`, by name, those in a folder `reviews` last. Raises ValueError if there are none."
     files = sorted(Path(data).rglob("*.jsonl.gz"), key=lambda p: (p.parent.name == "reviews", p.name))
     if not files:
         raise ValueError(f"{data} holds no .jsonl.gz files")
-    yield from files
+    return files
 
 
 def release_sample(
@@ -207,10 +208,6 @@ def pack_released(
     folder: Path | None = None,  # of the release; None: models/released
 ) -> dict:  # its metrics
     "Check the released model and pack it with today's inference code."
-    from tempfile import TemporaryDirectory
-
-    from sentiment_engine.artifact import add_inference_code, pack
-
     folder = Path(folder or released_folder())
     check_sums(folder)
     with TemporaryDirectory() as work:

@@ -200,7 +200,7 @@ def _stopping(job: Job):
     wait = {"max_wait_time_in_seconds": 2 * seconds} if job.spot else {}
     return StoppingCondition(max_runtime_in_seconds=seconds, **wait)
 
-
+# %% ../nbs/03_model_training.ipynb #0bf8ce6e
 def _trainer(session, settings: Settings, job: Job):
     "Describe the job to the SDK."
     from sagemaker.core.helper.session_helper import Session

@@ -45,16 +45,16 @@ class Recipe:
     freeze_embeddings: bool = True  # leave the word vectors as they are: faster, and rare words keep their meaning
     max_steps: int = 0  # stop after this many; 0: after `epochs`
     time_budget: float = 0.0  # seconds at which the learning rate is 0 and training stops; 0: no limit
-    early_stopping: int = 0  # stop after so many looks at validation without a better macro-F1; 0: train to the end
-    looks: int = 4  # at validation in each epoch, if training may stop early
+    early_stopping: int = 0  # stop after so many evaluations without a better macro-F1; 0: train to the end
+    evaluations: int = 4  # of validation in each epoch, if training may stop early
     checkpoints: bool = False  # save ten times on the way, and go on from there if the job is started again
     seed: int = 0
 
     def __post_init__(self):
         if not (self.epochs > 0 and self.learning_rate > 0 and self.batch_size > 0):
             raise ValueError("epochs, learning_rate and batch_size must be above 0")
-        if not (0 < self.layer_decay <= 1 and self.looks > 0 and self.early_stopping >= 0):
-            raise ValueError("layer_decay must be above 0 and at most 1, looks above 0, early_stopping 0 or more")
+        if not (0 < self.layer_decay <= 1 and self.evaluations > 0 and self.early_stopping >= 0):
+            raise ValueError("layer_decay must be above 0 and at most 1, evaluations above 0, early_stopping 0 or more")
         if not 8 <= self.max_length <= 512:
             raise ValueError(f"max_length is {self.max_length}: it must be between 8 and 512 tokens")
 
@@ -243,17 +243,17 @@ def step_count(recipe: Recipe, rows: int) -> int:
     return recipe.max_steps or int(np.ceil(recipe.epochs * np.ceil(rows / recipe.batch_size / world)))
 
 # %% ../nbs/03d_training_job.ipynb #6c05ef47
-def _looks(recipe: Recipe, steps: int) -> dict:
-    "Say when the Trainer saves and when it looks at validation."
+def _save_and_evaluate(recipe: Recipe, steps: int) -> dict:
+    "Say when the Trainer saves and when it scores validation."
     if recipe.early_stopping:
-        every = max(1, int(steps / max(recipe.epochs, 1) / recipe.looks))
-        looks = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
-        return looks | {"save_strategy": "steps", "save_steps": every, "metric_for_best_model": "macro_f1"}
+        every = max(1, int(steps / max(recipe.epochs, 1) / recipe.evaluations))
+        scored = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
+        return scored | {"save_strategy": "steps", "save_steps": every, "metric_for_best_model": "macro_f1"}
     if recipe.checkpoints:
         return {"save_strategy": "steps", "save_steps": max(1, steps // 10)}
     return {"save_strategy": "no"}
 
-
+# %% ../nbs/03d_training_job.ipynb #2ea5b559
 def training_arguments(
     recipe: Recipe,
     rows: int,  # of the training sample
@@ -274,7 +274,7 @@ def training_arguments(
         label_smoothing_factor=recipe.label_smoothing,
         train_sampling_strategy="group_by_length",
         save_total_limit=1,
-        **_looks(recipe, steps),
+        **_save_and_evaluate(recipe, steps),
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -318,7 +318,7 @@ def make_trainer(recipe: Recipe, **options):
 
     class Paced(Trainer):
         def create_optimizer(self, *_):
-            self.optimizer = torch.optim.AdamW(layer_groups(self.model, recipe), fused=False)
+            self.optimizer = torch.optim.AdamW(layer_groups(self.model, recipe), fused=True)
             return self.optimizer
 
         def create_scheduler(self, num_training_steps, optimizer=None):
@@ -337,10 +337,10 @@ def make_trainer(recipe: Recipe, **options):
 
 # %% ../nbs/03d_training_job.ipynb #306d9a9d
 def _macro_f1(predicted) -> dict[str, float]:
-    "Score a look at validation."
+    "Score the answers to validation."
     return {"macro_f1": scores(predicted.label_ids, predicted.predictions.argmax(-1))["macro_f1"]}
 
-
+# %% ../nbs/03d_training_job.ipynb #9e6c633d
 def fit(
     model,
     tokenizer,
@@ -565,7 +565,7 @@ class Trained:
     train: pd.DataFrame
     validation: pd.DataFrame
 
-
+# %% ../nbs/03d_training_job.ipynb #3aea93d4
 def train_model(recipe: Recipe, places: Places, watch: Stopwatch) -> Trained:
     "Train on the train channel and predict the test channel."
     reviews = load_reviews(places)

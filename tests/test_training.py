@@ -164,7 +164,7 @@ def test_training_stops_when_validation_gets_no_better(source, base, tmp_path):
         "32",
         "--early_stopping",
         "2",
-        "--looks",
+        "--evaluations",
         "2",
         "--learning_rate",
         "1e-9",
@@ -172,7 +172,7 @@ def test_training_stops_when_validation_gets_no_better(source, base, tmp_path):
     done = run_job(source, tmp_path, base, reviews(64), *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     assert steps_told(done.stdout)[-1] < 20, (
-        "nothing is learnt at such a rate, so the third look of 120 steps is the last"
+        "nothing is learnt at such a rate, so the third evaluation of 120 steps is the last"
     )
 
 
