@@ -32,7 +32,8 @@ demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=n
 pipeline: install ## the same without the page: run the notebooks, then stop
 	@$(PY) infra_scripts/demo.py $(OPTIONS) --exit
 
-release: install ## make the released model again (an hour; DATA=folder of real reviews)
+release: install ## make the released model again (40 minutes; DATA=folder of real reviews)
+	@test -n "$(DATA)" || { echo "name the reviews: make release DATA=folder (with *.jsonl.gz of reviews)"; exit 1; }
 	@$(PY) infra_scripts/release_model.py --data "$(DATA)"
 
 smoke: install ## play one visit over HTTP, step by step

@@ -269,7 +269,12 @@ def test_threads_can_be_set(monkeypatch):
 def test_handlers_take_what_the_container_passes():
     "Its server counts a handler's parameters: all of them with the context, one fewer without."
     handlers = (model_fn, input_fn, predict_fn, output_fn)
-    assert [len(inspect.signature(handler).parameters) for handler in handlers] == [2, 2, 2, 2]
+    assert [len(inspect.signature(handler).parameters) for handler in handlers] == [
+        2,
+        3,
+        3,
+        3,
+    ]  # with a context where there is one
     assert not hasattr(inference, "transform_fn")
 
 
