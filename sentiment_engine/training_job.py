@@ -563,7 +563,6 @@ class Trained:
     tokenizer: object
     predictions: pd.DataFrame  # of the test sample
     train: pd.DataFrame
-    validation: pd.DataFrame
 
 # %% ../nbs/03d_training_job.ipynb #3aea93d4
 def train_model(recipe: Recipe, places: Places, watch: Stopwatch) -> Trained:
@@ -577,13 +576,14 @@ def train_model(recipe: Recipe, places: Places, watch: Stopwatch) -> Trained:
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = load_model(source, recipe)
     watch.lap("loading")
-    train, validation = (encode(tokenizer, reviews[side], recipe.max_length) for side in ("train", "validation"))
-    trainer = fit(model, tokenizer, train, recipe, places.checkpoints, validation)
+    watched = ("train", "validation") if recipe.early_stopping and len(reviews["validation"]) else ("train",)
+    encoded = [encode(tokenizer, reviews[side], recipe.max_length) for side in watched]
+    trainer = fit(model, tokenizer, encoded[0], recipe, places.checkpoints, *encoded[1:])
     watch.lap("training")
     predictions = predict(trainer, tokenizer, reviews["test"])
     watch.lap("evaluation")
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without its 16-bit forward
-    return Trained(model, tokenizer, predictions, reviews["train"], reviews["validation"])
+    return Trained(model, tokenizer, predictions, reviews["train"])
 
 # %% ../nbs/03d_training_job.ipynb #b056528b
 def describe(done: Trained, recipe: Recipe) -> dict:  # the part of metrics.json that is known before the export

@@ -176,6 +176,15 @@ def test_training_stops_when_validation_gets_no_better(source, base, tmp_path):
     )
 
 
+def test_a_job_needs_no_validation_unless_it_may_stop_early(source, base, tmp_path):
+    for root, extra, status in ((tmp_path / "a", [], 0), (tmp_path / "b", ["--early_stopping", "1"], 1)):
+        job = prepare_job(source, root, base, reviews(64), "--max_steps", "2", "--max-length", "32", *extra)
+        del job["env"]["SM_CHANNEL_VALIDATION"]
+        done = subprocess.run(**job, capture_output=True, timeout=300)
+        assert done.returncode == status, done.stderr[-2000:]
+    assert "early_stopping needs the channel `validation`" in (tmp_path / "b/output/failure").read_text()
+
+
 def test_a_budget_of_time_ends_in_a_finished_model(source, base, tmp_path):
     arguments = ("--epochs", "1000", "--max-length", "32", "--time_budget", "3")
     done = run_job(source, tmp_path, base, reviews(64), *arguments)
