@@ -6,9 +6,9 @@
 __all__ = ['COLUMNS', 'FEWEST', 'EVALUATED_TOKENS', 'INT8_ROWS', 'INT8_LOSS', 'CARD', 'CARD_MAKING', 'Recipe', 'recipe_from',
            'Places', 'places_from', 'UnusableData', 'read_reviews', 'check_sample', 'has_bf16', 'has_fp16', 'encode',
            'load_model', 'say', 'progress_callback', 'step_count', 'training_arguments', 'rate_at', 'layer_groups',
-           'make_trainer', 'fit', 'share_positive', 'predict', 'measure', 'save_weights', 'choose_onnx', 'model_card',
-           'Stopwatch', 'device_name', 'load_reviews', 'base_model_of', 'Trained', 'train_model', 'describe',
-           'write_artifact', 'run_job', 'explain', 'main']
+           'make_trainer', 'last_checkpoint', 'fit', 'share_positive', 'predict', 'measure', 'save_weights',
+           'choose_onnx', 'model_card', 'Stopwatch', 'device_name', 'load_reviews', 'base_model_of', 'Trained',
+           'train_model', 'describe', 'write_artifact', 'run_job', 'explain', 'main']
 
 # %% ../nbs/03d_training_job.ipynb #53c13e44
 import json
@@ -335,6 +335,17 @@ def make_trainer(recipe: Recipe, **options):
     trainer.remove_callback(PrinterCallback)  # it would print each log as a dictionary
     return trainer
 
+# %% ../nbs/03d_training_job.ipynb #e768306b
+def last_checkpoint(folder: Path) -> str | None:
+    "Find the newest checkpoint that was written to its end."
+    for path in sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(path)
+        except (OSError, ValueError):
+            continue
+    return None
+
 # %% ../nbs/03d_training_job.ipynb #306d9a9d
 def _macro_f1(predicted) -> dict[str, float]:
     "Score the answers to validation."
@@ -351,7 +362,6 @@ def fit(
 ):  # the Trainer, done
     "Train a model; go on from the last checkpoint if there is one. Raises ValueError if it cannot stop early."
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     if recipe.early_stopping and not validation:
         raise ValueError("early_stopping needs the channel `validation`")
@@ -368,8 +378,7 @@ def fit(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    last = get_last_checkpoint(str(checkpoints)) if recipe.checkpoints and Path(checkpoints).is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if recipe.checkpoints else None)
     return trainer
 
 # %% ../nbs/03d_training_job.ipynb #1f6e5978

@@ -150,6 +150,9 @@ def test_a_killed_job_goes_on_where_it_was(source, base, tmp_path):
                 process.kill()  # as spare capacity goes: without a word
                 break
     assert not (tmp_path / "model/model.onnx").exists()
+    half = tmp_path / "checkpoints/checkpoint-36"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"killed while it was writ")
     done = subprocess.run(**job, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     told = steps_told(done.stdout)
