@@ -123,7 +123,7 @@ def input_fn(
     return reviews
 
 # %% ../nbs/04a_inference.ipynb #829ec6f3
-BATCH_TEXTS, BATCH_TOKENS = 16, 1024  # the most of one batch; a single text may be longer
+BATCH_TEXTS, BATCH_TOKENS = 16, 512  # the most of one batch; a single text may be longer
 
 
 def _fits(
@@ -338,7 +338,8 @@ MAX_TOKENS = 512  # of one window, whatever the model could take
 
 def overlap(
     max_tokens: int,  # of a window
-) -> int:  # tokens that a window shares with the one before
+) -> int:
+    "Return how many tokens a window shares with the one before."
     return max_tokens // 8
 
 
@@ -532,7 +533,7 @@ def word_spans(
     return [(words[0][0], words[-1][1]) for words in groups]
 
 # %% ../nbs/04a_inference.ipynb #05e2af72
-EXPLAINED_TOKENS = 65_536  # computed for the explanations of one request, at most about that
+EXPLAINED_TOKENS = 32_768  # computed for the explanations of one request, at most about that
 
 
 @dataclass(frozen=True)
