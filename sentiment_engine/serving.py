@@ -201,24 +201,27 @@ def serving_app(
     return app
 
 # %% ../nbs/08d_serving.ipynb #66c24792
+_DRAINING = _error("draining", "this server is being stopped: ask again, another one answers")
+
+
 async def _counted(answering, traffic: Traffic) -> tuple[int, bytes, str]:
-    "Await an answer and count it; one that is broken off counts as dropped."
+    "Await an answer and count it. Where the limit of draining breaks it off, the sender is told to ask again."
     traffic.under_way += 1
     try:
         answer = await answering
-        traffic.answers[answer[0]] += 1
-        return answer
     except asyncio.CancelledError:
         traffic.dropped += 1
-        raise
+        answer = 503, _DRAINING, _TYPE
     finally:
         traffic.under_way -= 1
+    traffic.answers[answer[0]] += 1
+    return answer
 
 # %% ../nbs/08d_serving.ipynb #020b1e11
 async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, receive) -> tuple[int, bytes, str]:
     "Answer POST /invocations: status, body, content type."
     if traffic.draining:
-        return 503, _error("draining", "this server is being stopped: ask again, another one answers"), _TYPE
+        return 503, _DRAINING, _TYPE
     if not predictor.ready:
         return 503, _error("loading", "the model is still loading: try again in a second"), _TYPE
     wanted = headers.get("accept", _TYPE)
