@@ -9,7 +9,6 @@ __all__ = ['HANDLERS', 'WARM_UP', 'BODY_LIMIT', 'load_handlers', 'JsonLines', 'l
 # %% ../nbs/08d_serving.ipynb #24f61154
 import argparse
 import asyncio
-import contextlib
 import importlib.util
 import inspect
 import json
@@ -245,7 +244,7 @@ def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
     import uvicorn
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig, frame):
+        def handle_exit(self, sig, frame):  # uvicorn's own ends the process by the signal, not with a status
             log_event("draining", signal=signal.Signals(sig).name, under_way=traffic.under_way)
             self.force_exit = traffic.draining  # the second time
             traffic.draining = self.should_exit = True
@@ -257,14 +256,6 @@ def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
     return Server(uvicorn.Config(app, timeout_graceful_shutdown=drain_seconds, **more))
 
 # %% ../nbs/08d_serving.ipynb #5a4f525f
-def _run(server, listener: socket.socket):
-    "Run `server` until it has drained."
-    server.capture_signals = contextlib.nullcontext
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)
-    asyncio.run(server.serve([listener]))
-
-
 def _listener(port: int) -> socket.socket:
     "Open the port."
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # TCP named: no 40 ms delays
@@ -288,7 +279,8 @@ def serve(
     predictor.read_code()
     if not predictor.failure:
         threading.Thread(target=predictor.load, daemon=True).start()
-        _run(_server(serving_app(predictor, traffic=traffic), predictor, traffic, drain_seconds), listener)
+        server = _server(serving_app(predictor, traffic=traffic), predictor, traffic, drain_seconds)
+        asyncio.run(server.serve([listener]))
     if predictor.failure:
         log_event("the model does not load", logging.ERROR, predictor.failure)
         print(f"{type(predictor.failure).__name__}: {predictor.failure}", file=sys.stderr)  # for people, and last

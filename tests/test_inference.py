@@ -216,6 +216,11 @@ def test_the_whole_is_the_mean_of_its_windows(model):
     assert parts[0]["scores"]["POSITIVE"] > 0.9 > 0.1 > parts[-1]["scores"]["POSITIVE"]
 
 
+def test_a_window_counts_by_what_is_new_in_it(model):
+    (only,) = answer(model, "love " * 957)
+    assert [p["weight"] for p in only["parts"]] == pytest.approx([510 / 957, 446 / 957, 1 / 957], abs=1e-6)
+
+
 def test_each_window_says_what_its_characters_say_alone(model):
     text = " ".join(random.Random(3).choices([w for w in WEIGHTS if w.isalpha()], k=1200))
     (only,) = answer(model, text)
@@ -284,6 +289,15 @@ def test_each_word_has_its_influence(model):
         assert word["influence"] == pytest.approx(fall, abs=2e-6)
     influence = {w["text"]: w["influence"] for w in found}
     assert influence["love"] > 0.5 > 0 == influence["box"] > influence["not"] == influence["BAD"]
+
+
+def test_hiding_a_word_leaves_its_neighbours(model):
+    (only,) = answer(model, "bad!good", explain=True)
+    assert [(w["text"], w["influence"]) for w in only["explanation"]] == [
+        ("bad", pytest.approx(0.5 - 0.880797, abs=1e-5)),
+        ("!", 0),
+        ("good", pytest.approx(0.5 - 0.119203, abs=1e-5)),
+    ]
 
 
 def test_an_explained_answer_is_otherwise_the_same(model):
@@ -446,33 +460,33 @@ def test_the_error_of_one_request_is_its_own():
 
 def test_a_thread_that_is_interrupted_leaves_nobody_behind():
     "Whoever computes may be stopped by anything: what it had taken of others is computed by them."
-    entered, go = threading.Event(), threading.Event()
+    entered, go, interrupted = threading.Event(), threading.Event(), []
 
     def compute(windows):
         if threading.current_thread().name == "stopped":
+            if entered.is_set():
+                interrupted.append(len(windows))
+                raise KeyboardInterrupt
             entered.set()
             assert go.wait(10)
-            raise KeyboardInterrupt
         return np.array([[sum(window)] for window in windows])
 
-    queue, ends = BatchQueue(compute), []
+    queue = BatchQueue(compute)
 
     def stopped():
-        try:
-            queue.run([[1], [2]])
-        except KeyboardInterrupt as e:
-            ends.append(e)
+        with pytest.raises(KeyboardInterrupt):
+            queue.run([[1], [1] * 40])
 
     thread = threading.Thread(target=stopped, name="stopped")
     thread.start()
     assert entered.wait(10)
     with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(queue.run, [[n]]) for n in range(3, 7)]
-        time.sleep(0.1)
+        waiting = [pool.submit(queue.run, [[n] * 40]) for n in range(3, 7)]
+        time.sleep(0.1)  # they stand in the queue, and are of one length with what the first still has
         go.set()
-        assert [int(f.result(10)[0][0]) for f in waiting] == [3, 4, 5, 6]
+        assert [int(f.result(10)[0][0]) for f in waiting] == [120, 160, 200, 240]
     thread.join(10)
-    assert len(ends) == 1 and int(queue.run([[7]])[0][0]) == 7
+    assert interrupted == [5] and int(queue.run([[7]])[0][0]) == 7
 
 
 def test_many_threads_get_their_own_answers():
