@@ -400,18 +400,37 @@ def timed(call, *args) -> tuple[float, object]:
     return time.monotonic() - begun, value
 
 
-def test_a_single_review_is_answered_during_a_long_list(model):
+@pytest.mark.parametrize("lists", [1, 6])
+def test_a_single_review_is_answered_during_long_lists(model, lists):
+    "It takes about as long as one batch."
     slow = dataclasses.replace(model, session=Slow(model.session, 0.02))
     texts = [f"{'love ' * (10 + i % 90)}good" for i in range(1000)]  # some hundred batches
-    with ThreadPoolExecutor(2) as pool:
-        whole = pool.submit(timed, predict_fn, texts, slow)
-        time.sleep(0.3)
+    with ThreadPoolExecutor(lists) as pool:
+        whole = [pool.submit(timed, predict_fn, texts, slow) for _ in range(lists)]
+        wait_for(lambda: len(slow.session.batches) > 2 * lists)
         singles = [timed(predict_fn, ["terrible"], slow) for _ in range(5)]
-        assert not whole.done()
-        seconds, answers = whole.result()
-    assert len(answers) == 1000 and seconds > 1
-    assert max(took for took, _ in singles) < seconds / 4
+        assert not any(one.done() for one in whole)
+        ends = [one.result() for one in whole]
+    seconds = min(took for took, _ in ends)
+    assert all(len(answers) == 1000 for _, answers in ends) and seconds > 1
+    assert max(took for took, _ in singles) < seconds / 10
     assert all(a["label"] == "NEGATIVE" for _, (a,) in singles)
+
+
+def wait_for(holds):
+    while not holds():
+        time.sleep(0.005)
+
+
+def test_lists_take_turns(model):
+    "The one that came last is not the last to be begun, and a short one is not kept until a long one ends."
+    slow = dataclasses.replace(model, session=Slow(model.session, 0.01))
+    with ThreadPoolExecutor(5) as pool:
+        long = [pool.submit(timed, predict_fn, ["love " * 60] * 800, slow) for _ in range(4)]
+        wait_for(lambda: len(slow.session.batches) > 8)
+        took, _ = timed(predict_fn, ["love " * 60] * 20, slow)
+        assert not any(one.done() for one in long)
+        assert took < min(one.result()[0] for one in long) / 4
 
 
 def test_requests_that_wait_are_joined(model):
@@ -443,9 +462,10 @@ class Fails:
         return np.array([[sum(window)] for window in windows])
 
 
-def test_the_error_of_one_request_is_its_own():
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_the_error_of_one_request_is_its_own(lanes):
     compute = Fails()
-    queue = BatchQueue(compute)
+    queue = BatchQueue(compute, lanes)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(queue.run, [[1, 1]])
         assert compute.entered.wait(10)
@@ -471,7 +491,7 @@ def test_a_thread_that_is_interrupted_leaves_nobody_behind():
             assert go.wait(10)
         return np.array([[sum(window)] for window in windows])
 
-    queue = BatchQueue(compute)
+    queue = BatchQueue(compute, lanes=1)
 
     def stopped():
         with pytest.raises(KeyboardInterrupt):
@@ -481,7 +501,7 @@ def test_a_thread_that_is_interrupted_leaves_nobody_behind():
     thread.start()
     assert entered.wait(10)
     with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(queue.run, [[n] * 40]) for n in range(3, 7)]
+        waiting = [pool.submit(queue.run, [[n] * 40, [n] * 90]) for n in range(3, 7)]
         time.sleep(0.1)  # they stand in the queue, and are of one length with what the first still has
         go.set()
         assert [int(f.result(10)[0][0]) for f in waiting] == [120, 160, 200, 240]
@@ -489,9 +509,10 @@ def test_a_thread_that_is_interrupted_leaves_nobody_behind():
     assert interrupted == [5] and int(queue.run([[7]])[0][0]) == 7
 
 
-def test_many_threads_get_their_own_answers():
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_many_threads_get_their_own_answers(lanes):
     "Whatever the threads do, each gets the sums of its own windows, and the queue is idle afterwards."
-    queue = BatchQueue(lambda windows: np.array([[sum(window)] for window in windows]))
+    queue = BatchQueue(lambda windows: np.array([[sum(window)] for window in windows]), lanes)
 
     def ask(seed: int) -> bool:
         random_ = random.Random(seed)
