@@ -116,7 +116,8 @@ class SageMaker:
         self.errors = {}  # operation: exceptions to raise next; after it took effect if .after is set
         self.calls = []
         self.answer = [
-            {"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}, "truncated": False}
+            {"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}}
+            | {"sure": True, "truncated": False, "windows": 1}
         ]
 
     def __getattr__(self, operation):
@@ -187,9 +188,11 @@ class SageMaker:
     def do_invoke_endpoint(self, EndpointName, Body, ContentType, Accept):
         if EndpointName not in self.endpoints:
             raise aws_error("ValidationError", f"Endpoint {EndpointName} of account 1 not found.")
-        inputs = json.loads(Body)["inputs"]
-        count = len(inputs) if isinstance(inputs, list) else 1
-        return {"Body": io.BytesIO(json.dumps(self.answer * count).encode())}
+        request = json.loads(Body)
+        count = len(request["inputs"]) if isinstance(request["inputs"], list) else 1
+        why = {"explanation": [{"text": "Great", "start": 0, "end": 5, "influence": 0.4}]}
+        told = [one | why if request.get("explain") else one for one in self.answer]
+        return {"Body": io.BytesIO(json.dumps(told * count).encode())}
 
 
 class Scheduler:

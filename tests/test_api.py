@@ -4,12 +4,15 @@ import io
 import json
 import logging
 
+import contract
 import pytest
 from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 from engine_double import ADA, World, aws_error, load_handler
 
 from sentiment_engine import model_state
 from sentiment_engine.api import ROUTES
+from sentiment_engine.inference import MAX_EXPLAINED
+from sentiment_engine.openapi import EXPLAIN_LIMIT
 
 LONG = "x" * 10_001
 
@@ -33,6 +36,9 @@ BAD_TEXTS = [
     ({"inputs": ["fine", LONG]}, "text_too_long"),
     ({"inputs": ["x"] * 1001}, "too_many_texts"),
     ({"inputs": "half \ud800 character"}, "invalid_text"),
+    ({"inputs": "x", "explain": 1}, "invalid_explain"),
+    ({"inputs": "x", "explain": None}, "invalid_explain"),
+    ({"inputs": ["x"] * 11, "explain": True}, "too_many_explained"),
 ]
 
 
@@ -179,10 +185,10 @@ def test_whatever_sagemaker_throws_is_a_clean_answer(world, error, status, code)
     assert world.status()["state"] == "IN_SERVICE"
 
 
-@pytest.mark.parametrize("nonsense", ["no", {"label": "POSITIVE"}])
+@pytest.mark.parametrize("nonsense", ["no", {"label": "POSITIVE"}, ["POSITIVE"]])
 def test_an_answer_that_is_no_list_of_predictions(world, monkeypatch, nonsense):
     world.in_service()
-    body = json.dumps(nonsense).encode() if isinstance(nonsense, dict) else b"<html>"
+    body = b"<html>" if nonsense == "no" else json.dumps(nonsense).encode()
     monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda **_: {"Body": io.BytesIO(body)}, raising=False)
     status, got = world.request("POST", "/predict", {"inputs": "Great."})
     assert (status, got["error"]["code"]) == (502, "model_error")
@@ -260,3 +266,37 @@ def test_what_was_small_enough_to_come_in_is_not_larger_for_the_endpoint(world, 
     assert world.request("POST", "/predict", {"inputs": texts})[0] == 200
     assert json.loads(sent[-1])["inputs"] == texts
     assert len(sent[-1]) <= len(json.dumps({"inputs": texts}, ensure_ascii=False).encode())
+
+
+def test_only_who_asks_why_gets_an_explanation(world):
+    world.in_service()
+    for asked in ({}, {"explain": False}, {"explain": True}):
+        status, got = world.request("POST", "/predict", {"inputs": ["Great.", "Fine."]} | asked)
+        sent = json.loads(world.sagemaker.calls[-1][1]["Body"])
+        assert status == 200 and sent == {"inputs": ["Great.", "Fine."]} | (
+            {"explain": True} if asked.get("explain") else {}
+        )
+        assert ["explanation" in p for p in got["predictions"]] == [bool(asked.get("explain"))] * 2
+
+
+def test_the_limit_of_explanations_is_the_endpoints():
+    assert EXPLAIN_LIMIT == MAX_EXPLAINED
+
+
+def test_a_model_that_was_packed_earlier_is_still_understood(world):
+    "Its answers do not say how sure they are, nor in how many windows a text was read."
+    world.in_service()
+    world.sagemaker.answer = [{k: v for k, v in world.sagemaker.answer[0].items() if k not in ("sure", "windows")}]
+    status, got = world.request("POST", "/predict", {"inputs": "Great."})
+    assert status == 200 and (got["predictions"][0]["sure"], got["predictions"][0]["windows"]) == (None, 1)
+
+
+def test_a_long_answer_is_as_it_is_described(world):
+    world.in_service()
+    part = {"start": 0, "end": 9, "weight": 0.5, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}}
+    world.sagemaker.answer = [world.sagemaker.answer[0] | {"windows": 2, "parts": [part, part]}]
+    _, got = world.request("POST", "/predict", {"inputs": "Great."})
+    contract.check("POST", "/predict", 200, {}, got)
+    for wrong in ({"windows": 1}, {"parts": None}, {"parts": [part | {"more": 1}] * 2}, {"sure": "yes"}):
+        with pytest.raises(AssertionError):
+            contract.check("POST", "/predict", 200, {}, got | {"predictions": [got["predictions"][0] | wrong]})

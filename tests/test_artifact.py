@@ -162,7 +162,8 @@ def test_a_damaged_archive_is_refused(good, tmp_path, damage):
 def test_a_good_artifact_passes(good, tmp_path):
     pack(good, tmp_path / "model.tar.gz")
     names = [check.name for check in preflight(tmp_path / "model.tar.gz")]
-    assert names == ["opens", "files", "labels", "loads", "stands alone", "probes", "long review", "shares", "score"]
+    asked = ["loads", "stands alone", "probes", "long review", "shares", "calibration"]
+    assert names == ["opens", "files", "labels", *asked, "score"]
     assert [check.name for check in preflight(good)] == names[1:]
     assert not list(good.rglob("*.tar.gz"))
 
@@ -177,13 +178,13 @@ def test_a_tokenizer_that_does_not_load_is_found(own):
 
 REFUSES_LONG = """
 
-whole = _tokens
+whole = _readings
 
-def _tokens(model, texts):
-    ids, truncated = whole(model, texts)
-    if any(truncated):
+def _readings(model, texts, offsets=False):
+    readings = whole(model, texts, offsets)
+    if any(len(reading.windows) > 1 for reading in readings):
         raise InputError("too_long", "The text has more than 512 tokens.")
-    return ids, truncated
+    return readings
 """
 
 
@@ -193,10 +194,39 @@ def test_a_long_review_that_is_not_answered_is_found(own):
     assert "more than 512 tokens" in failed(own)["loads"]
 
 
-def test_a_long_review_that_is_cut_in_silence_is_found(own):
+LONG_FAULTS = {
+    "cut in silence": ('"truncated": reading.truncated', '"truncated": False', "without saying that it was cut"),
+    "not read to its end": ("MAX_WINDOWS = 8", "MAX_WINDOWS = 1", "not read to its end"),
+    "counted wrong": ('"weight": round(weight, 6)', '"weight": 1.0', "do not count for one"),
+}
+
+
+@pytest.mark.parametrize("fault", LONG_FAULTS)
+def test_a_long_review_that_is_read_wrong_is_found(own, fault):
+    right, wrong, says = LONG_FAULTS[fault]
     code = own / "code" / "inference.py"
-    code.write_text(code.read_text().replace('"truncated": truncated}', '"truncated": False}'))
-    assert set(failed(own)) == {"long review"}
+    assert right in code.read_text()
+    code.write_text(code.read_text().replace(right, wrong))
+    found = failed(own)
+    assert set(found) == {"long review"} and says in found["long review"]
+
+
+def test_a_calibration_is_looked_at(own):
+    (own / "calibration.json").write_text('{"temperature": 1.5, "sure_from": 0.93}')
+    (seen,) = [check.saw for check in preflight(own) if check.name == "calibration"]
+    assert "sure from 0.93" in seen
+    (own / "calibration.json").write_text('{"temperature": 1.5')
+    assert "calibration.json" in failed(own)["loads"]
+
+
+def test_an_answer_that_is_not_as_sure_as_the_calibration_says_is_found(own):
+    code = own / "code" / "inference.py"
+    bold = code.read_text().replace("None if model.sure_from is None", "True if model.sure_from is None")
+    code.write_text(bold)
+    assert set(failed(own)) == {"calibration"}
+    (own / "calibration.json").write_text('{"temperature": 1, "sure_from": 0.9}')
+    code.write_text(bold.replace(">= model.sure_from", "< model.sure_from"))
+    assert set(failed(own)) == {"calibration"}
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "config.json", "metrics.json", "code/inference.py"])

@@ -133,7 +133,7 @@ def test_the_version_follows_the_artifact(model_dir, tmp_path):
 
 
 def test_reviews_are_answered_in_order(aws, running):
-    answers = ep.predict(aws.runtime, running, ["I love it", "terrible", "love " * 600])
+    answers = ep.predict(aws.runtime, running, ["I love it", "terrible", "love " * 5000])
     assert [a.label for a in answers] == ["POSITIVE", "NEGATIVE", "POSITIVE"]
     assert [a.truncated for a in answers] == [False, False, True]
     assert all(a.score == a.scores[a.label] and sum(a.scores.values()) == pytest.approx(1) for a in answers)

@@ -313,6 +313,26 @@ def test_an_answer_that_is_none_says_so(visitor, awake):
     expect(page.locator("#answer .verdict strong")).to_contain_text("Not sure, leaning")
 
 
+def test_what_the_model_says_of_itself_is_shown(visitor, awake):
+    "How sure it is and in how many parts a long review was read, instead of our guess from the share."
+    page, said = visitor.arrive("awake"), {"sure": False, "windows": 3, "truncated": False}
+
+    def change(route):
+        reply = route.fetch()
+        body = reply.json()
+        body["predictions"][0] |= said
+        route.fulfill(response=reply, json=body)
+
+    page.route("**/predict", change)
+    ask(page, "Lovely, warm and fantastic.")
+    expect(page.locator("#answer .verdict strong")).to_have_text("Not sure, leaning positive")
+    expect(page.locator("#answer")).to_contain_text("the model read it in 3 parts")
+    said |= {"sure": True, "truncated": True}
+    ask(page, "The thing arrived on a day.")
+    expect(page.locator("#answer .verdict strong")).not_to_contain_text("Not sure")
+    expect(page.locator("#answer")).to_contain_text("the model read its beginning in 3 parts")
+
+
 def test_limits_are_told_before_anything_is_sent(visitor, awake):
     page = visitor.arrive("awake")
     page.locator("#read").click()

@@ -157,7 +157,8 @@ def reviews_in(text: str, one_a_line: bool) -> list[str]:
 def table_of(reviews: list[str], predictions: list[dict]) -> pd.DataFrame:
     "Write answers as a table, one review a row."
     rows = [
-        {"review": review, "label": p["label"], "score": p["score"], "truncated": p.get("truncated", False)}
+        {"review": review, "label": p["label"], "score": p["score"], "sure": p.get("sure")}
+        | {"windows": p.get("windows", 1), "truncated": p.get("truncated", False)}
         | p["scores"]
         for review, p in zip(reviews, predictions, strict=True)
     ]
@@ -169,7 +170,8 @@ def show_answers(answered: dict):
     table = table_of(answered["reviews"], answered["predictions"])
     if len(table) == 1:
         row = table.iloc[0]
-        st.metric(row.label, f"{row.score:.1%}")
+        unsure = answered["predictions"][0].get("sure") is False
+        st.metric(f"{row.label}, not sure" if unsure else row.label, f"{row.score:.1%}")
         for label in (name for name in table.columns if name in CLASSES):
             st.progress(float(row[label]), text=f"{label} {row[label]:.1%}")
     else:

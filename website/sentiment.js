@@ -9,7 +9,7 @@
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
 const NAME = document.title;
 const WARN_SECONDS = 120;
-const UNSURE = 0.6; // below this share of the best class the answer is "not sure"
+const UNSURE = 0.6; // "not sure" below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
 
@@ -437,7 +437,7 @@ function unread(problem, done, all) {
 // ---- answers
 
 const SIGNS = {POSITIVE: '▲', NEGATIVE: '▼', UNSURE: '◆'};
-const kind = (p) => p.score < UNSURE ? 'UNSURE' : p.label;
+const kind = (p) => (p.sure ?? p.score >= UNSURE) ? p.label : 'UNSURE';
 const sign = (label) => SIGNS[label] || '●';
 const tag = (p, more = '') => el('span', {class: 'tag', 'data-label': kind(p)}, `${sign(kind(p))} ${kind(p) === 'UNSURE' ? 'Not sure' : word(p.label)}${more}`);
 const verdict = (p) => kind(p) === 'UNSURE' ? `Not sure, leaning ${p.label.toLowerCase()}` : word(p.label);
@@ -454,7 +454,7 @@ function single(p) {
 		el('p', {class: 'verdict', 'data-label': kind(p)}, el('span', {'aria-hidden': 'true', class: 'sign-mark'}, sign(kind(p))),
 			el('strong', {}, verdict(p)), el('span', {class: 'share'}, percent(p.score))),
 		bars(p.scores || {[p.label]: p.score}),
-		p.truncated ? el('p', {class: 'small'}, 'It is a long one: the model read its beginning, as far as it can hold at once.') : null,
+		p.windows > 1 ? el('p', {class: 'small'}, `A long one: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
 	];
 }
 function several(list) {
@@ -497,7 +497,7 @@ function past() {
 }
 function remember(list, version) {
 	const now = new Date().toISOString();
-	const fresh = list.map(({text: t, label, score, scores, truncated}) => ({text: t, label, score, scores, truncated, version, at: now})).reverse();
+	const fresh = list.map(({text: t, label, score, scores, sure, truncated, windows}) => ({text: t, label, score, scores, sure, truncated, windows, version, at: now})).reverse();
 	memory.write('past', [...fresh, ...past()].slice(0, KEPT));
 	renderPast();
 }

@@ -1,0 +1,209 @@
+"The server around a model as a process: what it answers, counts and logs, and how it ends."
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny_model import write_tiny_model
+
+from sentiment_engine.artifact import add_inference_code
+
+ROOT = Path(__file__).resolve().parent.parent
+SLOW = """
+import inference_of_the_model as inference
+from inference_of_the_model import counters, input_fn, model_fn, output_fn
+import time
+
+def predict_fn(data, model):
+    if "slow" in data[0]:
+        time.sleep(float(data[0].split()[1]))
+    if "fault" in data[0]:
+        raise RuntimeError(f"cannot read {data[0]}")
+    return inference.predict_fn(data, model)
+"""
+
+
+@pytest.fixture
+def artifact(tmp_path) -> Path:
+    "A model that takes its time over `slow SECONDS`, and fails over `fault`."
+    folder = write_tiny_model(tmp_path / "model")
+    code = add_inference_code(folder)
+    (code / "inference.py").rename(code / "inference_of_the_model.py")
+    (code / "inference.py").write_text(SLOW)
+    return folder
+
+
+class Server:
+    "A running server."
+
+    def __init__(self, process: subprocess.Popen, port_file: Path):
+        self.process = process
+        wait_for(lambda: port_file.exists() and port_file.read_text())
+        self.port = int(port_file.read_text())
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def ask(self, inputs, **more) -> httpx.Response:
+        return httpx.post(f"{self.url}/invocations", json={"inputs": inputs} | more, timeout=30)
+
+    def metrics(self) -> dict:
+        return httpx.get(f"{self.url}/metrics").json()
+
+    def end(self, seconds: float = 15) -> list[dict]:  # its log
+        said = self.process.communicate(timeout=seconds)[1]
+        return [json.loads(line) for line in said.splitlines()]
+
+
+def wait_for(holds, seconds: float = 15):
+    "Wait until `holds()`."
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(folder: Path, *options: str):
+    "Start a server and wait until it is ready."
+    port_file = folder / "port"
+    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", folder, "--port", "0"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*command, "--port-file", port_file, *options], env=env, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        server = Server(process, port_file)
+        wait_for(lambda: httpx.get(f"{server.url}/ping").status_code == 200)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_requests_under_way_are_answered_before_the_end(artifact):
+    with running(artifact) as server, ThreadPoolExecutor(3) as pool:
+        slow = [pool.submit(server.ask, ["slow 1.5 love"]) for _ in range(3)]
+        wait_for(lambda: server.metrics()["under_way"] == 3)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not listens(server.port), 1)
+        assert not any(one.done() for one in slow)
+        assert [one.result().json()[0]["label"] for one in slow] == ["POSITIVE"] * 3
+        log = server.end()
+    assert server.process.returncode == 0
+    assert [(e["event"], e.get("under_way"), e.get("dropped")) for e in log[-2:]] == [
+        ("draining", 3, None),
+        ("drained", None, 0),
+    ]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_connection_that_is_kept_open_takes_no_new_request_while_it_drains(artifact):
+    "Right after the signal it is told to come again; then it is closed."
+    with running(artifact) as server, httpx.Client(timeout=10) as client, ThreadPoolExecutor(1) as pool:
+        client.get(f"{server.url}/ping")
+        slow = pool.submit(server.ask, ["slow 1 love"])
+        wait_for(lambda: server.metrics()["under_way"] == 1)
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            reply = client.post(f"{server.url}/invocations", json={"inputs": "good"})
+            assert reply.status_code == 503 and reply.headers["retry-after"] == "1"
+            assert reply.json()["error"]["code"] == "draining"
+        except httpx.TransportError:
+            assert not listens(server.port)
+        assert slow.result().status_code == 200
+        server.end()
+    assert server.process.returncode == 0
+
+
+def test_the_limit_ends_it_and_the_status_says_so(artifact):
+    with running(artifact, "--drain-seconds", "0.3") as server, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.ask, ["slow 20 love"])
+        wait_for(lambda: server.metrics()["under_way"] == 1)
+        begun = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert slow.result().status_code == 503 and slow.result().json()["error"]["code"] == "draining"
+        log = server.end()
+    assert server.process.returncode == 1 and log[-1]["dropped"] == 1
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_ends_at_once(artifact, number):
+    with running(artifact) as server:
+        begun = time.monotonic()
+        server.process.send_signal(number)
+        server.end()
+    assert server.process.returncode == 0 and time.monotonic() - begun < 3
+
+
+def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
+    "The local cloud shows the last line to whoever waits for the endpoint."
+    (artifact / "tokenizer.json").write_text("{")
+    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", artifact, "--port", "0"]
+    ended = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == 1
+    *log, last = ended.stderr.splitlines()
+    assert last.startswith("ValueError: tokenizer.json of the artifact cannot be loaded")
+    assert json.loads(log[-1])["event"] == "the model does not load"
+
+
+def test_code_that_cannot_be_imported_ends_it_too(artifact):
+    (artifact / "code" / "inference.py").write_text("import nothing_of_that_name")
+    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", artifact, "--port", "0"]
+    ended = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == 1 and "nothing_of_that_name" in ended.stderr.splitlines()[-1]
+
+
+def test_what_was_answered_is_counted(artifact):
+    with running(artifact) as server:
+        before = server.metrics()
+        server.ask(["good", "love " * 600])
+        server.ask("good", explain=True)
+        server.ask("good", explain="yes")
+        server.ask("fault")
+        now = server.metrics()
+    assert before["ready"] and 0 < before["load_seconds"] < 10 and before["answers"] == {}
+    assert now["answers"] == {"200": 2, "400": 1, "500": 1} and now["under_way"] == 0
+    grown = {k: now["model"][k] - before["model"][k] for k in ("requests", "texts", "explained", "windows")}
+    assert grown == {"requests": 2, "texts": 3, "explained": 1, "windows": 5}
+
+
+def test_the_log_is_lines_of_json_without_what_people_wrote(artifact):
+    with running(artifact) as server:
+        server.ask("fault of my private review")
+        server.ask({"my private": "review"})
+        httpx.post(f"{server.url}/invocations", content=b"my private review")
+        server.process.send_signal(signal.SIGTERM)
+        log = server.end()
+    assert [e["event"] for e in log][:1] == ["ready"] and log[0]["load_seconds"] > 0
+    failed = [e for e in log if e["event"] == "request failed"]
+    assert len(failed) == 1 and failed[0]["error"] == "RuntimeError" and failed[0]["level"] == "error"
+    assert any("predict_fn" in place for place in failed[0]["at"])
+    assert [e["code"] for e in log if e["event"] == "request refused"] == ["invalid_inputs", "invalid_json"]
+    assert "private" not in json.dumps(log)
+
+
+def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
+    "As many lists as an ordinary pool has threads do not keep it at the door."
+    with running(artifact) as server, ThreadPoolExecutor(20) as pool:
+        lists = [pool.submit(server.ask, ["slow 2 love"] * 50) for _ in range(20)]
+        wait_for(lambda: server.metrics()["under_way"] == 20)
+        begun = time.monotonic()
+        assert server.ask("good").json()[0]["label"] == "POSITIVE"
+        assert time.monotonic() - begun < 1.5 and not any(one.done() for one in lists)
