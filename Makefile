@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline smoke lab streamlit test test-slow mutants chaos bench-etl check notebooks book docs screenshots teardown clean
+.PHONY: help install demo pipeline smoke lab streamlit test test-slow mutants chaos container-test bench-etl check notebooks book docs screenshots teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -55,6 +55,9 @@ test-slow: install ## the long versions of the tests
 chaos: install ## kill parts of the engine at random for a minute (SECONDS=n SEED=n)
 	@$(PY) infra_scripts/chaos.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
+container-test: install ## ask a model through the software of the AWS container (ARTIFACT=model.tar.gz)
+	@$(PY) infra_scripts/container_test.py $(if $(ARTIFACT),--artifact "$(ARTIFACT)")
+
 mutants: install ## break the lifecycle on purpose, once a promise: the model-based test must notice
 	@$(PY) infra_scripts/mutants.py
 
@@ -85,4 +88,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .local-cloud runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench
+	rm -rf $(VENV) .local-cloud runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test

@@ -1,0 +1,59 @@
+"The artifact outside of our own server: in plain transformers, and in the software of the AWS container."
+
+import json
+import shutil
+
+import container_test
+import numpy as np
+import pytest
+
+from sentiment_engine.serving import Predictor
+
+TEXTS = [*container_test.EXAMPLES, container_test.LONG]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    "A complete artifact of the base model."
+    return container_test.build_artifact(tmp_path_factory.mktemp("container") / "model")
+
+
+def test_an_artifact_loads_with_plain_transformers_and_says_the_same(artifact):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(artifact)
+    model = AutoModelForSequenceClassification.from_pretrained(artifact, dtype=torch.float32).eval()
+    predictor = Predictor(artifact)
+    predictor.load()
+    body = json.dumps({"inputs": TEXTS}).encode()
+    answers = json.loads(predictor.predict(body, "application/json", "application/json")[0])
+    spread = set()
+    for text, answer in zip(TEXTS, answers, strict=True):
+        if answer.get("windows", 1) > 1:
+            continue  # more was read than plain transformers reads
+        with torch.inference_mode():
+            logits = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=512)).logits[0]
+        shares = dict(zip(("NEGATIVE", "POSITIVE"), torch.softmax(logits, 0).tolist(), strict=True))
+        assert answer["scores"] == pytest.approx(shares, abs=0.005)  # the weights beside the ONNX have 16 bits
+        spread.add(round(shares["POSITIVE"], 2))
+    assert len(spread) > 2, "a model that says one thing about everything proves nothing"
+    assert np.ptp(list(spread)) > 0.02
+
+
+@pytest.mark.slow
+def test_the_container_answers_as_the_local_server(tmp_path_factory):
+    "Installs a gigabyte once; it is kept under .container-test."
+    found = list(container_test.checks(None))
+    assert len(found) == len(container_test.REQUESTS) + 3
+    assert not [str(check) for check in found if not check.passed]
+
+
+@pytest.mark.slow
+def test_a_difference_is_found(artifact, tmp_path):
+    "An artifact whose code takes any content type answers 200 where 415 is due."
+    other = shutil.copytree(artifact, tmp_path / "other", ignore=shutil.ignore_patterns("__pycache__"))
+    code = other / "code" / "inference.py"
+    code.write_text(code.read_text().replace('not in ("application/json", "text/plain")', 'in ("nothing",)'))
+    found = {check.name: check for check in container_test.checks(other)}
+    assert not found["a picture"].passed and found["one text"].passed
