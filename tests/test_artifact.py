@@ -126,6 +126,17 @@ def test_an_archive_that_grows_too_large_is_refused(tmp_path, monkeypatch):
     assert not list((tmp_path / "folder").iterdir())
 
 
+def test_one_wrong_byte_anywhere_is_found(good, tmp_path):
+    "Some of them unpack: only the checksum at the end of the archive tells."
+    path = tmp_path / "model.tar.gz"
+    pack(good, path)
+    content = path.read_bytes()
+    for place in range(20, len(content), len(content) // 40):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"model\.tar\.gz"):
+            unpack(path, tmp_path / str(place))
+
+
 def test_an_archive_as_tar_makes_it_is_read(good, tmp_path):
     "SageMaker packs the folder itself: names start with ./ and folders are members."
     subprocess.run(["tar", "-czf", tmp_path / "model.tar.gz", "-C", good, "."], check=True)
