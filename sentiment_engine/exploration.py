@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow.fs import FileSystem, FileType, S3FileSystem
 
-from .quality import stability
 from .reviews import LABELS, review_text
+from .stability import stability
 
 # %% ../nbs/02_data_exploration.ipynb #d8601cfb
 def lake_files(

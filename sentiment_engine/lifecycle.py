@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'REFUSALS', 'CANARY', 'CREATE_GRACE', 'client_of', 'Engine', 'engine_from', 'run_of', 'instant', 'refusal',
-           'is_missing', 'already_there', 'no_capacity', 'StartFailed', 'NoModel', 'registered_model',
+           'is_missing', 'already_there', 'no_capacity', 'StartFailed', 'NoModel', 'registered_model', 'capture_config',
            'create_endpoint', 'delete_endpoint', 'try_delete_endpoint', 'next_attempt', 'start', 'schedule_name', 'arm',
            'disarm', 'canary', 'deadline_from', 'on_ready', 'notify', 'on_failed', 'count_end', 'end_run', 'clean_up',
            'describe', 'on_endpoint_state_change', 'extend', 'finish_stopping', 'shutdown', 'repair', 'delete_if_ours',
@@ -43,6 +43,7 @@ from sentiment_engine.model_state import (
 )
 from .notifications import Notice, NotSent, Sender, mask, sender_from
 from sentiment_engine.settings import (
+    PROBE,
     Settings,
     endpoint_name,
     model_parameter,
@@ -78,6 +79,7 @@ class Engine:
     schedule_group: str = ""  # the group of our schedules
     dead_letters: str = ""  # ARN of the queue for wake-ups that could not be delivered
     dead_letters_url: str = ""  # where its depth can be asked for
+    captures: str = ""  # s3:// address where endpoints leave a sample of their answers; empty: they leave none
 
     @property
     def table(self) -> StateTable:
@@ -107,6 +109,7 @@ def engine_from(
         schedule_group=env.get("SCHEDULE_GROUP", ""),
         dead_letters=env.get("DEAD_LETTER_ARN", ""),
         dead_letters_url=env.get("DEAD_LETTER_URL", ""),
+        captures=env.get("CAPTURES_ADDRESS", ""),
     )
 
 # %% ../nbs/05c_lifecycle.ipynb #cd731cba
@@ -207,6 +210,23 @@ def _unless_there(call: Callable, **arguments):
         if not already_there(e):
             raise
 
+# %% ../nbs/05c_lifecycle.ipynb #458e76e0
+def capture_config(
+    settings: Settings,
+    address: str,  # s3:// address
+) -> dict:  # DataCaptureConfig of CreateEndpointConfig; empty: nothing is kept
+    "Say what SageMaker keeps of requests and answers."
+    if not address or not settings.capture_percent:
+        return {}
+    modes = ["Input", "Output"] if settings.capture_text else ["Output"]
+    return {
+        "EnableCapture": True,
+        "InitialSamplingPercentage": settings.capture_percent,
+        "DestinationS3Uri": address,
+        "CaptureOptions": [{"CaptureMode": mode} for mode in modes],
+        "CaptureContentTypeHeader": {"JsonContentTypes": ["application/json"]},  # else it is kept in Base64
+    }
+
 # %% ../nbs/05c_lifecycle.ipynb #2d25abf0
 def create_endpoint(engine: Engine, run_id: str, model_name: str, instance_type: str):
     "Create the endpoint config and the endpoint of a run."
@@ -217,7 +237,10 @@ def create_endpoint(engine: Engine, run_id: str, model_name: str, instance_type:
         "InitialInstanceCount": 1,
         "InstanceType": instance_type,
     }
-    _unless_there(sagemaker.create_endpoint_config, EndpointConfigName=name, ProductionVariants=[variant], Tags=tags)
+    config = {"EndpointConfigName": name, "ProductionVariants": [variant], "Tags": tags}
+    if capture := capture_config(engine.settings, engine.captures):
+        config["DataCaptureConfig"] = capture
+    _unless_there(sagemaker.create_endpoint_config, **config)
     _unless_there(sagemaker.create_endpoint, EndpointName=name, EndpointConfigName=name, Tags=tags)
 
 # %% ../nbs/05c_lifecycle.ipynb #a3d5d35a
@@ -366,6 +389,7 @@ def _ask(engine: Engine, run_id: str):
         EndpointName=endpoint_name(engine.settings, run_id),
         ContentType="application/json",
         Accept="application/json",
+        InferenceId=PROBE,  # it is no visitor's: monitoring leaves it out
         Body=json.dumps({"inputs": CANARY}),
     )
     prediction = json.loads(answer["Body"].read())[0]

@@ -133,6 +133,7 @@ def _is_there(s3, bucket: str, key: str) -> bool:
 # %% ../nbs/05_serverless_backend.ipynb #b253eb59
 LIMITS = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "batch_limit")
 LIMITS += ("number_cooldown_minutes", "address_cooldown_seconds", "daily_starts", "daily_messages", "monthly_budget")
+LIMITS += ("capture_percent",)
 
 
 def stack_parameters(
@@ -153,6 +154,7 @@ def stack_parameters(
         "SmsCountries": ",".join(settings.sms_countries),
         "WebhookHosts": ",".join(settings.webhook_hosts),
         "SiteAddress": settings.site_origin,
+        "CaptureText": str(settings.capture_text).lower(),
     }
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
     return plain | limits | dict(packages) | {name: value for name, value in more.items() if value}

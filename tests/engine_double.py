@@ -146,9 +146,10 @@ class SageMaker:
             raise aws_error("ValidationException", f'Cannot create already existing endpoint "{name}".')
         kind[name] = fields
 
-    def do_create_endpoint_config(self, EndpointConfigName, ProductionVariants, Tags=()):
+    def do_create_endpoint_config(self, EndpointConfigName, ProductionVariants, Tags=(), DataCaptureConfig=None):
         variant = ProductionVariants[0]
-        self._add(self.configs, EndpointConfigName, type=variant["InstanceType"], tags=list(Tags))
+        capture = DataCaptureConfig or {}
+        self._add(self.configs, EndpointConfigName, type=variant["InstanceType"], tags=list(Tags), capture=capture)
 
     def do_create_endpoint(self, EndpointName, EndpointConfigName, Tags=()):
         self._find(self.configs, EndpointConfigName)
@@ -185,7 +186,7 @@ class SageMaker:
 
         return SimpleNamespace(paginate=paginate)
 
-    def do_invoke_endpoint(self, EndpointName, Body, ContentType, Accept):
+    def do_invoke_endpoint(self, EndpointName, Body, ContentType, Accept, InferenceId=""):
         if EndpointName not in self.endpoints:
             raise aws_error("ValidationError", f"Endpoint {EndpointName} of account 1 not found.")
         request = json.loads(Body)
@@ -266,7 +267,9 @@ class World:
         self.model = {"modelName": "sentiment-engine-model", "version": "7"}
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
-        self.engine = Engine(self.settings, clients.__getitem__, "shutdown", "role", "group")
+        self.engine = Engine(
+            self.settings, clients.__getitem__, "shutdown", "role", "group", captures="s3://artifacts/captures"
+        )
         self.engine.__dict__["sender"] = self.phone
         self.handlers = {path.name: load_handler(path.name) for path in (ROOT / "lambdas").iterdir() if path.is_dir()}
         for handler in self.handlers.values():

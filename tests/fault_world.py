@@ -208,7 +208,7 @@ class SageMaker:
         ]
         return {f"{kind}s": page, "next": names[self.page - 1] if len(names) > self.page else ""}
 
-    def invoke_endpoint(self, EndpointName, Body, ContentType, Accept):
+    def invoke_endpoint(self, EndpointName, Body, ContentType, Accept, InferenceId=""):
         if self.endpoints.get(EndpointName, {}).get("status") != "InService":
             raise aws_error("ValidationError", f"Endpoint {EndpointName} of account 1 not found.")
         inputs = json.loads(Body)["inputs"]

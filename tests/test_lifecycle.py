@@ -449,3 +449,11 @@ def test_whoever_could_not_be_told_before_the_end_is_counted(world):
     world.clock.now += 61
     assert world.handlers["shutdown-endpoint"].handler({"runId": row.runId}, None) == {"outcome": "stopped"}
     assert not world.phone.tried and (world.row.smsSent, world.row.smsFailed) == (0, 1) and world.nothing_left()
+
+
+def test_an_endpoint_keeps_a_sample_of_its_answers_and_no_text(world):
+    world.start()
+    (config,) = world.sagemaker.configs.values()
+    assert config["capture"]["InitialSamplingPercentage"] == 20
+    assert config["capture"]["DestinationS3Uri"] == "s3://artifacts/captures"
+    assert config["capture"]["CaptureOptions"] == [{"CaptureMode": "Output"}]

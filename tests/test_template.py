@@ -137,6 +137,15 @@ def test_outputs(deployed):
     assert deployed["SiteUrl"] == PAGE and deployed["Table"] == "TemplateTest" and not deployed["ApiUrl"].endswith("/")
 
 
+def test_whoever_creates_endpoints_is_told_what_they_keep(cloud, deployed):
+    makers = {"start-model-service", "notification-and-shutdown-scheduler", "reconcile-model-service"}
+    for name in makers:
+        function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
+        told = function["Environment"]["Variables"]
+        assert told["CAPTURES_ADDRESS"] == "s3://template-test-artifacts/captures"
+        assert told["SENTIMENT_CAPTURE_PERCENT"] == "20" and told["SENTIMENT_CAPTURE_TEXT"] == "false"
+
+
 def test_the_api_answers(deployed):
     status, _, body = call(deployed["ApiUrl"] + "/status")
     assert status == 200 and json.loads(body)["state"] == "STOPPED" and json.loads(body)["idleMinutes"] == 5
@@ -233,3 +242,12 @@ def test_alarms_deploy_and_go(cloud):
     assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
     delete_stack(cloudformation, "watched-monitoring")
     assert not watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]
+
+
+def test_the_endpoint_may_keep_answers_and_nothing_else_and_they_expire():
+    foundation = yaml.load((ROOT / "infra_scripts" / "foundation.yaml").read_text(), Loader)["Resources"]
+    policies = foundation["EndpointRole"]["Properties"]["Policies"]
+    writes = [s for p in policies for s in p["PolicyDocument"]["Statement"] if "s3:PutObject" in s["Action"]]
+    assert [s["Resource"] for s in writes] == ["${ArtifactsBucket.Arn}/captures/*"]
+    rules = foundation["ArtifactsBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert [r["ExpirationInDays"] for r in rules if r.get("Prefix") == "captures/"] == [90]

@@ -19,6 +19,7 @@ import httpx
 
 from .api import Api
 from .aws import ACCOUNT, REGION, Aws, LogStream
+from .capture import Capture, Invocation, capture_summary
 from .hosting import ModelServer
 from .records import AwsError, Records, page
 from .training import TrainingRun
@@ -196,6 +197,7 @@ class SageMaker:
         self.catalogue = Catalogue(Records(self.state / "sagemaker.json"))
         self.api = Api("sagemaker", OPERATIONS)
         self.servers: dict[str, ModelServer] = {}
+        self.captures: dict[str, Capture] = {}
         self.runs: dict[str, TrainingRun] = {}
         self.closing = threading.Event()
         self.http = httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=200), trust_env=False)
@@ -288,8 +290,9 @@ def _create_config(self: SageMaker, params: dict) -> dict:
 
 
 def _create_endpoint(self: SageMaker, params: dict) -> dict:
-    self.catalogue.find(CONFIG, params["EndpointConfigName"])
-    endpoint = self.create(ENDPOINT, params, EndpointStatus="Creating", ProductionVariants=self.variants(params))
+    kept = capture_summary(self.catalogue.find(CONFIG, params["EndpointConfigName"]).get("DataCaptureConfig", {}))
+    variants = self.variants(params)
+    endpoint = self.create(ENDPOINT, params, EndpointStatus="Creating", ProductionVariants=variants, **kept)
     self.emit(ENDPOINT, endpoint)
     self.host(params["EndpointName"], self.endpoint_delay)
     return {"EndpointArn": endpoint["EndpointArn"]}
@@ -325,6 +328,7 @@ def _run_endpoint(self: SageMaker, name: str, delay: float):
         if self.closing.wait(delay):
             return
         server.prepare()
+        self.keep_answers(name)
         for _ in range(RESTARTS + 1):
             server.start()
             if not self.enter(name, "InService"):
@@ -348,7 +352,14 @@ def _container(self: SageMaker, name: str) -> dict:
     return model.get("PrimaryContainer") or model.get("Containers", [{}])[0]
 
 
-SageMaker.host = _host
+def _keep_answers(self: SageMaker, name: str):
+    "Begin to keep a sample of the endpoint's answers, if its config asks for one."
+    wanted = self.catalogue.find(CONFIG, self.catalogue.find(ENDPOINT, name)["EndpointConfigName"])
+    if (wanted := wanted.get("DataCaptureConfig", {})).get("EnableCapture"):
+        self.captures[name] = Capture(self.aws.client("s3"), wanted, name)
+
+
+SageMaker.host, SageMaker.keep_answers = _host, _keep_answers
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #eb9a85f8
 def _enter(
@@ -389,6 +400,8 @@ def _finish_deletion(self: SageMaker, name: str):
     "Stop the process of an endpoint, remove its files, and forget it."
     if server := self.servers.pop(name, None):
         server.stop()
+    if capture := self.captures.pop(name, None):
+        capture.close()
     shutil.rmtree(self.state / "endpoints" / name, ignore_errors=True)
     with self.catalogue.records.change() as data:
         data["tags"].pop(ENDPOINT.arn_of(name), None)
@@ -420,6 +433,9 @@ async def _invoke(
     if answer.status_code != 200:
         raise model_error(name, answer.status_code, answer.text)
     given = answer.headers.get("content-type", "application/json")
+    if capture := self.captures.get(name):
+        own_id = headers.get("x-amzn-sagemaker-inference-id", "")
+        capture.add(Invocation((sent["content-type"], body), (given, answer.content), time.time(), own_id))
     return 200, {"content-type": given, "x-amzn-invoked-production-variant": "AllTraffic"}, answer.content
 
 
@@ -487,8 +503,9 @@ def _restore(self: SageMaker):
 def _close(self: SageMaker):
     "End every process; the recorded state stays as it is."
     self.closing.set()
-    working = [*self.servers.values(), *self.runs.values()]
-    threads = [threading.Thread(target=work.stop, daemon=True) for work in working]
+    stops = [work.stop for work in (*self.servers.values(), *self.runs.values())]
+    stops += [capture.close for capture in self.captures.values()]
+    threads = [threading.Thread(target=stop, daemon=True) for stop in stops]
     for thread in threads:
         thread.start()
     for thread in threads:
