@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline smoke lab streamlit test test-slow mutants chaos bench-etl check notebooks book docs screenshots teardown clean
+.PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos bench-etl check notebooks book docs screenshots teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,6 +31,9 @@ demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=n
 
 pipeline: install ## the same without the page: run the notebooks, then stop
 	@$(PY) infra_scripts/demo.py $(OPTIONS) --exit
+
+release: install ## make the released model again (an hour; DATA=folder of real reviews)
+	@$(PY) infra_scripts/release_model.py --data "$(DATA)"
 
 smoke: install ## play one visit over HTTP, step by step
 	@$(PY) infra_scripts/smoke.py $(OPTIONS)
@@ -85,4 +88,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .local-cloud runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench
+	rm -rf $(VENV) .local-cloud .release runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench

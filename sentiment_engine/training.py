@@ -188,13 +188,24 @@ class Job:
     role: str  # ARN
     bucket: str  # of artifacts
     max_hours: float = 3.0
+    spot: bool = False  # spare capacity
+    checkpoints: str = ""  # s3:// prefix for them; empty: none are kept
 
 # %% ../nbs/03_model_training.ipynb #f3b44f83
+def _stopping(job: Job):
+    "Limit the job's time; spare capacity may be waited for twice as long as the job may take."
+    from sagemaker.core.training.configs import StoppingCondition
+
+    seconds = int(job.max_hours * 3600)
+    wait = {"max_wait_time_in_seconds": 2 * seconds} if job.spot else {}
+    return StoppingCondition(max_runtime_in_seconds=seconds, **wait)
+
+
 def _trainer(session, settings: Settings, job: Job):
     "Describe the job to the SDK."
     from sagemaker.core.helper.session_helper import Session
-    from sagemaker.core.shapes import OutputDataConfig
-    from sagemaker.core.training.configs import Compute, SourceCode, StoppingCondition
+    from sagemaker.core.shapes import CheckpointConfig, OutputDataConfig
+    from sagemaker.core.training.configs import Compute, SourceCode
     from sagemaker.train import ModelTrainer
 
     return ModelTrainer(
@@ -203,9 +214,15 @@ def _trainer(session, settings: Settings, job: Job):
         base_job_name=f"{settings.prefix}-training",
         training_image=training_image(session.region_name, job.instance_type),
         source_code=SourceCode(source_dir=str(job.source), entry_script="train.py", requirements="requirements.txt"),
-        compute=Compute(instance_type=job.instance_type, instance_count=1, volume_size_in_gb=30),
+        compute=Compute(
+            instance_type=job.instance_type,
+            instance_count=1,
+            volume_size_in_gb=30,
+            enable_managed_spot_training=job.spot,
+        ),
         output_data_config=OutputDataConfig(s3_output_path=f"s3://{job.bucket}/models"),
-        stopping_condition=StoppingCondition(max_runtime_in_seconds=int(job.max_hours * 3600)),
+        stopping_condition=_stopping(job),
+        checkpoint_config=CheckpointConfig(s3_uri=job.checkpoints) if job.checkpoints else None,
         hyperparameters={name: str(value) for name, value in job.recipe.items()},
         tags=[{"key": "Project", "value": settings.prefix}],
     )

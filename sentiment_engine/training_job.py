@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'FEWEST', 'EVALUATED_TOKENS', 'INT8_ROWS', 'INT8_LOSS', 'CARD', 'CARD_MAKING', 'Recipe', 'recipe_from',
            'Places', 'places_from', 'UnusableData', 'read_reviews', 'check_sample', 'has_bf16', 'has_fp16', 'encode',
-           'load_model', 'say', 'progress_callback', 'step_count', 'training_arguments', 'fit', 'share_positive',
-           'predict', 'measure', 'save_weights', 'choose_onnx', 'model_card', 'Stopwatch', 'device_name',
-           'load_reviews', 'base_model_of', 'Trained', 'train_model', 'describe', 'write_artifact', 'run_job',
-           'explain', 'main']
+           'load_model', 'say', 'progress_callback', 'step_count', 'training_arguments', 'rate_at', 'layer_groups',
+           'make_trainer', 'fit', 'share_positive', 'predict', 'measure', 'save_weights', 'choose_onnx', 'model_card',
+           'Stopwatch', 'device_name', 'load_reviews', 'base_model_of', 'Trained', 'train_model', 'describe',
+           'write_artifact', 'run_job', 'explain', 'main']
 
 # %% ../nbs/03d_training_job.ipynb #53c13e44
 import json
@@ -37,19 +37,24 @@ class Recipe:
     learning_rate: float = 1e-4  # at its peak
     batch_size: int = 16  # on each device
     max_length: int = 192  # tokens of a review that training sees; evaluation and serving see all the model can
-    warmup: float = 0.1  # share of the steps in which the learning rate rises
+    warmup: float = 0.1  # share of the steps in which the learning rate rises; then it falls to 0 at the end
+    layer_decay: float = 1.0  # factor on the learning rate for each layer further from the head
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
     dropout: float = 0.0
     freeze_embeddings: bool = True  # leave the word vectors as they are: faster, and rare words keep their meaning
     max_steps: int = 0  # stop after this many; 0: after `epochs`
-    time_budget: float = 0.0  # seconds after which training stops with what it has learnt; 0: no limit
-    checkpoints: bool = False  # save after each epoch, and go on from there if the job is started again
+    time_budget: float = 0.0  # seconds at which the learning rate is 0 and training stops; 0: no limit
+    early_stopping: int = 0  # stop after so many looks at validation without a better macro-F1; 0: train to the end
+    looks: int = 4  # at validation in each epoch, if training may stop early
+    checkpoints: bool = False  # save ten times on the way, and go on from there if the job is started again
     seed: int = 0
 
     def __post_init__(self):
         if not (self.epochs > 0 and self.learning_rate > 0 and self.batch_size > 0):
             raise ValueError("epochs, learning_rate and batch_size must be above 0")
+        if not (0 < self.layer_decay <= 1 and self.looks > 0 and self.early_stopping >= 0):
+            raise ValueError("layer_decay must be above 0 and at most 1, looks above 0, early_stopping 0 or more")
         if not 8 <= self.max_length <= 512:
             raise ValueError(f"max_length is {self.max_length}: it must be between 8 and 512 tokens")
 
@@ -238,6 +243,17 @@ def step_count(recipe: Recipe, rows: int) -> int:
     return recipe.max_steps or int(np.ceil(recipe.epochs * np.ceil(rows / recipe.batch_size / world)))
 
 # %% ../nbs/03d_training_job.ipynb #6c05ef47
+def _looks(recipe: Recipe, steps: int) -> dict:
+    "Say when the Trainer saves and when it looks at validation."
+    if recipe.early_stopping:
+        every = max(1, int(steps / max(recipe.epochs, 1) / recipe.looks))
+        looks = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
+        return looks | {"save_strategy": "steps", "save_steps": every, "metric_for_best_model": "macro_f1"}
+    if recipe.checkpoints:
+        return {"save_strategy": "steps", "save_steps": max(1, steps // 10)}
+    return {"save_strategy": "no"}
+
+
 def training_arguments(
     recipe: Recipe,
     rows: int,  # of the training sample
@@ -254,12 +270,11 @@ def training_arguments(
         per_device_eval_batch_size=32,
         max_steps=steps,
         learning_rate=recipe.learning_rate,
-        warmup_steps=int(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
         label_smoothing_factor=recipe.label_smoothing,
         train_sampling_strategy="group_by_length",
-        save_strategy="epoch" if recipe.checkpoints else "no",
         save_total_limit=1,
+        **_looks(recipe, steps),
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -270,27 +285,89 @@ def training_arguments(
         seed=recipe.seed,
     )
 
+# %% ../nbs/03d_training_job.ipynb #d4493c15
+def rate_at(
+    done: float,  # share of the training that is done, 0 to 1
+    warmup: float,  # share in which the rate rises
+) -> float:  # of the highest rate, 0 to 1
+    "Return the learning rate: a rise and a fall, both in a line."
+    rise = done / warmup if warmup else 1.0
+    return max(0.0, min(rise, (1 - done) / (1 - warmup), 1.0))
+
+
+def layer_groups(
+    model,
+    recipe: Recipe,
+) -> list[dict]:  # parameter groups of an optimizer
+    "Give each layer its learning rate: the further from the head, the lower; no decay of biases and norms."
+    layers, groups = model.config.num_hidden_layers, {}
+    for name, weights in model.named_parameters():
+        if weights.requires_grad:
+            layer = int(name.split("transformer.layer.")[1].split(".")[0]) if "transformer.layer." in name else None
+            depth = layers + 1 if "embeddings" in name else 0 if layer is None else layers - layer
+            decay = recipe.weight_decay if weights.ndim > 1 else 0.0
+            groups.setdefault((depth, decay), []).append(weights)
+    rate = recipe.learning_rate
+    return [{"params": p, "lr": rate * recipe.layer_decay**n, "weight_decay": d} for (n, d), p in groups.items()]
+
 # %% ../nbs/03d_training_job.ipynb #609c42ff
+def make_trainer(recipe: Recipe, **options):
+    "Make the Trainer: its optimizer knows the layers, and its learning rate the clock."
+    import torch
+    from transformers import PrinterCallback, Trainer
+
+    class Paced(Trainer):
+        def create_optimizer(self, *_):
+            self.optimizer = torch.optim.AdamW(layer_groups(self.model, recipe), fused=False)
+            return self.optimizer
+
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            began = time.monotonic()
+
+            def rate(step: int) -> float:
+                clock = (time.monotonic() - began) / recipe.time_budget if recipe.time_budget else 0.0
+                return rate_at(min(1.0, max(step / num_training_steps, clock)), recipe.warmup)
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
+            return self.lr_scheduler
+
+    trainer = Paced(**options)
+    trainer.remove_callback(PrinterCallback)  # it would print each log as a dictionary
+    return trainer
+
+# %% ../nbs/03d_training_job.ipynb #306d9a9d
+def _macro_f1(predicted) -> dict[str, float]:
+    "Score a look at validation."
+    return {"macro_f1": scores(predicted.label_ids, predicted.predictions.argmax(-1))["macro_f1"]}
+
+
 def fit(
     model,
     tokenizer,
     train: list[dict],  # from `encode`
     recipe: Recipe,
     checkpoints: Path,
+    validation: list[dict] | None = None,  # from `encode`; needed to stop early
 ):  # the Trainer, done
-    "Train a model; go on from the last checkpoint if there is one."
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+    "Train a model; go on from the last checkpoint if there is one. Raises ValueError if it cannot stop early."
+    from transformers import DataCollatorWithPadding, EarlyStoppingCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    trainer = Trainer(
+    if recipe.early_stopping and not validation:
+        raise ValueError("early_stopping needs the channel `validation`")
+    callbacks = [progress_callback(recipe)]
+    callbacks += [EarlyStoppingCallback(recipe.early_stopping)] if recipe.early_stopping else []
+    trainer = make_trainer(
+        recipe,
         model=model,
         args=training_arguments(recipe, len(train), checkpoints),
         train_dataset=train,
+        eval_dataset=validation,
+        compute_metrics=_macro_f1 if recipe.early_stopping else None,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        callbacks=[progress_callback(recipe)],
+        callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)  # it would print each log as a dictionary
     last = get_last_checkpoint(str(checkpoints)) if recipe.checkpoints and Path(checkpoints).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     return trainer
@@ -460,14 +537,15 @@ def device_name() -> str:
     return f"{torch.get_num_threads()} {platform.machine()} cores" + (" with bf16" if has_bf16() else "")
 
 # %% ../nbs/03d_training_job.ipynb #5d969dc6
-def load_reviews(places: Places) -> dict[str, pd.DataFrame]:  # train and test
+def load_reviews(places: Places) -> dict[str, pd.DataFrame]:  # train, validation (empty without that channel) and test
     "Read what is needed of the channels, and check it. Raises UnusableData."
     train = read_reviews(places.train)
     check_sample(train)
     test = read_reviews(places.test or places.validation)
     if not len(test):
         raise UnusableData("the test sample is empty: a model that nobody has measured is not released")
-    return {"train": train, "test": test}
+    validation = read_reviews(places.validation) if places.validation else test.head(0)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def base_model_of(recipe: Recipe, places: Places) -> str:  # hub id or folder
@@ -485,6 +563,7 @@ class Trained:
     tokenizer: object
     predictions: pd.DataFrame  # of the test sample
     train: pd.DataFrame
+    validation: pd.DataFrame
 
 
 def train_model(recipe: Recipe, places: Places, watch: Stopwatch) -> Trained:
@@ -498,12 +577,13 @@ def train_model(recipe: Recipe, places: Places, watch: Stopwatch) -> Trained:
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = load_model(source, recipe)
     watch.lap("loading")
-    trainer = fit(model, tokenizer, encode(tokenizer, reviews["train"], recipe.max_length), recipe, places.checkpoints)
+    train, validation = (encode(tokenizer, reviews[side], recipe.max_length) for side in ("train", "validation"))
+    trainer = fit(model, tokenizer, train, recipe, places.checkpoints, validation)
     watch.lap("training")
     predictions = predict(trainer, tokenizer, reviews["test"])
     watch.lap("evaluation")
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without its 16-bit forward
-    return Trained(model, tokenizer, predictions, reviews["train"])
+    return Trained(model, tokenizer, predictions, reviews["train"], reviews["validation"])
 
 # %% ../nbs/03d_training_job.ipynb #b056528b
 def describe(done: Trained, recipe: Recipe) -> dict:  # the part of metrics.json that is known before the export

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,17 +38,21 @@ def source(tmp_path_factory) -> Path:
     return training_source(ROOT / "infra_scripts/train.py", tmp_path_factory.mktemp("source"))
 
 
-def run_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> subprocess.CompletedProcess:
-    "Run train.py as SageMaker does, with `root` for /opt/ml."
+def prepare_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> dict:
+    "Lay out what SageMaker gives a job, with `root` for /opt/ml; return how to start it."
     env = {"SM_CHANNEL_BASE": base, "SM_MODEL_DIR": root / "model", "SM_OUTPUT_DATA_DIR": root / "output/data"}
-    for name, rows in {"train": train, "test": reviews(12)}.items():
+    for name, rows in {"train": train, "validation": reviews(12), "test": reviews(12)}.items():
         env[f"SM_CHANNEL_{name.upper()}"] = folder = root / "input/data" / name
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         rows.to_parquet(folder / f"{name}.parquet")
     env = {k: v for k, v in os.environ.items() if not k.startswith("SM_")} | {k: str(v) for k, v in env.items()}
     env["SM_HPS"] = json.dumps({"epochs": "1"})
-    command = [sys.executable, "train.py", *arguments]
-    return subprocess.run(command, cwd=source, env=env, capture_output=True, text=True, timeout=300)
+    return {"args": [sys.executable, "train.py", *arguments], "cwd": source, "env": env, "text": True}
+
+
+def run_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> subprocess.CompletedProcess:
+    "Run train.py as SageMaker does."
+    return subprocess.run(**prepare_job(source, root, base, train, *arguments), capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,54 @@ def test_bad_input_leaves_a_clear_reason(source, base, tmp_path, train, argument
     assert done.returncode == 1 and not (tmp_path / "model").exists()
     failure = (tmp_path / "output/failure").read_text()
     assert reason in failure and "Traceback" not in failure
+
+
+def steps_told(printed: str) -> list[int]:
+    "Read the numbers of the steps that a job told."
+    return [int(step) for step in re.findall(r"step=(\d+)/", printed)]
+
+
+def test_a_killed_job_goes_on_where_it_was(source, base, tmp_path):
+    job = prepare_job(
+        source, tmp_path, base, reviews(64), "--max_steps", "40", "--max-length", "32", "--checkpoints", "1"
+    )
+    with subprocess.Popen(**job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        for line in process.stdout:
+            if any(step >= 12 for step in steps_told(line)):
+                process.kill()  # as spare capacity goes: without a word
+                break
+    assert not (tmp_path / "model/model.onnx").exists()
+    done = subprocess.run(**job, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = steps_told(done.stdout)
+    assert told[0] > 4 and told[-1] == 40 and (tmp_path / "model/model.onnx").is_file()
+
+
+def test_training_stops_when_validation_gets_no_better(source, base, tmp_path):
+    arguments = (
+        "--epochs",
+        "30",
+        "--max-length",
+        "32",
+        "--early_stopping",
+        "2",
+        "--looks",
+        "2",
+        "--learning_rate",
+        "1e-9",
+    )
+    done = run_job(source, tmp_path, base, reviews(64), *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert steps_told(done.stdout)[-1] < 20, (
+        "nothing is learnt at such a rate, so the third look of 120 steps is the last"
+    )
+
+
+def test_a_budget_of_time_ends_in_a_finished_model(source, base, tmp_path):
+    arguments = ("--epochs", "1000", "--max-length", "32", "--time_budget", "3")
+    done = run_job(source, tmp_path, base, reviews(64), *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "time budget of 3s is used up" in done.stdout and (tmp_path / "model/model.onnx").is_file()
 
 
 def test_source_needs_nothing_else(source):
