@@ -2,7 +2,7 @@
 
 ours       sentiment_engine.serving with the artifact's model in 8 bits, as it is deployed
 ours-fp32  the same in 32 bits
-stock      what Hugging Face's toolkit does: a transformers pipeline (torch, 32 bits), behind the same web server as ours
+stock      what Hugging Face's toolkit does: a transformers pipeline (torch, 32 bits), behind the web server of ours
 litserve   the same pipeline behind LitServe, with its batching
 bentoml    the same pipeline behind BentoML, with its adaptive batching
 
@@ -33,7 +33,20 @@ import psutil
 from tokenizers import Tokenizer
 
 from benchmarks.load import ask, drive, request_bytes
-from benchmarks.report import CACHE, ROOT, Goal, busy, goal_line, judge, machine, medians, pyplot, save, table, write_json
+from benchmarks.report import (
+    CACHE,
+    ROOT,
+    Goal,
+    busy,
+    goal_line,
+    judge,
+    machine,
+    medians,
+    pyplot,
+    save,
+    table,
+    write_json,
+)
 from sentiment_engine.reviews import LABELS, generate_reviews, parse_review, read_reviews, review_text
 
 RESULT = ROOT / "benchmarks/results/inference.json"
@@ -50,7 +63,10 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "uvicorn")
 def goals(latency: tuple, many: float, listed: float, start: float, seconds: float, memory: float) -> list[Goal]:
     "List what is promised of one model, against the stock server."
     return [
-        *(Goal(f"p50 of {n} tokens, one client", f"p50 {n}", "faster", x) for n, x in zip(TOKENS, latency, strict=True)),
+        *(
+            Goal(f"p50 of {n} tokens, one client", f"p50 {n}", "faster", x)
+            for n, x in zip(TOKENS, latency, strict=True)
+        ),
         Goal("texts/s, 16 clients", "texts/s 16", "more", many),
         Goal("texts/s of a list, against the best batch size", "list", "more", listed),
         Goal("cold start against stock", "cold start", "faster", start),
@@ -166,16 +182,20 @@ def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
 # ---- the texts
 
 
-def load_texts(
+def load_raw(
     data: Path | None,  # a folder of reviews; None: made-up ones
-    count: int = 4_000,
-) -> list[str]:
-    "Return reviews in random order."
-    found = read_reviews(data) if data else (parse_review(line) for _, line in generate_reviews(count, seed=1))
-    texts = (review_text(r.get("title"), r["text"]) for r in islice(found, 10 * count) if r)
-    texts = [text for text in texts if text.strip()]
-    random.Random(1).shuffle(texts)
-    return texts[:count]
+    count: int,
+) -> list[dict]:
+    "Return up to `count` reviews that have a text, in random order; of a folder, out of its first 200,000."
+    made = (parse_review(line) for _, line in generate_reviews(2 * count, seed=1))
+    found = [r for r in (islice(read_reviews(data), 200_000) if data else made) if r and isinstance(r["text"], str)]
+    return random.Random(1).sample(found, min(count, len(found)))
+
+
+def load_texts(data: Path | None, count: int = 4_000) -> list[str]:
+    "Return what the model reads of reviews in random order."
+    texts = (review_text(r.get("title"), r["text"]) for r in load_raw(data, count))
+    return [text for text in texts if text.strip()]
 
 
 def cut_texts(tokenizer: Tokenizer, reviews: list[str], tokens: int, count: int) -> list[str]:
@@ -348,6 +368,7 @@ def started(way: Way, model: Model) -> Server:
     port, text = free_port(), model.texts[TOKENS[0]][0]
     env = {"MODEL_DIR": str(model.folder / "stock"), "BENTOML_HOME": str(CACHE / "bentoml"), "PYTHONPATH": str(ROOT)}
     env |= {"BENTOML_DO_NOT_TRACK": "True", "HF_HUB_OFFLINE": "1"}
+    env["OMP_WAIT_POLICY"] = "PASSIVE"  # torch's threads sleep while they wait, and leave the cores to the web server
     log = CACHE / f"logs/{model.name}-{way.name}.log"
     return Server(way.command(model.folder, port), one(way, text), log, env, port)
 
@@ -374,7 +395,15 @@ class Plan:
     best: dict[str, int] = field(default_factory=dict)  # model: the best batch size of the pipeline
 
 
-QUICK = {"rounds": 1, "requests": 8, "seconds": 0.5, "clients": (1, 16), "list_length": 96, "tried": 48, "sizes": (1, 16)}
+QUICK = {
+    "rounds": 1,
+    "requests": 8,
+    "seconds": 0.5,
+    "clients": (1, 16),
+    "list_length": 96,
+    "tried": 48,
+    "sizes": (1, 16),
+}
 
 
 def measure_latency(server: Server, way: Way, texts: list[str], tokens: int) -> Iterator[tuple[str, float]]:
@@ -399,7 +428,7 @@ def seconds_of_list(server: Server, texts: list[str], **more) -> float:
     "Classify a list in one request."
     load = drive(server.port, [request_bytes(texts, **more)])
     if load.failures:
-        raise ServerError(f"a list of {len(texts)} texts was answered with status {[*load.failures][0]}")
+        raise ServerError(f"a list of {len(texts)} texts was answered with status {next(iter(load.failures))}")
     return load.latencies[0]
 
 
@@ -435,9 +464,7 @@ def visit(way: Way, model: Model, plan: Plan, rng: random.Random) -> tuple[dict[
         labels = labels_of(server, way, mixed(model.texts, 30))  # which also warms it up
         for clients in plan.clients[-1:]:
             drive(server.port, [one(way, text) for text in mixed(model.texts, 30)], clients, 0.2)
-        cases = [
-            lambda n=n: measure_latency(server, way, rng.sample(model.texts[n], plan.requests), n) for n in TOKENS
-        ]
+        cases = [lambda n=n: measure_latency(server, way, rng.sample(model.texts[n], plan.requests), n) for n in TOKENS]
         both = mixed(model.texts, 3 * POOL)
         cases += [lambda c=c: measure_throughput(server, way, both, c, plan.seconds) for c in plan.clients]
         cases += [lambda: measure_list(server, way, model, plan)] if way.lists else []
@@ -569,7 +596,11 @@ def plot(found: dict[str, dict[str, dict]], path: Path):
         for ax in row:
             ax.spines[["top", "right"]].set_visible(False)
             ax.margins(x=0.15, y=0.12)
-    handles = [plt.Line2D([], [], marker="o", color=COLOURS[w], label=w) for w in COLOURS if any(w in f for f in found.values())]
+    handles = [
+        plt.Line2D([], [], marker="o", color=COLOURS[w], label=w)
+        for w in COLOURS
+        if any(w in f for f in found.values())
+    ]
     fig.legend(handles=handles, loc="upper center", ncols=len(handles), frameon=False, bbox_to_anchor=(0.5, 1.0))
     fig.tight_layout(rect=(0, 0, 1, 0.94))
     save(fig, path)
@@ -578,7 +609,9 @@ def plot(found: dict[str, dict[str, dict]], path: Path):
 def _draw_way(row, way: str, measures: dict):
     style = {"marker": "o", "color": COLOURS[way]}
     row[0].plot(TOKENS, [measures[f"p50 {n}"] for n in TOKENS], **style)
-    row[1].plot(*zip(*((c, measures[f"texts/s {c}"]) for c in CLIENTS if f"texts/s {c}" in measures), strict=True), **style)
+    row[1].plot(
+        *zip(*((c, measures[f"texts/s {c}"]) for c in CLIENTS if f"texts/s {c}" in measures), strict=True), **style
+    )
     row[2].plot(measures["cold start"], measures["rss"], **style)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of inference and training share: medians, goals, the machine they ran on, the look of pictures."""
+"""What the benchmarks of inference and training share: medians, goals, the machine, the look of pictures."""
 
 import json
 import os
@@ -62,7 +62,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [[*row[:1], *row[1:]] for row in [head, *rows]]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in lines
     )
 

@@ -1,4 +1,4 @@
-"""What Hugging Face's inference toolkit does, as the handlers of an artifact: a transformers pipeline, a request at a time.
+"""What Hugging Face's inference toolkit does, as handlers of an artifact: a transformers pipeline, a request at a time.
 
 Copied into an artifact as code/inference.py, it is served by the same web server as ours.
 """
