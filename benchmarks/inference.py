@@ -158,9 +158,11 @@ def _key(artifact: Path | None) -> str:
 def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
     "Build a model once, with today's serving code, and cut the texts to it."
     from safetensors import safe_open
+    from transformers.utils.logging import disable_progress_bar
 
     from sentiment_engine.artifact import add_inference_code
 
+    disable_progress_bar()
     folder = CACHE / f"{name}-{_key(artifact)}"
     if not folder.exists():
         print(f"Building {name}", flush=True)
@@ -273,7 +275,7 @@ def install(requirements: Path) -> str:
     "Make an environment that sees this one's packages after its own, once. Return why that failed, or nothing."
     python = interpreter(requirements)
     folder = python.parent.parent
-    if python.exists():
+    if (folder / "installed").exists():
         return ""
     print(f"Installing {requirements.stem.removeprefix('requirements-')} into {folder.relative_to(ROOT)}", flush=True)
     try:
@@ -282,6 +284,7 @@ def install(requirements: Path) -> str:
             (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
         pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(requirements)]
         subprocess.run(pip, check=True, capture_output=True, text=True, timeout=600)
+        (folder / "installed").touch()
         return ""
     except (subprocess.SubprocessError, OSError) as e:
         shutil.rmtree(folder, ignore_errors=True)
@@ -588,22 +591,21 @@ def plot(found: dict[str, dict[str, dict]], path: Path):
     for row, (model, ways) in zip(grid, found.items(), strict=True):
         for way, m in ways.items():
             _draw_way(row, way, m)
-        row[0].set(xlabel="tokens of a text", ylabel=f"{model}\n\np50, ms (one client)", yscale="log")
-        row[1].set(xlabel="clients", ylabel="texts a second", xscale="log", ylim=(0, None))
-        row[1].set_xticks(CLIENTS, map(str, CLIENTS))
-        row[1].minorticks_off()
-        row[2].set(xlabel="cold start, s", ylabel="memory, MB", xscale="log", yscale="log")
         for ax in row:
             ax.spines[["top", "right"]].set_visible(False)
             ax.margins(x=0.15, y=0.12)
+        row[0].set(xlabel="tokens of a text", ylabel=f"{model}\n\np50, ms (one client)", ylim=(0, None))
+        row[1].set(xlabel="clients", ylabel="texts a second", xscale="log", ylim=(0, None))
+        row[1].set_xticks(CLIENTS, map(str, CLIENTS))
+        row[1].minorticks_off()
+        row[2].set(xlabel="cold start, s", ylabel="memory, MB", xlim=(0, None), ylim=(0, None))
     handles = [
         plt.Line2D([], [], marker="o", color=COLOURS[w], label=w)
         for w in COLOURS
         if any(w in f for f in found.values())
     ]
     fig.legend(handles=handles, loc="upper center", ncols=len(handles), frameon=False, bbox_to_anchor=(0.5, 1.0))
-    fig.tight_layout(rect=(0, 0, 1, 0.94))
-    save(fig, path)
+    save(fig, path, head=0.3 / fig.get_figheight())
 
 
 def _draw_way(row, way: str, measures: dict):

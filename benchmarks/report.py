@@ -120,8 +120,12 @@ def pyplot():
     return plt
 
 
-def save(figure, path: Path):
+def save(
+    figure,
+    path: Path,
+    head: float = 0.0,  # share of the height that is kept for a legend
+):
     "Write a figure without a background and without a date."
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - head))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, transparent=True, metadata={"Date": None})
