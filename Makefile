@@ -16,7 +16,7 @@ OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATE
 	bench-etl bench-inference bench-training check notebooks book docs screenshots teardown clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 $(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name yours with make PYTHON=/path/to/python"; exit 1; }
