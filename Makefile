@@ -12,10 +12,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test bench-etl check notebooks book docs screenshots teardown clean
+.PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test \
+	bench-etl bench-inference bench-training check notebooks book docs screenshots teardown clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 $(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name yours with make PYTHON=/path/to/python"; exit 1; }
@@ -67,6 +68,14 @@ mutants: install ## break the lifecycle on purpose, once a promise: the model-ba
 
 bench-etl: install ## clean up to 3 million reviews in five ways and compare (half an hour; DATA=folder SIZES="n n")
 	@$(PY) benchmarks/etl.py $(if $(DATA),--data "$(DATA)") $(if $(SIZES),--sizes $(SIZES))
+
+bench-inference: install ## serve one model in five ways and compare (an hour; DATA=folder ARTIFACT=folder QUICK=1)
+	@$(PY) -m benchmarks.inference $(if $(QUICK),--quick) \
+		$(if $(DATA),--data "$(DATA)") $(if $(ARTIFACT),--artifact "$(ARTIFACT)")
+
+bench-training: install ## train by our recipe and the original (half an hour; DATA=folder ACCURACY=1 QUICK=1)
+	@$(PY) -m benchmarks.training $(if $(QUICK),--quick) \
+		$(if $(DATA),--data "$(DATA)") $(if $(ACCURACY),--accuracy)
 
 check: install ## lint, and nothing generated may differ from its source
 	@$(PY) infra_scripts/check_generated.py

@@ -1,0 +1,131 @@
+"""What the benchmarks of inference and training share: medians, goals, the machine, the look of pictures."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".bench"  # git does not see it
+GREY = "#808893"  # readable on white and on black
+
+
+def medians(rounds: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    "Return the median of each measure over the rounds that have it."
+    values: dict[str, list[float]] = {}
+    for measured in rounds:
+        for name, value in measured.items():
+            values.setdefault(name, []).append(value)
+    return {name: median(found) for name, found in values.items()}
+
+
+@dataclass(frozen=True)
+class Goal:
+    "What is promised of one measure."
+
+    what: str
+    measure: str
+    kind: str  # "faster": base / ours; "more": ours / base; "share": ours / base, at most; "at most": ours itself
+    aim: float
+
+
+def judge(goal: Goal, ours: Mapping[str, float], base: Mapping[str, float]) -> dict | None:
+    "Compare a goal with what was found; None if it was not measured."
+    mine, other = ours.get(goal.measure), base.get(goal.measure)
+    if mine is None or (other is None and goal.kind != "at most"):
+        return None
+    found = {"faster": lambda: other / mine, "more": lambda: mine / other, "share": lambda: mine / other}.get(
+        goal.kind, lambda: mine
+    )()
+    met = found <= goal.aim if goal.kind in ("share", "at most") else found >= goal.aim
+    return {"what": goal.what, "kind": goal.kind, "aim": goal.aim, "found": found, "met": bool(met)}
+
+
+def goal_line(judged: dict) -> str:
+    "Write a judged goal for people."
+    number = {"share": "{:.0%}", "at most": "{:.2f} s"}.get(judged["kind"], "{:.1f} x").format
+    sign = "at most" if judged["kind"] in ("share", "at most") else "at least"
+    met = "met" if judged["met"] else "NOT MET"
+    return f"{judged['what']:<46} {number(judged['found']):>8}  {sign + ' ' + number(judged['aim']):<16} {met}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    "Write rows beneath a head, the first column to the left, the others to the right."
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [[*row[:1], *row[1:]] for row in [head, *rows]]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in lines
+    )
+
+
+def _cpu() -> str:
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", path.read_text(errors="replace"), re.M) if path.exists() else None
+    return found[1].strip() if found else platform.processor()
+
+
+def machine(packages: Iterable[str]) -> dict:
+    "Describe where and when a benchmark runs, and how busy the machine is before it begins."
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_before": round(os.getloadavg()[0], 2),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": versions,
+    }
+
+
+def busy(described: dict) -> str:
+    "Say so if other programs were at work before the benchmark began."
+    if described["load_before"] < 0.3 * described["cores"]:
+        return ""
+    return f"The machine was busy before this began (load {described['load_before']}): the figures are not to be kept."
+
+
+def write_json(result: dict, path: Path):
+    "Write a result, floats to five digits."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.5g}"))
+    path.write_text(json.dumps(short, indent=1) + "\n")
+
+
+def pyplot():
+    "Return matplotlib's pyplot, set to draw what is readable on white and on black."
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"text.color": GREY, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY}
+    plt.rcParams |= {"axes.edgecolor": GREY, "axes.titlecolor": GREY, "svg.hashsalt": "bench"}
+    return plt
+
+
+def save(
+    figure,
+    path: Path,
+    head: float = 0.0,  # share of the height that is kept for a legend
+):
+    "Write a figure without a background and without a date."
+    figure.tight_layout(rect=(0, 0, 1, 1 - head))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
