@@ -312,7 +312,7 @@ def _model_refused(engine: Engine, row: Row, e: ClientError) -> ApiError:
     return ApiError(502, "model_error", "The model could not be asked. Try again.")
 
 # %% ../nbs/05d_api.ipynb #7c8d1fe9
-_UNTOLD = {"sure": None, "windows": 1}  # by models that were packed before these were known
+_UNTOLD = {"sure": None, "tokens": None, "windows": 1}  # by models that were packed before these were known
 
 
 def _predictions(raw: bytes) -> list[dict]:
@@ -325,6 +325,14 @@ def _predictions(raw: bytes) -> list[dict]:
         logger.error("the endpoint's answer is not a list", start=str(raw[:200]))
         raise ApiError(502, "model_error", "The model gave no usable answer. Try again.")
     return [_UNTOLD | each for each in predictions]
+
+
+def _with_words(predictions: list[dict], texts: list[str]) -> list[dict]:
+    "Put the words into explanations, which name places only: the endpoint's answers may be kept, texts may not."
+    for prediction, text in zip(predictions, texts, strict=False):
+        for word in prediction.get("explanation", ()):
+            word["text"] = text[word["start"] : word["end"]]
+    return predictions
 
 # %% ../nbs/05d_api.ipynb #334292dc
 def _ask(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[dict]:
@@ -353,7 +361,7 @@ def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     explain = explain_of(body, len(texts))
     row = _in_service(engine, at_least=min(60, settings.idle_minutes * 60 / 4))
     begun = time.perf_counter()
-    predictions = _ask(engine, row, texts, explain)
+    predictions = _with_words(_ask(engine, row, texts, explain), texts)
     took = round((time.perf_counter() - begun) * 1000)
     emit(settings.prefix, Predictions=len(texts), PredictionMilliseconds=took)
     version = {"predictions": predictions, "latencyMs": took, "modelVersion": row.modelVersion or None}

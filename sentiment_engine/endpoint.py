@@ -233,8 +233,13 @@ class Prediction:
 
     label: str  # NEGATIVE or POSITIVE
     score: float  # the share of `label`, 0 to 1
-    scores: dict[str, float]  # the share of every label
+    scores: dict[str, float]  # the share of every label, calibrated if the artifact is
     truncated: bool  # whether only the beginning was read
+    sure: bool | None = None  # whether the score is high enough to rely on; None: not calibrated
+    tokens: int | None = None  # that were read
+    windows: int = 1  # in which it was read
+    parts: list[dict] | None = None  # of several windows: start, end, weight and scores of each
+    explanation: list[dict] | None = None  # if asked for: start, end and influence of each word
 
 
 class PredictionFailed(RuntimeError):

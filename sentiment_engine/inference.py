@@ -423,8 +423,8 @@ def _calibration(
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} must be a number, not {value!r}")
-    if found["temperature"] <= 0 or not 0.5 <= found["sure_from"] <= 1:
-        raise ValueError(f"temperature must be above 0 and sure_from within 0.5 and 1, not {found}")
+    if found["temperature"] <= 0 or not 0.5 <= found["sure_from"] <= 1.001:  # above 1: nothing is sure enough
+        raise ValueError(f"temperature must be above 0 and sure_from within 0.5 and 1.001, not {found}")
     return {name: float(value) for name, value in found.items()}
 
 # %% ../nbs/04a_inference.ipynb #57db5e67
@@ -454,6 +454,7 @@ class Reading:
 
     windows: list[list[int]]  # token ids of each
     weights: list[float]  # of each; they add up to 1
+    tokens: int  # read of the review, each once
     encodings: list[Encoding]  # of each; with offsets if there are several, or if they were asked for
     truncated: bool  # whether the end is not read
 
@@ -471,12 +472,11 @@ def _reading(
     "Choose what is read, and how much each window counts."
     more = encoding.overflowing
     encodings = [encoding, *more[: MAX_WINDOWS - 1]]
-    weights = [1.0]
-    if len(encodings) > 1:
-        new = [len(_content(e)) - (shared if place else 0) for place, e in enumerate(encodings)]
-        weights = [number / sum(new) for number in new]
+    new = [len(e) - sum(e.special_tokens_mask) - (shared if place else 0) for place, e in enumerate(encodings)]
+    tokens = max(1, sum(new))  # a review of nothing but what the tokenizer drops has none
+    weights = [number / tokens for number in new] if more else [1.0]
     truncated = truncated or len(more) >= MAX_WINDOWS
-    return Reading([e.ids for e in encodings], weights, encodings, truncated)
+    return Reading([e.ids for e in encodings], weights, tokens, encodings, truncated)
 
 # %% ../nbs/04a_inference.ipynb #21a1abab
 def _readings(
@@ -542,7 +542,7 @@ def _answer(
     label = max(scores, key=scores.__getitem__)
     sure = None if model.sure_from is None else scores[label] >= model.sure_from
     answer = {"label": label, "score": scores[label], "scores": scores, "sure": sure}
-    answer |= {"truncated": reading.truncated, "windows": len(reading.windows)}
+    answer |= {"tokens": reading.tokens, "truncated": reading.truncated, "windows": len(reading.windows)}
     return answer | ({"parts": _parts(model.labels, reading, shares)} if len(shares) > 1 else {})
 
 # %% ../nbs/04a_inference.ipynb #ece6d81e
@@ -594,7 +594,6 @@ def _hidden(
 # %% ../nbs/04a_inference.ipynb #06b0c961
 def _influences(
     model: Classifier,
-    text: str,
     reading: Reading,
     shares: np.ndarray,  # (windows, labels), nothing hidden
     hidden: Sequence[tuple[Hidden, np.ndarray]],  # with the shares of what is left
@@ -605,10 +604,7 @@ def _influences(
     for one, left in hidden:
         fall = reading.weights[one.window] * float(shares[one.window][column] - left[column])
         falls[one.span] = falls.get(one.span, 0.0) + fall
-    return [
-        {"text": text[start:end], "start": start, "end": end, "influence": round(fall, 6)}
-        for (start, end), fall in falls.items()
-    ]
+    return [{"start": start, "end": end, "influence": round(fall, 6)} for (start, end), fall in falls.items()]
 
 # %% ../nbs/04a_inference.ipynb #43a0b2dd
 def _hidden_of_all(texts: Sequence[str], readings: Sequence[Reading]) -> list[list[Hidden]]:  # of each review
@@ -633,14 +629,14 @@ def _predict(
     answers = [_answer(model, reading, rows) for reading, rows in zip(readings, own, strict=True)]
     for place, answer in enumerate(answers if explain else []):
         left = list(zip(hidden[place], shares, strict=False))
-        answer["explanation"] = _influences(model, texts[place], readings[place], own[place], left)
+        answer["explanation"] = _influences(model, readings[place], own[place], left)
     return answers
 
 # %% ../nbs/04a_inference.ipynb #66dcad93
 def predict_fn(
     data: Sequence[str],  # reviews, as `input_fn` returns them
     model: Classifier,
-) -> list[dict]:  # label, score, scores, sure, truncated, windows … for each review, in the same order
+) -> list[dict]:  # label, score, scores, sure, tokens, truncated, windows … for each review, in the same order
     "Classify reviews. Any number of threads may do so at the same time."
     explain, begun = getattr(data, "explain", False), time.perf_counter()
     try:

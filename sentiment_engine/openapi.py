@@ -218,6 +218,7 @@ def _prediction() -> dict:
         "score": _SHARE | {"description": "Of this label."},
         "scores": _SCORES,
         "sure": _or_null("boolean", "Whether the score is high enough to rely on; null: not measured."),
+        "tokens": _or_null("integer", "That were read of the text; null: not counted."),
         "truncated": {"type": "boolean", "description": "The end of the text was not read."},
         "windows": {"type": "integer", "minimum": 1, "description": "In how many parts the text was read."},
     }

@@ -117,7 +117,7 @@ class SageMaker:
         self.calls = []
         self.answer = [
             {"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}}
-            | {"sure": True, "truncated": False, "windows": 1}
+            | {"sure": True, "tokens": 5, "truncated": False, "windows": 1}
         ]
 
     def __getattr__(self, operation):
@@ -191,7 +191,7 @@ class SageMaker:
             raise aws_error("ValidationError", f"Endpoint {EndpointName} of account 1 not found.")
         request = json.loads(Body)
         count = len(request["inputs"]) if isinstance(request["inputs"], list) else 1
-        why = {"explanation": [{"text": "Great", "start": 0, "end": 5, "influence": 0.4}]}
+        why = {"explanation": [{"start": 0, "end": 5, "influence": 0.4}]}
         told = [one | why if request.get("explain") else one for one in self.answer]
         return {"Body": io.BytesIO(json.dumps(told * count).encode())}
 
