@@ -117,6 +117,25 @@ def test_plain_transformers_loads_the_artifact(trained):
     assert abs(float(shares[1]) - served["POSITIVE"]) < 0.05, "rounding to 8 bits moves it a little, no more"
 
 
+def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
+    from sentiment_engine.inference import model_fn, predict_fn
+
+    folder = trained[0] / "model"
+    found = json.loads((folder / "calibration.json").read_text())
+    assert found["rows"] == 12 and not found["reached"], "twelve answers prove nothing, however right"
+    assert json.loads((folder / "metrics.json").read_text())["calibration"] == found
+    assert "no answer is called sure" in (folder / "README.md").read_text()
+    assert predict_fn([KIND[0]], model_fn(folder))[0]["sure"] is False
+
+
+def test_without_validation_nothing_claims_to_be_calibrated(tmp_path, source, base):
+    job = prepare_job(source, tmp_path, base, reviews(32), "--max_steps", "1", "--max-length", "16")
+    del job["env"]["SM_CHANNEL_VALIDATION"]
+    assert subprocess.run(**job, timeout=300).returncode == 0
+    assert not (tmp_path / "model/calibration.json").exists()
+    assert "no validation reviews to calibrate on" in (tmp_path / "model/README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("train", "arguments", "reason"),
     [
