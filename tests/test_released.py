@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sentiment_engine.artifact import preflight
-from sentiment_engine.behaviour import score_suite
+from sentiment_engine.behaviour import score_suite, served
 from sentiment_engine.released import check_sums, pack_released, released_folder
 from sentiment_engine.reviews import read_reviews, write_reviews
 
