@@ -160,7 +160,8 @@ def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, mon
         (drivers,) = (c for c in described["InputDataConfig"] if c["ChannelName"] == "sm_drivers")
         bucket, _, prefix = drivers["DataSource"]["S3DataSource"]["S3Uri"].removeprefix("s3://").partition("/")
         keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]]
-        assert any("torchrun_driver" in key for key in keys) is (job is several)
+        (started,) = (s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys if "sm_train.sh" in key)
+        assert (b"torchrun_driver.py" in started) is (job is several)
     spot = found["ml.g5.12xlarge"]
     assert spot["EnableManagedSpotTraining"] and spot["CheckpointConfig"]["S3Uri"] == f"{place}/checkpoints/"
     assert spot["StoppingCondition"] == {"MaxRuntimeInSeconds": 1800, "MaxWaitTimeInSeconds": 3600}
