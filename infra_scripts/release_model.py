@@ -67,7 +67,7 @@ Recipe: {recipe}. Training took {minutes:.0f} minutes on {device}.
 - The held-out texts come from the same collections as the training texts, and the number of epochs and of pieces was
   chosen while looking at them.
 - Sarcasm and comparisons mislead it: see the suite.
-- It was trained on 160 tokens of a text and reads up to 512.
+- It was trained on 160 tokens of a text and reads up to eight windows of 512.
 """
 
 
