@@ -18,6 +18,7 @@ import pandas as pd
 from benchmarks.inference import load_raw
 from benchmarks.report import CACHE, ROOT, busy, in_process, machine, table, write_json
 from benchmarks.training import base_model
+from sentiment_engine.quoting import quoting
 from sentiment_engine.reviews import label_of, review_text
 
 RESULT = ROOT / "benchmarks/results/recipe.json"
@@ -69,9 +70,9 @@ def draw(rows: pd.DataFrame, how: str, count: int) -> pd.DataFrame:
 
 
 def halves(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Split reviews into those to train on and those to test on."
-    cut = len(rows) // 2
-    return rows.iloc[:cut], rows.iloc[cut:]
+    "Split reviews into those to train on and those to test on; what quotes the others is not trained on."
+    train, test = rows.iloc[: len(rows) // 2], rows.iloc[len(rows) // 2 :]
+    return train[~quoting(train["text"], test["text"])], test
 
 
 # ---- one training, in a process of its own

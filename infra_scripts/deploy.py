@@ -34,7 +34,8 @@ RUNS = ROOT / "runs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
 TEACHING = ("01", "02", "03")  # what the released model does without
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
-SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "lambdas/*/*.py", "infra_scripts/*", "website/*")
+SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "sentiment_engine/*.toml", "lambdas/*/*.py", "infra_scripts/*")
+SOURCES += ("website/*", "models/released/*")
 
 # What differs between the targets. The notebooks' own defaults fit one machine.
 TARGET_PARAMETERS = {

@@ -94,13 +94,11 @@ def unpack(
     try:
         with gzip.open(path) as packed, tarfile.open(fileobj=packed) as tar:
             members = tar.getmembers()
-            while packed.read(2**20):  # to the end, where the checksum is, which tarfile does not look at
-                pass
             if refusals := [why for member in members if (why := _refusal(member))]:
                 raise ValueError(f"{Path(path).name} is refused: {'; '.join(refusals[:3])}")
             if (size := sum(member.size for member in members)) > MAX_UNPACKED:
                 raise ValueError(f"{Path(path).name} is refused: it unpacks to {size / 2**30:.0f} GB")
-            while tar.fileobj.read(2**20):
+            while packed.read(2**20):
                 pass  # to the very end, where the checksum is: tar stops before it
             tar.extractall(folder, members, filter="data")
     except (tarfile.TarError, zlib.error, EOFError, OSError) as e:
@@ -252,8 +250,8 @@ def _see_sure(model_dir: Path, answers: list[dict]) -> str:
         )
         return "there is no calibration.json, and no answer claims to be sure"
     bound = _read_json(path)["sure_from"]
-    wrong = [answer["score"] for answer in answers if answer["sure"] is not (answer["score"] >= bound)]
-    _demand(not wrong, f"sure from {bound}, but a score of {wrong[:1]} is called otherwise")
+    wrong = [answer["score"] for answer in answers if answer["sure"] is not False and answer["score"] < bound]
+    _demand(not wrong, f"sure from {bound}, but a score of {wrong[:1]} is called sure")
     return f"answers are called sure from {bound:.2f}"
 
 # %% ../nbs/04b_artifact.ipynb #37320e3a

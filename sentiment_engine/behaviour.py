@@ -129,7 +129,7 @@ def score_suite(
 def served(
     model_dir: Path,  # an unpacked artifact
 ) -> Answers:
-    "Let an artifact answer with the code that serves it. Raises ValueError if it does not load."
+    "Let an artifact answer, by the inference code of this project. Raises ValueError if it does not load."
     from sentiment_engine.inference import model_fn, predict_fn
 
     model = model_fn(model_dir)

@@ -18,7 +18,7 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from .settings import Settings, model_parameter, trial_name
-from .training import LATEST, read_object, sample_key
+from .training import LATEST
 
 # %% ../nbs/04_endpoint_deployment.ipynb #54729a57
 @dataclass(frozen=True)

@@ -245,14 +245,15 @@ def _take(
 
 
 def _next(self: BatchQueue, work: _Work) -> list[tuple[_Work, list[int]]]:  # empty: `work` is to wait
-    "Take a batch if `work` leads and there is one."
+    "Take a batch if `work` leads and still has something to compute."
     with self._lock:
         if work.done:
             return []
-        if work in self._leaders and any(each.batches for each in self._turns):
+        if work in self._leaders and work.batches:
             return self._take(work)
         self._leaders.discard(work)
         work.woken.clear()
+        self._promote()
         return []
 
 
@@ -455,6 +456,7 @@ class Reading:
     windows: list[list[int]]  # token ids of each
     weights: list[float]  # of each; they add up to 1
     tokens: int  # read of the review, each once
+    known: int  # how many of them the model has a piece for
     encodings: list[Encoding]  # of each; with offsets if there are several, or if they were asked for
     truncated: bool  # whether the end is not read
 
@@ -468,15 +470,16 @@ def _reading(
     encoding: Encoding,  # of the first window; it holds the others
     shared: int,  # tokens of a window that the one before has too
     truncated: bool,
+    unknown: int | None,  # id of the token for what the vocabulary does not have
 ) -> Reading:
     "Choose what is read, and how much each window counts."
     more = encoding.overflowing
     encodings = [encoding, *more[: MAX_WINDOWS - 1]]
     new = [len(e) - sum(e.special_tokens_mask) - (shared if place else 0) for place, e in enumerate(encodings)]
-    tokens = max(1, sum(new))  # a review of nothing but what the tokenizer drops has none
+    tokens = sum(new)  # none, if the tokenizer drops every character
     weights = [number / tokens for number in new] if more else [1.0]
-    truncated = truncated or len(more) >= MAX_WINDOWS
-    return Reading([e.ids for e in encodings], weights, tokens, encodings, truncated)
+    truncated, windows = truncated or len(more) >= MAX_WINDOWS, [e.ids for e in encodings]
+    return Reading(windows, weights, tokens, tokens - sum(w.count(unknown) for w in windows), encodings, truncated)
 
 # %% ../nbs/04a_inference.ipynb #21a1abab
 def _readings(
@@ -492,7 +495,8 @@ def _readings(
         for place, e in zip(again, model.tokenizer.encode_batch([cut[place] for place in again]), strict=True):
             encodings[place] = e
     shared = overlap(model.max_tokens)
-    return [_reading(e, shared, len(t) > MAX_CHARACTERS) for e, t in zip(encodings, texts, strict=True)]
+    unknown = model.tokenizer.token_to_id("[UNK]")
+    return [_reading(e, shared, len(t) > MAX_CHARACTERS, unknown) for e, t in zip(encodings, texts, strict=True)]
 
 # %% ../nbs/04a_inference.ipynb #32e0c620
 def softmax(
@@ -515,6 +519,8 @@ def _batch_shares(
         mask[row, : len(tokens)] = 1
     given = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
     logits = model.session.run(None, {i.name: given[i.name] for i in model.session.get_inputs()})[0]
+    if logits.shape != (len(ids), len(model.labels)) or not np.isfinite(logits).all():
+        raise RuntimeError(f"the model gave {logits.shape} logits for {len(ids)} windows, or some that are no numbers")
     model.counters.count(batches=1, windows=len(ids))
     return softmax(logits / model.temperature)
 
@@ -540,7 +546,7 @@ def _answer(
     "Write one answer."
     scores = _scores(model.labels, np.average(shares, axis=0, weights=reading.weights))
     label = max(scores, key=scores.__getitem__)
-    sure = None if model.sure_from is None else scores[label] >= model.sure_from
+    sure = None if model.sure_from is None else scores[label] >= model.sure_from and 2 * reading.known > reading.tokens
     answer = {"label": label, "score": scores[label], "scores": scores, "sure": sure}
     answer |= {"tokens": reading.tokens, "truncated": reading.truncated, "windows": len(reading.windows)}
     return answer | ({"parts": _parts(model.labels, reading, shares)} if len(shares) > 1 else {})
@@ -623,9 +629,9 @@ def _predict(
     "Classify reviews, and say which words the answers hang on if `explain`."
     readings = _readings(model, texts, offsets=explain)
     hidden = _hidden_of_all(texts, readings) if explain else [[] for _ in texts]
-    windows = [window for reading in readings for window in reading.windows]
-    shares = iter(model.queue.run(windows + [one.ids for those in hidden for one in those]))
+    shares = iter(model.queue.run([window for reading in readings for window in reading.windows]))
     own = [np.array(list(islice(shares, len(reading.windows)))) for reading in readings]
+    shares = iter(model.queue.run([one.ids for those in hidden for one in those]))
     answers = [_answer(model, reading, rows) for reading, rows in zip(readings, own, strict=True)]
     for place, answer in enumerate(answers if explain else []):
         left = list(zip(hidden[place], shares, strict=False))

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .artifact import add_inference_code, pack
-from .exploration import QUOTED, quoted_shares, words_of
+from .quoting import QUOTED, quoted_shares, words_of
 from sentiment_engine.reviews import (
     category_of,
     find_files,

@@ -126,7 +126,12 @@ class Predictor:
 def _predict(self: Predictor, body: bytes, content_type: str, accept: str) -> tuple[bytes, str]:  # answer, its type
     "Answer one request. Raises what the handlers raise."
     data = self.handlers.input_fn(body, content_type)
-    answer = self.handlers.output_fn(self.handlers.predict_fn(data, self.model), accept)
+    try:
+        answer = self.handlers.output_fn(self.handlers.predict_fn(data, self.model), accept)
+    except ValueError as e:
+        if hasattr(e, "status"):
+            raise
+        raise RuntimeError(f"{type(e).__name__} after the request was read") from e  # no fault of its sender
     answer, given = answer if isinstance(answer, tuple) else (answer, accept)
     return answer.encode() if isinstance(answer, str) else bytes(answer), given
 
@@ -229,6 +234,8 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
         body = await _body(receive)
         answer, given = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, body, *args)
         return 200, answer, given
+    except ConnectionError:  # whoever asked is gone; nobody reads this
+        return 499, b"", _TYPE
     except Exception as e:
         return *error_answer(e), _TYPE
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'FEWEST', 'EVALUATED_TOKENS', 'INT8_ROWS', 'INT8_LOSS', 'CARD', 'CARD_MAKING', 'Recipe', 'recipe_from',
            'Places', 'places_from', 'UnusableData', 'read_reviews', 'check_sample', 'has_bf16', 'has_fp16', 'encode',
-           'load_model', 'say', 'progress_callback', 'step_count', 'training_arguments', 'rate_at', 'layer_groups',
-           'make_trainer', 'last_checkpoint', 'fit', 'share_positive', 'predict', 'measure', 'save_weights',
-           'choose_onnx', 'calibrate', 'calibration_line', 'model_card', 'Stopwatch', 'device_name', 'load_reviews',
-           'base_model_of', 'Trained', 'train_model', 'describe', 'write_artifact', 'run_job', 'explain', 'main']
+           'load_model', 'first_process', 'Clock', 'say', 'progress_callback', 'step_count', 'training_arguments',
+           'rate_at', 'layer_groups', 'make_trainer', 'last_checkpoint', 'fit', 'share_positive', 'predict', 'measure',
+           'save_weights', 'choose_onnx', 'calibrate', 'calibration_line', 'model_card', 'Stopwatch', 'device_name',
+           'load_reviews', 'base_model_of', 'Trained', 'train_model', 'describe', 'write_artifact', 'run_job',
+           'explain', 'main']
 
 # %% ../nbs/03d_training_job.ipynb #53c13e44
 import json
@@ -209,8 +210,32 @@ def load_model(
     return model
 
 # %% ../nbs/03d_training_job.ipynb #570b8422
+def first_process() -> bool:
+    "Tell whether this is the process that speaks and writes; with torchrun there is one on each GPU."
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+class Clock:
+    "The seconds since it was made, the same in all processes of a training."
+
+    def __init__(self):
+        self.began = time.monotonic()
+
+    def seconds(self) -> float:
+        "Ask the first process, so that no two of them ever decide differently."
+        import torch
+
+        now = torch.tensor(time.monotonic() - self.began, dtype=torch.float64)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            now = now.to("cuda") if torch.distributed.get_backend() == "nccl" else now
+            torch.distributed.broadcast(now, src=0)
+        return float(now)
+
+
 def say(phase: str, **facts):
     "Print one line of progress, such as `[train] step=20/125 loss=0.41`."
+    if not first_process():
+        return
     print(f"[{phase}]", *(f"{name}={value}" for name, value in facts.items()), flush=True)
 
 
@@ -223,10 +248,10 @@ def progress_callback(
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args, state, control, **_):
-            self.began = time.monotonic()
+            self.clock = Clock()
 
         def on_step_end(self, args, state, control, **_):
-            spent, left = time.monotonic() - self.began, state.max_steps - state.global_step
+            spent, left = self.clock.seconds(), state.max_steps - state.global_step
             if state.global_step % max(1, state.max_steps // lines) == 0 or not left:
                 pace = spent / state.global_step
                 say("train", step=f"{state.global_step}/{state.max_steps}", left=f"{pace * left:.0f}s")
@@ -322,11 +347,11 @@ def make_trainer(recipe: Recipe, **options):
             return self.optimizer
 
         def create_scheduler(self, num_training_steps, optimizer=None):
-            began = time.monotonic()
+            clock = Clock()
 
             def rate(step: int) -> float:
-                clock = (time.monotonic() - began) / recipe.time_budget if recipe.time_budget else 0.0
-                return rate_at(min(1.0, max(step / num_training_steps, clock)), recipe.warmup)
+                passed = clock.seconds() / recipe.time_budget if recipe.time_budget else 0.0
+                return rate_at(min(1.0, max(step / num_training_steps, passed)), recipe.warmup)
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
             return self.lr_scheduler
@@ -665,7 +690,7 @@ def run_job(recipe: Recipe, places: Places) -> dict | None:  # metrics.json; Non
     watch = Stopwatch()
     torch.set_flush_denormal(True)
     done = train_model(recipe, places, watch)
-    if int(os.environ.get("RANK", 0)):
+    if not first_process():
         return None
     metrics = write_artifact(done, recipe, places, watch)
     say("done", accuracy=metrics["accuracy"], macro_f1=metrics["macro_f1"], seconds=metrics["seconds"]["total"])

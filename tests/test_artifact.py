@@ -224,7 +224,7 @@ def test_an_answer_that_is_not_as_sure_as_the_calibration_says_is_found(own):
     bold = code.read_text().replace("None if model.sure_from is None", "True if model.sure_from is None")
     code.write_text(bold)
     assert set(failed(own)) == {"calibration"}
-    (own / "calibration.json").write_text('{"temperature": 1, "sure_from": 0.9}')
+    (own / "calibration.json").write_text('{"temperature": 1, "sure_from": 1.0}')
     code.write_text(bold.replace(">= model.sure_from", "< model.sure_from"))
     assert set(failed(own)) == {"calibration"}
 

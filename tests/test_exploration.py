@@ -85,9 +85,8 @@ def test_what_quotes_held_out_reviews_is_not_trained_on(tmp_path, quotes, of, ke
     frame.loc[at["train"], "text"] = [f"{quotes.format(said)} {'i' * i}" for i in range(len(at["train"]))]
     frame.loc[at["test"][0], "text"] = of.format(said)
     samples = draw(stored(frame, tmp_path), 400, 1)
-    assert (1 in set(samples["train"]["stars"])) is (
-        kept or frame.loc[at["test"][0], "review_id"] not in set(samples["test"]["review_id"])
-    )
+    assert frame.loc[at["test"][0], "review_id"] in set(samples["test"]["review_id"])
+    assert (1 in set(samples["train"]["stars"])) is kept
     assert len(samples["train"]) > 250 and list(samples["train"].index) == list(range(len(samples["train"])))
 
 

@@ -264,6 +264,17 @@ def test_an_answer_is_sure_from_the_bound(calibrated):
     assert answer(calibrated('{"temperature": 1, "sure_from": 0.9}'), "good")[0]["sure"] is False
 
 
+def test_nothing_is_sure_about_what_the_vocabulary_does_not_have(calibrated):
+    model = calibrated('{"temperature": 1, "sure_from": 0.5}')
+    texts = ["love", "love zebra", "love zebra zebra", "zebra zebra", "love " * 600 + "zebra " * 700, "\u200b"]
+    assert [a["sure"] for a in answer(model, texts)] == [True, False, False, False, False, False]
+    assert all(a["sure"] is False for a in answer(model, ["\U0001f92e" * 3, "\u8d28\u91cf\u5f88\u5dee"]))
+
+
+def test_tokens_are_counted_once(model):
+    assert [a["tokens"] for a in answer(model, ["love", "love it", "love it " * 400])] == [1, 2, 800]
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", '{"temperature": 1}', '{"sure_from": 0.9}', '{"temperature": 0, "sure_from": 0.9}']
@@ -522,6 +533,46 @@ def test_many_threads_get_their_own_answers(lanes):
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(400)))
     assert timed(queue.run, [[1]])[0] < 1
+
+
+def test_a_short_request_computes_no_batch_of_a_list():
+    "Its windows may be in the hands of others already; then its thread waits, and its lane stays free."
+    computed, stop = [], threading.Event()
+
+    def compute(windows):
+        computed.append((threading.current_thread().name, len(windows[0])))
+        time.sleep(0.002 if len(windows[0]) < 10 else 0.02)
+        return np.array([[sum(window)] for window in windows])
+
+    queue = BatchQueue(compute)
+
+    def ask():
+        while not stop.is_set():
+            queue.run([[1] * 5])
+
+    threads = [threading.Thread(target=ask, name=f"short {i}") for i in range(16)]
+    lists = [threading.Thread(target=lambda: queue.run([[1] * 500] * 20), name=f"list {i}") for i in range(2)]
+    for thread in threads + lists:
+        thread.start()
+    for thread in lists:
+        thread.join(30)
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert sum(length == 500 for _, length in computed) == 40
+    assert not [name for name, length in computed if name.startswith("short") and length == 500]
+
+
+@pytest.mark.parametrize("wrong", [np.full((1, 2), np.nan), np.zeros((1, 3)), np.zeros((2, 2))])
+def test_what_is_no_answer_of_the_model_is_its_fault(model, wrong):
+    class Session:
+        get_inputs = staticmethod(lambda: [])
+        run = staticmethod(lambda names, given: [wrong])
+
+    broken = dataclasses.replace(model, session=Session())
+    with pytest.raises(RuntimeError, match="the model gave"):
+        predict_fn(["good"], broken)
+    assert counters(broken)["failed"] == 1
 
 
 def test_what_was_done_is_counted(tmp_path):

@@ -1,6 +1,8 @@
 """SageMaker of the local cloud, through real boto3 calls: states, errors, lists, events and predictions."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ClientError
@@ -76,6 +78,26 @@ def test_a_process_that_keeps_dying_fails_the_endpoint(cloud, sagemaker):
     described = settled(cloud, name)
     assert described["EndpointStatus"] == "Failed" and "ended 4 times" in described["FailureReason"]
     sagemaker.delete_endpoint(EndpointName=name)
+
+
+SLOW = """
+import time
+def model_fn(folder): return None
+def input_fn(body, kind): return body.decode()
+def predict_fn(text, model):
+    time.sleep(7 if "slow" in text else 0)
+    return text
+def output_fn(answer, kind): return '"answered"'
+"""
+
+
+def test_what_is_being_answered_when_an_endpoint_is_deleted_is_answered(cloud, sagemaker):
+    deploy(cloud, "unhurried", SLOW)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(predict, cloud, "unhurried", "slow")
+        time.sleep(1)
+        sagemaker.delete_endpoint(EndpointName="unhurried")
+        assert asked.result(30) == '"answered"'
 
 
 @pytest.mark.parametrize(
@@ -173,7 +195,7 @@ def test_an_endpoint_in_creation_cannot_be_deleted(cloud, sagemaker):
     code, message = error(runtime.invoke_endpoint, EndpointName="slow", Body=b"{}")
     assert (code, message) == ("ValidationError", "Endpoint slow of account 000000000000 not found.")
     assert settled(cloud, "slow")["EndpointStatus"] == "InService"
-    sagemaker.delete_endpoint(EndpointName="slow")
+    sagemaker.delete_endpoint(EndpointName="unhurried")
     sagemaker.get_waiter("endpoint_deleted").wait(EndpointName="slow", WaiterConfig={"Delay": 1})
     assert not (cloud.state / "endpoints/slow").exists()
 

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from local_models import bucket, register, settled, until
 
 from sentiment_engine.lifecycle import capture_config
-from sentiment_engine.monitoring import Captured, advice, drift, mixes, read_captures, reference_answers
+from sentiment_engine.monitoring import Captured, advice, drift, line_answers, mixes, read_captures, reference_answers
 from sentiment_engine.settings import PROBE, Settings, environment_of, settings_from
 
 NEVER = "a secret about my neighbour"
@@ -152,14 +152,25 @@ def test_monitoring_reads_what_an_endpoint_left(cloud, all_of_it):
     assert advice(mixes(same), read_captures(s3, address, tomorrow)).startswith("Too few to say: 0 answers")
 
 
-def test_chance_alone_is_no_drift():
+@pytest.mark.parametrize("said", [None, "0.9", True, 1.5, -0.1, float("nan")])
+def test_a_score_that_is_none_is_a_broken_line(said):
+    told = json.dumps([{"label": "POSITIVE", "score": said}])
+    line = json.dumps({"captureData": {"endpointOutput": {"data": told, "encoding": "JSON"}}})
+    with pytest.raises(ValueError, match="no answers"):
+        line_answers(line)
+    with pytest.raises(ValueError, match="not a line"):
+        line_answers("[" * 100_000)
+
+
+@pytest.mark.parametrize(("tested", "alarms"), [(2000, 10), (400, 40)])
+def test_chance_alone_is_no_drift(tested, alarms):
     "The least number of answers is enough: a thousand months without a change, and nearly no alarm."
     random.seed(1)
     kinds = [{"label": label, "score": s} for label in ("NEGATIVE", "POSITIVE") for s in (0.55, 0.7, 0.85, 0.93, 0.98)]
     draws = [Captured(random.choices(kinds, k=300), 300) for _ in range(1000)]
-    reference = random.choices(kinds, k=2000)
+    reference = random.choices(kinds, k=tested)
     said = [advice(mixes(reference), captured) for captured in draws]
-    assert sum(not text.startswith("No reason") for text in said) <= 10
+    assert sum(not text.startswith("No reason") for text in said) <= alarms
     assert not any(text.startswith("Train") for text in said)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from sentiment_engine.artifact import preflight
-from sentiment_engine.behaviour import score_suite, served
+from sentiment_engine.behaviour import load_suite, score_suite, served
+from sentiment_engine.inference import Reviews, model_fn, predict_fn
+from sentiment_engine.monitoring import mixes
 from sentiment_engine.released import check_sums, pack_released, released_folder
 from sentiment_engine.reviews import read_reviews, write_reviews
 
@@ -42,6 +44,33 @@ def test_it_does_on_the_suite_what_its_card_says(metrics):
     found = score_suite(served(released_folder()))
     assert abs(found.loc["all", "accuracy"] - metrics["suite"]["all"]) <= 0.01  # processors round differently
     assert f"{metrics['accuracy']:.3f}" in (released_folder() / "README.md").read_text()
+
+
+def test_asking_why_changes_no_answer():
+    model, texts = (
+        model_fn(released_folder()),
+        [*load_suite()["text"][::60], "a" * 200, "\u8d28\u91cf\u5f88\u5dee " * 30],
+    )
+    plain = [predict_fn([text], model)[0] for text in texts]
+    for text, one in zip(texts, plain, strict=True):
+        why = Reviews([text])
+        why.explain = True
+        (explained,) = predict_fn(why, model)
+        assert {k: v for k, v in explained.items() if k != "explanation"} == one
+
+
+def test_what_it_cannot_read_is_never_sure():
+    texts = ["\U0001f92e\U0001f92e\U0001f92e \U0001f4a9", "\U0001f621" * 3, "\u8d28\u91cf\u5f88\u5dee", "\u200b"]
+    told = predict_fn(texts, model_fn(released_folder()))
+    assert [one["sure"] for one in told] == [False] * 4 and told[3]["tokens"] == 0
+
+
+def test_it_brings_what_monitoring_compares_with(metrics):
+    reference = metrics["reference"]
+    assert all(sum(mix.values()) == metrics["rows"] for mix in reference.values())
+    assert {"label", "score", "sure", "tokens", "windows", "read"} == set(reference)
+    answers = predict_fn(["I love it.", "Broken after a day."] * 2, model_fn(released_folder()))
+    assert all(set(mix) <= set(reference[name]) for name, mix in mixes(answers).items())
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from demo import told_model, told_reviews
-from deploy import Stamps, deploy, outdated, plan
+from deploy import Stamps, deploy, outdated, plan, sources_fingerprint
 from file_server import serving
 from smoke import Visit, sleep, use, wake
 from teardown import teardown
@@ -84,6 +84,19 @@ def test_the_better_model_is_the_one_to_wake(series):
     deploy("local", only="04", deploy_model="candidate")
     model = current_model(connect("local").client("ssm"), settings_from(os.environ))
     assert "/models/released/" not in model.artifact and told_model(model).startswith("the model trained here")
+
+
+def test_another_release_is_deployed_again(monkeypatch, tmp_path):
+    files = ("models/released/model.onnx", "sentiment_engine/behaviour_suite.toml", "nbs/04_endpoint_deployment.ipynb")
+    monkeypatch.setattr("deploy.ROOT", tmp_path)
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("first")
+    seen = {sources_fingerprint()}
+    for file in files:
+        (tmp_path / file).write_text("another")
+        seen.add(sources_fingerprint())
+    assert len(seen) == 4
 
 
 def test_teardown_leaves_nothing_and_can_be_repeated(series):

@@ -26,6 +26,8 @@ import time
 def predict_fn(data, model):
     if "slow" in data[0]:
         time.sleep(float(data[0].split()[1]))
+    if "wrong" in data[0]:
+        raise ValueError("zip() argument 2 is shorter than argument 1")
     if "fault" in data[0]:
         raise RuntimeError(f"cannot read {data[0]}")
     return inference.predict_fn(data, model)
@@ -182,6 +184,22 @@ def test_what_was_answered_is_counted(artifact):
     assert now["answers"] == {"200": 2, "400": 1, "500": 1} and now["under_way"] == 0
     grown = {k: now["model"][k] - before["model"][k] for k in ("requests", "texts", "explained", "windows")}
     assert grown == {"requests": 2, "texts": 3, "explained": 1, "windows": 5}
+
+
+def test_a_fault_after_the_request_was_read_is_not_its_senders(artifact):
+    with running(artifact) as server:
+        told = server.ask("wrong")
+        assert told.status_code == 500 and "zip" not in told.text and told.json()["error"]["code"] == "model_error"
+
+
+def test_who_goes_away_is_no_fault_of_the_model(artifact):
+    with running(artifact) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as caller:
+            caller.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
+        wait_for(lambda: server.metrics()["answers"])
+        assert server.metrics()["answers"] == {"499": 1}
+        server.process.send_signal(signal.SIGTERM)
+        assert not [e for e in server.end() if e["level"] == "error"]
 
 
 def test_the_log_is_lines_of_json_without_what_people_wrote(artifact):

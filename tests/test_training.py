@@ -132,13 +132,35 @@ def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
 
 def test_torchrun_trains_one_model_in_two_processes(source, base, tmp_path):
     "As on a machine with several GPUs: both train, the first alone writes."
-    job = prepare_job(source, tmp_path, base, reviews(64), "--max-length", "16")
+    job = prepare_job(source, tmp_path, base, reviews(64), "--max-length", "16", "--time-budget", "600")
     job["args"][:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(**job, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "step=2/2" in done.stdout, "four batches of 16, two at a time"
     metrics = json.loads((tmp_path / "model/metrics.json").read_text())
     assert metrics["rows"] == 12 and done.stdout.count("[done]") == 1 and (tmp_path / "model/model.onnx").exists()
+
+
+CLOCKS = """
+import os, time, torch
+from sentiment_engine.training_job import Clock, first_process, say
+torch.distributed.init_process_group("gloo")
+time.sleep(0.5 * int(os.environ["RANK"]))  # the second starts later
+clock = Clock()
+print("seconds", *[clock.seconds() for _ in range(3)], flush=True)
+say("train", only="once")
+"""
+
+
+def test_all_processes_of_a_training_have_one_clock(tmp_path):
+    "A budget of time that each kept by its own clock would end at different steps, and the others wait for ever."
+    (tmp_path / "clocks.py").write_text(CLOCKS)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*start, tmp_path / "clocks.py"], capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds = [line for line in done.stdout.splitlines() if line.startswith("seconds")]
+    assert len(seconds) == 2 and len(set(seconds)) == 1 and done.stdout.count("only=once") == 1
 
 
 def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, monkeypatch):

@@ -40,6 +40,7 @@ def end_group(
 # %% ../../nbs/08f_local_processes.ipynb #47762cd0
 def guard(
     command: Sequence[str],
+    grace: float = 5.0,  # seconds it may take to end
 ):
     "Run `command`, end its group when standard input closes or it ends itself, and exit with its status."
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -47,7 +48,7 @@ def guard(
     def watch():
         while os.read(0, 1024):  # b"" when the cloud closes the pipe, or is gone
             pass
-        end_group(child.pid)
+        end_group(child.pid, grace)
 
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
@@ -57,7 +58,7 @@ def guard(
 # %% ../../nbs/08f_local_processes.ipynb #60299615
 _GUARD = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from sentiment_engine.local.processes import guard; guard(sys.argv[2:])"
+    "from sentiment_engine.local.processes import guard; guard(sys.argv[3:], float(sys.argv[2]))"
 )
 PACKAGE_ROOT = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd().parent
 
@@ -72,9 +73,10 @@ class Child:
         cwd: Path,
         log: Path,  # its output is added to this file
         on_line: Callable[[str], None] | None = None,  # called with each line of output
+        grace: float = 5.0,  # seconds it may take to end
     ):
         log.parent.mkdir(parents=True, exist_ok=True)
-        guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(PACKAGE_ROOT), *map(str, command)]
+        guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(PACKAGE_ROOT), str(grace), *map(str, command)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self._popen = subprocess.Popen(guarded, env=dict(env), cwd=cwd, **pipes)
         self.tail: list[str] = []  # the last lines of output

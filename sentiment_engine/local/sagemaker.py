@@ -503,13 +503,13 @@ def _restore(self: SageMaker):
 def _close(self: SageMaker):
     "End every process; the recorded state stays as it is."
     self.closing.set()
-    stops = [work.stop for work in (*self.servers.values(), *self.runs.values())]
-    stops += [capture.close for capture in self.captures.values()]
-    threads = [threading.Thread(target=stop, daemon=True) for stop in stops]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(15)
+    works = [work.stop for work in (*self.servers.values(), *self.runs.values())]
+    for stops in (works, [capture.close for capture in self.captures.values()]):  # what is answered last is kept too
+        threads = [threading.Thread(target=stop, daemon=True) for stop in stops]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
 
 
 def _coming_up(self: SageMaker) -> bool:
