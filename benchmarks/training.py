@@ -41,7 +41,7 @@ from benchmarks.report import (
     table,
     write_json,
 )
-from sentiment_engine.reviews import label_of, review_text
+from sentiment_engine.reviews import LABELS, label_of, review_text
 
 MODULE = "benchmarks.training"
 RESULT = ROOT / "benchmarks/results/training.json"
@@ -143,14 +143,16 @@ def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether ea
 
 
 def labelled(count: int, data: Path | None) -> list[dict]:  # text and label
-    "Return reviews in random order, with what they are worth."
-    reviews = [r for r in load_raw(data, 2 * count) if r["rating"] in (1, 2, 3, 4, 5)]
+    "Return reviews in random order, half of them negative: where nine of ten are kind, always saying so looks right."
+    reviews = [r for r in load_raw(data, 20 * count) if r["rating"] in (1, 2, 3, 4, 5)]
     rows = {review_text(r.get("title"), r["text"]): label_of(r["rating"]) for r in reviews}
-    found = [{"text": text, "label": label} for text, label in rows.items() if text.strip()]
+    of = {label: [text for text, its in rows.items() if text.strip() and its == label] for label in (0, 1)}
+    half = {0: count // 2, 1: count - count // 2}
+    if few := [LABELS[label] for label in of if len(of[label]) < half[label]]:
+        raise SystemExit(f"too few {' and '.join(few)} reviews: {count} are needed, half of each label")
+    found = [{"text": text, "label": label} for label in of for text in of[label][: half[label]]]
     random.Random(3).shuffle(found)
-    if len(found) < count:
-        raise SystemExit(f"{len(found)} different reviews are too few: {count} are needed")
-    return found[:count]
+    return found
 
 
 def measure_speed(cases: list[str], job: dict, rounds: int) -> dict[str, list[dict]]:

@@ -202,7 +202,8 @@ def test_training_speeds_are_judged_against_the_original():
 
 def test_reviews_to_train_on_are_different_and_have_both_labels():
     rows = training.labelled(60, None)
-    assert len({row["text"] for row in rows}) == 60 and {row["label"] for row in rows} == {0, 1}
+    assert len({row["label"] for row in rows[:20]}) == 2, "in random order"
+    assert len({row["text"] for row in rows}) == 60 and sum(row["label"] for row in rows) == 30
 
 
 @pytest.mark.slow
