@@ -13,7 +13,7 @@ OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training check notebooks book docs screenshots teardown clean
+	bench-etl bench-inference bench-training check notebooks book docs screenshots aws-dry-run teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -95,6 +95,9 @@ docs: install ## write README.md from nbs/index.ipynb, and the site if Quarto is
 screenshots: install ## photograph every state of the page into images/
 	@infra_scripts/install_chromium.sh
 	@$(PY) infra_scripts/screenshots.py
+
+aws-dry-run: install ## what a deployment to AWS would make and cost; no credentials needed (OPTIONS="--endpoint serverless")
+	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
 
 teardown: install ## delete everything the local deployment made
 	@$(PY) infra_scripts/teardown.py
