@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'emulator_environment', 'changes', 'Saver', 'Emulator', 'mend_http_apis', 'mend_tables',
-           'Events', 'owner_of', 'read_body', 'respond', 'LocalServer', 'open_socket', 'run_server', 'main']
+           'Events', 'owner_of', 'read_body', 'again', 'respond', 'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -28,6 +28,8 @@ from pathlib import Path
 from . import clock
 from .aws import ACCOUNT, REGION, Aws, aws_environment
 from .glue import GlueRuns
+from .permissions import judge_of, mend_schedule_arns, needs_of, refusal
+from .records import AwsError
 from .sagemaker import SageMaker
 from .site import site_app
 from .sms import Textbelt
@@ -49,6 +51,7 @@ def emulator_environment(
         "S3_DATA_DIR": str(state / "s3"),
         "LAMBDA_EXECUTOR": "local",
         "DOCKER_HOST": "unix:///nonexistent",  # no container is ever started
+        "AUTH": "true",  # a role may do what its policies allow, and nothing else
         "LOG_LEVEL": "INFO",
         **aws_environment(f"http://127.0.0.1:{port}"),
     }
@@ -140,6 +143,7 @@ class Emulator:
 
         self.app, self.ministack, self.router, self.responses = ministack.app, ministack, router, responses
         self.eventbridge, self.extended = eventbridge, False
+        mend_schedule_arns()
         scheduler._SCHEDULE_TICK_INTERVAL = eventbridge._SCHEDULER_TICK_INTERVAL = 1
         self.saver = Saver(ministack._build_persistence_save_dict, persistence.save_state)
 
@@ -275,6 +279,15 @@ async def read_body(receive) -> bytes:
     return b"".join(parts)
 
 
+def again(body: bytes) -> Callable:
+    "Return a `receive` that gives a body which has been read already."
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
 async def respond(send, status: int, headers: dict[str, str], body: bytes):
     "Send a whole response."
     pairs = [(k.encode(), v.encode("latin-1")) for k, v in headers.items()]
@@ -306,11 +319,19 @@ async def _call__(self: LocalServer, scope, receive, send):
     body = await read_body(receive)
     if owner == "own":
         return await respond(send, *await self._own(scope, headers, body))
+    if refused := self._refusal(owner, scope, headers, body):
+        return await respond(send, *refused.to_response())
     service = self.sagemaker if owner == "sagemaker" else self.glue
     return await respond(send, *await service.handle(scope["path"], headers, body, asyncio.to_thread))
 
 
+def _refusal(self: LocalServer, owner: str, scope: dict, headers: dict, body: bytes) -> AwsError | None:
+    "Ask whether whoever signed a request may make it."
+    return refusal(needs_of(owner, scope["path"], headers, body), judge_of(scope, body, owner), owner)
+
+
 LocalServer.__call__ = _call__
+LocalServer._refusal = _refusal
 
 # %% ../../nbs/08l_local_server.ipynb #26b3e6ec
 AT_ONCE = 4  # calls of one route that run at the same time
@@ -331,6 +352,11 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
     path, method = scope["path"], scope["method"]
     if path.startswith("/_aws/execute-api/") or ".execute-api." in headers.get("host", ""):
         return await self._call_api(scope, receive, send)
+    if path.startswith("/schedules/") and method == "POST":
+        body = await read_body(receive)
+        if refused := self._refusal("scheduler", scope, headers, body):
+            return await respond(send, *refused.to_response())
+        receive = again(body)
     direct = path.startswith("/_") or path.endswith("/invocations")
     keys = [] if direct else self.emulator.state_keys(method, path, headers)
     if "cloudformation" in keys:
