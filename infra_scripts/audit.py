@@ -1,8 +1,8 @@
 """Audit templates, files and packages, with tools in an environment of their own (.audit).
 
-checkov and detect-secrets need no network once they are installed, and run in `make test` (--offline). pip-audit asks PyPI
-what has become known about the pinned packages since yesterday, so its answer changes while nothing here does: it is part of
-`make audit` only.
+checkov and detect-secrets need no network once they are installed, and run in `make test` (--offline). pip-audit asks
+PyPI what has become known about the pinned packages since yesterday, so its answer changes while nothing here does: it
+is part of `make audit` only.
 """
 
 import argparse

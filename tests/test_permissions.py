@@ -121,7 +121,7 @@ def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]
     "Say which IAM actions a call is, and on what."
     name = camel(operation, "_")
     if service == "sagemaker":
-        return sagemaker_needs(name, given)
+        return [(action, on.replace(":1:", f":{ACCOUNT}:")) for action, on in sagemaker_needs(name, given)]
     if service == "sagemaker-runtime":
         return [("sagemaker:InvokeEndpoint", ENDPOINT.arn_of(given["EndpointName"]))]
     if service == "scheduler":
@@ -168,7 +168,7 @@ def _roles(cloud, found: dict) -> dict[str, list[dict]]:
 
 def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
     "Say what each role needs: for its own calls, and for what AWS does in its name by order of the template."
-    wake = ARN.format("iam", "")  # the real role of the wake-ups stands in for the one of this world
+    # The real role of the wake-ups stands in for the one of this world.
     real = f"arn:aws:iam::{ACCOUNT}:role/{found['WakeUpRole']}"
     needs = {folder: set() for folder in FOLDERS} | {"wake-up": {("lambda:InvokeFunction", SHUTDOWN)}}
     for folder, calls in world.made.items():
@@ -180,7 +180,6 @@ def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
         if camel(folder, "-") + "Retries" in found:
             needs[folder].add(("sqs:SendMessage", QUEUE))  # its destination on failure
     needs["wake-up"].add(("sqs:SendMessage", QUEUE))  # the schedules name the queue
-    assert wake not in needs
     return needs
 
 
