@@ -5,12 +5,13 @@ import json
 import os
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sentiment_engine.account import Finding, check_account, find_zone
+from sentiment_engine.account import Finding, Machines, check_account, find_zone
 from sentiment_engine.artifact import artifact_hash
 from sentiment_engine.endpoint import LATEST, model_version, s3_place
 from sentiment_engine.packaging import monitoring_parameters, package_keys, stack_parameters
@@ -63,8 +64,11 @@ def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
     return chosen
 
 
-def refuse_for_local(parser: argparse.ArgumentParser, options: argparse.Namespace):
-    "End the program if an option was given that means nothing on this machine."
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
+    "End the program if an option was given that means nothing on this machine, or an artifact that is not there."
+    place = getattr(options, "model_data", None) or "s3://"
+    if not place.startswith("s3://") and not Path(place).is_file():
+        parser.error(f"--model-data: {place} is no file")
     for name in ONLY_AWS:
         if options.target == "local" and getattr(options, name, None):
             parser.error(f"--{name.replace('_', '-')} is for --target aws")
@@ -91,26 +95,28 @@ def _planned(settings: Settings, session: boto3.Session, domain: str, asked: boo
     return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown)
 
 
-def _look(options: argparse.Namespace, settings: Settings) -> tuple[boto3.Session, list[Finding]]:
+def _look(options: argparse.Namespace, settings: Settings, machines: Machines) -> tuple[boto3.Session, list[Finding]]:
     "Look at the account; a plan without a region is one for the region of the price table."
     session, chosen = connect("aws"), True
     if options.dry_run and not session.region_name:
         session, chosen = boto3.Session(region_name=PRICED_REGION), False
-    found = check_account(session, settings, options.domain or "", options.model_data or "")
+    found = check_account(session, settings, machines, options.domain or "", options.model_data or "")
     if not chosen:
         found[0] = Finding("region", None, f"none is chosen, so the plan is for {PRICED_REGION}: give --region")
     return session, found
 
 
-def before(options: argparse.Namespace, training_instance: str) -> str:  # id of the domain's zone; empty without one
+def before(options: argparse.Namespace, machines: Machines) -> str:  # id of the domain's zone; empty without one
     "Print what is found and planned. Ends the program after a dry run, and where something is in the way."
     settings = settings_from(os.environ)
-    session, findings = _look(options, settings)
+    if options.model_data:
+        machines = replace(machines, training="")
+    session, findings = _look(options, settings, machines)
     print(*findings, sep="\n")
     problems = [f for f in findings if f.fine is False]
     if options.dry_run:
         credentials = any(f.what == "credentials" and f.fine for f in findings)
-        _print_plan(options, settings, session, findings, credentials, training_instance)
+        _print_plan(options, settings, session, findings, credentials, machines.training)
         raise SystemExit(1 if problems else 0)
     unseen = [f for f in findings if f.fine is None and f.what == "credentials"]
     if problems or unseen:
@@ -120,7 +126,6 @@ def before(options: argparse.Namespace, training_instance: str) -> str:  # id of
 
 def _print_plan(options, settings: Settings, session, findings: list[Finding], credentials: bool, training: str):
     "Print what would be done, what it costs and what nobody could look at."
-    trained = "" if options.model_data else training
     try:
         plan = _planned(settings, session, options.domain or "", credentials)
     except (ClientError, BotoCoreError, RuntimeError) as e:
@@ -129,7 +134,7 @@ def _print_plan(options, settings: Settings, session, findings: list[Finding], c
     print(f"\nWhat would be done in {session.region_name}, by a change set where a stack stands:")
     print(*describe_plan(plan), sep="\n")
     print(f"\nWhat it costs, by the price table of nbs/07_costs.ipynb ({PRICED_REGION}):")
-    print(*bill(plan, settings, training=trained), sep="\n")
+    print(*bill(plan, settings, training=training), sep="\n")
     print("\nWhat could not be checked:")
     print(*(unchecked(plan, findings) or ["nothing: everything was looked at"]), sep="\n")
     print("\nNothing was changed.")

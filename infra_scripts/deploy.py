@@ -23,13 +23,14 @@ from aws_target import (
     add_variant_options,
     adopt_model,
     before,
+    check_options,
     chosen_environment,
-    refuse_for_local,
 )
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from sentiment_engine.account import Machines
 from sentiment_engine.ingest import category_addresses
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.reviews import check_reviews, find_files
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 RUNS = ROOT / "runs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
+TRIAL_INSTANCE = "ml.m5.large"  # the default of 04, which tries a model on an endpoint of its own
 SETTLED = "05"  # from this phase on the settings of the environment matter; nobody trains again for another alarm_email
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
 SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "lambdas/*/*.py", "infra_scripts/*", "website/*")
@@ -329,7 +331,7 @@ def main():
     steps.add_argument("--from", dest="start", choices=PHASES, help="run from this notebook on")
     steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
     options = parser.parse_args()
-    refuse_for_local(parser, options)
+    check_options(parser, options)
     steps = {"only": options.only, "start": options.start, "force": options.force}
     try:
         parameters = chosen_parameters(options)
@@ -342,7 +344,7 @@ def main():
                 outputs = work("local", **steps, **parameters)
         else:
             os.environ.update(chosen)
-            zone = before(options, TARGET_PARAMETERS["aws"]["training_instance"])
+            zone = before(options, Machines(TRIAL_INSTANCE, TARGET_PARAMETERS["aws"]["training_instance"]))
             domain = {"domain_name": options.domain, "hosted_zone_id": zone} if zone else {}
             outputs = work("aws", **steps, **parameters, **domain)
     except FAILURES as e:

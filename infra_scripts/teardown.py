@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import boto3
-from aws_target import ROOT, add_account_options, chosen_environment, refuse_for_local
+from aws_target import ROOT, add_account_options, check_options, chosen_environment
 from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud
 
@@ -212,7 +212,7 @@ def main():
     add_account_options(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask before deleting from AWS")
     options = parser.parse_args()
-    refuse_for_local(parser, options)
+    check_options(parser, options)
     try:
         chosen = chosen_environment(options)
     except ValueError as e:

@@ -92,9 +92,7 @@ def _make_ready(cloudformation, name: str, tags: Mapping[str, str]):
     found = cloudformation.describe_stacks(StackName=name)["Stacks"][0].get("Tags", [])
     if missing := set(tags.items()) - {(tag["Key"], tag["Value"]) for tag in found}:
         said = ", ".join(f"{key}={value}" for key, value in sorted(missing))
-        raise RuntimeError(
-            f"stack {name} is not ours, for it has no tag {said}: it is left alone; choose another prefix"
-        )
+        raise RuntimeError(f"stack {name} is not ours, for it has no tag {said}: choose another prefix")
     if status in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"):
         delete_stack(cloudformation, name)  # a stack that never stood can only be deleted
     if status == "UPDATE_ROLLBACK_FAILED":
