@@ -53,7 +53,7 @@ def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
     "Turn the options into environment variables, which the notebooks read. Raises ValueError for a nonsense setting."
     given = {"SENTIMENT_" + name.upper(): getattr(options, name, None) for name in SETTINGS}
     given["SENTIMENT_PREFIX"] = options.stack_prefix
-    if options.stack_prefix and "SENTIMENT_TABLE" not in os.environ:
+    if options.stack_prefix not in (None, Settings().prefix) and "SENTIMENT_TABLE" not in os.environ:
         given["SENTIMENT_TABLE"] = f"{options.stack_prefix}-state"  # two engines in one account share no table
     given["SENTIMENT_FIREWALL"] = "true" if getattr(options, "firewall", False) else None
     given["SENTIMENT_RESERVE_CONCURRENCY"] = "false" if getattr(options, "no_reserved_concurrency", False) else None

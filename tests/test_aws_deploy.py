@@ -104,6 +104,7 @@ def test_the_variants_show_in_the_plan(tmp_path):
         (("--target", "local", "--region", "us-east-1"), "--region is for --target aws"),
         (("--target", "local", "--dry-run"), "--dry-run is for --target aws"),
         (("--target", "aws", "--endpoint", "sometimes"), "invalid choice"),
+        (("--target", "aws", "--dry-run", "--model-data", "nothing.tar.gz"), "nothing.tar.gz is no file"),
         (("--target", "aws", "--instance-types", "", "--dry-run"), "instance_types must name at least one"),
     ],
 )
@@ -122,6 +123,7 @@ def test_another_prefix_has_a_table_of_its_own():
     chosen = aws_target.chosen_environment(options)
     assert chosen["SENTIMENT_TABLE"] == "lab-state" and chosen["SENTIMENT_RESERVE_CONCURRENCY"] == "false"
     assert "SENTIMENT_FIREWALL" not in chosen and "AWS_PROFILE" not in chosen
+    assert "SENTIMENT_TABLE" not in aws_target.chosen_environment(parsed("--stack-prefix", "sentiment-engine"))
 
 
 def parsed(*words: str):
