@@ -239,3 +239,26 @@ def test_the_trial_is_asked_for_on_the_machine_that_the_notebook_names():
 
     (notebook,) = (ROOT / "nbs").glob("04_*.ipynb")
     assert json.loads(papermill.inspect_notebook(str(notebook))["instance_type"]["default"]) == deploy.TRIAL_INSTANCE
+
+
+def test_the_runbook_explains_every_alarm():
+    book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    alarms = read_template(SCRIPTS / "monitoring.yaml")["Resources"].values()
+    names = [a["Properties"]["AlarmName"]["Fn::Sub"] for a in alarms if a["Type"] == "AWS::CloudWatch::Alarm"]
+    assert len(names) == 14
+    for name in names:
+        short = name.removeprefix("${Prefix}-")
+        assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short
+
+
+def test_the_workflow_that_deploys_stores_no_key_and_runs_by_hand_only():
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "deploy.yml").read_text())
+    assert list(workflow[True]) == ["workflow_dispatch"]  # YAML reads the word on as true
+    (job,) = workflow["jobs"].values()
+    assert job["permissions"] == {"contents": "read", "id-token": "write"} and job["environment"] == "production"
+    text = json.dumps(workflow)
+    assert "secrets." not in text and "aws-access-key-id" not in text and "role-to-assume" in text
+    steps = [step["run"] for step in job["steps"] if "infra_scripts" in step.get("run", "")]
+    assert len(steps) == 3 and not any("${{" in step for step in steps)  # what is typed is never part of a script

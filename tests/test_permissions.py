@@ -183,11 +183,32 @@ def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
     return needs
 
 
-def allowed(statements: list[dict], action: str, on: str) -> bool:
+NAMESPACES = {
+    "GlueRole": "Glue",
+    "TrainingRole": "/aws/sagemaker/TrainingJobs",
+    "EndpointRole": "/aws/sagemaker/Endpoints",
+}
+
+
+def allowed(statements: list[dict], action: str, on: str, namespace: str = "") -> bool:
     "Judge as the local cloud does."
     context = {"iam:passedtoservice": ALONE["scheduler"]} if action == "iam:PassRole" else {}
+    context |= {"cloudwatch:namespace": namespace} if namespace else {}
     who = EvalContext("arn", "AssumedRole", ACCOUNT, action, on, REGION, service_context=context)
     return evaluate(who, [parse_policy_document({"Statement": statements})]).decision == "Allow"
+
+
+def spare_in(statements: list[dict], needs: set[tuple[str, str]], namespace: str = "") -> list[tuple]:
+    "List the permissions without which nothing is denied."
+    spare = []
+    for i, statement in enumerate(statements):
+        others = statements[:i] + statements[i + 1 :]
+        for action in statement["Action"] if statement["Effect"] == "Allow" else ():
+            left = [a for a in statement["Action"] if a != action]
+            rest = others + ([statement | {"Action": left}] if left else [])
+            if all(allowed(rest, *need, namespace) for need in needs):
+                spare.append((action, statement["Resource"]))
+    return spare
 
 
 def alike(needs: set[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -201,19 +222,16 @@ def test_each_function_may_do_all_that_it_does(known):
 
 
 def test_without_any_one_statement_or_action_something_is_denied(known):
-    topic, spare = ARN.format("sns", "somebodys-topic"), []
-    for folder, statements in known.roles.items():
-        for i, statement in enumerate(statements):
-            others = statements[:i] + statements[i + 1 :]
-            if statement["Effect"] == "Deny":
-                assert not allowed(statements, "sns:Publish", topic) and allowed(others, "sns:Publish", topic)
-                continue
-            for action in statement["Action"]:
-                left = [a for a in statement["Action"] if a != action]
-                rest = others + ([statement | {"Action": left}] if left else [])
-                if all(allowed(rest, *need) for need in known.needs[folder]):
-                    spare.append((folder, action, statement["Resource"]))
-    assert not spare
+    spare = {folder: spare_in(statements, known.needs[folder]) for folder, statements in known.roles.items()}
+    assert not any(spare.values()), spare
+
+
+def test_without_a_denial_a_topic_could_be_written_to(known):
+    topic = ARN.format("sns", "somebodys-topic")
+    for statements in known.roles.values():
+        allowing = [s for s in statements if s["Effect"] == "Allow"]
+        assert not allowed(statements, "sns:Publish", topic)
+        assert (len(allowing) < len(statements)) == allowed(allowing, "sns:Publish", topic)
 
 
 def test_no_function_may_do_what_only_another_does(known):
@@ -284,3 +302,65 @@ def test_on_the_local_cloud_a_function_is_refused_what_another_does(known, folde
     said = probe(known.cloud, role, [*foreign, mine])
     assert set(said[:-1]) <= DENIED, [(c[:2], s) for c, s in zip(foreign, said, strict=False) if s not in DENIED]
     assert said[-1] == ""  # what all may do is done, so the refusals are about permissions
+
+
+@pytest.fixture(scope="module")
+def services(cloud):
+    "The roles of the foundation, and what Glue and SageMaker do in their name, by AWS's documentation of each."
+    cloudformation = cloud.client("cloudformation")
+    template = ROOT / "infra_scripts" / "foundation.yaml"
+    made = deploy_stack(cloudformation, "least-foundation", template, {"Prefix": PREFIX}, {"Project": PREFIX})
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, "least-foundation")}
+    iam, roles = cloud.client("iam"), {}
+    for name in NAMESPACES:
+        (policy,) = iam.list_role_policies(RoleName=found[name])["PolicyNames"]
+        document = iam.get_role_policy(RoleName=found[name], PolicyName=policy)["PolicyDocument"]
+        roles[name] = document["Statement"]
+    lake, artifacts = (f"arn:aws:s3:::{made[name]}" for name in ("LakeBucket", "ArtifactsBucket"))
+    yield SimpleNamespace(roles=roles, needs=_service_needs(lake, artifacts), lake=lake, artifacts=artifacts)
+    delete_stack(cloudformation, "least-foundation")
+
+
+def _service_needs(lake: str, artifacts: str) -> dict[str, set[tuple[str, str]]]:
+    listed = {("s3:ListBucket", lake), ("s3:ListBucket", artifacts)}
+    image = f"arn:aws:ecr:{REGION}:763104351884:repository/huggingface-pytorch-"
+    pulls = {
+        (f"ecr:{a}", image + "x") for a in ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage")
+    }
+    pulls |= {("ecr:GetAuthorizationToken", "*"), ("cloudwatch:PutMetricData", "*")}
+    glue = {("s3:GetObject", f"{artifacts}/glue/clean_reviews.py"), ("s3:GetObject", f"{lake}/raw/a.jsonl.gz")}
+    glue |= {("s3:PutObject", f"{lake}/processed/a"), ("s3:DeleteObject", f"{lake}/processed/_temporary/a")}
+    training = {("s3:GetObject", f"{lake}/sample/a"), ("s3:GetObject", f"{artifacts}/training/code.tar.gz")}
+    training |= {("s3:PutObject", f"{artifacts}/models/a/output/model.tar.gz")}
+    endpoint = {("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/captures/a")}
+    return {
+        "GlueRole": glue | listed | _logs("/aws-glue/jobs/output") | {("cloudwatch:PutMetricData", "*")},
+        "TrainingRole": training | listed | pulls | _logs("/aws/sagemaker/TrainingJobs", "DescribeLogStreams"),
+        "EndpointRole": endpoint
+        | {("s3:ListBucket", artifacts)}
+        | pulls
+        | _logs("/aws/sagemaker/Endpoints/least-1", "DescribeLogStreams"),
+    }
+
+
+def _logs(group: str, *more: str) -> set[tuple[str, str]]:
+    arn = ARN.format("logs", f"log-group:{group}:log-stream:1")
+    return {(f"logs:{action}", arn) for action in ("CreateLogGroup", "CreateLogStream", "PutLogEvents", *more)}
+
+
+def test_glue_and_sagemaker_may_do_their_work_and_nothing_of_it_is_spare(services):
+    for name, statements in services.roles.items():
+        denied = [need for need in services.needs[name] if not allowed(statements, *need, NAMESPACES[name])]
+        assert not denied and not spare_in(statements, services.needs[name], NAMESPACES[name]), name
+
+
+def test_glue_and_sagemaker_may_not_do_each_others_work(services):
+    lake, artifacts = services.lake, services.artifacts
+    forbidden = {
+        "GlueRole": [("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/glue/a")],
+        "TrainingRole": [("s3:GetObject", f"{lake}/raw/a"), ("s3:PutObject", f"{lake}/sample/a")],
+        "EndpointRole": [("s3:GetObject", f"{lake}/sample/a"), ("s3:PutObject", f"{artifacts}/models/a")],
+    }
+    for name, needs in forbidden.items():
+        assert not [need for need in needs if allowed(services.roles[name], *need, NAMESPACES[name])]
+        assert not allowed(services.roles[name], "cloudwatch:PutMetricData", "*", "SentimentEngine")
