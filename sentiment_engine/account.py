@@ -111,7 +111,7 @@ def check_messages(
         return Finding("SMS", None, f"{settings.textbelt_url} did not say how many messages the key pays for")
     if left:
         return Finding("SMS", True, f"the key pays for {left} more messages")
-    advice = f"buy more, or store another key in {textbelt_key_parameter(settings)}; the page works without"
+    advice = f"buy more, store another key in {textbelt_key_parameter(settings)}, or use --sms-provider sns"
     return Finding("SMS", False, f"the key pays for no more messages: {advice}")
 
 # %% ../nbs/00b_account.ipynb #2a7f0f95
