@@ -296,7 +296,7 @@ def test_on_the_local_cloud_a_function_is_refused_what_another_does(known, folde
     own = alike(known.needs[folder])
     others = _once([call for other in FOLDERS for call in known.made[other]])
     foreign = [c for c in others if not all(alike({n}) <= own for n in needs_of(*c))]
-    assert len(foreign) >= 3
+    assert foreign
     role = known.found[camel(folder, "-") + "Role"]
     mine = ["dynamodb", "get_item", {"TableName": "t", "Key": {"modelId": {"S": "x"}}}]
     said = probe(known.cloud, role, [*foreign, mine])

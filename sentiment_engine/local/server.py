@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'emulator_environment', 'changes', 'Saver', 'Emulator', 'mend_http_apis', 'mend_tables',
-           'Events', 'owner_of', 'read_body', 'again', 'respond', 'LocalServer', 'open_socket', 'run_server', 'main']
+           'mend_stages', 'mend_functions', 'Events', 'owner_of', 'read_body', 'again', 'respond', 'LocalServer',
+           'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -166,12 +167,14 @@ def _put_event(self: Emulator, source: str, detail_type: str, arn: str, detail: 
 def _extend_cloudformation(self: Emulator, url: str):
     "Mend what CloudFormation does not do as our templates need it; once, at its first call."
     if not self.extended:
-        from ministack.services import apigateway, dynamodb
+        from ministack.services import apigateway, dynamodb, lambda_svc
         from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as handlers
 
         handlers.setdefault("AWS::Budgets::Budget", BUDGET)
         mend_http_apis(handlers["AWS::ApiGatewayV2::Api"], apigateway._apis, url)
-        mend_tables(handlers["AWS::DynamoDB::Table"], dynamodb._ttl_settings)
+        mend_tables(handlers["AWS::DynamoDB::Table"], dynamodb._ttl_settings, dynamodb._pitr_settings)
+        mend_stages(handlers["AWS::ApiGatewayV2::Stage"], apigateway._stages)
+        mend_functions(handlers["AWS::Lambda::Function"], lambda_svc._functions)
         self.extended = True
 
 
@@ -221,13 +224,47 @@ def mend_http_apis(
 def mend_tables(
     handler: dict,
     expiries: dict[str, dict],  # ministack's settings of time to live, by table
+    backups: dict[str, bool],  # and of point-in-time recovery
 ):
-    "Let the rows of tables expire, if the template says so."
+    "Let the rows of tables expire, and tables be recoverable, if the template says so."
 
     def mend(table: str, props: dict, attributes: dict) -> dict:
-        spec = props.get("TimeToLiveSpecification") or {}
+        spec, backup = props.get("TimeToLiveSpecification") or {}, props.get("PointInTimeRecoverySpecification") or {}
         if str(spec.get("Enabled")).lower() == "true":
             expiries[table] = {"TimeToLiveStatus": "ENABLED", "AttributeName": spec["AttributeName"]}
+        backups[table] = str(backup.get("PointInTimeRecoveryEnabled")).lower() == "true"
+        return attributes
+
+    _afterwards(handler, mend)
+
+
+def mend_stages(
+    handler: dict,
+    stages: dict[str, dict[str, dict]],  # ministack's stages of HTTP APIs, by API and name
+):
+    "Spell the throttles of a stage as the API tells of them."
+
+    def spelt(settings: dict) -> dict:
+        return {name[:1].lower() + name[1:]: value for name, value in settings.items()}
+
+    def mend(name: str, props: dict, attributes: dict) -> dict:
+        stage = stages[props["ApiId"]][name]
+        stage["defaultRouteSettings"] = spelt(props.get("DefaultRouteSettings") or {})
+        stage["routeSettings"] = {route: spelt(given) for route, given in (props.get("RouteSettings") or {}).items()}
+        return attributes
+
+    _afterwards(handler, mend)
+
+
+def mend_functions(
+    handler: dict,
+    functions: dict[str, dict],  # ministack's Lambdas, by name
+):
+    "Give each Lambda the share of concurrency that the template reserves for it."
+
+    def mend(name: str, props: dict, attributes: dict) -> dict:
+        share = props.get("ReservedConcurrentExecutions")
+        functions[name]["concurrency"] = None if share is None else int(share)
         return attributes
 
     _afterwards(handler, mend)
