@@ -22,7 +22,15 @@ from sentiment_engine.stacks import stack_outputs
 ROOT = Path(__file__).resolve().parent.parent
 PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for if no region is chosen
 # Options that are settings, by the setting's name. They are handed on as SENTIMENT_… variables.
-SETTINGS = ("endpoint", "instance_types", "sms_provider", "sms_countries", "textbelt_url", "alarm_email")
+SETTINGS = (
+    "endpoint",
+    "instance_types",
+    "sms_provider",
+    "sms_countries",
+    "textbelt_url",
+    "alarm_email",
+    "idle_minutes",
+)
 ONLY_AWS = ("profile", "region", "domain", "dry_run", "firewall", "no_reserved_concurrency")
 
 
@@ -59,7 +67,7 @@ def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
     given["SENTIMENT_RESERVE_CONCURRENCY"] = "false" if getattr(options, "no_reserved_concurrency", False) else None
     given["AWS_PROFILE"] = options.profile
     given |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), options.region)
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: str(value) for name, value in given.items() if value is not None}
     settings_from(os.environ | chosen)
     return chosen
 

@@ -75,7 +75,7 @@ def test_a_dry_run_prices_by_the_table(dry):
     assert f"what stands there ${within:.2f} to ${beside:.2f}" in dry
 
 
-def test_the_variants_show_in_the_plan(tmp_path):
+def test_the_variants_show_in_the_plan():
     done = run(
         *("--target", "aws", "--dry-run", "--region", "us-east-1", "--stack-prefix", "lab"),
         *("--endpoint", "serverless", "--domain", "mood.example.com", "--firewall", "--alarm-email", "me@example.com"),
@@ -90,6 +90,8 @@ def test_the_variants_show_in_the_plan(tmp_path):
     ):
         assert line in done.stdout
     assert "ok       region" in done.stdout and "a visit" not in done.stdout
+    done = run("--target", "aws", "--dry-run", "--idle-minutes", "5", "--instance-types", "ml.c5.large")
+    assert "for 15 minutes on ml.c5.large" in done.stdout
 
 
 @pytest.mark.parametrize(
