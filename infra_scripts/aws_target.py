@@ -22,15 +22,8 @@ from sentiment_engine.stacks import stack_outputs
 ROOT = Path(__file__).resolve().parent.parent
 PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for if no region is chosen
 # Options that are settings, by the setting's name. They are handed on as SENTIMENT_… variables.
-SETTINGS = (
-    "endpoint",
-    "instance_types",
-    "sms_provider",
-    "sms_countries",
-    "textbelt_url",
-    "alarm_email",
-    "idle_minutes",
-)
+SETTINGS = ("endpoint", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
+SETTINGS += ("alarm_email",)
 ONLY_AWS = ("profile", "region", "domain", "dry_run", "firewall", "no_reserved_concurrency")
 
 
