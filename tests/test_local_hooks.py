@@ -120,12 +120,13 @@ def test_tables_keep_their_expiry_in_a_dictionary():
 
 
 def test_tables_keep_their_recovery_in_a_dictionary_and_functions_their_share():
-    from ministack.services import dynamodb, lambda_svc
+    from ministack.services import dynamodb, lambda_svc, s3
     from ministack.services.cloudformation import provisioners
 
     assert "_pitr_settings.get(name, False)" in inspect.getsource(dynamodb._describe_continuous_backups)
     assert '_functions[func_name].get("concurrency")' in inspect.getsource(lambda_svc._get_function_concurrency)
-    for kind in ("AWS::Lambda::Function", "AWS::ApiGatewayV2::Stage"):
+    assert "_bucket_lifecycle.get(name)" in inspect.getsource(s3._get_bucket_lifecycle)
+    for kind in ("AWS::Lambda::Function", "AWS::ApiGatewayV2::Stage", "AWS::S3::Bucket"):
         assert {"create", "update"} <= set(provisioners._RESOURCE_HANDLERS[kind])
 
 

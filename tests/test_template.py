@@ -263,7 +263,9 @@ def test_no_drift_functions(cloud, deployed):
         share = client.get_function_concurrency(FunctionName=physical[name])["ReservedConcurrentExecutions"]
         assert share == wanted["ReservedConcurrentExecutions"][1]
     for name, wanted in of_type("AWS::Lambda::EventInvokeConfig").items():
-        found = client.get_function_event_invoke_config(FunctionName=physical[wanted["FunctionName"]])
+        found = client.get_function_event_invoke_config(
+            FunctionName=physical[wanted["FunctionName"]], Qualifier="$LATEST"
+        )
         assert found["DestinationConfig"]["OnFailure"]["Destination"].endswith("template-test-dead-letters"), name
 
 
@@ -279,12 +281,15 @@ def test_no_drift_what_is_kept(cloud, deployed):
     for name in of_type("AWS::Logs::LogGroup"):
         groups = cloud.client("logs").describe_log_groups(logGroupNamePrefix=physical[name])["logGroups"]
         assert groups[0]["retentionInDays"] == 14
+    queue = cloud.client("sqs").get_queue_attributes(QueueUrl=physical["DeadLetters"], AttributeNames=["All"])
+    assert queue["Attributes"]["MessageRetentionPeriod"] == "1209600"
     s3, bucket = cloud.client("s3"), deployed["SiteBucket"]
     assert all(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values())
     assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
     rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     wanted = resources["SiteBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
     assert {r["ID"] for r in rules} == {r["Id"] for r in wanted}
+    assert [r["NoncurrentVersionExpiration"] for r in rules[1:]] == [{"NoncurrentDays": 30}]
     policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
     assert {s["Sid"] for s in policy["Statement"]} == {"ReadByTheDistribution", "TlsOnly"}
 

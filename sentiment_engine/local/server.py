@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'emulator_environment', 'changes', 'Saver', 'Emulator', 'mend_http_apis', 'mend_tables',
-           'mend_stages', 'mend_functions', 'Events', 'owner_of', 'read_body', 'again', 'respond', 'LocalServer',
-           'open_socket', 'run_server', 'main']
+           'lifecycle_rules', 'mend_buckets', 'mend_stages', 'mend_functions', 'Events', 'owner_of', 'read_body',
+           'again', 'respond', 'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -167,12 +167,13 @@ def _put_event(self: Emulator, source: str, detail_type: str, arn: str, detail: 
 def _extend_cloudformation(self: Emulator, url: str):
     "Mend what CloudFormation does not do as our templates need it; once, at its first call."
     if not self.extended:
-        from ministack.services import apigateway, dynamodb, lambda_svc
+        from ministack.services import apigateway, dynamodb, lambda_svc, s3
         from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as handlers
 
         handlers.setdefault("AWS::Budgets::Budget", BUDGET)
         mend_http_apis(handlers["AWS::ApiGatewayV2::Api"], apigateway._apis, url)
         mend_tables(handlers["AWS::DynamoDB::Table"], dynamodb._ttl_settings, dynamodb._pitr_settings)
+        mend_buckets(handlers["AWS::S3::Bucket"], s3._bucket_lifecycle)
         mend_stages(handlers["AWS::ApiGatewayV2::Stage"], apigateway._stages)
         mend_functions(handlers["AWS::Lambda::Function"], lambda_svc._functions)
         self.extended = True
@@ -233,6 +234,34 @@ def mend_tables(
         if str(spec.get("Enabled")).lower() == "true":
             expiries[table] = {"TimeToLiveStatus": "ENABLED", "AttributeName": spec["AttributeName"]}
         backups[table] = str(backup.get("PointInTimeRecoveryEnabled")).lower() == "true"
+        return attributes
+
+    _afterwards(handler, mend)
+
+
+def lifecycle_rules(
+    given: list[dict],  # Rules of a template's LifecycleConfiguration
+) -> list[dict]:  # as S3's API tells of them
+    "Spell the lifecycle rules of a bucket as the API does."
+    rules = []
+    for rule in given:
+        own = {"ID": rule["Id"], "Status": rule["Status"], "Filter": {"Prefix": rule.get("Prefix", "")}}
+        if days := rule.get("ExpirationInDays"):
+            own["Expiration"] = {"Days": int(days)}
+        same = ("NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")
+        rules.append(own | {name: rule[name] for name in same if name in rule})
+    return rules
+
+
+def mend_buckets(
+    handler: dict,
+    lifecycles: dict[str, list[dict]],  # ministack's lifecycle rules, by bucket
+):
+    "Let buckets have the lifecycle rules that the template gives them."
+
+    def mend(bucket: str, props: dict, attributes: dict) -> dict:
+        if rules := (props.get("LifecycleConfiguration") or {}).get("Rules"):
+            lifecycles[bucket] = lifecycle_rules(rules)
         return attributes
 
     _afterwards(handler, mend)
