@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".audit"
 TOOLS = ("checkov==3.3.30", "detect-secrets==1.5.0", "pip-audit==2.10.1")
 ALLOWED = ROOT / "infra_scripts" / "audit_allowed.yaml"
+SOURCES = ("sentiment_engine", "infra_scripts", "lambdas", "website", "tests", "nbs", "docs", "benchmarks", ".github")
 # Cell ids, hashes and test data look random; what is searched for is what looks like a key of somebody.
 BLIND = ("HexHighEntropyString", "Base64HighEntropyString")
 
@@ -60,9 +61,14 @@ def secret_findings(files: list[str]) -> set[tuple[str, int, str]]:  # (file, li
 
 
 def tracked() -> list[str]:
-    "List the files that git knows or would add."
+    "List the files that git knows or would add; where there is no git, those of the folders that hold sources."
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
+    if done.returncode:
+        found = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+        names = [path.relative_to(ROOT).as_posix() for path in [*found, *ROOT.glob("*")]]
+    else:
+        names = done.stdout.split("\0")
     return [name for name in names if name and (ROOT / name).is_file()]
 
 
