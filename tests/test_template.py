@@ -13,7 +13,7 @@ from engine_double import ROOT
 
 from sentiment_engine.account import RESERVED
 from sentiment_engine.metrics import METRICS, NAMESPACE
-from sentiment_engine.packaging import stack_parameters, upload_packages
+from sentiment_engine.packaging import parameter_of, stack_parameters, upload_packages
 from sentiment_engine.plan import read_template, resources_of
 from sentiment_engine.settings import Settings
 from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
@@ -170,7 +170,7 @@ def deployed(cloud):
 
 def _update_that_fails(cloudformation, given: dict, tags: dict):
     "Update with a zip that is not there: everything goes back to what it was."
-    wrong = given | {"ReconcileModelServiceKey": "lambdas/nothing.zip", "IdleMinutes": "7"}
+    wrong = given | {parameter_of("reconcile-model-service"): "lambdas/nothing.zip", "IdleMinutes": "7"}
     with pytest.raises(RuntimeError, match=r"UPDATE_ROLLBACK_COMPLETE.*ReconcileModelService"):
         deploy_stack(cloudformation, "template-test-engine", TEMPLATE, wrong, tags)
 
