@@ -34,9 +34,9 @@ def tool(name: str) -> str:
     return str(PLACE / "bin" / name)
 
 
-def _json(command: list[str]) -> object:
+def _json(command: list[str], folder: Path = ROOT) -> dict:
     "Run a tool that prints JSON. Raises RuntimeError with what it said if it did not."
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout)
     except ValueError:
@@ -53,10 +53,10 @@ def template_findings(folder: Path) -> set[tuple[str, str]]:  # (check, name of 
     return {(f["check_id"], f["resource"].rpartition(".")[2]) for f in failed}
 
 
-def secret_findings(files: list[str]) -> set[tuple[str, int, str]]:  # (file, line, kind)
-    "Let detect-secrets look at `files`."
+def secret_findings(files: list[str], folder: Path = ROOT) -> set[tuple[str, int, str]]:  # (file, line, kind)
+    "Let detect-secrets look at `files`, named from `folder`."
     blind = [word for plugin in BLIND for word in ("--disable-plugin", plugin)]
-    found = _json([tool("detect-secrets"), "scan", *blind, *files])
+    found = _json([tool("detect-secrets"), "scan", *blind, *files], folder)
     return {(file, s["line_number"], s["type"]) for file, secrets in found["results"].items() for s in secrets}
 
 

@@ -24,9 +24,8 @@ def test_a_folder_without_templates_is_no_clean_bill(tmp_path):
 
 
 def test_a_key_is_found(tmp_path):
-    leaked = tmp_path / "leaked.py"
-    leaked.write_text("key = 'AKIA" + "Q3EGRZ7LKXBMPL4Z'\n")
-    assert {(line, kind) for _, line, kind in audit.secret_findings([str(leaked)])} == {(1, "AWS Access Key")}
+    (tmp_path / "leaked.py").write_text("key = 'AKIA" + "Q3EGRZ7LKXBMPL4Z'\n")
+    assert audit.secret_findings(["leaked.py"], tmp_path) == {("leaked.py", 1, "AWS Access Key")}
 
 
 def test_what_is_found_and_what_is_allowed_must_be_the_same():
