@@ -63,7 +63,7 @@ def _quotas(session: boto3.Session, wanted: set[str]) -> dict[str, float]:  # by
             break
     return found
 
-
+# %% ../nbs/00b_account.ipynb #97a86d92
 def check_quota(
     session: boto3.Session,
     what: str,  # the machine is for
@@ -197,7 +197,7 @@ class Machines:
     trial: str = ""  # of the endpoint on which the model is tried
     training: str = ""
 
-
+# %% ../nbs/00b_account.ipynb #200217fe
 def checks(
     session: boto3.Session,
     settings: Settings,
@@ -234,7 +234,7 @@ def _check_region(session: boto3.Session, settings: Settings) -> Finding:
         return Finding("region", False, f"the firewall of a CloudFront page is made in us-east-1 only, not in {region}")
     return Finding("region", True, region)
 
-
+# %% ../nbs/00b_account.ipynb #8de30a16
 def check_account(
     session: boto3.Session,
     settings: Settings,

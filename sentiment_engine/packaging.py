@@ -60,7 +60,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {  # import name: what of it stays out
     "typing_extensions": (),
 }
 
-
+# %% ../nbs/05_serverless_backend.ipynb #4d07338a
 def _library_files(name: str, left_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     "List what of a library goes into a zip: (name in the zip, file)."
     spec = importlib.util.find_spec(name)
@@ -120,7 +120,7 @@ def package_keys(lambdas: Path) -> dict[str, str]:  # S3 keys by template parame
     "Say which zips a deployment would use, and upload none."
     return {parameter: key for parameter, key, _ in pack_functions(lambdas)}
 
-
+# %% ../nbs/05_serverless_backend.ipynb #ea780855
 def upload_packages(
     s3,  # boto3 client
     bucket: str,
@@ -149,7 +149,7 @@ LIMITS = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "
 LIMITS += ("number_cooldown_minutes", "address_cooldown_seconds", "daily_starts", "daily_messages", "monthly_budget")
 LIMITS += ("capture_percent",)
 
-
+# %% ../nbs/05_serverless_backend.ipynb #e06a87b6
 def stack_parameters(
     settings,  # Settings
     artifacts_bucket: str,
@@ -176,7 +176,7 @@ def stack_parameters(
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
     return plain | limits | dict(packages) | {name: value for name, value in more.items() if value}
 
-
+# %% ../nbs/05_serverless_backend.ipynb #2863ed04
 def monitoring_parameters(
     settings,  # Settings
     dead_letters: str,  # name of the queue, an output of the engine's stack

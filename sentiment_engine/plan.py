@@ -50,7 +50,7 @@ def _long_form(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str,
 
 _Loader.add_multi_constructor("!", _long_form)
 
-
+# %% ../nbs/07a_plan.ipynb #0a56f250
 def read_template(path: Path) -> dict[str, Any]:
     "Read a template of CloudFormation."
     return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # _Loader derives from SafeLoader
@@ -123,7 +123,7 @@ def _wait_for_change_set(cloudformation, names: Mapping[str, str]) -> dict:
         raise RuntimeError(f"AWS could not compare {names['StackName']}: {reason}")
     return found
 
-
+# %% ../nbs/07a_plan.ipynb #520d71cd
 def change_set(cloudformation, stack: str, template: Path, given: Mapping[str, object]) -> list[Change]:
     "Ask AWS what an update of a stack that stands would do, and change nothing."
     names = {"StackName": stack, "ChangeSetName": f"plan-{uuid.uuid4().hex[:8]}"}
@@ -156,7 +156,7 @@ def new_stack(stack: str, resources: Mapping[str, str]) -> list[Change]:
     "List what a new stack adds."
     return [Change(stack, "Add", kind, name) for name, kind in resources.items()]
 
-
+# %% ../nbs/07a_plan.ipynb #7f99384f
 def plan_of(
     settings: Settings,
     folder: Path,  # of the templates
@@ -189,7 +189,7 @@ def bill(plan: Plan, settings: Settings, workers: int = 10, training: str = "") 
             f"training on {training}, ${hourly} an hour" if hourly else f"{training} is not in the price table"
         )
 
-
+# %% ../nbs/07a_plan.ipynb #7788e10a
 def _visit(settings: Settings) -> Iterator[str]:
     "Say what one visit costs."
     if settings.endpoint == "serverless":

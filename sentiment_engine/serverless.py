@@ -51,7 +51,7 @@ def _described(describe, **name: str) -> dict | None:
             return None
         raise
 
-
+# %% ../nbs/05i_serverless_endpoint.ipynb #efc1be30
 def deploy_serverless(sagemaker, settings: Settings, model: Mapping[str, Any]) -> str:  # made, moved or there
     "Let the serverless endpoint answer with `model`. Safe to repeat."
     config, name = serverless_config(settings, model), endpoint_name(settings, STANDING)
@@ -79,7 +79,7 @@ def wait_for_serverless(sagemaker, settings: Settings, timeout: float = 1800) ->
         time.sleep(2)
     return time.monotonic() - start
 
-
+# %% ../nbs/05i_serverless_endpoint.ipynb #a48e47f3
 def delete_serverless(sagemaker, settings: Settings, keep: str = "") -> list[str]:  # names of what was deleted
     "Delete the serverless endpoint and its configs; with `keep`, only the configs that are not it."
     start, gone = endpoint_name(settings, STANDING), []

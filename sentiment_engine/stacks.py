@@ -99,7 +99,7 @@ def _make_ready(cloudformation, name: str, tags: Mapping[str, str]):
         cloudformation.continue_update_rollback(StackName=name)
         _wait_for_rest(cloudformation, name)
 
-
+# %% ../nbs/00a_stacks.ipynb #f825b363
 def deploy_stack(
     cloudformation,  # boto3 client
     name: str,

@@ -28,7 +28,7 @@ def _named(params: dict, operation: str) -> Iterator[str]:
         if name := params.get(f"{kind.name}Name"):
             yield kind.arn_of(name)
 
-
+# %% ../../nbs/08p_local_permissions.ipynb #c45dec0d
 def sagemaker_needs(
     operation: str,  # such as CreateEndpoint
     params: dict,
@@ -58,7 +58,7 @@ def schedule_arn(
     group = told or (query.get("groupName") or ["default"])[0]
     return f"arn:aws:scheduler:{REGION}:{ACCOUNT}:schedule/{group}/{parts[1]}"
 
-
+# %% ../../nbs/08p_local_permissions.ipynb #4a3b299a
 def passed_role(body: bytes) -> str:  # ARN; empty if none is
     "Say which role a new schedule is given."
     try:

@@ -422,7 +422,7 @@ def _update_endpoint(self: SageMaker, params: dict) -> dict:
     threading.Thread(target=_move, args=(self, name), daemon=True).start()
     return {"EndpointArn": arn}
 
-
+# %% ../../nbs/08a_local_sagemaker.ipynb #209d0d44
 def _move(self: SageMaker, name: str):
     "Let the process of an endpoint end, and start one of its new config."
     if server := self.servers.pop(name, None):

@@ -238,7 +238,7 @@ def mend_tables(
 
     _afterwards(handler, mend)
 
-
+# %% ../../nbs/08l_local_server.ipynb #579a4981
 def lifecycle_rules(
     given: list[dict],  # Rules of a template's LifecycleConfiguration
 ) -> list[dict]:  # as S3's API tells of them
@@ -252,7 +252,7 @@ def lifecycle_rules(
         rules.append(own | {name: rule[name] for name in same if name in rule})
     return rules
 
-
+# %% ../../nbs/08l_local_server.ipynb #702b31a5
 def mend_buckets(
     handler: dict,
     lifecycles: dict[str, list[dict]],  # ministack's lifecycle rules, by bucket
@@ -266,7 +266,7 @@ def mend_buckets(
 
     _afterwards(handler, mend)
 
-
+# %% ../../nbs/08l_local_server.ipynb #0a353460
 def mend_stages(
     handler: dict,
     stages: dict[str, dict[str, dict]],  # ministack's stages of HTTP APIs, by API and name
@@ -284,7 +284,7 @@ def mend_stages(
 
     _afterwards(handler, mend)
 
-
+# %% ../../nbs/08l_local_server.ipynb #58150281
 def mend_functions(
     handler: dict,
     functions: dict[str, dict],  # ministack's Lambdas, by name
