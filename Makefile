@@ -9,12 +9,14 @@ PY := $(VENV)/bin/python
 # The first Python that starts and is 3.11, 3.12 or 3.13.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
-OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(IDLE),--idle-minutes $(IDLE))
+OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL)) \
+	$(if $(IDLE),--idle-minutes $(IDLE))
 TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring.yaml deployer.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training check notebooks book docs screenshots aws-dry-run audit teardown clean
+	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots aws-dry-run audit \
+	teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -28,7 +30,7 @@ $(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
 
 install: $(VENV)/installed ## make .venv with everything in it
 
-demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=names or ROWS=n; IDLE=minutes)
+demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=names, ROWS=n or MODEL=released; IDLE=minutes)
 	@$(PY) infra_scripts/demo.py $(OPTIONS)
 
 pipeline: install ## the same without the page: run the notebooks, then stop
@@ -77,6 +79,9 @@ bench-inference: install ## serve one model in five ways and compare (an hour; D
 bench-training: install ## train by our recipe and the original (half an hour; DATA=folder ACCURACY=1 QUICK=1)
 	@$(PY) -m benchmarks.training $(if $(QUICK),--quick) \
 		$(if $(DATA),--data "$(DATA)") $(if $(ACCURACY),--accuracy)
+
+bench-recipe: install ## change one thing of the recipe at a time (half an hour; DATA=folder SEEDS=n QUICK=1)
+	@$(PY) -m benchmarks.recipe $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(SEEDS),--seeds $(SEEDS))
 
 check: install ## lint, and nothing generated may differ from its source
 	@$(PY) infra_scripts/check_generated.py

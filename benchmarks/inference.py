@@ -178,6 +178,7 @@ def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
     with safe_open(folder / "stock/model.safetensors", "np") as weights:
         parameters = sum(int(np.prod(weights.get_slice(k).get_shape())) for k in weights.keys())  # noqa: SIM118
     tokenizer = Tokenizer.from_file(str(folder / "stock/tokenizer.json"))
+    tokenizer.no_truncation()  # a trained one may cut where training did
     return Model(name, folder, parameters, {n: cut_texts(tokenizer, reviews, n, POOL) for n in TOKENS})
 
 

@@ -4,12 +4,17 @@ import json
 import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -106,6 +111,28 @@ def write_json(result: dict, path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.5g}"))
     path.write_text(json.dumps(short, indent=1) + "\n")
+
+
+def in_process(
+    module: str,  # it takes --run JOB RESULT
+    job: dict,
+) -> dict:  # what it wrote
+    "Do one job in a process of its own. Raises RuntimeError with its last words."
+    with TemporaryDirectory(dir=CACHE) as folder:
+        given, result, log = (Path(folder) / name for name in ("job.json", "result.json", "log"))
+        given.write_text(json.dumps(job))
+        env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}  # idle threads sleep, for all
+        words = [sys.executable, "-m", module, "--run", str(given), str(result)]
+        with log.open("w") as said:
+            process = subprocess.Popen(words, stdout=said, stderr=said, env=env, cwd=ROOT, start_new_session=True)
+        try:
+            process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if not result.exists():
+            raise RuntimeError(f"{module} failed: {log.read_text(errors='replace').strip()[-500:]}")
+        return json.loads(result.read_text())
 
 
 def pyplot():

@@ -14,13 +14,10 @@ reviews, whole, and tests them.
 
 import argparse
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,6 +32,7 @@ from benchmarks.report import (
     Goal,
     busy,
     goal_line,
+    in_process,
     judge,
     machine,
     medians,
@@ -45,6 +43,7 @@ from benchmarks.report import (
 )
 from sentiment_engine.reviews import label_of, review_text
 
+MODULE = "benchmarks.training"
 RESULT = ROOT / "benchmarks/results/training.json"
 PLOT = ROOT / "images/bench_training.svg"
 CASES = {"ours": {}, "ours-128": {"max_length": 128}, "ours-512": {"max_length": 512}, "original": None}  # recipes
@@ -140,25 +139,6 @@ def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether ea
     return found
 
 
-def in_process(job: dict) -> dict:
-    "Do one training in a process of its own. Raises RuntimeError with its last words."
-    with TemporaryDirectory(dir=CACHE) as folder:
-        given, result, log = (Path(folder) / name for name in ("job.json", "result.json", "log"))
-        given.write_text(json.dumps(job))
-        words = [sys.executable, "-m", "benchmarks.training", "--run", str(given), str(result)]
-        env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}  # idle threads sleep, for all
-        with log.open("w") as said:
-            process = subprocess.Popen(words, stdout=said, stderr=said, env=env, cwd=ROOT, start_new_session=True)
-        try:
-            process.wait()
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if not result.exists():
-            raise RuntimeError(f"{job['case']} failed: {log.read_text(errors='replace').strip()[-500:]}")
-        return json.loads(result.read_text())
-
-
 # ---- measuring
 
 
@@ -179,7 +159,7 @@ def measure_speed(cases: list[str], job: dict, rounds: int) -> dict[str, list[di
     for number in range(1, rounds + 1):
         for case in rng.sample(cases, len(cases)):
             print(f"round {number}/{rounds}: {case:<9} ", end="", flush=True)
-            done = in_process(job | {"case": case, "test": []})
+            done = in_process(MODULE, job | {"case": case, "test": []})
             found[case].append(done)
             print(f"{done['samples/s']:.2f} samples/s", flush=True)
     return found
@@ -192,7 +172,7 @@ def measure_accuracy(cases: list[str], job: dict, speeds: dict[str, float]) -> d
         f"Accuracy: {len(job['train'])} reviews to train on take about {minutes:.0f} minutes, the tests more",
         flush=True,
     )
-    right = {case: np.array(in_process(job | {"case": case})["right"]) for case in cases}
+    right = {case: np.array(in_process(MODULE, job | {"case": case})["right"]) for case in cases}
     base, out = right["original"], {}
     for case, hits in right.items():
         out[case] = {"accuracy": float(hits.mean()), "standard_error": standard_error(hits)}

@@ -110,7 +110,7 @@ def _look(options: argparse.Namespace, settings: Settings, machines: Machines) -
 def before(options: argparse.Namespace, machines: Machines) -> str:  # id of the domain's zone; empty without one
     "Print what is found and planned. Ends the program after a dry run, and where something is in the way."
     settings = settings_from(os.environ)
-    if options.model_data:
+    if options.model_data or getattr(options, "model", None) == "released":
         machines = replace(machines, training="")
     session, findings = _look(options, settings, machines)
     print(*findings, sep="\n")

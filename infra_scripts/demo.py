@@ -10,6 +10,7 @@ import time
 import boto3
 from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud
 
+from sentiment_engine.endpoint import RegisteredModel, current_model
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import foundation_stack, settings_from
 from sentiment_engine.stacks import stack_outputs
@@ -21,13 +22,27 @@ def stop_on_signals():
         signal.signal(number, signal.default_int_handler)
 
 
-def told_reviews() -> str:
+def told_reviews(lake: str) -> str:
     "Say how many reviews the model was taught from, and what was left out and why."
-    lake = stack_outputs(boto3.client("cloudformation"), foundation_stack(settings_from(os.environ)))["LakeBucket"]
     report = json.load(boto3.client("s3").get_object(Bucket=lake, Key="reports/etl.json")["Body"])
     left_out = {"repeats": report["repeats"]} | report["rejected"]
     reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in left_out.items() if rows)
     return f"{report['kept']:,} of {report['read']:,} reviews kept; left out: {reasons or 'none'}"
+
+
+def told_model(model: RegisteredModel) -> str:
+    "Say which model a start deploys, and how good it is."
+    which = "the released model" if "/models/released/" in model.artifact else "the model trained here"
+    return f"{which} is the one to wake: accuracy {model.accuracy:.3f} on the reviews it was tested with"
+
+
+def tell(taught: bool):
+    "Say what the engine now consists of."
+    settings = settings_from(os.environ)
+    if taught:
+        print(told_reviews(stack_outputs(boto3.client("cloudformation"), foundation_stack(settings))["LakeBucket"]))
+    if model := current_model(boto3.client("ssm"), settings):
+        print(told_model(model), flush=True)
 
 
 def serve(cloud: LocalCloud, started: float):
@@ -54,7 +69,7 @@ def main():
         with local_cloud() as cloud:
             print(f"the local cloud is up at {cloud.url} after {time.monotonic() - started:.1f} s", flush=True)
             deploy("local", **parameters)
-            print(told_reviews(), flush=True)
+            tell(taught=options.model != "released")
             if not options.exit:
                 serve(cloud, started)
     except FAILURES as e:

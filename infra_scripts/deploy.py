@@ -43,6 +43,7 @@ RUNS = ROOT / "runs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
 TRIAL_INSTANCE = "ml.m5.large"  # the default of 04, which tries a model on an endpoint of its own
 SETTLED = "05"  # from this phase on the settings of the environment matter; nobody trains again for another alarm_email
+TEACHING = ("01", "02", "03")  # what the released model does without
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
 SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "lambdas/*/*.py", "infra_scripts/*", "website/*")
 
@@ -91,7 +92,8 @@ def sources_fingerprint() -> str:
 def plan(parameters: dict) -> list[Phase]:
     "List the phases, each with those parameters its notebook declares and a fingerprint that includes the one before."
     phases, previous = [], sources_fingerprint() + data_fingerprint(parameters.get("data") or "")
-    for number in PHASES:
+    released = parameters.get("deploy_model") == "released"
+    for number in (number for number in PHASES if not (released and number in TEACHING)):
         (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
         declared = papermill.inspect_notebook(str(notebook))
         own = {k: v for k, v in parameters.items() if k in declared and v is not None}
@@ -239,6 +241,7 @@ def deploy_given(
 ) -> dict[str, str]:  # as `deploy`
     "Deploy a model that exists already: nothing is cleaned, explored or trained."
     chosen = {name: value for name, value in choices.items() if name not in ("only", "start", "force")}
+    chosen["deploy_model"] = "candidate"  # what was given, not what is better
     deploy(target, only="00", **chosen)
     print(f"  the model: {adopt_model(connect(target), settings_from(os.environ), model_data)}")
     return deploy(target, start="04", **chosen)
@@ -283,11 +286,16 @@ def add_options(parser: argparse.ArgumentParser):
     reviews.add_argument("--categories", metavar="NAMES", help="categories of Amazon Reviews 2023, with commas")
     reviews.add_argument("--rows", type=rows, metavar="N", help="reviews to generate")
     parser.add_argument("--source", metavar="ADDRESS", help="https:// or s3:// with {category} in it, to fetch from")
+    parser.add_argument(
+        "--model", choices=("better", "candidate", "released"), help="what to deploy; released: without any training"
+    )
     parser.add_argument("--idle-minutes", type=minutes, metavar="M", help="minutes from the last prediction to the end")
 
 
 def chosen_parameters(options: argparse.Namespace) -> dict:
     "Turn the options of `add_options` into notebook parameters."
+    if options.model == "released" and (options.data or options.categories or options.rows):
+        raise SystemExit("--model released has learnt already: leave --data, --categories and --rows out")
     data = str(Path(options.data).expanduser().resolve()) if options.data else None
     if data and not Path(data).is_dir():
         raise SystemExit(f"--data: {options.data} is not a folder")
@@ -297,7 +305,7 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
     if categories:
         category_addresses(categories, options.source)
     reviews = {"data": data, "categories": categories, "source": options.source, "rows": options.rows}
-    return reviews | {"idle_minutes": options.idle_minutes}
+    return reviews | {"idle_minutes": options.idle_minutes, "deploy_model": options.model}
 
 
 FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, PapermillExecutionError)

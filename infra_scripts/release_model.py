@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sentiment_engine.behaviour import score_suite
+from sentiment_engine.behaviour import score_suite, served
 from sentiment_engine.calibration import calibration_of, doubt_by_stars, shares
 from sentiment_engine.evaluation import expected_calibration_error, majority_baseline, scores
 from sentiment_engine.inference import model_fn, predict_fn
+from sentiment_engine.monitoring import mixes
 from sentiment_engine.onnx_export import export, predict_onnx
 from sentiment_engine.released import release_sample, write_sums
 from sentiment_engine.training_job import Recipe, device_name, encode, fit, load_model, share_positive
@@ -66,7 +67,7 @@ Recipe: {recipe}. Training took {minutes:.0f} minutes on {device}.
 - The held-out texts come from the same collections as the training texts, and the number of epochs and of pieces was
   chosen while looking at them.
 - Sarcasm and comparisons mislead it: see the suite.
-- It was trained on 160 tokens of a text and reads up to 512.
+- It was trained on 160 tokens of a text and reads up to eight windows of 512.
 """
 
 
@@ -186,6 +187,8 @@ def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, minute
         "calibration": calibrated(logits["int8"], test, calibration),
         "minutes": round(minutes),
     }
+    answers = predict_fn(test["text"].tolist(), model_fn(folder))
+    metrics["reference"] = {name: dict(mix) for name, mix in mixes(answers).items()}  # for monitoring
     write_card(metrics, calibration, folder)
     write_sums(folder)
     return metrics
@@ -193,8 +196,7 @@ def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, minute
 
 def write_card(metrics: dict, calibration: dict, folder: Path):
     "Ask the suite of the model as it is served, and write metrics.json and the model card."
-    served = model_fn(folder)
-    suite = score_suite(lambda texts: np.array([a["scores"]["POSITIVE"] for a in predict_fn(texts, served)]))
+    suite = score_suite(served(folder))
     metrics["suite"] = {name: round(float(row.accuracy), 4) for name, row in suite.iterrows()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     parts = [

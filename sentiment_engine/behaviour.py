@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Answers', 'read_entries', 'read_suite', 'check_suite', 'load_suite', 'describe_capabilities', 'shingles',
-           'near_repeats', 'ask_suite', 'score_suite', 'plot_capabilities', 'failures', 'broken_pairs']
+           'near_repeats', 'ask_suite', 'score_suite', 'served', 'plot_capabilities', 'failures', 'broken_pairs']
 
 # %% ../nbs/03f_behaviour.ipynb #b71f1e25
 import re
 import tomllib
 from collections.abc import Callable, Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,6 +124,16 @@ def score_suite(
     table = table.join(paired.groupby("capability").agg(pairs="size", agree="mean"))
     table.loc["all"] = [len(asked), asked["right"].mean(), len(paired), paired.mean()]
     return table.fillna({"pairs": 0}).astype({"rows": int, "pairs": int})
+
+# %% ../nbs/03f_behaviour.ipynb #6a931a6e
+def served(
+    model_dir: Path,  # an unpacked artifact
+) -> Answers:
+    "Let an artifact answer with the code that serves it. Raises ValueError if it does not load."
+    from sentiment_engine.inference import model_fn, predict_fn
+
+    model = model_fn(model_dir)
+    return lambda texts: np.array([answer["scores"]["POSITIVE"] for answer in predict_fn(list(texts), model)])
 
 # %% ../nbs/03f_behaviour.ipynb #09f3f27c
 def plot_capabilities(

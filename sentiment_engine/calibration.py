@@ -109,7 +109,8 @@ def sure_threshold(
     if not good.any():
         return NEVER
     first = int(np.argmax(good))
-    return max(0.5, float(curve["threshold"][first])) if first else 0.5
+    answered = np.floor(curve["threshold"][first] * 1e6) / 1e6  # answers have six digits, and none may fall below
+    return max(0.5, float(answered)) if first else 0.5
 
 # %% ../nbs/03e_calibration.ipynb #06b65a79
 def calibration_of(

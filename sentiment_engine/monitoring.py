@@ -154,14 +154,14 @@ def drift(
 
 
 def advice(
-    reference: Iterable[Mapping],  # answers
+    reference: Mapping[str, Mapping],  # from `mixes`
     now: Captured,
 ) -> str:
     "Say in a sentence whether to train again."
     seen = f"{len(now.answers):,} answers to {now.requests:,} requests"
     if len(now.answers) < LEAST_ANSWERS or now.requests < LEAST_REQUESTS:
         return f"Too few to say: {seen}; it takes {LEAST_ANSWERS} to {LEAST_REQUESTS}."
-    moved = drift(mixes(reference), mixes(now.answers))
+    moved = drift(reference, mixes(now.answers))
     largest = ", ".join(f"{name} {index:.2f}" for name, index in moved.items() if index >= QUIET)
     if not largest:
         return f"No reason to train again: {seen} are mixed as on the test sample (all indices below {QUIET})."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODULES', 'REQUIREMENTS', 'CHANNELS', 'LATEST', 'LOG_GROUP', 'ENDED', 'package_file', 'training_source', 'sample_key',
-           'sample_versions', 'fingerprint', 'record_key', 'predictions_key', 'trained_before', 'keep_record',
-           'base_model_address', 'training_image', 'Job', 'start_training', 'TrainingFailed', 'progress_lines',
-           'job_log', 'wait_for_training', 'collect', 'job_channels', 'read_object']
+           'sample_versions', 'fingerprint', 'record_key', 'predictions_key', 'object_exists', 'trained_before',
+           'keep_record', 'base_model_address', 'on_gpu', 'training_image', 'Job', 'start_training', 'TrainingFailed',
+           'progress_lines', 'job_log', 'wait_for_training', 'collect', 'job_channels', 'read_object']
 
 # %% ../nbs/03_model_training.ipynb #b101637f
 import hashlib
@@ -26,7 +26,7 @@ from botocore.exceptions import ClientError
 from .settings import Settings
 
 # %% ../nbs/03_model_training.ipynb #7f7df637
-MODULES = ("training_job", "evaluation", "onnx_export", "artifact", "inference", "reviews")
+MODULES = ("training_job", "evaluation", "calibration", "onnx_export", "artifact", "inference", "reviews")
 REQUIREMENTS = (  # what the code needs; the containers of Hugging Face have most of it
     "transformers>=5.3,<6",
     "accelerate>=1.1,<2",
@@ -110,7 +110,7 @@ def predictions_key(mark: str) -> str:
     return f"training/{mark}/predictions.parquet"
 
 
-def _exists(s3, bucket: str, key: str) -> bool:
+def object_exists(s3, bucket: str, key: str) -> bool:
     "Tell whether there is such an object."
     try:
         s3.head_object(Bucket=bucket, Key=key)
@@ -133,10 +133,10 @@ def trained_before(
     mark: str,  # fingerprint
 ) -> dict | None:  # the record, if the artifact is still there
     "Find the model that was trained with this fingerprint."
-    if not _exists(s3, bucket, record_key(mark)):
+    if not object_exists(s3, bucket, record_key(mark)):
         return None
     record = json.loads(s3.get_object(Bucket=bucket, Key=record_key(mark))["Body"].read())
-    return record if _exists(s3, *_place(record["artifact"])) else None
+    return record if object_exists(s3, *_place(record["artifact"])) else None
 
 
 def keep_record(s3, bucket: str, record: dict):
@@ -153,7 +153,7 @@ def base_model_address(
     "Return where MiniLM lies in S3; repack and upload it if it is not there."
     made_by = hashlib.sha256(package_file("base_model").read_bytes()).hexdigest()[:12]
     prefix = f"base-models/minilm-{made_by}/"
-    if not _exists(s3, bucket, prefix + "model.safetensors"):
+    if not object_exists(s3, bucket, prefix + "model.safetensors"):
         from sentiment_engine.base_model import build_base_model
 
         with TemporaryDirectory() as folder:
@@ -163,6 +163,13 @@ def base_model_address(
     return f"s3://{bucket}/{prefix}"
 
 # %% ../nbs/03_model_training.ipynb #8367d9e4
+def on_gpu(
+    instance_type: str,  # such as ml.g4dn.xlarge
+) -> bool:
+    "Tell whether an instance has GPUs."
+    return instance_type.split(".")[1][0] in "gp"
+
+
 def training_image(
     region: str,
     instance_type: str,
@@ -170,7 +177,7 @@ def training_image(
     "Return the address of the training container."
     from sagemaker.core import image_uris
 
-    if instance_type.split(".")[1][0] in "gp":
+    if on_gpu(instance_type):
         kind = {"framework": "huggingface", "version": "5.3.0", "base_framework_version": "pytorch2.9.0"}
     else:
         kind = {"framework": "pytorch", "version": "2.9", "py_version": "py312"}
@@ -207,6 +214,7 @@ def _trainer(session, settings: Settings, job: Job):
     from sagemaker.core.shapes import CheckpointConfig, OutputDataConfig
     from sagemaker.core.training.configs import Compute, SourceCode
     from sagemaker.train import ModelTrainer
+    from sagemaker.train.distributed import Torchrun
 
     return ModelTrainer(
         sagemaker_session=Session(boto_session=session, default_bucket=job.bucket),
@@ -214,6 +222,7 @@ def _trainer(session, settings: Settings, job: Job):
         base_job_name=f"{settings.prefix}-training",
         training_image=training_image(session.region_name, job.instance_type),
         source_code=SourceCode(source_dir=str(job.source), entry_script="train.py", requirements="requirements.txt"),
+        distributed=Torchrun() if on_gpu(job.instance_type) else None,
         compute=Compute(
             instance_type=job.instance_type,
             instance_count=1,

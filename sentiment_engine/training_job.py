@@ -7,8 +7,8 @@ __all__ = ['COLUMNS', 'FEWEST', 'EVALUATED_TOKENS', 'INT8_ROWS', 'INT8_LOSS', 'C
            'Places', 'places_from', 'UnusableData', 'read_reviews', 'check_sample', 'has_bf16', 'has_fp16', 'encode',
            'load_model', 'say', 'progress_callback', 'step_count', 'training_arguments', 'rate_at', 'layer_groups',
            'make_trainer', 'last_checkpoint', 'fit', 'share_positive', 'predict', 'measure', 'save_weights',
-           'choose_onnx', 'model_card', 'Stopwatch', 'device_name', 'load_reviews', 'base_model_of', 'Trained',
-           'train_model', 'describe', 'write_artifact', 'run_job', 'explain', 'main']
+           'choose_onnx', 'calibrate', 'calibration_line', 'model_card', 'Stopwatch', 'device_name', 'load_reviews',
+           'base_model_of', 'Trained', 'train_model', 'describe', 'write_artifact', 'run_job', 'explain', 'main']
 
 # %% ../nbs/03d_training_job.ipynb #53c13e44
 import json
@@ -466,6 +466,24 @@ def choose_onnx(
         "largest_logit_gap": {kind: round(max(by_shape.values()), 6) for kind, by_shape in gaps.items()},
     }
 
+# %% ../nbs/03d_training_job.ipynb #daea6073
+def calibrate(
+    tokenizer,
+    validation: pd.DataFrame,  # empty: there is no such channel
+    folder: Path,  # with model.onnx; gets calibration.json
+) -> dict | None:  # what it holds; None: nothing to calibrate on
+    "Fit on validation how far the served model may be believed."
+    from sentiment_engine.calibration import calibration_of
+    from sentiment_engine.onnx_export import predict_onnx
+
+    if not len(validation):
+        return None
+    tokens = tokenizer(validation["text"].tolist(), truncation=True, max_length=EVALUATED_TOKENS)["input_ids"]
+    logits = predict_onnx(folder / "model.onnx", tokens, tokenizer.pad_token_id)
+    found = calibration_of(logits, validation["label"])
+    (folder / "calibration.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    return found
+
 # %% ../nbs/03d_training_job.ipynb #1f669995
 CARD = """---
 license: apache-2.0
@@ -494,14 +512,29 @@ Recipe: {recipe}.
 
 ## Limits
 - It knows two labels. Three-star reviews count as NEGATIVE; many of them are neither.
-- Trained on texts cut to {max_length} tokens, it reads up to 512; what comes later is not seen.
+- Trained on texts cut to {max_length} tokens, it reads up to eight windows of 512; what comes later is not seen.
 - English product reviews only. Sarcasm and comparisons with other products mislead it.
-- A share of 0.9 is not a probability of 0.9: the shares have not been calibrated.
+- {calibrated}
 
 ## Files
-`model.onnx` (served by `code/inference.py`); `model.safetensors` (16 bits), `config.json` and the tokenizer's files for
-`transformers`; `metrics.json`.
+`model.onnx` and `calibration.json` (served by `code/inference.py`); `model.safetensors` (16 bits),
+`config.json` and the tokenizer's files for `transformers`; `metrics.json`.
 """
+
+# %% ../nbs/03d_training_job.ipynb #ca11b7a7
+def calibration_line(
+    found: dict | None,  # the content of calibration.json
+) -> str:
+    "Say how far the shares may be believed."
+    if found is None:
+        return "A share of 0.9 is not a probability of 0.9: there were no validation reviews to calibrate on."
+    line = f"Shares were calibrated on {found['rows']:,} reviews (expected error {found['ece_after']:.3f}); "
+    if not found["reached"]:
+        return (
+            line + f"on so few, no score proved right in {found['wanted']:.0%} of cases, so no answer is called sure."
+        )
+    line += f"answers of at least {found['sure_from']:.3f} are called sure, {found['coverage']:.0%} of them there, "
+    return line + f"and {found['accuracy_sure']:.1%} of those were right."
 
 # %% ../nbs/03d_training_job.ipynb #a661ea68
 def model_card(
@@ -519,6 +552,7 @@ def model_card(
             "seconds": metrics["seconds"]["training"],
             "recipe": ", ".join(f"{name} {value}" for name, value in recipe.items() if name != "base_model"),
             "max_length": recipe["max_length"],
+            "calibrated": calibration_line(metrics["calibration"]),
         }
     )
 
@@ -572,6 +606,7 @@ class Trained:
     tokenizer: object
     predictions: pd.DataFrame  # of the test sample
     train: pd.DataFrame
+    validation: pd.DataFrame  # empty without that channel
 
 # %% ../nbs/03d_training_job.ipynb #3aea93d4
 def train_model(recipe: Recipe, places: Places, watch: Stopwatch) -> Trained:
@@ -592,7 +627,7 @@ def train_model(recipe: Recipe, places: Places, watch: Stopwatch) -> Trained:
     predictions = predict(trainer, tokenizer, reviews["test"])
     watch.lap("evaluation")
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without its 16-bit forward
-    return Trained(model, tokenizer, predictions, reviews["train"])
+    return Trained(model, tokenizer, predictions, reviews["train"], reviews["validation"])
 
 # %% ../nbs/03d_training_job.ipynb #b056528b
 def describe(done: Trained, recipe: Recipe) -> dict:  # the part of metrics.json that is known before the export
@@ -612,8 +647,9 @@ def write_artifact(done: Trained, recipe: Recipe, places: Places, watch: Stopwat
     model.set_attn_implementation("eager")
     save_weights(model, done.tokenizer, places.model)
     onnx = choose_onnx(model, done.tokenizer, done.predictions, places.model)
+    calibration = calibrate(done.tokenizer, done.validation, places.model)
     watch.lap("export")
-    metrics = describe(done, recipe) | {"onnx": onnx, "seconds": dict(watch.seconds)}
+    metrics = describe(done, recipe) | {"onnx": onnx, "calibration": calibration, "seconds": dict(watch.seconds)}
     (places.model / "README.md").write_text(model_card(metrics), encoding="utf-8")
     for folder in (places.model, places.output):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")

@@ -4,19 +4,22 @@ import asyncio
 import json
 import random
 import socket
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from tiny_model import WEIGHTS, tokenizer, write_tiny_model
 
-from benchmarks import inference, training
+from benchmarks import inference, recipe, training
 from benchmarks.load import ask, drive, request_bytes, split_answer
-from benchmarks.report import Goal, goal_line, judge, medians
+from benchmarks.report import Goal, goal_line, in_process, judge, medians
 from sentiment_engine.artifact import add_inference_code
+from sentiment_engine.training_job import Recipe
 
 
 @contextmanager
@@ -208,5 +211,43 @@ def test_a_case_trains_and_predicts_in_a_process_of_its_own(case):
     rows = training.labelled(80, None)
     inference.CACHE.mkdir(exist_ok=True)
     job = {"case": case, "base": training.base_model(None), "steps": 1, "train": rows[:64], "test": rows[64:]}
-    done = training.in_process(job)
+    done = in_process("benchmarks.training", job)
     assert done["samples/s"] > 0 and len(done["right"]) == 16
+
+
+# The recipe, one thing at a time
+
+
+def rated(count: int = 600) -> pd.DataFrame:
+    stars = [1 + i % 5 for i in range(count)]
+    return pd.DataFrame({"text": [f"text {i}" for i in range(count)], "label": [s > 3 for s in stars], "stars": stars})
+
+
+def test_reviews_are_drawn_as_the_way_says():
+    balanced = recipe.draw(rated(), "balanced", 120)["stars"].value_counts().to_dict()
+    assert balanced == {1: 20, 2: 20, 3: 20, 4: 30, 5: 30}
+    assert recipe.draw(rated(), "without threes", 120)["stars"].value_counts().to_dict() == {1: 30, 2: 30, 4: 30, 5: 30}
+    assert recipe.draw(rated(), "as they come", 7)["text"].tolist() == [f"text {i}" for i in range(7)]
+    with pytest.raises(SystemExit, match="too few"):
+        recipe.draw(rated(60), "balanced", 120)
+
+
+def test_nothing_is_trained_on_and_tested_on():
+    train, test = recipe.halves(recipe.rated(None, 400))
+    assert len(train) > 100 and not set(train["text"]) & set(test["text"]) and set(train["stars"]) == {1, 2, 3, 4, 5}
+
+
+def test_each_way_changes_one_thing_of_the_default():
+    options = [changed for changed, _ in recipe.WAYS.values()]
+    assert all(len(changed) <= 1 for changed in options) and options[0] == {}
+    assert all(Recipe(**changed) != Recipe() for changed in options if changed)
+    assert all(how == "balanced" for changed, how in recipe.WAYS.values() if changed)
+
+
+@pytest.mark.slow
+def test_a_small_sweep_is_written_with_its_seeds():
+    done = subprocess.run([sys.executable, "-m", "benchmarks.recipe", "--quick"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((recipe.CACHE / "recipe.json").read_text())
+    assert [way["changed"] for way in written["ways"]] == ["nothing", "2 epochs"] and written["train_rows"] == 48
+    assert all(0 <= way["macro_f1"] <= 1 and way["seconds"] > 0 and way["seeds"] == 1 for way in written["ways"])

@@ -68,6 +68,29 @@ def test_samples_are_balanced_spread_and_apart(tmp_path):
     assert texts.is_unique and texts.str.startswith("a title. text").any()
 
 
+@pytest.mark.parametrize(
+    ("quotes", "of", "kept"),
+    [
+        ("{0}", "{0}", False),  # the same text under two ids
+        ("Copied from elsewhere: {0}", "{0}", False),
+        ("{0} " + "And now for something of my own that is much longer. " * 8, "{0}", False),  # holds it whole
+        ("{0} " + "And now for something of my own that is much longer. " * 8, "{0} but with five more words", True),
+        ("Great product, thank you.", "Great product, thank you.", True),  # belongs to everybody
+    ],
+)
+def test_what_quotes_held_out_reviews_is_not_trained_on(tmp_path, quotes, of, kept):
+    said = "it stopped on the second day and nobody has answered my letters since"
+    frame = made_up(2_000).assign(title="")
+    at = {split: frame.index[(frame["split"] == split) & (frame["stars"] == 1)] for split in ("train", "test")}
+    frame.loc[at["train"], "text"] = [f"{quotes.format(said)} {'i' * i}" for i in range(len(at["train"]))]
+    frame.loc[at["test"][0], "text"] = of.format(said)
+    samples = draw(stored(frame, tmp_path), 400, 1)
+    assert (1 in set(samples["train"]["stars"])) is (
+        kept or frame.loc[at["test"][0], "review_id"] not in set(samples["test"]["review_id"])
+    )
+    assert len(samples["train"]) > 250 and list(samples["train"].index) == list(range(len(samples["train"])))
+
+
 def test_a_rare_label_is_topped_up_to_a_third(tmp_path):
     samples = draw(stored(made_up(positive=0.95), tmp_path), 3_000, 42)
     counts = samples["train"].label.value_counts()

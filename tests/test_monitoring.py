@@ -144,12 +144,12 @@ def test_monitoring_reads_what_an_endpoint_left(cloud, all_of_it):
     captured = read_captures(s3, address, begun)
     assert (len(captured.answers), captured.requests, captured.broken) == (420, 40, 1)
     same = [{"label": "POSITIVE", "score": 0.9}] * 130 + [{"label": "NEGATIVE", "score": 0.9}] * 80
-    assert advice(same, captured).startswith("No reason to train again")
+    assert advice(mixes(same), captured).startswith("No reason to train again")
     other = [{"label": "NEGATIVE", "score": 0.9}] * 180 + [{"label": "POSITIVE", "score": 0.9}] * 30
-    assert advice(other, captured).startswith("Train again") and "label" in advice(other, captured)
+    assert advice(mixes(other), captured).startswith("Train again") and "label" in advice(mixes(other), captured)
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     assert len(read_captures(s3, address, tomorrow).answers) == 0
-    assert advice(same, read_captures(s3, address, tomorrow)).startswith("Too few to say: 0 answers")
+    assert advice(mixes(same), read_captures(s3, address, tomorrow)).startswith("Too few to say: 0 answers")
 
 
 def test_chance_alone_is_no_drift():
@@ -158,7 +158,7 @@ def test_chance_alone_is_no_drift():
     kinds = [{"label": label, "score": s} for label in ("NEGATIVE", "POSITIVE") for s in (0.55, 0.7, 0.85, 0.93, 0.98)]
     draws = [Captured(random.choices(kinds, k=300), 300) for _ in range(1000)]
     reference = random.choices(kinds, k=2000)
-    said = [advice(reference, captured) for captured in draws]
+    said = [advice(mixes(reference), captured) for captured in draws]
     assert sum(not text.startswith("No reason") for text in said) <= 10
     assert not any(text.startswith("Train") for text in said)
 
@@ -177,7 +177,7 @@ def test_each_side_of_an_answer_can_drift(changed, name):
     reference = [before] * 500
     moved = drift(mixes(reference), mixes([before | changed] * 400))
     assert next(iter(moved)) == name and moved[name] > 0.25 and all(v < 0.1 for k, v in moved.items() if k != name)
-    assert f"{name} " in advice(reference, Captured([before | changed] * 400, 400))
+    assert f"{name} " in advice(mixes(reference), Captured([before | changed] * 400, 400))
 
 
 def test_the_reference_is_what_the_artifact_answers(tmp_path):

@@ -5,12 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sentiment_engine.artifact import preflight
-from sentiment_engine.behaviour import score_suite
-from sentiment_engine.inference import model_fn, predict_fn
+from sentiment_engine.behaviour import score_suite, served
 from sentiment_engine.released import check_sums, pack_released, released_folder
 from sentiment_engine.reviews import read_reviews, write_reviews
 
@@ -41,8 +39,7 @@ def test_a_changed_file_is_not_packed(tmp_path):
 
 
 def test_it_does_on_the_suite_what_its_card_says(metrics):
-    model = model_fn(released_folder())
-    found = score_suite(lambda texts: np.array([a["scores"]["POSITIVE"] for a in predict_fn(texts, model)]))
+    found = score_suite(served(released_folder()))
     assert abs(found.loc["all", "accuracy"] - metrics["suite"]["all"]) <= 0.01  # processors round differently
     assert f"{metrics['accuracy']:.3f}" in (released_folder() / "README.md").read_text()
 

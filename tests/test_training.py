@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from sentiment_engine.base_model import build_base_model, minilm_folder
-from sentiment_engine.training import MODULES, training_source
+from sentiment_engine.settings import Settings, connect
+from sentiment_engine.training import MODULES, Job, start_training, training_source
 
 ROOT = Path(__file__).resolve().parent.parent
 KIND = ("I love this microphone.", "Works perfectly and feels solid.", "Great sound, great price!")
@@ -112,9 +113,67 @@ def test_plain_transformers_loads_the_artifact(trained):
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.float32 and model.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
     with torch.inference_mode():
-        shares = model.eval()(**tokenizer([KIND[0]], return_tensors="pt")).logits.softmax(-1)[0]
+        logits = model.eval()(**tokenizer([KIND[0]], return_tensors="pt")).logits[0]
+    shares = (logits / json.loads((folder / "calibration.json").read_text())["temperature"]).softmax(-1)
     served = predict_fn([KIND[0]], model_fn(str(folder)))[0]["scores"]
     assert abs(float(shares[1]) - served["POSITIVE"]) < 0.05, "rounding to 8 bits moves it a little, no more"
+
+
+def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
+    from sentiment_engine.inference import model_fn, predict_fn
+
+    folder = trained[0] / "model"
+    found = json.loads((folder / "calibration.json").read_text())
+    assert found["rows"] == 12 and not found["reached"], "twelve answers prove nothing, however right"
+    assert json.loads((folder / "metrics.json").read_text())["calibration"] == found
+    assert "no answer is called sure" in (folder / "README.md").read_text()
+    assert predict_fn([KIND[0]], model_fn(folder))[0]["sure"] is False
+
+
+def test_torchrun_trains_one_model_in_two_processes(source, base, tmp_path):
+    "As on a machine with several GPUs: both train, the first alone writes."
+    job = prepare_job(source, tmp_path, base, reviews(64), "--max-length", "16")
+    job["args"][:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(**job, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "step=2/2" in done.stdout, "four batches of 16, two at a time"
+    metrics = json.loads((tmp_path / "model/metrics.json").read_text())
+    assert metrics["rows"] == 12 and done.stdout.count("[done]") == 1 and (tmp_path / "model/model.onnx").exists()
+
+
+def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, monkeypatch):
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    sagemaker, s3 = cloud.client("sagemaker"), cloud.client("s3")
+    s3.create_bucket(Bucket="training-tests")
+    s3.put_object(Bucket="training-tests", Key="sample/train.parquet", Body=b"no Parquet")
+    role, place = "arn:aws:iam::111122223333:role/training", "s3://training-tests"
+    asked = {"source": source, "channels": {"train": f"{place}/sample"}, "recipe": {"epochs": 1}, "role": role}
+    asked |= {"bucket": "training-tests", "max_hours": 0.5}
+    several = Job(**asked, instance_type="ml.g5.12xlarge", spot=True, checkpoints=f"{place}/checkpoints/")
+    single = Job(**asked, instance_type="ml.m5.large")
+    found = {}
+    for job in (several, single):
+        prefix = f"on-{job.instance_type.split('.')[1]}"  # the SDK names jobs after the second
+        name = start_training(connect("local"), Settings(prefix=prefix), job)
+        found[job.instance_type] = described = sagemaker.describe_training_job(TrainingJobName=name)
+        (drivers,) = (c for c in described["InputDataConfig"] if c["ChannelName"] == "sm_drivers")
+        bucket, _, prefix = drivers["DataSource"]["S3DataSource"]["S3Uri"].removeprefix("s3://").partition("/")
+        keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]]
+        (started,) = (s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys if "sm_train.sh" in key)
+        assert (b"torchrun_driver.py" in started) is (job is several)
+    spot = found["ml.g5.12xlarge"]
+    assert spot["EnableManagedSpotTraining"] and spot["CheckpointConfig"]["S3Uri"] == f"{place}/checkpoints/"
+    assert spot["StoppingCondition"] == {"MaxRuntimeInSeconds": 1800, "MaxWaitTimeInSeconds": 3600}
+    assert not found["ml.m5.large"].get("EnableManagedSpotTraining")
+
+
+def test_without_validation_nothing_claims_to_be_calibrated(tmp_path, source, base):
+    job = prepare_job(source, tmp_path, base, reviews(32), "--max_steps", "1", "--max-length", "16")
+    del job["env"]["SM_CHANNEL_VALIDATION"]
+    assert subprocess.run(**job, timeout=300).returncode == 0
+    assert not (tmp_path / "model/calibration.json").exists()
+    assert "no validation reviews to calibrate on" in (tmp_path / "model/README.md").read_text()
 
 
 @pytest.mark.parametrize(

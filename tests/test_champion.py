@@ -1,0 +1,110 @@
+"Champion and challenger: who is put where, who is asked what, who wins."
+
+from shutil import copytree
+
+import numpy as np
+import pandas as pd
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sentiment_engine.artifact import preflight
+from sentiment_engine.behaviour import load_suite, served
+from sentiment_engine.champion import contest, plot_contest, upload_released, winner
+from sentiment_engine.endpoint import s3_place
+from sentiment_engine.released import released_folder
+
+BUCKET = "champion-tests-artifacts"
+
+
+@pytest.fixture(scope="module")
+def s3(cloud):
+    client = cloud.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    return client
+
+
+def keys(s3) -> list[str]:
+    return [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+def test_the_champion_is_uploaded_once_and_answers(s3, tmp_path):
+    champion = upload_released(s3, BUCKET)
+    written = s3.head_object(Bucket=BUCKET, Key=s3_place(champion.artifact)[1])["LastModified"]
+    assert upload_released(s3, BUCKET) == champion and len(keys(s3)) == 1
+    assert s3.head_object(Bucket=BUCKET, Key=s3_place(champion.artifact)[1])["LastModified"] == written
+    s3.download_file(*s3_place(champion.artifact), str(tmp_path / "model.tar.gz"))
+    assert all(check.passed for check in preflight(tmp_path / "model.tar.gz", 0.75))
+
+
+def test_a_release_that_was_changed_is_not_uploaded(s3, tmp_path):
+    folder = copytree(released_folder(), tmp_path / "released")
+    (folder / "calibration.json").write_text("{}")
+    before = keys(s3)
+    with pytest.raises(ValueError, match=r"calibration\.json of the released model"):
+        upload_released(s3, BUCKET, folder)
+    assert keys(s3) == before
+
+
+def test_where_nothing_may_be_looked_up_the_error_is_not_hidden():
+    class Forbidden:
+        def head_object(self, **_):
+            raise ClientError({"Error": {"Code": "403"}}, "HeadObject")
+
+    with pytest.raises(ClientError, match="403"):
+        upload_released(Forbidden(), BUCKET)
+
+
+# Who wins
+
+SUITE = load_suite()
+VALIDATION = pd.DataFrame({"text": [f"review {i}" for i in range(40)], "label": [i % 2 for i in range(40)]})
+TRUTH = dict(zip([*VALIDATION["text"], *SUITE["text"]], [*VALIDATION["label"], *SUITE["label"]], strict=True))
+
+
+def student(reviews: float, suite: float):
+    "Make a model that is right on the first so-and-so much of each examination."
+    known = {*VALIDATION["text"][: round(reviews * len(VALIDATION))], *SUITE["text"][: round(suite * len(SUITE))]}
+    return lambda texts: np.array([float(TRUTH[t]) if t in known else 1.0 - TRUTH[t] for t in texts])
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "wins"),
+    [
+        ((0.9, 0.8), (1.0, 0.6), "released"),  # learnt the reviews by heart and understands less
+        ((0.9, 0.8), (0.95, 0.8), "candidate"),
+        ((0.9, 0.8), (0.6, 0.9), "released"),
+        ((0.9, 0.8), (0.9, 0.8), "released"),  # level: a change needs a reason
+        ((0.2, 0.5), (0.9, 0.5), "candidate"),
+    ],
+)
+def test_both_examinations_count(champion, challenger, wins):
+    table = contest({"released": student(*champion), "candidate": student(*challenger)}, VALIDATION)
+    assert winner(table) == wins
+    for name, (reviews, suite) in (("released", champion), ("candidate", challenger)):
+        assert table.loc[name, "accuracy"] == pytest.approx(reviews) and abs(table.loc[name, "suite"] - suite) < 0.001
+        assert table.loc[name, "mean"] == pytest.approx((table.loc[name, "macro-F1"] + table.loc[name, "suite"]) / 2)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_nobody_is_better_than_the_winner(means):
+    table = pd.DataFrame({"mean": means}, index=[f"model {i}" for i in range(len(means))])
+    assert table.loc[winner(table), "mean"] == max(means) and winner(table) == f"model {means.index(max(means))}"
+
+
+def test_the_picture_has_a_bar_for_each_number():
+    table = contest({"released": student(0.9, 0.8), "candidate": student(0.8, 0.9)}, VALIDATION)
+    ax = plot_contest(table)
+    assert [round(bar.get_height(), 2) for bar in ax.patches[:3]] == [0.9, 0.8, 0.85] and len(ax.patches) == 6
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["released", "candidate"]
+
+
+def test_the_released_model_is_asked_as_it_is_served():
+    answers = served(released_folder())
+    assert (answers(["I love it, it works perfectly.", "Terrible. It broke after one day."]) > 0.5).tolist() == [
+        True,
+        False,
+    ]
+    table = contest({"released": answers, "coin": lambda texts: np.full(len(texts), 0.5)}, VALIDATION)
+    assert table.loc["released", "suite"] > 0.75 > table.loc["coin", "suite"]
