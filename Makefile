@@ -103,7 +103,7 @@ screenshots: install ## photograph every state of the page into images/
 	@infra_scripts/install_chromium.sh
 	@$(PY) infra_scripts/screenshots.py
 
-aws-dry-run: install ## what a deployment to AWS would make and cost; no credentials needed (OPTIONS="--endpoint serverless")
+aws-dry-run: install ## what a deployment to AWS would make and cost; needs no account (OPTIONS="--domain …")
 	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
 
 audit: install ## look for known faults in templates, files and packages (asks PyPI about the packages)

@@ -70,6 +70,8 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
     place = getattr(options, "model_data", None) or "s3://"
     if not place.startswith("s3://") and not Path(place).is_file():
         parser.error(f"--model-data: {place} is no file")
+    if getattr(options, "model_data", None) and getattr(options, "model", None):
+        parser.error("--model-data says what to deploy: leave --model out")
     for name in ONLY_AWS:
         if options.target == "local" and getattr(options, name, None):
             parser.error(f"--{name.replace('_', '-')} is for --target aws")

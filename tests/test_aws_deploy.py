@@ -107,6 +107,7 @@ def test_the_variants_show_in_the_plan():
         (("--target", "local", "--dry-run"), "--dry-run is for --target aws"),
         (("--target", "aws", "--endpoint", "sometimes"), "invalid choice"),
         (("--target", "aws", "--dry-run", "--model-data", "nothing.tar.gz"), "nothing.tar.gz is no file"),
+        (("--target", "aws", "--model-data", "s3://b/m.tar.gz", "--model", "released"), "leave --model out"),
         (("--target", "aws", "--instance-types", "", "--dry-run"), "instance_types must name at least one"),
     ],
 )
