@@ -189,6 +189,18 @@ def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
     delete_stack(cloudformation, name)
 
 
+def test_no_change_set_is_made_of_a_stack_of_somebody_else(cloud):
+    own, cloudformation = Settings(prefix="theirs"), cloud.client("cloudformation")
+    name, file = monitoring_stack(own), SCRIPTS / "monitoring.yaml"
+    given = monitoring_parameters(own, "theirs-dead-letters")
+    deploy_stack(cloudformation, name, file, given, {"Project": "shop"})
+    asked = []
+    cloudformation.meta.events.register("before-call.cloudformation.CreateChangeSet", lambda **_: asked.append(1))
+    plan = plan_of(own, SCRIPTS, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation)
+    assert not asked and {c.action for c in plan.changes} == {"Add"}
+    delete_stack(cloudformation, name)
+
+
 def test_a_model_that_exists_becomes_the_newest(cloud, tmp_path, monkeypatch):
     import boto3
 
