@@ -11,10 +11,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL)) \
 	$(if $(IDLE),--idle-minutes $(IDLE))
+TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring.yaml deployer.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots teardown clean
+	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots aws-dry-run audit \
+	teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -84,7 +86,8 @@ bench-recipe: install ## change one thing of the recipe at a time (half an hour;
 check: install ## lint, and nothing generated may differ from its source
 	@$(PY) infra_scripts/check_generated.py
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/cfn-lint infra_scripts/*.yaml && echo "cfn-lint: the templates are fine"
+	@$(VENV)/bin/cfn-lint $(TEMPLATES) && echo "cfn-lint: the templates are fine"
+	@$(PY) infra_scripts/audit.py --offline
 
 notebooks: install ## run the notebooks' own tests
 	@$(VENV)/bin/nbdev_test --n_workers 2 --timing
@@ -100,9 +103,15 @@ screenshots: install ## photograph every state of the page into images/
 	@infra_scripts/install_chromium.sh
 	@$(PY) infra_scripts/screenshots.py
 
+aws-dry-run: install ## what a deployment to AWS would make and cost; needs no account (OPTIONS="--domain …")
+	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
+
+audit: install ## look for known faults in templates, files and packages (asks PyPI about the packages)
+	@$(PY) infra_scripts/audit.py
+
 teardown: install ## delete everything the local deployment made
 	@$(PY) infra_scripts/teardown.py
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .local-cloud .release runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test
+	rm -rf $(VENV) .audit .local-cloud .release runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test

@@ -18,20 +18,31 @@ from pathlib import Path
 
 import boto3
 import papermill
+from aws_target import (
+    add_account_options,
+    add_variant_options,
+    adopt_model,
+    before,
+    check_options,
+    chosen_environment,
+)
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from sentiment_engine.account import Machines
 from sentiment_engine.ingest import category_addresses
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.reviews import check_reviews, find_files
-from sentiment_engine.settings import connect, engine_stack, foundation_stack, settings_from
+from sentiment_engine.settings import connect, engine_stack, environment_of, foundation_stack, settings_from
 from sentiment_engine.stacks import stack_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 RUNS = ROOT / "runs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
+TRIAL_INSTANCE = "ml.m5.large"  # the default of 04, which tries a model on an endpoint of its own
+SETTLED = "05"  # from this phase on the settings of the environment matter; nobody trains again for another alarm_email
 TEACHING = ("01", "02", "03")  # what the released model does without
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
 SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "sentiment_engine/*.toml", "lambdas/*/*.py", "infra_scripts/*")
@@ -87,7 +98,8 @@ def plan(parameters: dict) -> list[Phase]:
         (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
         declared = papermill.inspect_notebook(str(notebook))
         own = {k: v for k, v in parameters.items() if k in declared and v is not None}
-        previous = hashlib.sha256((previous + notebook.name + json.dumps(own, sort_keys=True)).encode()).hexdigest()
+        known = own | (environment_of(settings_from(os.environ)) if number >= SETTLED else {})
+        previous = hashlib.sha256((previous + notebook.name + json.dumps(known, sort_keys=True)).encode()).hexdigest()
         phases.append(Phase(notebook, own, previous))
     return phases
 
@@ -223,6 +235,19 @@ def deploy(
         return {}
 
 
+def deploy_given(
+    target: str,
+    model_data: str,  # a model.tar.gz, here or in S3
+    **choices,  # of `deploy`
+) -> dict[str, str]:  # as `deploy`
+    "Deploy a model that exists already: nothing is cleaned, explored or trained."
+    chosen = {name: value for name, value in choices.items() if name not in ("only", "start", "force")}
+    chosen["deploy_model"] = "candidate"  # what was given, not what is better
+    deploy(target, only="00", **chosen)
+    print(f"  the model: {adopt_model(connect(target), settings_from(os.environ), model_data)}")
+    return deploy(target, start="04", **chosen)
+
+
 @contextmanager
 def local_cloud(start: bool = True) -> Iterator[LocalCloud]:  # start: whether to start one if none runs
     "Use this folder's local cloud, and lead boto3 there; one that was started for this is stopped at the end."
@@ -307,20 +332,30 @@ def _explain_cell(error: PapermillExecutionError) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
+    add_account_options(parser)
+    add_variant_options(parser)
     add_options(parser)
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--only", choices=PHASES, help="run this one notebook")
     steps.add_argument("--from", dest="start", choices=PHASES, help="run from this notebook on")
     steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
     options = parser.parse_args()
+    check_options(parser, options)
     steps = {"only": options.only, "start": options.start, "force": options.force}
     try:
         parameters = chosen_parameters(options)
+        chosen = chosen_environment(options)
+        work = deploy_given if options.model_data else deploy
+        steps |= {"model_data": options.model_data} if options.model_data else {}
         if options.target == "local":
             with local_cloud(start=False):
-                outputs = deploy("local", **steps, **parameters)
+                os.environ.update(chosen)
+                outputs = work("local", **steps, **parameters)
         else:
-            outputs = deploy("aws", **steps, **parameters)
+            os.environ.update(chosen)
+            zone = before(options, Machines(TRIAL_INSTANCE, TARGET_PARAMETERS["aws"]["training_instance"]))
+            domain = {"domain_name": options.domain, "hosted_zone_id": zone} if zone else {}
+            outputs = work("aws", **steps, **parameters, **domain)
     except FAILURES as e:
         raise SystemExit(explain(e)) from None
     except KeyboardInterrupt:

@@ -1,19 +1,35 @@
-"""Delete everything a deployment made, endpoints first; safe to repeat. Nothing else is ever touched."""
+"""Delete everything a deployment made, endpoints first, and say what is kept and why; safe to repeat.
+
+What is ours carries the tag Project with the prefix as its value, or a name that only we give. Nothing else is touched.
+"""
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import boto3
+from aws_target import ROOT, add_account_options, check_options, chosen_environment
 from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud
 
+from sentiment_engine.account import find_stack, tags_of
 from sentiment_engine.endpoint import delete_endpoint
-from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, monitoring_stack, settings_from
+from sentiment_engine.settings import (
+    Settings,
+    connect,
+    engine_stack,
+    foundation_stack,
+    model_parameter,
+    monitoring_stack,
+    settings_from,
+    textbelt_key_parameter,
+)
 from sentiment_engine.stacks import delete_stack, empty_bucket, stack_outputs
 
 TAG = {"Key": "Project"}  # what carries it, with the prefix as its value, is ours
+KEPT = "kept"  # the kind of what is not deleted
 
 
 def _missing(error: ClientError) -> bool:
@@ -22,7 +38,7 @@ def _missing(error: ClientError) -> bool:
     return "NotFound" in code or "NoSuch" in code or "Could not find" in text or "does not exist" in text
 
 
-def _delete_each(names: Iterator[str], delete: Callable[[str], object]) -> list[str]:
+def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[str]:
     "Delete every one of `names`; one that has gone by itself is fine."
     gone = []
     for name in names:
@@ -59,26 +75,35 @@ def delete_models(session: boto3.Session, settings: Settings) -> Iterator[tuple[
     yield "Models", _delete_each(iter(names), lambda n: sagemaker.delete_model(ModelName=n))
 
 
-def _delete_whole(session: boto3.Session, stack: str) -> Iterator[tuple[str, list[str]]]:
-    "Empty the buckets of a stack and delete it."
+def _buckets(cloudformation, stack: str) -> list[str]:
+    "Name the buckets of a stack, also of one that was never finished."
+    pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack)
+    found = pages.search("StackResourceSummaries[?ResourceType=='AWS::S3::Bucket'].PhysicalResourceId")
+    return [name for name in found if name]
+
+
+def _delete_whole(session: boto3.Session, settings: Settings, stack: str) -> Iterator[tuple[str, list[str]]]:
+    "Empty the buckets of a stack and delete it, if its tags say that it is ours."
     cloudformation, s3 = session.client("cloudformation"), session.client("s3")
-    try:
-        buckets = [v for k, v in stack_outputs(cloudformation, stack).items() if k.endswith("Bucket")]
-    except LookupError:
-        buckets = []
-    yield f"buckets of {stack}", [f"{b}: {empty_bucket(s3, b)} objects" for b in buckets if _bucket_exists(s3, b)]
+    if not (found := find_stack(cloudformation, stack)):
+        return
+    if tags_of(found).get("Project") != settings.prefix:
+        yield KEPT, [f"stack {stack}: it has no tag Project={settings.prefix}, so it is somebody else's"]
+        return
+    there = [b for b in _buckets(cloudformation, stack) if _bucket_exists(s3, b)]
+    yield f"buckets of {stack}", [f"{b}: {empty_bucket(s3, b)} objects" for b in there]
     yield "stacks", [stack] if delete_stack(cloudformation, stack) else []
 
 
 def delete_engine(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
     "Delete the engine: from then on nobody can press Start."
-    yield from _delete_whole(session, monitoring_stack(settings))
-    yield from _delete_whole(session, engine_stack(settings))
+    yield from _delete_whole(session, settings, monitoring_stack(settings))
+    yield from _delete_whole(session, settings, engine_stack(settings))
 
 
 def delete_foundation(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
     "Delete what the engine stood on."
-    return _delete_whole(session, foundation_stack(settings))
+    return _delete_whole(session, settings, foundation_stack(settings))
 
 
 def _bucket_exists(s3, bucket: str) -> bool:
@@ -89,17 +114,44 @@ def _bucket_exists(s3, bucket: str) -> bool:
         return False
 
 
+def our_log_groups(settings: Settings, names: Iterable[str]) -> list[str]:
+    "Pick the log groups of our functions and endpoints; another engine's prefix may begin with ours."
+    functions = "|".join(re.escape(path.parent.name) for path in ROOT.glob("lambdas/*/handler.py"))
+    prefix, run = re.escape(settings.prefix), "(trial-)?[0-9a-f]{12}|serverless"
+    ours = re.compile(f"/aws/lambda/{prefix}-({functions})|/aws/sagemaker/Endpoints/{prefix}-({run})")
+    return [name for name in names if ours.fullmatch(name)]
+
+
 def delete_leftovers(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete what belongs to no stack: the parameters notebooks wrote and the log groups that services made."
+    "Delete what belongs to no stack: our two parameters and the log groups that services made."
     ssm, logs = session.client("ssm"), session.client("logs")
     pages = ssm.get_paginator("describe_parameters").paginate(
         ParameterFilters=[{"Key": "Name", "Option": "BeginsWith", "Values": [f"/{settings.prefix}/"]}]
     )
-    yield "parameters", _delete_each(pages.search("Parameters[].Name"), lambda n: ssm.delete_parameter(Name=n))
+    found = set(pages.search("Parameters[].Name"))
+    ours = found & {model_parameter(settings), textbelt_key_parameter(settings)}
+    yield "parameters", _delete_each(sorted(ours), lambda n: ssm.delete_parameter(Name=n))
+    yield KEPT, [f"parameter {name}: no deployment has made it" for name in sorted(found - ours)]
     for start in (f"/aws/lambda/{settings.prefix}-", f"/aws/sagemaker/Endpoints/{settings.prefix}-"):
         groups = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=start)
-        names = list(groups.search("logGroups[].logGroupName"))
-        yield "log groups", _delete_each(iter(names), lambda n: logs.delete_log_group(logGroupName=n))
+        names = our_log_groups(settings, groups.search("logGroups[].logGroupName"))
+        yield "log groups", _delete_each(names, lambda n: logs.delete_log_group(logGroupName=n))
+
+
+SHARED_LOGS = ("/aws-glue/", "/aws/sagemaker/TrainingJobs")
+
+
+def look_at_rest(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    "Say what cannot or must not be deleted."
+    logs, sagemaker = session.client("logs"), session.client("sagemaker")
+    for start in SHARED_LOGS:
+        pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=start)
+        names = list(pages.search("logGroups[].logGroupName"))
+        yield KEPT, [f"log group {name}: all Glue and training jobs of the account write there" for name in names]
+    pages = sagemaker.get_paginator("list_training_jobs").paginate(NameContains=f"{settings.prefix}-training")
+    jobs = [j for j in pages.search("TrainingJobSummaries[]") if j]
+    if jobs:
+        yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker lets nobody delete them, and they are free"]
 
 
 def stop_jobs(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
@@ -136,12 +188,13 @@ def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was 
         delete_models,
         delete_foundation,
         delete_leftovers,
+        look_at_rest,
     )
     for step in steps:
         for kind, names in step(session, settings):
             for name in names:
-                print(f"deleted  {kind:24} {name}", flush=True)
-                deleted.append((kind, name))
+                print(f"kept     {name}" if kind == KEPT else f"deleted  {kind:24} {name}", flush=True)
+                deleted += [] if kind == KEPT else [(kind, name)]
     return deleted
 
 
@@ -154,10 +207,17 @@ def _typed(question: str) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to clear")
+    add_account_options(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask before deleting from AWS")
     options = parser.parse_args()
+    check_options(parser, options)
+    try:
+        chosen = chosen_environment(options)
+    except ValueError as e:
+        sys.exit(str(e))
+    os.environ.update(chosen)
     if options.target == "aws" and not options.yes:
         print(f"This deletes everything whose name starts with {settings_from(os.environ).prefix!r} in your account,")
         if _typed("the reviews and models included. Type the prefix to go on: ") != settings_from(os.environ).prefix:
@@ -165,6 +225,7 @@ def main():
     try:
         if options.target == "local":
             with local_cloud():
+                os.environ.update(chosen)
                 deleted = teardown("local")
         else:
             deleted = teardown("aws")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BODY_LIMIT', 'START_LIMIT', 'BUSY', 'ROUTES', 'Route', 'ApiError', 'answer', 'json_body', 'texts_of', 'explain_of',
-           'subscriber_of', 'status_of', 'get_status', 'address_of', 'post_start', 'not_in_service', 'post_predict',
-           'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing', 'respond']
+           'subscriber_of', 'status_of', 'current_row', 'get_status', 'address_of', 'post_start', 'not_in_service',
+           'post_predict', 'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing', 'respond']
 
 # %% ../nbs/05d_api.ipynb #2c7cbc94
 import base64
@@ -26,6 +26,7 @@ from .metrics import emit
 from .model_state import CREATING, IN_SERVICE, STOPPING, Row, Subscriber
 from .notifications import BadPhone, e164
 from .openapi import EXPLAIN_LIMIT, openapi
+from .serverless import STANDING, is_serverless, standing_row
 from .settings import Settings
 from .webhooks import BadWebhook, checked_webhook
 
@@ -169,22 +170,23 @@ def subscriber_of(body: Mapping[str, Any], settings: Settings) -> Subscriber | N
 # %% ../nbs/05d_api.ipynb #36ecaf73
 def _deadline(row: Row, now: float) -> dict:
     "Say when the model goes to sleep."
-    if row.state != IN_SERVICE:
+    if row.state != IN_SERVICE or row.runId == STANDING:
         return {"shutdownAt": None, "secondsLeft": None}
     return {"shutdownAt": instant(row.shutdownAt), "secondsLeft": max(0, int(row.shutdownAt - now))}
 
 
 def _run(engine: Engine, row: Row, now: float) -> dict:
     "Say what the run in progress is and costs; while there is none, what one would cost."
-    live = row.state in (CREATING, IN_SERVICE, STOPPING)
+    live = row.state in (CREATING, IN_SERVICE, STOPPING) and row.runId != STANDING
     elapsed = max(0, int(now - row.startedAt)) if live else None
     cost = run_cost(row.instanceType, elapsed) if live else None
+    usual = None if row.runId == STANDING else price_per_hour(engine.settings.instance_types[0])
     return {
         "runId": row.runId if live else None,
         "instanceType": row.instanceType if live else None,
         "modelVersion": row.modelVersion or None,
         "elapsedSeconds": elapsed,
-        "pricePerHour": price_per_hour(row.instanceType if live else engine.settings.instance_types[0]),
+        "pricePerHour": price_per_hour(row.instanceType) if live else usual,
         "costSoFar": None if cost is None else round(cost, 4),
     }
 
@@ -206,6 +208,7 @@ def status_of(engine: Engine, row: Row, now: float) -> dict:
     settings, run = engine.settings, _run(engine, row, now)
     return {
         "state": row.state,
+        "endpoint": settings.endpoint,
         "since": instant(row.since) if row.since else None,
         "now": instant(now),
         **run,
@@ -222,9 +225,14 @@ def status_of(engine: Engine, row: Row, now: float) -> dict:
     }
 
 # %% ../nbs/05d_api.ipynb #a0514af2
+def current_row(engine: Engine) -> Row:
+    "Read the row; a serverless endpoint has none, and is always in service."
+    return standing_row(engine.settings) if is_serverless(engine.settings) else states.read_row(engine.table)
+
+
 def get_status(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer GET /status. Never moves the deadline."
-    return 200, status_of(engine, states.read_row(engine.table), time.time())
+    return 200, status_of(engine, current_row(engine), time.time())
 
 # %% ../nbs/05d_api.ipynb #daeade15
 def address_of(event: Mapping[str, Any]) -> str:  # empty if the gateway gave none
@@ -244,6 +252,8 @@ def _check_quota(engine: Engine):
 def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /start. Raises ApiError."
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
+    if is_serverless(engine.settings):
+        return 200, {"outcome": "already-in-service", **status_of(engine, current_row(engine), time.time())}
     if subscriber and subscriber.to.startswith("+"):
         _check_quota(engine)
     try:
@@ -270,7 +280,9 @@ def not_in_service(row: Row) -> ApiError:
 
 def _in_service(engine: Engine, at_least: float) -> Row:
     "Read the row and move the deadline. Raises ApiError unless the model is in service."
-    row = states.read_row(engine.table)
+    row = current_row(engine)
+    if row.runId == STANDING:
+        return row
     extended = lifecycle.extend(engine, row, at_least)
     if extended is None:
         raise not_in_service(row if row.state != IN_SERVICE else states.read_row(engine.table))
@@ -303,6 +315,8 @@ def _model_refused(engine: Engine, row: Row, e: ClientError) -> ApiError:
     code = e.response["Error"]["Code"]
     if code == "ModelError":
         return _complaint(e.response)
+    if is_missing(e) and row.runId == STANDING:
+        return ApiError(503, "no_model", "No model is deployed: run the notebook 05_serverless_backend.")
     if is_missing(e):
         states.fail(engine.table, row, "The endpoint disappeared.")
         return not_in_service(states.read_row(engine.table))

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['HOURS_PER_MONTH', 'PRICES', 'SERVERLESS_GB_SECOND', 'LAMBDA_GB_SECOND', 'LAMBDA_REQUEST', 'API_REQUEST',
-           'S3_GB_MONTH', 'price_per_hour', 'Visit', 'run_cost', 'resting_cost', 'always_on_month', 'on_demand_month',
+           'S3_GB_MONTH', 'GLUE_DPU_HOUR', 'STANDING', 'METRIC', 'RESTING_METRICS', 'price_per_hour', 'Visit',
+           'run_cost', 'resting_cost', 'Standing', 'standing_cost', 'always_on_month', 'on_demand_month',
            'serverless_month', 'saved_share', 'break_even_visits', 'break_even_predictions']
 
 # %% ../nbs/07_costs.ipynb #7b144714
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # %% ../nbs/07_costs.ipynb #c4576e26
@@ -26,6 +28,7 @@ LAMBDA_GB_SECOND = 0.0000166667
 LAMBDA_REQUEST = 0.20 / 1e6
 API_REQUEST = 1.00 / 1e6  # API Gateway, HTTP API
 S3_GB_MONTH = 0.023
+GLUE_DPU_HOUR = 0.44  # one G.1X worker for an hour
 
 # %% ../nbs/07_costs.ipynb #7a4d9d63
 def price_per_hour(
@@ -66,6 +69,33 @@ def resting_cost(
 ) -> float:  # dollars a month
     "Price a month in which nobody presses Start, without any free tier."
     return stored_gb * S3_GB_MONTH + checks * (LAMBDA_REQUEST + check_seconds * check_gb * LAMBDA_GB_SECOND)
+
+# %% ../nbs/07_costs.ipynb #bb19c29b
+@dataclass(frozen=True)
+class Standing:
+    "What a kind of resource costs while it only stands there."
+
+    month: float  # dollars for each
+    free: int = 0  # how many of them every account has for nothing, for good
+
+
+STANDING: dict[str, Standing] = {  # by CloudFormation's type; what is not named here is paid by use, or is free
+    "AWS::CloudWatch::Alarm": Standing(0.10, free=10),
+    "AWS::CloudWatch::Dashboard": Standing(3.00, free=3),
+    "AWS::WAFv2::WebACL": Standing(6.00),  # 5 for the list, 1 for its one rule
+}
+METRIC = Standing(0.30, free=10)  # a figure of our own that is reported in every hour of the month
+RESTING_METRICS = 4  # Reconciled, SpentThisMonth, BudgetShare and DeadLetters, which the reconciler reports
+
+# %% ../nbs/07_costs.ipynb #ffb6b48d
+def standing_cost(
+    counts: Mapping[str, int],  # how many of each of CloudFormation's types
+    metrics: int = RESTING_METRICS,
+) -> tuple[float, float]:  # dollars a month: within what is free, and where others have used that up
+    "Price what stands there, by the price table."
+    priced = [(STANDING[kind], n) for kind, n in counts.items() if kind in STANDING] + [(METRIC, metrics)]
+    within = sum(price.month * max(0, n - price.free) for price, n in priced)
+    return within, sum(price.month * n for price, n in priced)
 
 # %% ../nbs/07_costs.ipynb #585f9a74
 def always_on_month(instance_type: str) -> float:  # dollars

@@ -69,7 +69,7 @@ REFUSALS: dict[str, str] = {  # path: codes
     "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown address_cooldown too_many_starts "
     "too_many_waiting stopping no_model start_failed invalid_webhook no_sms_quota",
     "/predict": f"{_BODY} missing_inputs not_text empty_text text_too_long too_many_texts invalid_text not_in_service "
-    f"invalid_explain too_many_explained busy model_error model_timeout {MODEL_CODES}",
+    f"invalid_explain too_many_explained no_model busy model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
     "/openapi.json": _ALWAYS,
 }
@@ -134,6 +134,7 @@ def _status(settings: Settings) -> dict:
     "Describe the answer of GET /status."
     whole = {
         "state": {"enum": list(STATES), "description": "Where the model is in its life."},
+        "endpoint": {"enum": ["realtime", "serverless"], "description": "serverless: it needs no start, never sleeps."},
         "idleMinutes": {"type": "number", "description": "It sleeps this long after the last prediction."},
         "subscribers": {"type": "integer", "minimum": 0, "description": "How many wait for a message."},
         "reason": _or_null("string", "Why the last start or run failed."),
@@ -148,7 +149,7 @@ def _dependent() -> list[dict]:
 
     def rule(states: list[str], *names: str) -> dict:
         null, given = (dict.fromkeys(names, shape) for shape in ({"type": "null"}, {"not": {"type": "null"}}))
-        within = {"properties": {"state": {"enum": states}}}
+        within = {"properties": {"state": {"enum": states}, "endpoint": {"const": "realtime"}}}
         return {"if": within, "then": {"properties": given}, "else": {"properties": null}}
 
     live = rule([CREATING, IN_SERVICE, STOPPING], "runId", "instanceType", "elapsedSeconds")
@@ -231,7 +232,7 @@ def _prediction() -> dict:
 def _predictions() -> dict:
     "Describe the answer of POST /predict."
     several = {"type": "array", "items": _prediction(), "minItems": 1, "description": "In the order of the texts."}
-    times = {name: value for name, value in _times().items() if name in ("shutdownAt", "secondsLeft")}
+    times = {name: value for name, value in _times().items() if name in ("shutdownAt", "secondsLeft")}  # null: none
     latency = {"type": "integer", "minimum": 0, "description": "What the endpoint took."}
     return _object({"predictions": several, "latencyMs": latency, "modelVersion": {"type": ["string", "null"]}} | times)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'UNUSED', 'LIBRARIES', 'LIMITS', 'modules_imported', 'light_modules', 'zip_bytes', 'package_function',
-           'parameter_of', 'upload_packages', 'stack_parameters']
+           'parameter_of', 'pack_functions', 'package_keys', 'upload_packages', 'stack_parameters',
+           'monitoring_parameters']
 
 # %% ../nbs/05_serverless_backend.ipynb #481d30a8
 import ast
@@ -59,7 +60,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {  # import name: what of it stays out
     "typing_extensions": (),
 }
 
-
+# %% ../nbs/05_serverless_backend.ipynb #4d07338a
 def _library_files(name: str, left_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     "List what of a library goes into a zip: (name in the zip, file)."
     spec = importlib.util.find_spec(name)
@@ -105,6 +106,21 @@ def parameter_of(folder: str) -> str:
     return "".join(word.capitalize() for word in folder.split("-")) + "Key"
 
 
+def pack_functions(
+    lambdas: Path,  # the folder of the functions' folders
+) -> Iterator[tuple[str, str, bytes]]:  # template parameter, S3 key and zip of each function
+    "Pack every function."
+    for folder in sorted(path.parent for path in lambdas.glob("*/handler.py")):
+        package = package_function(folder)
+        digest = hashlib.sha256(package).hexdigest()[:16]
+        yield parameter_of(folder.name), f"lambdas/{folder.name}-{digest}.zip", package
+
+
+def package_keys(lambdas: Path) -> dict[str, str]:  # S3 keys by template parameter
+    "Say which zips a deployment would use, and upload none."
+    return {parameter: key for parameter, key, _ in pack_functions(lambdas)}
+
+# %% ../nbs/05_serverless_backend.ipynb #ea780855
 def upload_packages(
     s3,  # boto3 client
     bucket: str,
@@ -112,10 +128,8 @@ def upload_packages(
 ) -> dict[str, str]:  # S3 keys by template parameter
     "Pack every function and upload what is not there yet."
     keys = {}
-    for folder in sorted(path.parent for path in lambdas.glob("*/handler.py")):
-        package = package_function(folder)
-        key = f"lambdas/{folder.name}-{hashlib.sha256(package).hexdigest()[:16]}.zip"
-        keys[parameter_of(folder.name)] = key
+    for parameter, key, package in pack_functions(lambdas):
+        keys[parameter] = key
         if not _is_there(s3, bucket, key):
             s3.put_object(Bucket=bucket, Key=key, Body=package, ContentType="application/zip")
     return keys
@@ -135,7 +149,7 @@ LIMITS = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "
 LIMITS += ("number_cooldown_minutes", "address_cooldown_seconds", "daily_starts", "daily_messages", "monthly_budget")
 LIMITS += ("capture_percent",)
 
-
+# %% ../nbs/05_serverless_backend.ipynb #e06a87b6
 def stack_parameters(
     settings,  # Settings
     artifacts_bucket: str,
@@ -148,6 +162,7 @@ def stack_parameters(
         "ModelId": settings.model_id,
         "TableName": settings.table,
         "ArtifactsBucket": artifacts_bucket,
+        "EndpointKind": settings.endpoint,
         "InstanceTypes": ",".join(settings.instance_types),
         "SmsProvider": settings.sms_provider,
         "TextbeltUrl": settings.textbelt_url,
@@ -155,6 +170,21 @@ def stack_parameters(
         "WebhookHosts": ",".join(settings.webhook_hosts),
         "SiteAddress": settings.site_origin,
         "CaptureText": str(settings.capture_text).lower(),
+        "ReserveConcurrency": str(settings.reserve_concurrency).lower(),
+        "Firewall": str(settings.firewall).lower(),
     }
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
     return plain | limits | dict(packages) | {name: value for name, value in more.items() if value}
+
+# %% ../nbs/05_serverless_backend.ipynb #2863ed04
+def monitoring_parameters(
+    settings,  # Settings
+    dead_letters: str,  # name of the queue, an output of the engine's stack
+) -> dict[str, str]:
+    "Say what of the settings goes into which parameter of the template of alarms."
+    return {
+        "Prefix": settings.prefix,
+        "DeadLetters": dead_letters,
+        "AlarmEmail": settings.alarm_email,
+        "AccountBudget": f"{settings.account_budget:.12g}",
+    }

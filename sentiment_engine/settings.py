@@ -26,6 +26,8 @@ class Settings:
     prefix: str = "sentiment-engine"  # starts the name of all that is created: nothing else is ever touched
     model_id: str = "amazon-reviews"  # key of this model's row in the table
     table: str = "SentimentModelState"
+    endpoint: str = "realtime"  # realtime: an instance that is started and deleted; serverless: paid by the request
+    serverless_memory_mb: int = 3072  # of a serverless endpoint: 1024 to 6144, in steps of 1024
     instance_types: tuple[str, ...] = ("ml.t2.medium", "ml.m5.large")  # in order: the next is tried if none is free
     idle_minutes: float = 30  # the endpoint is deleted this long after the last prediction
     max_run_minutes: float = 240  # and this long after its start, whatever happens
@@ -44,6 +46,9 @@ class Settings:
     capture_percent: int = 20  # of the endpoint's answers that are kept in S3 to watch the model; 0: none
     capture_text: bool = False  # whether what visitors wrote is kept with them
     alarm_email: str = ""  # who is written to when an alarm rings
+    account_budget: float = 20.0  # dollars of the whole account in a month at which AWS writes to alarm_email
+    reserve_concurrency: bool = True  # whether each Lambda has a share of its own; a new account may be too small
+    firewall: bool = False  # whether a firewall counts each address's requests to the page (us-east-1 only)
     site_origin: str = ""  # where visitors find the page; empty: at the address that CloudFront gives it
     inbox_url: str = ""  # page that shows what a stand-in for the SMS provider was given; empty: there is none
 
@@ -52,10 +57,14 @@ class Settings:
             raise ValueError("idle_minutes, max_run_minutes and creating_minutes must be above 0")
         if min(self.number_cooldown_minutes, self.address_cooldown_seconds) < 0:
             raise ValueError("number_cooldown_minutes and address_cooldown_seconds must not be below 0")
-        if min(self.daily_starts, self.daily_messages, self.monthly_budget) <= 0:
-            raise ValueError("daily_starts, daily_messages and monthly_budget must be above 0")
+        if min(self.daily_starts, self.daily_messages, self.monthly_budget, self.account_budget) <= 0:
+            raise ValueError("daily_starts, daily_messages, monthly_budget and account_budget must be above 0")
         if not 0 <= self.capture_percent <= 100:
             raise ValueError("capture_percent must be between 0 and 100")
+        if self.endpoint not in ("realtime", "serverless"):
+            raise ValueError(f"endpoint must be realtime or serverless, not {self.endpoint!r}")
+        if self.serverless_memory_mb not in range(1024, 6145, 1024):
+            raise ValueError("serverless_memory_mb must be 1024, 2048, 3072, 4096, 5120 or 6144")
         if not self.instance_types:
             raise ValueError("instance_types must name at least one instance type, such as ml.t2.medium")
 

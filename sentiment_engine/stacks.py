@@ -84,17 +84,31 @@ def _change(
     return True
 
 # %% ../nbs/00a_stacks.ipynb #41a6cc61
+def _make_ready(cloudformation, name: str, tags: Mapping[str, str]):
+    "Bring a stack into a state in which it can be changed. Raises RuntimeError if it is not ours."
+    status = _wait_for_rest(cloudformation, name)
+    if not status:
+        return
+    found = cloudformation.describe_stacks(StackName=name)["Stacks"][0].get("Tags", [])
+    if missing := set(tags.items()) - {(tag["Key"], tag["Value"]) for tag in found}:
+        said = ", ".join(f"{key}={value}" for key, value in sorted(missing))
+        raise RuntimeError(f"stack {name} is not ours, for it has no tag {said}: choose another prefix")
+    if status in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"):
+        delete_stack(cloudformation, name)  # a stack that never stood can only be deleted
+    if status == "UPDATE_ROLLBACK_FAILED":
+        cloudformation.continue_update_rollback(StackName=name)
+        _wait_for_rest(cloudformation, name)
+
+# %% ../nbs/00a_stacks.ipynb #f825b363
 def deploy_stack(
     cloudformation,  # boto3 client
     name: str,
     template: Path,  # YAML
     parameters: Mapping[str, object] = {},  # template parameters by name
-    tags: Mapping[str, str] = {},
+    tags: Mapping[str, str] = {},  # of the stack; one that stands without them is somebody else's
 ) -> dict[str, str]:  # the stack's outputs
     "Create or update a stack and wait for it. Raises RuntimeError with CloudFormation's reasons if that fails."
-    _wait_for_rest(cloudformation, name)
-    if _stack_status(cloudformation, name) in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "DELETE_FAILED"):
-        delete_stack(cloudformation, name)  # a stack that never stood can only be deleted
+    _make_ready(cloudformation, name, tags)
     change = "update" if _stack_status(cloudformation, name) else "create"
     call = cloudformation.update_stack if change == "update" else cloudformation.create_stack
     if _change(call, name, template, parameters, tags):

@@ -43,8 +43,23 @@ def own(tmp_path):
         yield running
 
 
+def role(cloud):
+    "Make the role of this test's functions, unless it is there. It may do everything."
+    iam, name = cloud.client("iam"), ROLE.rpartition("/")[2]
+    trust = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+    if name not in [r["RoleName"] for r in iam.list_roles()["Roles"]]:
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy(trust))
+        iam.put_role_policy(RoleName=name, PolicyName="all", PolicyDocument=_policy(everything))
+
+
+def _policy(statement: dict) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
 def function(cloud, name: str, body: str) -> str:
     "Make a Lambda whose handler holds `body`, and return its ARN."
+    role(cloud)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("app.py", f"import os, time, boto3\ndef handler(event, context):\n    {body}\n")

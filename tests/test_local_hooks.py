@@ -117,3 +117,28 @@ def test_tables_keep_their_expiry_in_a_dictionary():
 
     assert {"create", "update"} <= set(provisioners._RESOURCE_HANDLERS["AWS::DynamoDB::Table"])
     assert "_ttl_settings.all_items()" in inspect.getsource(dynamodb._ttl_reaper)
+
+
+def test_tables_keep_their_recovery_in_a_dictionary_and_functions_their_share():
+    from ministack.services import dynamodb, lambda_svc, s3
+    from ministack.services.cloudformation import provisioners
+
+    assert "_pitr_settings.get(name, False)" in inspect.getsource(dynamodb._describe_continuous_backups)
+    assert '_functions[func_name].get("concurrency")' in inspect.getsource(lambda_svc._get_function_concurrency)
+    assert "_bucket_lifecycle.get(name)" in inspect.getsource(s3._get_bucket_lifecycle)
+    for kind in ("AWS::Lambda::Function", "AWS::ApiGatewayV2::Stage", "AWS::S3::Bucket"):
+        assert {"create", "update"} <= set(provisioners._RESOURCE_HANDLERS[kind])
+
+
+def test_permissions_are_judged_as_the_local_cloud_expects():
+    from ministack.core import iam_actions, iam_evaluator, router
+
+    assert list(inspect.signature(iam_evaluator.enforce).parameters)[:4] == [
+        "access_key_id",
+        "iam_action",
+        "service",
+        "region",
+    ]
+    assert "extract_resource_arn" in vars(iam_actions) and callable(router.extract_access_key_id)
+    arn = iam_actions.extract_resource_arn("scheduler", "POST", "/schedules/x", {}, b"{}", {}, "us-east-1", "0" * 12)
+    assert "schedule/default/x" in arn  # what the local cloud mends

@@ -1,4 +1,4 @@
-"What a teardown deletes when the world does not stand still meanwhile."
+"What a teardown deletes when the world does not stand still meanwhile, and what it leaves alone."
 
 from types import SimpleNamespace
 
@@ -6,8 +6,10 @@ import jmespath
 import pytest
 import teardown
 from botocore.exceptions import ClientError, NoCredentialsError
+from engine_double import ROOT
 
 from sentiment_engine.settings import Settings
+from sentiment_engine.stacks import deploy_stack
 
 OURS = Settings()
 
@@ -75,7 +77,10 @@ def sagemaker(monkeypatch):
     monkeypatch.setattr(teardown, "connect", lambda target: SimpleNamespace(client=lambda service: found))
     monkeypatch.setattr(teardown, "stack_outputs", lambda *_: {})
     monkeypatch.setattr(teardown, "delete_stack", lambda *_: False)
-    monkeypatch.setattr(teardown, "delete_leftovers", lambda *_: ())
+    monkeypatch.setattr(teardown, "find_stack", lambda _, name: {"Tags": [{"Key": "Project", "Value": OURS.prefix}]})
+    monkeypatch.setattr(teardown, "_buckets", lambda *_: [])
+    for step in ("delete_leftovers", "look_at_rest"):
+        monkeypatch.setattr(teardown, step, lambda *_: ())
     return found
 
 
@@ -108,3 +113,46 @@ def test_a_training_job_that_was_left_running_is_stopped_and_no_other(sagemaker)
     sagemaker.jobs = {ours: "InProgress", ended: "Completed", foreign: "InProgress"}
     assert teardown.teardown("aws") == [("running training jobs", ours)]
     assert sagemaker.jobs == {ours: "Stopping", ended: "Completed", foreign: "InProgress"}
+
+
+def test_a_stack_of_somebody_else_is_kept_and_said(sagemaker, monkeypatch, capsys):
+    deleted = []
+    monkeypatch.setattr(teardown, "delete_stack", lambda _, name: deleted.append(name) or True)
+    foreign = {"Tags": [{"Key": "Project", "Value": "shop"}]}
+    monkeypatch.setattr(teardown, "find_stack", lambda _, name: foreign if name.endswith("-engine") else None)
+    assert teardown.teardown("aws") == [] == deleted
+    assert "kept     stack sentiment-engine-engine: it has no tag Project=sentiment-engine" in capsys.readouterr().out
+
+
+def test_log_groups_of_an_engine_whose_prefix_begins_with_ours_are_kept():
+    ours = ["/aws/lambda/sentiment-engine-shutdown-endpoint", "/aws/sagemaker/Endpoints/sentiment-engine-0f3c5a7e9b1d"]
+    foreign = [name.replace("sentiment-engine", "sentiment-engine-two") for name in ours]
+    foreign += ["/aws/lambda/sentiment-engine-mine", "/aws/sagemaker/Endpoints/sentiment-engine-two"]
+    assert teardown.our_log_groups(OURS, [*ours, *foreign]) == ours
+
+
+@pytest.fixture
+def standing(cloud, monkeypatch):
+    "A foundation of ours on the local cloud, with an object in each bucket, and what others have beside it."
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SENTIMENT_PREFIX", "tear")
+    cloudformation, s3 = cloud.client("cloudformation"), cloud.client("s3")
+    template = ROOT / "infra_scripts" / "foundation.yaml"
+    made = deploy_stack(cloudformation, "tear-foundation", template, {"Prefix": "tear"}, {"Project": "tear"})
+    for bucket in (made["LakeBucket"], made["ArtifactsBucket"]):
+        for body in (b"old", b"new"):
+            s3.put_object(Bucket=bucket, Key="models/latest.json", Body=body)
+    cloud.client("ssm").put_parameter(Name="/tear/model", Value="{}", Type="String", Overwrite=True)
+    cloud.client("ssm").put_parameter(Name="/tear/notes", Value="mine", Type="String", Overwrite=True)
+    yield made
+    cloud.client("ssm").delete_parameter(Name="/tear/notes")
+
+
+def test_a_teardown_empties_and_deletes_ours_keeps_the_rest_and_can_be_repeated(cloud, standing, capsys):
+    deleted = teardown.teardown("local")
+    assert ("stacks", "tear-foundation") in deleted and ("parameters", "/tear/model") in deleted
+    left = [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
+    assert not {standing["LakeBucket"], standing["ArtifactsBucket"]} & set(left)
+    assert "kept     parameter /tear/notes: no deployment has made it" in capsys.readouterr().out
+    assert teardown.teardown("local") == []

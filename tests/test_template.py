@@ -11,12 +11,15 @@ import pytest
 import yaml
 from engine_double import ROOT
 
+from sentiment_engine.account import RESERVED
 from sentiment_engine.metrics import METRICS, NAMESPACE
-from sentiment_engine.packaging import stack_parameters, upload_packages
+from sentiment_engine.packaging import parameter_of, stack_parameters, upload_packages
+from sentiment_engine.plan import read_template, resources_of
 from sentiment_engine.settings import Settings
 from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
 
 TEMPLATE = ROOT / "infra_scripts" / "template.yaml"
+TEMPLATES = ("template.yaml", "foundation.yaml", "monitoring.yaml", "deployer.yaml")
 PAGE, EXTRA = "http://127.0.0.1:8080", "http://127.0.0.1:8501"
 OURS = Settings(prefix="template-test", table="TemplateTest", idle_minutes=5.0, site_origin=PAGE)
 
@@ -41,14 +44,16 @@ def of_type(kind: str) -> dict:
 
 
 def statements() -> list[tuple[str, dict]]:
-    "List the statements of every role's own policies."
+    "List the statements of every role's own policies, those of a condition's both sides included."
     roles = of_type("AWS::IAM::Role")
-    return [(n, s) for n, r in roles.items() for p in r["Policies"] for s in p["PolicyDocument"]["Statement"]]
+    found = [(n, s) for n, r in roles.items() for p in r["Policies"] for s in p["PolicyDocument"]["Statement"]]
+    sides = [(n, side) for n, s in found if isinstance(s, list) for side in s[1:] if isinstance(side, dict)]
+    return [(n, s) for n, s in found if isinstance(s, dict)] + sides
 
 
 def test_cfn_lint():
     lint = [sys.executable, "-c", "import cfnlint.runner, sys; sys.exit(cfnlint.runner.main())"]
-    templates = [str(path) for path in sorted((ROOT / "infra_scripts").glob("*.yaml"))]
+    templates = [str(ROOT / "infra_scripts" / name) for name in TEMPLATES]
     done = subprocess.run([*lint, *templates], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -82,13 +87,42 @@ def test_no_role_may_do_everything():
             assert set(statement["Action"]) <= WITHOUT_RESOURCE, role
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_wildcard_as_a_resource_has_its_reason_beside_it(name):
+    lines = (ROOT / "infra_scripts" / name).read_text().splitlines()
+    for i, line in enumerate(lines):
+        if re.search(r'Resource: "\*"', line):
+            before = lines[max(0, i - 4) : i]
+            assert any(part.lstrip().startswith("#") for part in before), f"{name}:{i + 1} gives no reason"
+
+
+def test_what_is_reserved_is_what_the_account_is_asked_for():
+    shares = [f["ReservedConcurrentExecutions"][1] for f in of_type("AWS::Lambda::Function").values()]
+    assert sum(shares) == RESERVED and len(shares) == 7
+
+
+@pytest.mark.parametrize("name", ["template.yaml", "foundation.yaml"])
+def test_buckets_are_private_encrypted_reached_by_tls_only_and_forget(name):
+    found = yaml.load((ROOT / "infra_scripts" / name).read_text(), Loader)["Resources"]
+    policies = [r["Properties"] for r in found.values() if r["Type"] == "AWS::S3::BucketPolicy"]
+    for bucket, resource in found.items():
+        if resource["Type"] == "AWS::S3::Bucket":
+            properties = resource["Properties"]
+            assert "BucketName" not in properties  # CloudFormation's own names cannot be taken
+            assert all(properties["PublicAccessBlockConfiguration"].values()) and properties["BucketEncryption"]
+            assert properties["LifecycleConfiguration"]["Rules"]
+            (policy,) = [p["PolicyDocument"]["Statement"] for p in policies if p["Bucket"] == bucket]
+            denied = [s for s in policy if s["Effect"] == "Deny"]
+            assert denied[0]["Condition"]["Bool"] == {"aws:SecureTransport": "false"}
+
+
 def test_only_who_needs_to_may_delete_invoke_or_send():
     allowed = {}
     for role, statement in statements():
         for action in statement["Action"]:
             allowed.setdefault(action, set()).add(role.removesuffix("Role"))
     busy = {"NotificationAndShutdownScheduler", "ReconcileModelService"}
-    assert allowed["sns:Publish"] == busy
+    assert allowed["sns:Publish"] == busy  # and only where SNS sends
     assert allowed["sagemaker:CreateEndpoint"] == busy | {"StartModelService"}
     assert allowed["sagemaker:DeleteEndpoint"] == busy | {"StartModelService", "ShutdownEndpoint"}
     assert allowed["sagemaker:InvokeEndpoint"] == busy | {"InvokeSagemakerEndpoint"}
@@ -124,12 +158,35 @@ def deployed(cloud):
     tags = {"Project": OURS.prefix}
     plain = stack_parameters(OURS, "template-test-artifacts", keys, ExtraConnect=cloud.url)
     first = deploy_stack(cloudformation, "template-test-engine", TEMPLATE, plain, tags)
-    second = deploy_stack(cloudformation, "template-test-engine", TEMPLATE, plain | {"ExtraOrigin": EXTRA}, tags)
+    changed = plain | {"ExtraOrigin": EXTRA}
+    second = deploy_stack(cloudformation, "template-test-engine", TEMPLATE, changed, tags)
     assert first == second
+    _update_that_fails(cloudformation, changed, tags)
     yield second
     if second["SiteBucket"] in [b["Name"] for b in s3.list_buckets()["Buckets"]]:
         empty_bucket(s3, second["SiteBucket"])
     delete_stack(cloudformation, "template-test-engine")
+
+
+def _update_that_fails(cloudformation, given: dict, tags: dict):
+    "Update with a zip that is not there: everything goes back to what it was."
+    wrong = given | {parameter_of("reconcile-model-service"): "lambdas/nothing.zip", "IdleMinutes": "7"}
+    with pytest.raises(RuntimeError, match=r"UPDATE_ROLLBACK_COMPLETE.*ReconcileModelService"):
+        deploy_stack(cloudformation, "template-test-engine", TEMPLATE, wrong, tags)
+
+
+def test_a_failed_update_leaves_everything_as_it_was(cloud, deployed):
+    for name in ("is-model-service-running", "reconcile-model-service"):
+        function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
+        assert function["Environment"]["Variables"]["SENTIMENT_IDLE_MINUTES"] == "5"
+    stack = cloud.client("cloudformation").describe_stacks(StackName="template-test-engine")["Stacks"][0]
+    given = {p["ParameterKey"]: p["ParameterValue"] for p in stack["Parameters"]}
+    assert given["IdleMinutes"] == "5" and given["ExtraOrigin"] == EXTRA
+
+
+def test_a_stack_that_is_not_tagged_as_ours_is_not_changed(cloud, deployed):
+    with pytest.raises(RuntimeError, match="is not ours, for it has no tag Project=other"):
+        deploy_stack(cloud.client("cloudformation"), "template-test-engine", TEMPLATE, {}, {"Project": "other"})
 
 
 def test_outputs(deployed):
@@ -181,6 +238,102 @@ def test_fault_6_the_gateway_answers_cors_and_so_do_its_errors(deployed):
     assert headers.get("access-control-allow-origin") not in ("*", "https://evil.example")
 
 
+def _physical(cloud) -> dict[str, str]:
+    "Map the names in the template to what the cloud calls them."
+    pages = (
+        cloud.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName="template-test-engine")
+    )
+    found = pages.search("StackResourceSummaries[]")
+    return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in found}
+
+
+def test_no_drift_the_cloud_holds_what_the_template_lists(cloud, deployed):
+    assert _physical(cloud).keys() == resources_of(read_template(TEMPLATE), {}).keys()
+
+
+def test_no_drift_functions(cloud, deployed):
+    client, physical = cloud.client("lambda"), _physical(cloud)
+    for name, wanted in of_type("AWS::Lambda::Function").items():
+        found = client.get_function_configuration(FunctionName=physical[name])
+        for field in ("MemorySize", "Timeout", "Handler", "Architectures", "Description"):
+            assert found[field] == wanted[field], (name, field)
+        assert found["Environment"]["Variables"].keys() == wanted["Environment"]["Variables"].keys()
+        assert found["Role"].endswith("/" + physical[wanted["Role"].removesuffix(".Arn")])
+        assert found["LoggingConfig"]["LogGroup"] == physical[wanted["LoggingConfig"]["LogGroup"]]
+        share = client.get_function_concurrency(FunctionName=physical[name])["ReservedConcurrentExecutions"]
+        assert share == wanted["ReservedConcurrentExecutions"][1]
+    for name, wanted in of_type("AWS::Lambda::EventInvokeConfig").items():
+        found = client.get_function_event_invoke_config(
+            FunctionName=physical[wanted["FunctionName"]], Qualifier="$LATEST"
+        )
+        assert found["DestinationConfig"]["OnFailure"]["Destination"].endswith("template-test-dead-letters"), name
+
+
+def test_no_drift_what_is_kept(cloud, deployed):
+    dynamodb, physical = cloud.client("dynamodb"), _physical(cloud)
+    assert dynamodb.describe_table(TableName="TemplateTest")["Table"]["BillingModeSummary"]["BillingMode"] == (
+        "PAY_PER_REQUEST"
+    )
+    backups = dynamodb.describe_continuous_backups(TableName="TemplateTest")["ContinuousBackupsDescription"]
+    assert backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"] == "ENABLED"
+    ttl = dynamodb.describe_time_to_live(TableName="TemplateTest")["TimeToLiveDescription"]
+    assert ttl == {"TimeToLiveStatus": "ENABLED", "AttributeName": "expiresAt"}
+    for name in of_type("AWS::Logs::LogGroup"):
+        groups = cloud.client("logs").describe_log_groups(logGroupNamePrefix=physical[name])["logGroups"]
+        assert groups[0]["retentionInDays"] == 14
+    queue = cloud.client("sqs").get_queue_attributes(QueueUrl=physical["DeadLetters"], AttributeNames=["All"])
+    assert queue["Attributes"]["MessageRetentionPeriod"] == "1209600"
+    s3, bucket = cloud.client("s3"), deployed["SiteBucket"]
+    assert all(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values())
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    wanted = resources["SiteBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert {r["ID"] for r in rules} == {r["Id"] for r in wanted}
+    assert [r["NoncurrentVersionExpiration"] for r in rules[1:]] == [{"NoncurrentDays": 30}]
+    policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
+    assert {s["Sid"] for s in policy["Statement"]} == {"ReadByTheDistribution", "TlsOnly"}
+
+
+def test_no_drift_the_ways_in(cloud, deployed):
+    physical, gateway, cdn = _physical(cloud), cloud.client("apigatewayv2"), cloud.client("cloudfront")
+    routes = {r["RouteKey"] for r in gateway.get_routes(ApiId=physical["Api"])["Items"]}
+    assert routes == {r["RouteKey"] for r in of_type("AWS::ApiGatewayV2::Route").values()}
+    (stage,) = gateway.get_stages(ApiId=physical["Api"])["Items"]
+    wanted = resources["ApiStage"]["Properties"]
+    for name, value in wanted["DefaultRouteSettings"].items():
+        assert stage["DefaultRouteSettings"][name] == value
+    assert stage["AccessLogSettings"]["DestinationArn"].rstrip(":*").endswith(physical["ApiLogs"])
+    config = cdn.get_distribution_config(Id=physical["Distribution"])["DistributionConfig"]
+    (origin,) = config["Origins"]["Items"]
+    assert origin["OriginAccessControlId"] == physical["SiteAccess"] and not config.get("WebACLId")
+    assert config["DefaultCacheBehavior"]["ResponseHeadersPolicyId"] == physical["SiteHeaders"]
+    policy = cdn.get_response_headers_policy_config(Id=physical["SiteHeaders"])["ResponseHeadersPolicyConfig"]
+    assert policy["CustomHeadersConfig"]["Items"][0]["Header"] == "permissions-policy"
+    assert "default-src 'none'" in policy["SecurityHeadersConfig"]["ContentSecurityPolicy"]["ContentSecurityPolicy"]
+
+
+def test_no_drift_roles_and_rules(cloud, deployed):
+    iam, events, physical = cloud.client("iam"), cloud.client("events"), _physical(cloud)
+    for name, wanted in of_type("AWS::IAM::Role").items():
+        (policy,) = wanted["Policies"]
+        found = iam.get_role_policy(RoleName=physical[name], PolicyName=policy["PolicyName"])["PolicyDocument"]
+        sent = [s if isinstance(s, dict) else s[2] for s in policy["PolicyDocument"]["Statement"]]  # Textbelt's side
+        sent = [s["Action"] for s in sent if isinstance(s, dict)]
+        assert [s["Action"] for s in found["Statement"]] == sent, name
+    pattern = json.loads(events.describe_rule(Name="template-test-endpoint-changed")["EventPattern"])
+    assert pattern["detail"]["EndpointName"] == [{"prefix": "template-test-"}]
+    assert events.describe_rule(Name="template-test-every-five-minutes")["ScheduleExpression"] == "rate(5 minutes)"
+    assert cloud.client("scheduler").get_schedule_group(Name="template-test")["State"] == "ACTIVE"
+
+
+def test_a_domain_and_a_firewall_are_behind_switches(cloud):
+    with_domain = {"DomainName": "mood.example.com", "HostedZoneId": "Z1"}
+    read = read_template(TEMPLATE)
+    plain, domain = resources_of(read, {}), resources_of(read, with_domain)
+    assert domain.keys() - plain.keys() == {"Certificate", "SiteAddressV4", "SiteAddressV6"}
+    assert resources_of(read, {"Firewall": "true"}).keys() - plain.keys() == {"FirewallRules"}
+
+
 def test_nothing_is_left_after_deletion(cloud, deployed):
     cloudformation = cloud.client("cloudformation")
     empty_bucket(cloud.client("s3"), deployed["SiteBucket"])
@@ -227,7 +380,7 @@ def test_every_function_has_an_alarm_for_errors():
     assert watched == {f["FunctionName"] for f in of_type("AWS::Lambda::Function").values()}
 
 
-@pytest.mark.parametrize("name", ["template.yaml", "monitoring.yaml", "foundation.yaml"])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_is_small_enough_for_cloudformation(name):
     assert len((ROOT / "infra_scripts" / name).read_bytes()) <= 51_200
 

@@ -179,7 +179,7 @@ def model_error(
 # %% ../../nbs/08a_local_sagemaker.ipynb #0fbaebdd
 OPERATIONS = [
     *(f"{verb}{kind}" for kind in ("Model", "EndpointConfig", "Endpoint") for verb in ("Create", "Describe", "Delete")),
-    *("ListModels", "ListEndpointConfigs", "ListEndpoints", "ListTrainingJobs"),
+    *("ListModels", "ListEndpointConfigs", "ListEndpoints", "ListTrainingJobs", "UpdateEndpoint"),
     *("CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob", "AddTags", "ListTags", "DeleteTags"),
 ]
 
@@ -409,6 +409,29 @@ def _finish_deletion(self: SageMaker, name: str):
 
 
 SageMaker._DeleteEndpoint = _delete_endpoint
+
+# %% ../../nbs/08a_local_sagemaker.ipynb #711dd05b
+def _update_endpoint(self: SageMaker, params: dict) -> dict:
+    name, config = params["EndpointName"], params["EndpointConfigName"]
+    with self.catalogue.records.lock:
+        arn = self.catalogue.find(ENDPOINT, name)["EndpointArn"]
+        if self.catalogue.find(ENDPOINT, name)["EndpointStatus"] not in ("InService", "Failed"):
+            raise AwsError("ValidationException", f'Cannot update in-progress endpoint "{arn}".')
+        self.catalogue.update(ENDPOINT, name, EndpointConfigName=config, ProductionVariants=self.variants(params))
+        self.enter(name, "Updating")
+    threading.Thread(target=_move, args=(self, name), daemon=True).start()
+    return {"EndpointArn": arn}
+
+# %% ../../nbs/08a_local_sagemaker.ipynb #209d0d44
+def _move(self: SageMaker, name: str):
+    "Let the process of an endpoint end, and start one of its new config."
+    if server := self.servers.pop(name, None):
+        server.stop()
+    shutil.rmtree(self.state / "endpoints" / name, ignore_errors=True)
+    self.host(name)
+
+
+SageMaker._UpdateEndpoint = _update_endpoint
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #7a52df89
 async def _invoke(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'emulator_environment', 'changes', 'Saver', 'Emulator', 'mend_http_apis', 'mend_tables',
-           'Events', 'owner_of', 'read_body', 'respond', 'LocalServer', 'open_socket', 'run_server', 'main']
+           'lifecycle_rules', 'mend_buckets', 'mend_stages', 'mend_functions', 'Events', 'owner_of', 'read_body',
+           'again', 'respond', 'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -28,6 +29,8 @@ from pathlib import Path
 from . import clock
 from .aws import ACCOUNT, REGION, Aws, aws_environment
 from .glue import GlueRuns
+from .permissions import judge_of, mend_schedule_arns, needs_of, refusal
+from .records import AwsError
 from .sagemaker import SageMaker
 from .site import site_app
 from .sms import Textbelt
@@ -49,6 +52,7 @@ def emulator_environment(
         "S3_DATA_DIR": str(state / "s3"),
         "LAMBDA_EXECUTOR": "local",
         "DOCKER_HOST": "unix:///nonexistent",  # no container is ever started
+        "AUTH": "true",  # a role may do what its policies allow, and nothing else
         "LOG_LEVEL": "INFO",
         **aws_environment(f"http://127.0.0.1:{port}"),
     }
@@ -140,6 +144,7 @@ class Emulator:
 
         self.app, self.ministack, self.router, self.responses = ministack.app, ministack, router, responses
         self.eventbridge, self.extended = eventbridge, False
+        mend_schedule_arns()
         scheduler._SCHEDULE_TICK_INTERVAL = eventbridge._SCHEDULER_TICK_INTERVAL = 1
         self.saver = Saver(ministack._build_persistence_save_dict, persistence.save_state)
 
@@ -162,12 +167,15 @@ def _put_event(self: Emulator, source: str, detail_type: str, arn: str, detail: 
 def _extend_cloudformation(self: Emulator, url: str):
     "Mend what CloudFormation does not do as our templates need it; once, at its first call."
     if not self.extended:
-        from ministack.services import apigateway, dynamodb
+        from ministack.services import apigateway, dynamodb, lambda_svc, s3
         from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as handlers
 
         handlers.setdefault("AWS::Budgets::Budget", BUDGET)
         mend_http_apis(handlers["AWS::ApiGatewayV2::Api"], apigateway._apis, url)
-        mend_tables(handlers["AWS::DynamoDB::Table"], dynamodb._ttl_settings)
+        mend_tables(handlers["AWS::DynamoDB::Table"], dynamodb._ttl_settings, dynamodb._pitr_settings)
+        mend_buckets(handlers["AWS::S3::Bucket"], s3._bucket_lifecycle)
+        mend_stages(handlers["AWS::ApiGatewayV2::Stage"], apigateway._stages)
+        mend_functions(handlers["AWS::Lambda::Function"], lambda_svc._functions)
         self.extended = True
 
 
@@ -217,13 +225,75 @@ def mend_http_apis(
 def mend_tables(
     handler: dict,
     expiries: dict[str, dict],  # ministack's settings of time to live, by table
+    backups: dict[str, bool],  # and of point-in-time recovery
 ):
-    "Let the rows of tables expire, if the template says so."
+    "Let the rows of tables expire, and tables be recoverable, if the template says so."
 
     def mend(table: str, props: dict, attributes: dict) -> dict:
-        spec = props.get("TimeToLiveSpecification") or {}
+        spec, backup = props.get("TimeToLiveSpecification") or {}, props.get("PointInTimeRecoverySpecification") or {}
         if str(spec.get("Enabled")).lower() == "true":
             expiries[table] = {"TimeToLiveStatus": "ENABLED", "AttributeName": spec["AttributeName"]}
+        backups[table] = str(backup.get("PointInTimeRecoveryEnabled")).lower() == "true"
+        return attributes
+
+    _afterwards(handler, mend)
+
+# %% ../../nbs/08l_local_server.ipynb #579a4981
+def lifecycle_rules(
+    given: list[dict],  # Rules of a template's LifecycleConfiguration
+) -> list[dict]:  # as S3's API tells of them
+    "Spell the lifecycle rules of a bucket as the API does."
+    rules = []
+    for rule in given:
+        own = {"ID": rule["Id"], "Status": rule["Status"], "Filter": {"Prefix": rule.get("Prefix", "")}}
+        if days := rule.get("ExpirationInDays"):
+            own["Expiration"] = {"Days": int(days)}
+        same = ("NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")
+        rules.append(own | {name: rule[name] for name in same if name in rule})
+    return rules
+
+# %% ../../nbs/08l_local_server.ipynb #702b31a5
+def mend_buckets(
+    handler: dict,
+    lifecycles: dict[str, list[dict]],  # ministack's lifecycle rules, by bucket
+):
+    "Let buckets have the lifecycle rules that the template gives them."
+
+    def mend(bucket: str, props: dict, attributes: dict) -> dict:
+        if rules := (props.get("LifecycleConfiguration") or {}).get("Rules"):
+            lifecycles[bucket] = lifecycle_rules(rules)
+        return attributes
+
+    _afterwards(handler, mend)
+
+# %% ../../nbs/08l_local_server.ipynb #0a353460
+def mend_stages(
+    handler: dict,
+    stages: dict[str, dict[str, dict]],  # ministack's stages of HTTP APIs, by API and name
+):
+    "Spell the throttles of a stage as the API tells of them."
+
+    def spelt(settings: dict) -> dict:
+        return {name[:1].lower() + name[1:]: value for name, value in settings.items()}
+
+    def mend(name: str, props: dict, attributes: dict) -> dict:
+        stage = stages[props["ApiId"]][name]
+        stage["defaultRouteSettings"] = spelt(props.get("DefaultRouteSettings") or {})
+        stage["routeSettings"] = {route: spelt(given) for route, given in (props.get("RouteSettings") or {}).items()}
+        return attributes
+
+    _afterwards(handler, mend)
+
+# %% ../../nbs/08l_local_server.ipynb #58150281
+def mend_functions(
+    handler: dict,
+    functions: dict[str, dict],  # ministack's Lambdas, by name
+):
+    "Give each Lambda the share of concurrency that the template reserves for it."
+
+    def mend(name: str, props: dict, attributes: dict) -> dict:
+        share = props.get("ReservedConcurrentExecutions")
+        functions[name]["concurrency"] = None if share is None else int(share)
         return attributes
 
     _afterwards(handler, mend)
@@ -275,6 +345,15 @@ async def read_body(receive) -> bytes:
     return b"".join(parts)
 
 
+def again(body: bytes) -> Callable:
+    "Return a `receive` that gives a body which has been read already."
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
 async def respond(send, status: int, headers: dict[str, str], body: bytes):
     "Send a whole response."
     pairs = [(k.encode(), v.encode("latin-1")) for k, v in headers.items()]
@@ -306,11 +385,19 @@ async def _call__(self: LocalServer, scope, receive, send):
     body = await read_body(receive)
     if owner == "own":
         return await respond(send, *await self._own(scope, headers, body))
+    if refused := self._refusal(owner, scope, headers, body):
+        return await respond(send, *refused.to_response())
     service = self.sagemaker if owner == "sagemaker" else self.glue
     return await respond(send, *await service.handle(scope["path"], headers, body, asyncio.to_thread))
 
 
+def _refusal(self: LocalServer, owner: str, scope: dict, headers: dict, body: bytes) -> AwsError | None:
+    "Ask whether whoever signed a request may make it."
+    return refusal(needs_of(owner, scope["path"], headers, body), judge_of(scope, body, owner), owner)
+
+
 LocalServer.__call__ = _call__
+LocalServer._refusal = _refusal
 
 # %% ../../nbs/08l_local_server.ipynb #26b3e6ec
 AT_ONCE = 4  # calls of one route that run at the same time
@@ -331,6 +418,11 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
     path, method = scope["path"], scope["method"]
     if path.startswith("/_aws/execute-api/") or ".execute-api." in headers.get("host", ""):
         return await self._call_api(scope, receive, send)
+    if path.startswith("/schedules/") and method == "POST":
+        body = await read_body(receive)
+        if refused := self._refusal("scheduler", scope, headers, body):
+            return await respond(send, *refused.to_response())
+        receive = again(body)
     direct = path.startswith("/_") or path.endswith("/invocations")
     keys = [] if direct else self.emulator.state_keys(method, path, headers)
     if "cloudformation" in keys:

@@ -1,0 +1,121 @@
+"""Audit templates, files and packages, with tools in an environment of their own (.audit).
+
+checkov and detect-secrets need no network once they are installed, and run in `make test` (--offline). pip-audit asks
+PyPI what has become known about the pinned packages since yesterday, so its answer changes while nothing here does: it
+is part of `make audit` only.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ROOT / ".audit"
+TOOLS = ("checkov==3.3.30", "detect-secrets==1.5.0", "pip-audit==2.10.1")
+ALLOWED = ROOT / "infra_scripts" / "audit_allowed.yaml"
+SOURCES = ("sentiment_engine", "infra_scripts", "lambdas", "website", "tests", "nbs", "docs", "benchmarks", ".github")
+# Cell ids, hashes and test data look random; what is searched for is what looks like a key of somebody.
+BLIND = ("HexHighEntropyString", "Base64HighEntropyString")
+
+
+def tool(name: str) -> str:
+    "Return the path of a tool, installed if it is not yet."
+    stamp = PLACE / "installed"
+    if not stamp.exists() or stamp.read_text() != "\n".join(TOOLS):
+        print("Installing checkov, detect-secrets and pip-audit into .audit (about a minute)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
+        pip = [PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*pip, *TOOLS], check=True)
+        stamp.write_text("\n".join(TOOLS))
+    return str(PLACE / "bin" / name)
+
+
+def _json(command: list[str], folder: Path = ROOT) -> dict:
+    "Run a tool that prints JSON. Raises RuntimeError with what it said if it did not."
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {done.stderr[-800:]}") from None
+
+
+def template_findings(folder: Path) -> set[tuple[str, str]]:  # (check, name of the resource)
+    "Let checkov look at the templates in `folder`."
+    command = [tool("checkov"), "--framework", "cloudformation", "-d", str(folder)]
+    found = _json([*command, "--skip-download", "--compact", "--quiet", "-o", "json"])
+    if not found.get("results") and not found.get("passed"):
+        raise RuntimeError(f"checkov looked at nothing in {folder}")
+    failed = found.get("results", {}).get("failed_checks", [])
+    return {(f["check_id"], f["resource"].rpartition(".")[2]) for f in failed}
+
+
+def secret_findings(files: list[str], folder: Path = ROOT) -> set[tuple[str, int, str]]:  # (file, line, kind)
+    "Let detect-secrets look at `files`, named from `folder`."
+    blind = [word for plugin in BLIND for word in ("--disable-plugin", plugin)]
+    found = _json([tool("detect-secrets"), "scan", *blind, *files], folder)
+    return {(file, s["line_number"], s["type"]) for file, secrets in found["results"].items() for s in secrets}
+
+
+def tracked() -> list[str]:
+    "List the files that git knows or would add; where there is no git, those of the folders that hold sources."
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
+    if done.returncode:
+        found = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+        names = [path.relative_to(ROOT).as_posix() for path in [*found, *ROOT.glob("*")]]
+    else:
+        names = done.stdout.split("\0")
+    return [name for name in names if name and (ROOT / name).is_file()]
+
+
+def complaints(found: set, allowed: set, what: str) -> list[str]:
+    "Say what is found and not allowed, and what is allowed and not found."
+    new = [f"{what}: {' '.join(map(str, f))}" for f in sorted(found - allowed)]
+    return new + [f"{what}: nothing needs {' '.join(map(str, f))} in {ALLOWED.name}" for f in sorted(allowed - found)]
+
+
+def audit_offline() -> list[str]:
+    "Look at templates and files; return what is wrong."
+    known = yaml.safe_load(ALLOWED.read_text())
+    skipped = {(check, name) for check, entry in known["checkov"].items() for name in entry["resources"]}
+    wrong = complaints(template_findings(ROOT / "infra_scripts"), skipped, "checkov")
+    secrets = {(file,) for file, _, _ in secret_findings(tracked())}
+    return wrong + complaints(secrets, {(file,) for file in known["secrets"]}, "secret")
+
+
+def audit_packages() -> bool:  # whether nothing is known about them
+    "Ask PyPI about every pinned package."
+    command = [
+        tool("pip-audit"),
+        "--strict",
+        "--no-deps",
+        "--disable-pip",
+        "--progress-spinner",
+        "off",
+        "-r",
+        "constraints.txt",
+    ]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--offline", action="store_true", help="leave out what asks a network")
+    options = parser.parse_args()
+    try:
+        wrong = audit_offline()
+    except (RuntimeError, subprocess.CalledProcessError) as e:
+        sys.exit(str(e))
+    if wrong:
+        sys.exit("\n".join(wrong))
+    print("checkov and detect-secrets: nothing beyond infra_scripts/audit_allowed.yaml")
+    if not options.offline and not audit_packages():
+        sys.exit("pip-audit: see above; raise the versions in settings.ini and constraints.txt")
+
+
+if __name__ == "__main__":
+    main()

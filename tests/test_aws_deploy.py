@@ -1,0 +1,280 @@
+"A deployment to AWS before it happens: what is printed, refused and looked at, with no account and with the local one."
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import aws_target
+import deploy
+import pytest
+from engine_double import ROOT
+from tiny_model import write_tiny_model
+
+from sentiment_engine.account import Finding, Machines, check_account
+from sentiment_engine.artifact import add_inference_code, pack
+from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
+from sentiment_engine.endpoint import newest_model
+from sentiment_engine.lifecycle import measure
+from sentiment_engine.packaging import monitoring_parameters
+from sentiment_engine.plan import plan_of, read_template, resources_of
+from sentiment_engine.settings import Settings, monitoring_stack
+from sentiment_engine.stacks import delete_stack, deploy_stack
+
+SCRIPTS = ROOT / "infra_scripts"
+
+
+def run(*words: str, **env: str) -> subprocess.CompletedProcess:
+    "Run deploy.py as somebody without any account would."
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_"))}
+    bare |= {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+    bare |= {"AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(SCRIPTS / "deploy.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=bare | env, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def dry() -> str:
+    "What a dry run without credentials prints."
+    done = run("--target", "aws", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
+    _, unchecked = dry.split("What could not be checked:")
+    for what in (
+        "region",
+        "credentials",
+        "endpoint quota",
+        "trial quota",
+        "training quota",
+        "Lambda concurrency",
+        "SMS",
+        "stacks",
+        "table",
+    ):
+        assert f"\n{what}: " in unchecked
+    assert unchecked.rstrip().endswith("Nothing was changed.")
+
+
+def test_a_dry_run_lists_what_the_templates_hold(dry):
+    for file in ("foundation.yaml", "template.yaml", "monitoring.yaml"):
+        for kind, count in Counter(resources_of(read_template(SCRIPTS / file), {}).values()).items():
+            assert f"Add     {count:3}  {kind.removeprefix('AWS::')}\n" in dry
+
+
+def test_a_dry_run_prices_by_the_table(dry):
+    visit = Visit(idle=Settings().idle_minutes)
+    assert f"${run_cost('ml.t2.medium', visit.minutes * 60):.3f} for {visit.minutes:g} minutes on ml.t2.medium" in dry
+    kinds = Counter()
+    for file in ("foundation.yaml", "template.yaml", "monitoring.yaml"):
+        kinds += Counter(resources_of(read_template(SCRIPTS / file), {}).values())
+    within, beside = standing_cost(kinds)
+    assert f"what stands there ${within:.2f} to ${beside:.2f}" in dry
+
+
+def test_the_variants_show_in_the_plan():
+    done = run(
+        *("--target", "aws", "--dry-run", "--region", "us-east-1", "--stack-prefix", "lab"),
+        *("--endpoint", "serverless", "--domain", "mood.example.com", "--firewall", "--alarm-email", "me@example.com"),
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "lab-engine",
+        "CertificateManager::Certificate",
+        "WAFv2::WebACL",
+        "SNS::Subscription",
+        "a prediction $",
+    ):
+        assert line in done.stdout
+    assert "ok       region" in done.stdout and "a visit" not in done.stdout
+    done = run("--target", "aws", "--dry-run", "--idle-minutes", "5", "--instance-types", "ml.c5.large")
+    assert "for 15 minutes on ml.c5.large" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--target", "aws"), "nothing was changed: region: none is chosen"),
+        (
+            ("--target", "aws", "--region", "us-east-1"),
+            "nothing was changed: credentials: Unable to locate credentials",
+        ),
+        (("--target", "aws", "--region", "mars-north-1", "--dry-run"), ""),
+        (("--target", "local", "--region", "us-east-1"), "--region is for --target aws"),
+        (("--target", "local", "--dry-run"), "--dry-run is for --target aws"),
+        (("--target", "aws", "--endpoint", "sometimes"), "invalid choice"),
+        (("--target", "aws", "--dry-run", "--model-data", "nothing.tar.gz"), "nothing.tar.gz is no file"),
+        (("--target", "aws", "--model-data", "s3://b/m.tar.gz", "--model", "released"), "leave --model out"),
+        (("--target", "aws", "--instance-types", "", "--dry-run"), "instance_types must name at least one"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused_before_anything_is_changed(words, why):
+    done = run(*words)
+    assert done.returncode != 0 and why in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_local_endpoint_is_never_taken_for_aws():
+    done = run("--target", "aws", "--dry-run", AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    assert done.returncode != 0 and "target is aws, but AWS_ENDPOINT_URL is" in done.stderr
+
+
+def test_another_prefix_has_a_table_of_its_own():
+    options = parsed("--stack-prefix", "lab", "--endpoint", "serverless", "--no-reserved-concurrency")
+    chosen = aws_target.chosen_environment(options)
+    assert chosen["SENTIMENT_TABLE"] == "lab-state" and chosen["SENTIMENT_RESERVE_CONCURRENCY"] == "false"
+    assert "SENTIMENT_FIREWALL" not in chosen and "AWS_PROFILE" not in chosen
+    assert "SENTIMENT_TABLE" not in aws_target.chosen_environment(parsed("--stack-prefix", "sentiment-engine"))
+
+
+def parsed(*words: str):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--target", default="aws")
+    aws_target.add_account_options(parser)
+    aws_target.add_variant_options(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(("fine", "status"), [(True, 0), (False, 1)])
+def test_a_problem_ends_a_dry_run_with_1(monkeypatch, fine, status, capsys):
+    found = [Finding("region", True, "us-east-1"), Finding("endpoint quota", fine, "0")]
+    monkeypatch.setattr(aws_target, "check_account", lambda *_: found)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        aws_target.before(parsed("--dry-run"), Machines("ml.m5.large", "ml.g4dn.xlarge"))
+    assert ended.value.code == status and ("PROBLEM  endpoint quota" in capsys.readouterr().out) is not fine
+
+
+def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
+    found = [Finding("region", True, "us-east-1"), Finding("table", False, "it is not ours")]
+    monkeypatch.setattr(aws_target, "check_account", lambda *_: found)
+    monkeypatch.setattr(deploy, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
+    monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws", "--region", "us-east-1"])
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with pytest.raises(SystemExit, match="nothing was changed: table: it is not ours"):
+        deploy.main()
+
+
+def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
+    "The local cloud stands for an account; what it does not know is unknown, and nothing is an error of ours."
+    import boto3
+
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    own = Settings(prefix="nobody", table="NobodysState", textbelt_url=cloud.textbelt_url)
+    found = {f.what: f for f in check_account(boto3.Session(), own)}
+    assert found["credentials"].fine and found["region"].fine and found["table"].fine
+    assert found["stacks"].text == "none of ours stands yet"
+    assert found["SMS"].fine and "more messages" in found["SMS"].text
+
+
+def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
+    own = Settings(prefix="planned")
+    name, file = monitoring_stack(own), SCRIPTS / "monitoring.yaml"
+    given, cloudformation = monitoring_parameters(own, "planned-dead-letters"), cloud.client("cloudformation")
+    deploy_stack(cloudformation, name, file, given, {"Project": "planned"})
+    before = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+    plan = plan_of(own, SCRIPTS, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation)
+    changed = {c.name for c in plan.changes if c.stack == name}
+    assert changed == {"AlarmSubscription", "AccountBudgetAlert"}  # what the address is for, and nothing else
+    assert {c.action for c in plan.changes if c.stack == "planned-foundation"} == {"Add"}
+    assert not cloudformation.list_change_sets(StackName=name)["Summaries"]
+    assert cloudformation.describe_stacks(StackName=name)["Stacks"][0] == before
+    delete_stack(cloudformation, name)
+
+
+def test_no_change_set_is_made_of_a_stack_of_somebody_else(cloud):
+    own, cloudformation = Settings(prefix="theirs"), cloud.client("cloudformation")
+    name, file = monitoring_stack(own), SCRIPTS / "monitoring.yaml"
+    given = monitoring_parameters(own, "theirs-dead-letters")
+    deploy_stack(cloudformation, name, file, given, {"Project": "shop"})
+    asked = []
+    cloudformation.meta.events.register("before-call.cloudformation.CreateChangeSet", lambda **_: asked.append(1))
+    plan = plan_of(own, SCRIPTS, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation)
+    assert not asked and {c.action for c in plan.changes} == {"Add"}
+    delete_stack(cloudformation, name)
+
+
+def test_a_model_that_exists_becomes_the_newest(cloud, tmp_path, monkeypatch):
+    import boto3
+
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    own, cloudformation = Settings(prefix="given"), cloud.client("cloudformation")
+    made = deploy_stack(cloudformation, "given-foundation", SCRIPTS / "foundation.yaml", {"Prefix": "given"})
+    folder = write_tiny_model(tmp_path / "model", {"good": 2, "bad": -2})
+    add_inference_code(folder)
+    (folder / "metrics.json").write_text(json.dumps({"accuracy": 0.9, "macro_f1": 0.9}))
+    pack(folder, tmp_path / "model.tar.gz")
+    address = str(tmp_path / "model.tar.gz")
+    for _ in range(2):  # a file, then the address in S3 that it got
+        address = aws_target.adopt_model(boto3.Session(), own, address)
+        newest = newest_model(cloud.client("s3"), made["ArtifactsBucket"])
+        assert newest.artifact == address and newest.metrics["accuracy"] == 0.9 and newest.job.startswith("given-")
+    (tmp_path / "no.tar.gz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"no.tar.gz is no artifact"):
+        aws_target.adopt_model(boto3.Session(), own, str(tmp_path / "no.tar.gz"))
+
+
+def test_settings_count_from_the_backend_on(monkeypatch):
+    "Another e-mail address for alarms must not train the model again."
+    before = deploy.plan({})
+    monkeypatch.setenv("SENTIMENT_ALARM_EMAIL", "me@example.com")
+    after = deploy.plan({})
+    same = [a.fingerprint == b.fingerprint for a, b in zip(before, after, strict=True)]
+    assert same == [True] * 5 + [False] * 3
+
+
+def test_a_deployment_goes_on_where_it_failed():
+    phases = deploy.plan({})
+    stamps = {p.notebook.stem: p.fingerprint for p in phases[:4]}
+    assert [p.notebook.name[:2] for p in deploy.outdated(phases, stamps)] == ["04", "05", "06", "07"]
+
+
+def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypatch):
+    from engine_double import World
+
+    from sentiment_engine import lifecycle
+
+    reported = []
+    world = World(monkeypatch)
+    monkeypatch.setattr(lifecycle, "emit", lambda prefix, **values: reported.append(values))
+    measure(world.engine)
+    assert len(reported[0]) + 1 == RESTING_METRICS  # and DeadLetters, where there is a queue
+
+
+def test_the_trial_is_asked_for_on_the_machine_that_the_notebook_names():
+    import papermill
+
+    (notebook,) = (ROOT / "nbs").glob("04_*.ipynb")
+    assert json.loads(papermill.inspect_notebook(str(notebook))["instance_type"]["default"]) == deploy.TRIAL_INSTANCE
+
+
+def test_the_runbook_explains_every_alarm():
+    book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    alarms = read_template(SCRIPTS / "monitoring.yaml")["Resources"].values()
+    names = [a["Properties"]["AlarmName"]["Fn::Sub"] for a in alarms if a["Type"] == "AWS::CloudWatch::Alarm"]
+    assert len(names) == 14
+    for name in names:
+        short = name.removeprefix("${Prefix}-")
+        assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short
+
+
+def test_the_workflow_that_deploys_stores_no_key_and_runs_by_hand_only():
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "deploy.yml").read_text())
+    assert list(workflow[True]) == ["workflow_dispatch"]  # YAML reads the word on as true
+    (job,) = workflow["jobs"].values()
+    assert sorted(job["permissions"].items()) == [("contents", "read"), ("id-token", "write")]
+    assert job["environment"] == "production"
+    text = json.dumps(workflow)
+    assert "secrets." not in text and "aws-access-key-id" not in text and "role-to-assume" in text
+    steps = [step["run"] for step in job["steps"] if "infra_scripts" in step.get("run", "")]
+    assert len(steps) == 3 and not any("${{" in step for step in steps)  # what is typed is never part of a script

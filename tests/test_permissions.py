@@ -1,0 +1,366 @@
+"""Least privilege: each function may do all that it does, nothing that another does, and no word of a policy is spare.
+
+What a function does is not written down here: its own handler runs through a life of the engine, and every call it
+makes is kept. What it may do is read from the roles of a deployed stack, and judged as the local cloud judges.
+"""
+
+import copy
+import functools
+import io
+import json
+import re
+import zipfile
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+from engine_double import ADA, BOB, ROOT
+from fault_world import CAPACITY, FaultWorld, Gate
+from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
+
+from sentiment_engine.lifecycle import Engine
+from sentiment_engine.local.aws import ACCOUNT, REGION
+from sentiment_engine.local.permissions import sagemaker_needs
+from sentiment_engine.local.sagemaker import ENDPOINT
+from sentiment_engine.packaging import stack_parameters, upload_packages
+from sentiment_engine.settings import Settings
+from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
+
+PREFIX = "least"
+ARN = f"arn:aws:{{}}:{REGION}:{ACCOUNT}:{{}}"
+WAKE_UP_ROLE, QUEUE = f"arn:aws:iam::{ACCOUNT}:role/wake", ARN.format("sqs", f"{PREFIX}-dead-letters")
+SHUTDOWN = ARN.format("lambda", f"function:{PREFIX}-shutdown-endpoint")
+GONE = "The container did not answer /ping."
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("lambdas/*/handler.py"))
+ALONE = {"scheduler": "scheduler.amazonaws.com"}
+
+
+def camel(words: str, by: str) -> str:
+    return "".join(word[:1].upper() + word[1:] for word in words.split(by))
+
+
+class Watched(FaultWorld):
+    "A world that keeps who called what."
+
+    def __init__(self, **given):
+        super().__init__(prefix=PREFIX, **given)
+        self.folder, self.made = "", defaultdict(list)  # function: (service, operation, arguments)
+        self.clients["sns"] = Gate(self, "sns", SimpleNamespace(publish=self.publish))
+        self.clients["sqs"] = Gate(self, "sqs", SimpleNamespace(get_queue_attributes=self.depth_of))
+
+    def publish(self, **_):
+        return {"MessageId": "1"}
+
+    def depth_of(self, **_):
+        return {"Attributes": {"ApproximateNumberOfMessages": "0"}}
+
+    def hit(self, service, call, /, **arguments):
+        name = call.func.__name__ if isinstance(call, functools.partial) else call.__name__
+        if service != "sms":
+            operation = {"_parameter": "get_parameter", "depth_of": "get_queue_attributes"}.get(name, name)
+            self.made[self.folder].append((service, operation, copy.deepcopy(arguments)))
+        return super().hit(service, call, **arguments)
+
+    def invoke(self, folder, event):
+        self.folder = folder
+        places = {"dead_letters": QUEUE, "dead_letters_url": "https://queue"}
+        self.warm.setdefault(
+            folder, Engine(self.settings, self.clients.__getitem__, SHUTDOWN, WAKE_UP_ROLE, PREFIX, **places)
+        )
+        return super().invoke(folder, event)
+
+    def begin(self, phone=None):
+        self.do(("clock", 4000))
+        self.do(("start", phone))
+
+    def awake(self, phone=None):
+        self.begin(phone)
+        self.do(("many", ("up", 0), ("deliver", 0, False)))
+
+
+def live(world: Watched):
+    "Play what every function is there for, and what it does when others fail."
+    do = world.do
+    world.awake(ADA)
+    do(("many", ("status",), ("clock", 600), ("predict",), ("clock", 600), ("extend",)))
+    do(("many", ("clock", 700), ("wake", 0, False), ("clock", 1900), ("wake", 0, True)))  # too early, then in time
+    world.begin(BOB)
+    do(("many", ("down", 0, CAPACITY), ("deliver", 0, False), ("up", 0), ("deliver", 0, False)))  # another type
+    do(("many", ("down", 0, GONE), ("deliver", 0, False)))  # it fails while it is open
+    world.begin()
+    do(("many", ("down", 0, CAPACITY), ("drop", 0), ("reconcile",), ("up", 0), ("drop", 0), ("reconcile",)))
+    do(("many", ("forget", 0), ("reconcile",), ("clock", 2000), ("reconcile",)))  # a lost wake-up; a missed one
+    world.awake(ADA)
+    do(("clock", 2000))
+    stopped = [n for n in range(4) if not _dies_stopping(world, n)]
+    assert stopped, "the wake-up never came as far as the deletion"
+    do(("start", None))  # whoever starts now finishes the shutdown
+    world.settle(60)
+    do(("reconcile",))
+    _late(world)
+
+
+def _dies_stopping(world: Watched, n: int) -> bool:
+    "Let the wake-up die at its n-th call; tell whether the run is not STOPPING."
+    if world.row.state == "IN_SERVICE":
+        world.do(("wake", 0, True), {n: ("die", "before")})
+    return world.row.state != "STOPPING"
+
+
+def _late(world: Watched):
+    "Let an endpoint come up of which nobody knows any more: once with an event, once without; and an orphan."
+    for way in (("deliver", -1, False), ("reconcile",)):
+        world.do(("many", ("clock", 4000), ("reconcile",), ("start", ADA), ("clock", 3000)))
+        world.sagemaker.endpoints, kept = {}, dict(world.sagemaker.endpoints)
+        world.do(("reconcile",))  # its endpoint is missing: the run has failed
+        world.sagemaker.endpoints.update(kept)
+        world.do(("many", ("up", 0), way))
+
+
+def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]:
+    "Say which IAM actions a call is, and on what."
+    name = camel(operation, "_")
+    if service == "sagemaker":
+        return [(action, on.replace(":1:", f":{ACCOUNT}:")) for action, on in sagemaker_needs(name, given)]
+    if service == "sagemaker-runtime":
+        return [("sagemaker:InvokeEndpoint", ENDPOINT.arn_of(given["EndpointName"]))]
+    if service == "scheduler":
+        role = [("iam:PassRole", given["Target"]["RoleArn"])] if "Target" in given else []
+        on = ARN.format("scheduler", f"schedule/{given['GroupName']}/{given['Name']}") if "Name" in given else "*"
+        return [(f"scheduler:{name}", on), *role]
+    on = {"dynamodb": lambda: ARN.format("dynamodb", f"table/{given['TableName']}"), "sqs": lambda: QUEUE}
+    on |= {"ssm": lambda: ARN.format("ssm", f"parameter{given['Name']}"), "sns": lambda: "*"}
+    return [(f"{service}:{name}", on[service]())]
+
+
+@pytest.fixture(scope="module", params=["textbelt", "sns"])
+def known(request, cloud):
+    "What each function did in a life of the engine, and the statements of its deployed role."
+    own = Settings(prefix=PREFIX, table="t", sms_provider=request.param)
+    s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
+    s3.create_bucket(Bucket=f"{name}-artifacts")
+    given = stack_parameters(own, f"{name}-artifacts", upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas"))
+    outputs = deploy_stack(cloudformation, name, ROOT / "infra_scripts" / "template.yaml", given, {"Project": PREFIX})
+    with Watched(sms_provider=request.param) as world:
+        live(world)
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
+    roles, needs = _roles(cloud, found), _needs(world, found)
+    yield SimpleNamespace(cloud=cloud, made=world.made, roles=roles, needs=needs, found=found)
+    empty_bucket(s3, outputs["SiteBucket"])
+    delete_stack(cloudformation, name)
+
+
+def _resources(cloudformation, name: str) -> list[dict]:
+    return list(
+        cloudformation.get_paginator("list_stack_resources").paginate(StackName=name).search("StackResourceSummaries[]")
+    )
+
+
+def _roles(cloud, found: dict) -> dict[str, list[dict]]:
+    "Read the statements of each function's role, and of the wake-ups'."
+    iam, roles = cloud.client("iam"), {}
+    for folder in [*FOLDERS, "wake-up"]:
+        role = found[camel(folder, "-") + "Role"]
+        (policy,) = iam.list_role_policies(RoleName=role)["PolicyNames"]
+        roles[folder] = iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]["Statement"]
+    return roles
+
+
+def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
+    "Say what each role needs: for its own calls, and for what AWS does in its name by order of the template."
+    # The real role of the wake-ups stands in for the one of this world.
+    real = f"arn:aws:iam::{ACCOUNT}:role/{found['WakeUpRole']}"
+    needs = {folder: set() for folder in FOLDERS} | {"wake-up": {("lambda:InvokeFunction", SHUTDOWN)}}
+    for folder, calls in world.made.items():
+        for call in calls:
+            needs[folder] |= {(action, real if on == WAKE_UP_ROLE else on) for action, on in needs_of(*call)}
+    for folder in FOLDERS:
+        group = ARN.format("logs", f"log-group:/aws/lambda/{PREFIX}-{folder}:log-stream:1")
+        needs[folder] |= {(f"logs:{action}", group) for action in ("CreateLogStream", "PutLogEvents")}
+        if camel(folder, "-") + "Retries" in found:
+            needs[folder].add(("sqs:SendMessage", QUEUE))  # its destination on failure
+    needs["wake-up"].add(("sqs:SendMessage", QUEUE))  # the schedules name the queue
+    return needs
+
+
+NAMESPACES = {
+    "GlueRole": "Glue",
+    "TrainingRole": "/aws/sagemaker/TrainingJobs",
+    "EndpointRole": "/aws/sagemaker/Endpoints",
+}
+
+
+def allowed(statements: list[dict], action: str, on: str, namespace: str = "") -> bool:
+    "Judge as the local cloud does."
+    context = {"iam:passedtoservice": ALONE["scheduler"]} if action == "iam:PassRole" else {}
+    context |= {"cloudwatch:namespace": namespace} if namespace else {}
+    who = EvalContext("arn", "AssumedRole", ACCOUNT, action, on, REGION, service_context=context)
+    return evaluate(who, [parse_policy_document({"Statement": statements})]).decision == "Allow"
+
+
+def spare_in(statements: list[dict], needs: set[tuple[str, str]], namespace: str = "") -> list[tuple]:
+    "List the permissions without which nothing is denied."
+    spare = []
+    for i, statement in enumerate(statements):
+        others = statements[:i] + statements[i + 1 :]
+        for action in statement["Action"] if statement["Effect"] == "Allow" else ():
+            left = [a for a in statement["Action"] if a != action]
+            rest = others + ([statement | {"Action": left}] if left else [])
+            if all(allowed(rest, *need, namespace) for need in needs):
+                spare.append((action, statement["Resource"]))
+    return spare
+
+
+def alike(needs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    "Forget which run it was."
+    return {(action, re.sub("[0-9a-f]{12}(-[0-9]+)?$", "RUN", on)) for action, on in needs}
+
+
+def test_each_function_may_do_all_that_it_does(known):
+    for folder, needs in known.needs.items():
+        assert not [need for need in sorted(needs) if not allowed(known.roles[folder], *need)], folder
+
+
+def test_without_any_one_statement_or_action_something_is_denied(known):
+    spare = {folder: spare_in(statements, known.needs[folder]) for folder, statements in known.roles.items()}
+    assert not any(spare.values()), spare
+
+
+def test_without_a_denial_a_topic_could_be_written_to(known):
+    topic = ARN.format("sns", "somebodys-topic")
+    for statements in known.roles.values():
+        allowing = [s for s in statements if s["Effect"] == "Allow"]
+        assert not allowed(statements, "sns:Publish", topic)
+        assert (len(allowing) < len(statements)) == allowed(allowing, "sns:Publish", topic)
+
+
+def test_no_function_may_do_what_only_another_does(known):
+    for folder in FOLDERS:
+        own = alike(known.needs[folder])
+        for other in FOLDERS:
+            foreign = [n for n in known.needs[other] if not alike({n}) <= own]
+            assert not [need for need in foreign if allowed(known.roles[folder], *need)], (folder, other)
+
+
+def test_no_function_may_touch_what_has_another_prefix(known):
+    for folder, needs in known.needs.items():
+        for action, on in needs:
+            other = on.replace(f"/{PREFIX}", "/other").replace(f":{PREFIX}", ":other").replace("table/t", "table/other")
+            assert other == on or not allowed(known.roles[folder], action, other), (folder, action, other)
+
+
+PROBE = """
+import boto3, botocore.exceptions
+def handler(event, context):
+    said = []
+    for service, operation, given in event:
+        try:
+            getattr(boto3.client(service), operation)(**given)
+            said.append("")
+        except botocore.exceptions.ClientError as e:
+            said.append(e.response["Error"]["Code"])
+        except Exception as e:
+            said.append(type(e).__name__ + str(e)[:80])
+    return said
+"""
+DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError"}
+
+
+def probe(cloud, role: str, calls: list) -> list[str]:  # error codes; empty: it was done
+    "Make calls from inside a Lambda that works under `role`."
+    packed, functions = io.BytesIO(), cloud.client("lambda")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("app.py", PROBE)
+    code, arn = {"ZipFile": packed.getvalue()}, f"arn:aws:iam::{ACCOUNT}:role/{role}"
+    functions.create_function(
+        FunctionName="probe", Runtime="python3.13", Role=arn, Handler="app.handler", Code=code, Timeout=60
+    )
+    try:
+        return json.load(functions.invoke(FunctionName="probe", Payload=json.dumps(calls, default=str))["Payload"])
+    finally:
+        functions.delete_function(FunctionName="probe")
+
+
+def _once(calls: list) -> list:
+    "Keep one call of each kind, as boto3 takes it."
+    kinds = {}
+    for service, operation, given in calls:
+        if not operation.startswith(("list_endpoint", "transact")):  # these are paginated
+            on = given.get("Name") if operation == "get_parameter" else ""
+            kinds.setdefault((service, operation, on), [service, operation, given])
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_on_the_local_cloud_a_function_is_refused_what_another_does(known, folder):
+    own = alike(known.needs[folder])
+    others = _once([call for other in FOLDERS for call in known.made[other]])
+    foreign = [c for c in others if not all(alike({n}) <= own for n in needs_of(*c))]
+    assert foreign
+    role = known.found[camel(folder, "-") + "Role"]
+    mine = ["dynamodb", "get_item", {"TableName": "t", "Key": {"modelId": {"S": "x"}}}]
+    said = probe(known.cloud, role, [*foreign, mine])
+    assert set(said[:-1]) <= DENIED, [(c[:2], s) for c, s in zip(foreign, said, strict=False) if s not in DENIED]
+    assert said[-1] == ""  # what all may do is done, so the refusals are about permissions
+
+
+@pytest.fixture(scope="module")
+def services(cloud):
+    "The roles of the foundation, and what Glue and SageMaker do in their name, by AWS's documentation of each."
+    cloudformation = cloud.client("cloudformation")
+    template = ROOT / "infra_scripts" / "foundation.yaml"
+    made = deploy_stack(cloudformation, "least-foundation", template, {"Prefix": PREFIX}, {"Project": PREFIX})
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, "least-foundation")}
+    iam, roles = cloud.client("iam"), {}
+    for name in NAMESPACES:
+        (policy,) = iam.list_role_policies(RoleName=found[name])["PolicyNames"]
+        document = iam.get_role_policy(RoleName=found[name], PolicyName=policy)["PolicyDocument"]
+        roles[name] = document["Statement"]
+    lake, artifacts = (f"arn:aws:s3:::{made[name]}" for name in ("LakeBucket", "ArtifactsBucket"))
+    yield SimpleNamespace(roles=roles, needs=_service_needs(lake, artifacts), lake=lake, artifacts=artifacts)
+    delete_stack(cloudformation, "least-foundation")
+
+
+def _service_needs(lake: str, artifacts: str) -> dict[str, set[tuple[str, str]]]:
+    listed = {("s3:ListBucket", lake), ("s3:ListBucket", artifacts)}
+    image = f"arn:aws:ecr:{REGION}:763104351884:repository/huggingface-pytorch-"
+    pulls = {
+        (f"ecr:{a}", image + "x") for a in ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage")
+    }
+    pulls |= {("ecr:GetAuthorizationToken", "*"), ("cloudwatch:PutMetricData", "*")}
+    glue = {("s3:GetObject", f"{artifacts}/glue/clean_reviews.py"), ("s3:GetObject", f"{lake}/raw/a.jsonl.gz")}
+    glue |= {("s3:PutObject", f"{lake}/processed/a"), ("s3:DeleteObject", f"{lake}/processed/_temporary/a")}
+    training = {("s3:GetObject", f"{lake}/sample/a"), ("s3:GetObject", f"{artifacts}/training/code.tar.gz")}
+    training |= {("s3:PutObject", f"{artifacts}/models/a/output/model.tar.gz")}
+    endpoint = {("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/captures/a")}
+    return {
+        "GlueRole": glue | listed | _logs("/aws-glue/jobs/output") | {("cloudwatch:PutMetricData", "*")},
+        "TrainingRole": training | listed | pulls | _logs("/aws/sagemaker/TrainingJobs", "DescribeLogStreams"),
+        "EndpointRole": endpoint
+        | {("s3:ListBucket", artifacts)}
+        | pulls
+        | _logs("/aws/sagemaker/Endpoints/least-1", "DescribeLogStreams"),
+    }
+
+
+def _logs(group: str, *more: str) -> set[tuple[str, str]]:
+    arn = ARN.format("logs", f"log-group:{group}:log-stream:1")
+    return {(f"logs:{action}", arn) for action in ("CreateLogGroup", "CreateLogStream", "PutLogEvents", *more)}
+
+
+def test_glue_and_sagemaker_may_do_their_work_and_nothing_of_it_is_spare(services):
+    for name, statements in services.roles.items():
+        denied = [need for need in services.needs[name] if not allowed(statements, *need, NAMESPACES[name])]
+        assert not denied and not spare_in(statements, services.needs[name], NAMESPACES[name]), name
+
+
+def test_glue_and_sagemaker_may_not_do_each_others_work(services):
+    lake, artifacts = services.lake, services.artifacts
+    forbidden = {
+        "GlueRole": [("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/glue/a")],
+        "TrainingRole": [("s3:GetObject", f"{lake}/raw/a"), ("s3:PutObject", f"{lake}/sample/a")],
+        "EndpointRole": [("s3:GetObject", f"{lake}/sample/a"), ("s3:PutObject", f"{artifacts}/models/a")],
+    }
+    for name, needs in forbidden.items():
+        assert not [need for need in needs if allowed(services.roles[name], *need, NAMESPACES[name])]
+        assert not allowed(services.roles[name], "cloudwatch:PutMetricData", "*", "SentimentEngine")
