@@ -13,7 +13,7 @@ OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training check notebooks book docs screenshots teardown clean
+	bench-etl bench-inference bench-training check notebooks book docs screenshots lighthouse teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -96,9 +96,13 @@ screenshots: install ## photograph every state of the page into images/
 	@infra_scripts/install_chromium.sh
 	@$(PY) infra_scripts/screenshots.py
 
+lighthouse: install ## print Lighthouse's four scores of the page, asleep and awake (KEEP=folder for its reports)
+	@infra_scripts/install_chromium.sh
+	@$(PY) infra_scripts/lighthouse.py $(if $(KEEP),--keep "$(KEEP)")
+
 teardown: install ## delete everything the local deployment made
 	@$(PY) infra_scripts/teardown.py
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .local-cloud .release runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test
+	rm -rf $(VENV) .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test

@@ -14,7 +14,7 @@ from tiny_model import WEIGHTS, write_tiny_model
 
 from sentiment_engine.artifact import add_inference_code, pack
 from sentiment_engine.endpoint import RegisteredModel, model_definition, publish_model, register_model
-from sentiment_engine.inference import model_fn, predict_fn
+from sentiment_engine.inference import input_fn, model_fn, predict_fn
 from sentiment_engine.packaging import stack_parameters, upload_packages
 from sentiment_engine.settings import Settings, engine_stack, foundation_stack
 from sentiment_engine.stacks import deploy_stack
@@ -117,7 +117,8 @@ def _publish(engine: Engine, model_folder: Path):
     "Publish the page as the notebook does, with the answers of the model."
     examples = json.loads((ROOT / "website" / "examples.json").read_text(encoding="utf-8"))
     model = model_fn(str(model_folder))
-    stored = with_answers(examples, lambda texts: predict_fn(texts, model), engine.models["good"].version)
+    reviews = input_fn(json.dumps({"inputs": [each["text"] for each in examples["examples"]], "explain": True}))
+    stored = with_answers(examples, lambda _: predict_fn(reviews, model), engine.models["good"].version)
     config = {"apiUrl": engine.api_url, "provider": "Textbelt", "inboxUrl": engine.cloud.inbox_url}
     publish(engine.cloud.client("s3"), engine.outputs["SiteBucket"], ROOT / "website", config, stored)
 

@@ -7,7 +7,7 @@
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
 const NAME = document.title;
 const WARN_SECONDS = 120;
-const UNSURE = 0.6; // "not sure" below this share, if the model does not say itself
+const UNSURE = 0.6; // below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
 
@@ -22,9 +22,8 @@ function el(name, ...children) { // name: tag or tag.class; a plain object holds
 	const [tag, kind] = name.split('.'), node = document.createElement(tag);
 	if (kind) node.className = kind;
 	for (const child of children) {
-		if (child === null) continue;
-		if (typeof child === 'string' || child.nodeType) { node.append(child); continue; }
-		for (const [key, value] of Object.entries(child)) {
+		if (typeof child === 'string' || child?.nodeType) node.append(child);
+		else for (const [key, value] of Object.entries(child ?? {})) {
 			if (key === 'onclick') node.onclick = value; else node.setAttribute(key, value);
 		}
 	}
@@ -131,7 +130,7 @@ async function look() {
 	const epoch = app.epoch;
 	try {
 		const status = await call('/status');
-		if (epoch === app.epoch) accept(status); else plan(); // a newer answer came in between: this one is old
+		if (epoch === app.epoch) accept(status); else plan(); // a newer answer came in between
 	} catch (e) { said(e); fail(e); }
 }
 
@@ -149,22 +148,21 @@ function accept(status, mine = false) {
 	plan();
 }
 
-const WORDS = {
-	asleep: () => ['The model is asleep', 'It reads reviews and says whether they praise or complain. It sleeps until somebody wants to know. That somebody can be you.'],
-	waking: () => ['The model is waking up', 'Leave this tab open, reload it or close it: the waking goes on. You can write a review meanwhile.'],
-	awake: () => ['The model is awake', `Give it a review. It stays up for ${idle()} after the last one.`],
-	stopping: () => ['The model is going to sleep', 'The machine is being switched off. In a minute or so you can wake it again.'],
-	failed: () => ['The model did not wake up', 'Something went wrong on the way. Nothing of yours is lost.'],
+const WORDS = { // tab, title, lead
+	asleep: () => ['Asleep', 'The model is asleep', 'It reads reviews and says whether they praise or complain. It sleeps until somebody wants to know. That somebody can be you.'],
+	waking: () => ['Waking up', 'The model is waking up', 'Leave this tab open, reload it or close it: the waking goes on. You can write a review meanwhile.'],
+	awake: () => ['Awake', 'The model is awake', `Give it a review. It stays up for ${idle()} after the last one.`],
+	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. In a minute or so you can wake it again.'],
+	failed: () => ['Did not wake up', 'The model did not wake up', 'Something went wrong on the way. Nothing of yours is lost.'],
 };
-const TAB = {asleep: 'Asleep', waking: 'Waking up …', awake: 'Awake', stopping: 'Going to sleep', failed: 'Did not wake up'};
 const idle = () => duration((app.status?.idleMinutes ?? 30) * 60);
 
 function render(view, before) {
-	const s = app.status, [title, lead] = WORDS[view]();
+	const s = app.status, [tab, title, lead] = WORDS[view]();
 	root.dataset.view = view;
 	text('title', title); text('lead', lead);
 	for (const part of document.querySelectorAll('[data-in]')) part.hidden = !part.dataset.in.includes(view);
-	text('sign-state', TAB[view].replace(' …', ''));
+	text('sign-state', tab);
 	text('sign-version', s.modelVersion || '–');
 	if (view !== before) {
 		$('icon').href = $('icon').dataset[view === 'awake' ? 'awake' : 'asleep'];
@@ -216,7 +214,7 @@ function renderNotify() {
 }
 function ready() {
 	if (document.hidden && notices() === 'granted') {
-		try { new Notification('The model is awake', {body: 'It is ready to read your reviews.', icon: $('icon').href}); } catch { /* only from a service worker here */ }
+		try { new Notification('The model is awake', {icon: $('icon').href}); } catch { /* not on phones */ }
 	}
 	if (app.queued) { app.queued = false; read(); }
 }
@@ -237,7 +235,7 @@ function tick() {
 	const s = app.status, view = app.view;
 	if (app.retryAt) text('retry-in', app.retryAt > Date.now() ? `Next try by itself in ${Math.ceil((app.retryAt - Date.now()) / 1000)} s` : 'Trying …');
 	if (!s) return;
-	let title = `${TAB[view]} · ${NAME}`, soon = false;
+	let title = `${WORDS[view]()[0]} · ${NAME}`, soon = false;
 	if (view === 'waking') {
 		text('elapsed', clock(elapsed()));
 		text('eta', toGo());
@@ -299,7 +297,7 @@ async function start(event) {
 	app.starting = true; busy('start', true, 'Knocking …');
 	try {
 		const status = await call('/start', {method: 'POST', body: {...name && {name}, ...phone && {phone}}, timeout: 40000});
-		$('phone').value = ''; $('consent').checked = false; // it is not needed here any more
+		$('phone').value = ''; $('consent').checked = false;
 		accept(status, true);
 	} catch (e) {
 		const {title, reason} = said(e), refused = e.kind === 'refused';
@@ -346,7 +344,7 @@ function renderCompose() {
 	text('review-label', lines ? 'Your reviews, one a line' : 'Your review');
 	text('counter', lines ? `${big(list.length)} of ${big(batch)} reviews` : `${big(characters($('review').value))} of ${big(most)} characters`);
 	$('counter').classList.toggle('over', Boolean(fault));
-	// While it is awake the answer's place is kept, so that nothing jumps when the answer comes.
+	// While it is awake the answer's place is kept, so that nothing jumps.
 	if (awake && !box.firstChild) box.append(el('p.small', 'The answer will stand here.'));
 	box.hidden = !box.firstChild || (!awake && !box.querySelector('.verdict'));
 	if (fault || app.overLong) text('review-error', fault);
@@ -433,21 +431,19 @@ function single(p) {
 }
 function words(p) { // on which the answer hangs; offsets count characters, not UTF-16 units
 	const letters = [...p.text], say = (from, to) => letters.slice(from, to).join(''), weight = (w) => Math.abs(w.influence);
-	const most = Math.max(0, ...p.explanation.map(weight)), telling = p.explanation.filter((w) => weight(w) >= Math.max(0.005, most / 12));
-	const box = el('blockquote', {id: 'words', tabindex: -1});
+	const ranked = [...p.explanation].sort((x, y) => weight(y) - weight(x)), most = ranked[0] ? weight(ranked[0]) : 0;
+	const telling = ranked.filter((w) => weight(w) >= Math.max(0.01, most / 5)).slice(0, 10);
+	const label = (w) => w.influence > 0 ? 'POSITIVE' : 'NEGATIVE', box = el('blockquote', {id: 'words', tabindex: -1});
 	let end = 0;
-	for (const w of telling) {
-		box.append(say(end, w.start), el(weight(w) > most / 2 ? 'mark.strong' : 'mark', {'data-label': w.influence > 0 ? 'POSITIVE' : 'NEGATIVE'}, say(w.start, w.end)));
+	for (const w of [...telling].sort((x, y) => x.start - y.start)) {
+		box.append(say(end, w.start), el(weight(w) > most / 2 ? 'mark.strong' : 'mark', {'data-label': label(w)}, say(w.start, w.end)));
 		end = w.end;
 	}
 	box.append(say(end));
-	const points = (x) => `${x > 0 ? '+' : '−'}${(Math.abs(x) * 100).toFixed(1)}`;
-	const side = (label, way) => {
-		const some = telling.filter((w) => w.influence * way > 0).sort((x, y) => weight(y) - weight(x)).slice(0, 5);
-		return some.length ? el('div', el('dt', `${sign(label)} For ${label.toLowerCase()}`), el('dd', some.map((w) => `${say(w.start, w.end)} ${points(w.influence)}`).join(', '))) : null;
-	};
-	return el('div.why', box, el('dl.facts', side('POSITIVE', 1), side('NEGATIVE', -1)), el('p.small', telling.length
-		? 'Points by which the share of “positive” falls (+) or rises (−) when the model reads the review without that word.'
+	const points = (w) => `${say(w.start, w.end)} ${w.influence > 0 ? '+' : '−'}${(weight(w) * 100).toFixed(0)}`;
+	const sides = ['POSITIVE', 'NEGATIVE'].map((side) => [side, telling.filter((w) => label(w) === side)]).filter(([, found]) => found.length);
+	return el('div.why', box, ...sides.map(([side, found]) => el('p', el('b', `${sign(side)} For ${side.toLowerCase()}: `), found.map(points).join(', '))), el('p.small', telling.length
+		? 'In points: how far “positive” falls (+) or rises (−) when the model reads the review without that word.'
 		: 'It hangs on no single word: without any one of them the answer stays what it is.'));
 }
 async function why(p, facts) { // costs one more reading for each word
@@ -479,19 +475,18 @@ function answer(list, facts, again = false) { // facts: latency, version, stored
 	const meta = [stored ? 'Stored answer: the model gave it earlier' : latency !== null ? `${one ? '' : 'together '}${Math.round(latency)} ms` : '', version ? `model ${version}` : ''].filter(Boolean).join(' · ');
 	const inputs = JSON.stringify(one ? p.text : list.map((each) => each.text));
 	const tools = el('p.row', one ? (p.explanation ? null : button('Which words count?', () => why(p, facts), {id: 'why'})) : button('Download as CSV', () => download(list)),
-		button('Copy link', () => copy('Link', linkTo(list))), button('Copy as curl', () => copy('Command', asCurl(inputs))), button('Copy as Python', () => copy('Program', asPython(inputs))),
+		...Object.entries({link: linkTo(list), curl: asCurl(inputs), Python: asPython(inputs)}).map(([what, value]) => button(`Copy ${what}`, () => copy(what, value))),
 		el('span.small', {id: 'tool-text', role: 'status'}));
 	box.replaceChildren(el('h2.unseen', 'The answer'), stored ? el('p.stored', 'Stored') : '', ...(one ? single(p) : several(list)).filter(Boolean), el('p.small', {id: 'meta'}, meta), tools);
 	box.hidden = false;
 	root.dataset.mood = ['sad', 'calm', 'glad'][1 + Math.sign(count(list, 'POSITIVE') - count(list, 'NEGATIVE'))];
 	if (again) return;
 	box.scrollIntoView({block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
-	box.classList.remove('arrive'); void box.offsetWidth; box.classList.add('arrive');
 	announce(one ? `${stored ? 'Stored answer: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`);
 }
 
 async function copy(what, value) {
-	try { await navigator.clipboard.writeText(value); text('tool-text', `${what} copied.`); } catch { text('tool-text', 'This browser does not let a page copy.'); }
+	try { await navigator.clipboard.writeText(value); text('tool-text', `Copied: ${what}.`); } catch { text('tool-text', 'This browser does not let a page copy.'); }
 }
 // What follows # stays in the browser: no server sees it.
 const linkTo = (list) => `${location.href.split('#')[0]}#review${list[1] ? 's' : ''}=${encodeURIComponent(list.map((p) => p.text).join('\n'))}`;
@@ -503,8 +498,8 @@ print(json.load(urlopen(Request("${app.api}/predict", body, {"content-type": "ap
 `;
 function download(list) {
 	const cell = (v) => { const s = String(v); return `"${(/^[=+\-@\t\r]/.test(s) ? `'${s}` : s).replaceAll('"', '""')}"`; };
-	const labels = [...new Set(list.flatMap((p) => Object.keys(p.scores || {})))];
-	const rows = [['review', 'label', 'score', 'sure', ...labels], ...list.map((p) => [p.text, p.label, p.score.toFixed(6), p.sure ?? '', ...labels.map((l) => (p.scores?.[l] ?? 0).toFixed(6))])];
+	const labels = Object.keys(list[0].scores);
+	const rows = [['review', 'label', 'score', 'sure', ...labels], ...list.map((p) => [p.text, p.label, p.score.toFixed(6), p.sure ?? '', ...labels.map((l) => p.scores[l].toFixed(6))])];
 	const url = URL.createObjectURL(new Blob(['\ufeff', rows.map((r) => r.map(cell).join(',')).join('\r\n'), '\r\n'], {type: 'text/csv'}));
 	el('a', {href: url, download: 'sentiment.csv'}).click();
 	setTimeout(() => URL.revokeObjectURL(url), 10000);
@@ -527,15 +522,15 @@ async function take(file) {
 	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // without a name, the wordiest column
 	const column = named >= 0 ? named : [...head.keys()].sort((x, y) => size(y) - size(x))[0];
 	const list = rows.slice(named >= 0 ? 1 : 0).map((row) => row[column]).filter(Boolean);
-	if (!list.length) return text('review-error', 'No reviews were found in this file: it should be a table as text, with a review in each row.');
+	if (!list.length) return text('review-error', 'No reviews were found in this file.');
 	put(list.join('\n'), true);
 	text('file-text', `${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.`);
 }
 function takeLink() {
 	const [, many, coded] = /^#review(s?)=(.+)$/.exec(location.hash) ?? [];
 	if (!coded) return;
-	try { put(decodeURIComponent(coded), Boolean(many)); } catch { /* cut off on its way: nothing to show */ }
-	history.replaceState(null, '', location.pathname); // else a reload would bring it back over what is typed since
+	try { put(decodeURIComponent(coded), Boolean(many)); } catch { /* cut off on its way */ }
+	history.replaceState(null, '', location.pathname); // or a reload brings it back
 }
 
 // ---- what was asked before
@@ -564,7 +559,7 @@ function renderExamples({examples, modelVersion: version}) {
 	$('examples').replaceChildren(...examples.map((x) => el('li', el('button.example', {type: 'button', onclick: () => {
 		put(x.text);
 		if (app.view === 'awake') send();
-		else if (x.answer) answer([{...x.answer, text: x.text}], {version, stored: true});
+		else if (x.answer) answer([{...x.answer, text: x.text, explanation: x.answer.words?.map(([start, end, influence]) => ({start, end, influence}))}], {version, stored: true});
 		else { $('answer').replaceChildren(); renderCompose(); $('review').focus(); }
 	}}, el('b', x.name), el('span', x.text)))));
 }
@@ -592,34 +587,31 @@ async function setUp() {
 	look();
 }
 
-function wire() {
-	const draft = memory.read('draft');
-	if (typeof draft?.text === 'string') { $('review').value = draft.text; $('lines').checked = draft.lines === true; }
-	on('start-form', 'submit', start);
-	on('phone', 'input', () => checkPhone());
-	on('phone', 'change', () => checkPhone(phoneFault(tidyPhone($('phone').value)) !== ''));
-	on('consent', 'change', () => checkPhone());
-	on('review-form', 'submit', send);
-	on('review', 'input', () => { text('review-error', ''); keepDraft(); renderCompose(); });
-	on('lines', 'change', () => { keepDraft(); renderCompose(); });
-	on('file', 'change', () => { const [file] = $('file').files; if (file) take(file); });
-	on('file', 'click', () => { $('file').value = ''; }); // the same file may be taken again
-	on('review', 'keydown', (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); });
-	on('extend', 'click', extend);
-	on('retry', 'click', () => { text('retry-in', 'Trying …'); look(); });
-	on('notify', 'click', async () => { await Notification.requestPermission(); renderNotify(); });
-	on('forget', 'click', () => { memory.write('past', []); renderPast(); $('title').focus(); });
-	on(window, 'storage', (e) => { if (e.key === 'past') renderPast(); });
-	on(window, 'online', look);
-	on(window, 'offline', () => fail(new Problem('offline')));
-	on(window, 'hashchange', takeLink);
-	on(window, 'dragover', (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); });
-	on(window, 'drop', (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } });
-	on(document, 'visibilitychange', () => { if (!document.hidden && Date.now() - app.at > 3000) look(); });
-	setInterval(tick, 1000);
-	renderPast();
-	takeLink();
-	setUp();
-}
-wire();
+const draft = memory.read('draft');
+if (typeof draft?.text === 'string') { $('review').value = draft.text; $('lines').checked = draft.lines === true; }
+on('start-form', 'submit', start);
+on('phone', 'input', () => checkPhone());
+on('phone', 'change', () => checkPhone(phoneFault(tidyPhone($('phone').value)) !== ''));
+on('consent', 'change', () => checkPhone());
+on('review-form', 'submit', send);
+on('review', 'input', () => { text('review-error', ''); keepDraft(); renderCompose(); });
+on('lines', 'change', () => { keepDraft(); renderCompose(); });
+on('file', 'change', () => { const [file] = $('file').files; if (file) take(file); });
+on('file', 'click', () => { $('file').value = ''; }); // the same file may be taken again
+on('review', 'keydown', (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); });
+on('extend', 'click', extend);
+on('retry', 'click', () => { text('retry-in', 'Trying …'); look(); });
+on('notify', 'click', async () => { await Notification.requestPermission(); renderNotify(); });
+on('forget', 'click', () => { memory.write('past', []); renderPast(); $('title').focus(); });
+on(window, 'storage', (e) => { if (e.key === 'past') renderPast(); });
+on(window, 'online', look);
+on(window, 'offline', () => fail(new Problem('offline')));
+on(window, 'hashchange', takeLink);
+on(window, 'dragover', (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); });
+on(window, 'drop', (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } });
+on(document, 'visibilitychange', () => { if (!document.hidden && Date.now() - app.at > 3000) look(); });
+setInterval(tick, 1000);
+renderPast();
+takeLink();
+setUp();
 }
