@@ -196,7 +196,7 @@ def publish(
     return Published(uploaded, tuple(stale), tuple(sorted(wanted - set(uploaded))), tuple(forgotten))
 
 # %% ../nbs/06_website.ipynb #16f97738
-WORDS_KEPT = 10  # words of an answer that go along, at most
+WORDS_KEPT = 8  # words of an answer that go along, at most
 
 
 def _telling_words(

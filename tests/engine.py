@@ -73,6 +73,29 @@ class Engine:
             self.cloud.advance_clock(self.settings.idle_minutes * 60 + 5)
             self.wait("STOPPED")
 
+    @contextmanager
+    def environment(self, function: str, **variables: str):
+        "Give a Lambda other environment variables for a while."
+        functions, name = self.cloud.client("lambda"), f"{self.settings.prefix}-{function}"
+        before = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        functions.update_function_configuration(FunctionName=name, Environment={"Variables": before | variables})
+        try:
+            yield
+        finally:
+            functions.update_function_configuration(FunctionName=name, Environment={"Variables": before})
+
+    @contextmanager
+    def slow_to_sleep(self):
+        "Let the model's time pass while nobody can delete its endpoint: it stays on its way to sleep."
+        nowhere = {"AWS_ENDPOINT_URL_SAGEMAKER": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+        shutdown, reconcile = (self.environment(f, **nowhere) for f in ("shutdown-endpoint", "reconcile-model-service"))
+        with shutdown, reconcile:
+            self.cloud.advance_clock(self.settings.idle_minutes * 60 + 5)
+            self.wait("STOPPING")
+            yield
+        self.cloud.advance_clock(600)  # the reconciler comes by
+        self.wait("STOPPED")
+
     def use(self, model: str):
         "Choose which model the next start deploys: good or broken."
         publish_model(self.cloud.client("ssm"), self.settings, self.models[model])

@@ -1,7 +1,5 @@
-// The page of a model that sleeps. What it shows follows from one thing, the answer of GET /status:
-//   STOPPED → asleep   CREATING → waking   IN_SERVICE → awake   STOPPING → stopping   FAILED → failed
-// `accept(status)` is the only way into a state, `fail(problem)` into trouble, which hides nothing that was known before.
-// Text is only ever set as text.
+// The page of a model that sleeps. What it shows follows from the answer of GET /status: `accept(status)` is the only
+// way into a state, `fail(problem)` into trouble, which hides nothing known before. Text is only ever set as text.
 'use strict';
 {
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
@@ -11,8 +9,7 @@ const UNSURE = 0.6; // below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
 
-const app = {api: '', config: {}, status: null, at: 0, view: 'loading', epoch: 0, failures: 0, timer: 0, retryAt: 0,
-	warned: false, queued: false, reading: false};
+const app = {api: '', config: {}, status: null, at: 0, view: 'loading', epoch: 0, failures: 0, queued: false};
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
 
@@ -38,7 +35,7 @@ const number = (value) => typeof value === 'number' && Number.isFinite(value);
 const big = (n) => n.toLocaleString('en');
 const plural = (n, one, many = one + 's') => `${big(n)} ${n === 1 ? one : many}`;
 const characters = (s) => [...s].length;
-const word = (label) => label[0].toUpperCase() + label.slice(1).toLowerCase();
+const word = (label) => label.charAt(0).toUpperCase() + label.slice(1).toLowerCase();
 
 function clock(seconds) {
 	const s = Math.max(0, Math.round(seconds)), h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;
@@ -75,7 +72,7 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 	const abort = new AbortController(), timer = setTimeout(() => abort.abort(), timeout);
 	let response, data = null;
 	try {
-		response = await fetch(app.api + path, {method, signal: abort.signal, cache: 'no-store', credentials: 'omit',
+		response = await fetch(app.api + path, {method, signal: abort.signal, cache: 'no-store',
 			headers: body ? {'content-type': 'application/json'} : {}, body: body && JSON.stringify(body)});
 		try { data = await response.json(); } catch (e) { if (abort.signal.aborted) throw e; }
 	} catch {
@@ -83,7 +80,7 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 	} finally { clearTimeout(timer); }
 	const {status, ok} = response;
 	if (ok && data && typeof data === 'object') return data;
-	const error = (data && typeof data.error === 'object' && data.error) || {};
+	const error = data?.error ?? {};
 	// A 429 with a code is the engine's own and says how long to wait.
 	const kind = status === 429 && !error.code ? 'busy' : status >= 500 || ok ? 'gateway' : 'refused';
 	throw new Problem(kind, String(error.message || data?.message || ''), {status, code: String(error.code || '')});
@@ -92,7 +89,7 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 const TROUBLES = {
 	offline: ['You are offline', 'Your device has no connection.'],
 	unreachable: ['The service does not answer', 'It may be your network, a filter in the browser, or the service itself.'],
-	slow: ['The service does not answer in time', 'It was asked and stayed silent.'],
+	slow: ['The service is silent', 'It did not answer in time.'],
 	busy: ['The service asks for patience', 'It gets more requests than it takes.'],
 	gateway: ['The service has a problem', 'It answered with an error that is not yours.'],
 	refused: ['The service refused', 'It did not take what this page sent.'],
@@ -294,7 +291,7 @@ async function start(event) {
 	if (wrong) return wrong.focus();
 	if (app.starting) return;
 	const name = $('name').value.trim(), phone = tidyPhone($('phone').value);
-	app.starting = true; busy('start', true, 'Knocking …');
+	app.starting = true; busy('start', 'Knocking …');
 	try {
 		const status = await call('/start', {method: 'POST', body: {...name && {name}, ...phone && {phone}}, timeout: 40000});
 		$('phone').value = ''; $('consent').checked = false;
@@ -305,25 +302,25 @@ async function start(event) {
 		else text('start-error', refused ? reason : `${title}. ${reason} It may not have been started: the page looks again by itself.`);
 		if (!refused) plan(3);
 		app.queued = false;
-	} finally { app.starting = false; busy('start', false); renderCompose(); }
+	} finally { app.starting = false; busy('start'); renderCompose(); }
 }
-function busy(id, on, label) {
+function busy(id, label) { // no label: not any more
 	const button = $(id);
 	button.dataset.label ??= button.textContent;
-	button.setAttribute('aria-disabled', on);
-	button.textContent = on ? label : button.dataset.label;
+	button.setAttribute('aria-disabled', Boolean(label));
+	button.textContent = label ?? button.dataset.label;
 }
 
 async function extend() {
 	text('extend-error', '');
-	busy('extend', true, 'Asking …');
+	busy('extend', 'Asking …');
 	try {
 		accept(await call('/extend', {method: 'POST'}), true);
 		announce(`It stays awake for another ${duration(left('secondsLeft'))}.`);
 	} catch (e) {
 		const {reason} = said(e);
 		if (e.status === 409) look(); else text('extend-error', reason);
-	} finally { busy('extend', false); }
+	} finally { busy('extend'); }
 }
 
 // ---- reviews
@@ -344,9 +341,11 @@ function renderCompose() {
 	text('review-label', lines ? 'Your reviews, one a line' : 'Your review');
 	text('counter', lines ? `${big(list.length)} of ${big(batch)} reviews` : `${big(characters($('review').value))} of ${big(most)} characters`);
 	$('counter').classList.toggle('over', Boolean(fault));
-	// While it is awake the answer's place is kept, so that nothing jumps.
-	if (awake && !box.firstChild) box.append(el('p.small', 'The answer will stand here.'));
-	box.hidden = !box.firstChild || (!awake && !box.querySelector('.verdict'));
+	if (awake && !box.firstChild) { // its place is kept by an invisible one, so that nothing jumps
+		answer([{text: '', label: '–', score: 0, scores: {NEGATIVE: 0, POSITIVE: 0}}], {version: '–'}, true);
+		box.className = 'card blank';
+	}
+	box.hidden = !box.firstChild || (!awake && box.matches('.blank'));
 	if (fault || app.overLong) text('review-error', fault);
 	app.overLong = Boolean(fault);
 	if (!app.reading) {
@@ -385,7 +384,7 @@ async function read() {
 	const list = reviews(), found = [], size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
 	let latency = 0, version = null;
-	app.reading = true; busy('read', true, 'Reading …');
+	app.reading = true; busy('read', 'Reading …');
 	$('answer').setAttribute('aria-busy', true);
 	bar.max = list.length; bar.value = 0; bar.hidden = list.length <= size;
 	try {
@@ -399,7 +398,7 @@ async function read() {
 		const {title, reason} = said(e), kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below.` : ''} Your text is kept.`;
 		text('review-error', e.status === 409 ? `The model is not awake any more.${kept}` : e.kind === 'refused' ? reason : `${title}. ${reason}${kept}`);
 		if (e.status === 409) look();
-	} finally { app.reading = false; busy('read', false); bar.hidden = true; $('answer').setAttribute('aria-busy', false); renderCompose(); tick(); }
+	} finally { app.reading = false; busy('read'); bar.hidden = true; $('answer').setAttribute('aria-busy', false); renderCompose(); tick(); }
 	if (found.length) { answer(found, {latency, version}); remember(found, version); }
 }
 
@@ -416,14 +415,14 @@ const button = (label, onclick, more = {}) => el('button.quiet', {type: 'button'
 function bars(scores) {
 	return el('dl.bars', ...Object.entries(scores).map(([label, share]) => {
 		const fill = el('span.fill', {'data-label': label});
-		fill.style.transform = `scaleX(${Math.max(0.004, Math.min(1, share))})`;
+		fill.style.transform = `scaleX(${Math.max(0.004, share)})`;
 		return el('div', el('dt', el('span', {'aria-hidden': true}, `${sign(label)} `), word(label)),
 			el('dd.amount', percent(share)), el('dd.track', {'aria-hidden': true}, fill));
 	}));
 }
 function single(p) {
 	return [
-		p.explanation ? words(p) : el('blockquote', p.text.length > 260 ? `${[...p.text].slice(0, 250).join('')} …` : p.text),
+		p.explanation ? words(p) : el('blockquote.clamp', p.text),
 		el('p.verdict', {'data-label': kind(p)}, el('span.sign-mark', {'aria-hidden': true}, sign(kind(p))), el('strong', verdict(p)), el('span.share', percent(p.score))),
 		bars(p.scores || {[p.label]: p.score}),
 		p.windows > 1 ? el('p.small', `A long one: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
@@ -446,16 +445,16 @@ function words(p) { // on which the answer hangs; offsets count characters, not 
 		? 'In points: how far “positive” falls (+) or rises (−) when the model reads the review without that word.'
 		: 'It hangs on no single word: without any one of them the answer stays what it is.'));
 }
-async function why(p, facts) { // costs one more reading for each word
+async function why(p, facts) { // one more reading for each word
 	if (app.reading) return;
-	busy('why', true, 'Looking …'); text('tool-text', '');
+	busy('why', 'Looking …'); text('tool-text', '');
 	try {
 		const {explanation} = (await predict([p.text], {explain: true})).predictions[0];
 		if (!Array.isArray(explanation)) throw new Problem('gateway', 'This model cannot say why.');
 		answer([{...p, explanation}], facts, true);
 		$('words').focus();
 	} catch (e) {
-		busy('why', false);
+		busy('why');
 		text('tool-text', said(e).reason);
 		if (e.status === 409) look();
 	}
@@ -471,14 +470,14 @@ function several(list) {
 	];
 }
 function answer(list, facts, again = false) { // facts: latency, version, stored
-	const {latency = null, version, stored} = facts, [p] = list, one = list.length === 1, box = $('answer');
-	const meta = [stored ? 'Stored answer: the model gave it earlier' : latency !== null ? `${one ? '' : 'together '}${Math.round(latency)} ms` : '', version ? `model ${version}` : ''].filter(Boolean).join(' · ');
+	const {latency, version, stored} = facts, [p] = list, one = list.length === 1, box = $('answer');
+	const meta = [stored && 'Stored answer: the model gave it earlier', number(latency) && `${one ? '' : 'together '}${Math.round(latency)} ms`, version && `model ${version}`];
 	const inputs = JSON.stringify(one ? p.text : list.map((each) => each.text));
 	const tools = el('p.row', one ? (p.explanation ? null : button('Which words count?', () => why(p, facts), {id: 'why'})) : button('Download as CSV', () => download(list)),
 		...Object.entries({link: linkTo(list), curl: asCurl(inputs), Python: asPython(inputs)}).map(([what, value]) => button(`Copy ${what}`, () => copy(what, value))),
 		el('span.small', {id: 'tool-text', role: 'status'}));
-	box.replaceChildren(el('h2.unseen', 'The answer'), stored ? el('p.stored', 'Stored') : '', ...(one ? single(p) : several(list)).filter(Boolean), el('p.small', {id: 'meta'}, meta), tools);
-	box.hidden = false;
+	box.replaceChildren(stored ? el('p.stored', 'Stored') : '', ...(one ? single(p) : several(list)).filter(Boolean), el('p.small', {id: 'meta'}, meta.filter(Boolean).join(' · ')), tools);
+	box.hidden = false; box.className = 'card';
 	root.dataset.mood = ['sad', 'calm', 'glad'][1 + Math.sign(count(list, 'POSITIVE') - count(list, 'NEGATIVE'))];
 	if (again) return;
 	box.scrollIntoView({block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
@@ -537,7 +536,7 @@ function takeLink() {
 
 function past() {
 	const kept = memory.read('past');
-	return Array.isArray(kept) ? kept.filter((p) => p && typeof p.text === 'string' && p.label && typeof p.label === 'string' && number(p.score)) : [];
+	return Array.isArray(kept) ? kept.filter((p) => [p?.text, p?.label].every((each) => typeof each === 'string') && number(p.score)) : [];
 }
 function remember(list, version) {
 	memory.write('past', [...list.map((p) => ({...p, version})).reverse(), ...past()].slice(0, KEPT));
@@ -547,7 +546,7 @@ function renderPast() {
 	const list = past();
 	show('past', list.length);
 	$('history').replaceChildren(...list.map((p) => el('li', el('button.entry', {type: 'button', onclick: () => { put(p.text); answer([p], {version: p.version, stored: true}); }},
-		tag(p, ` ${percent(p.score)}`), el('span.entry-text', p.text)))));
+		tag(p, ` ${percent(p.score)}`), el('span.clamp', p.text)))));
 }
 function put(value, lines = false) {
 	$('review').value = value; $('lines').checked = lines;
@@ -597,7 +596,6 @@ on('review-form', 'submit', send);
 on('review', 'input', () => { text('review-error', ''); keepDraft(); renderCompose(); });
 on('lines', 'change', () => { keepDraft(); renderCompose(); });
 on('file', 'change', () => { const [file] = $('file').files; if (file) take(file); });
-on('file', 'click', () => { $('file').value = ''; }); // the same file may be taken again
 on('review', 'keydown', (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); });
 on('extend', 'click', extend);
 on('retry', 'click', () => { text('retry-in', 'Trying …'); look(); });
