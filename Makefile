@@ -45,7 +45,7 @@ lab: install ## open the notebooks in JupyterLab, with the local cloud behind th
 		$(VENV)/bin/jupyter lab nbs; $(PY) infra_scripts/local_cloud.py stop
 
 streamlit: install ## the developer's page (a demo must be running, or set SENTIMENT_API_URL)
-	@$(VENV)/bin/streamlit run website/app.py
+	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py
 
 test: install ## everything that must hold before a change is merged
 	@infra_scripts/install_chromium.sh

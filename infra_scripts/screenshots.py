@@ -1,7 +1,7 @@
 """Photograph every state of the real page, light and dark, into images/.
 
-The engine of the browser tests is deployed to a local cloud of its own and taken through a visit; what stands in
-images/ is what a visitor sees. Only the loss of the network and the hindered deletion are made up.
+The engine of the browser tests is deployed to a local cloud of its own, with the released model, and taken through a
+visit; what stands in images/ is what a visitor sees. Only the loss of the network and the hindered deletion are made up.
 """
 
 import argparse
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from chromium import open_browser  # noqa: E402
 from engine import Engine, running_engine  # noqa: E402
 
+RELEASED = ROOT / "models" / "released"
 WIDE, PHONE = {"width": 1200, "height": 1080}, {"width": 390, "height": 844}
 REVIEW = "A good case and a good sound, but bad strings."
 REVIEWS = (
@@ -143,7 +144,11 @@ def main():
     parser.add_argument("--into", type=Path, default=ROOT / "images", help="folder of the pictures (images/)")
     folder = parser.parse_args().into
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as state, running_engine(Path(state)) as engine, open_browser() as browser:
+    with (
+        tempfile.TemporaryDirectory() as state,
+        running_engine(Path(state), weights=RELEASED) as engine,
+        open_browser() as browser,
+    ):
         camera = Camera(browser, engine, folder, WIDE)
         visit(camera)
         mishaps(camera)

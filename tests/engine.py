@@ -1,6 +1,7 @@
 "The whole engine in a local cloud of its own, with a model of a few words: the session fixture `engine`."
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,10 +117,13 @@ def _register(cloud: TestCloud, settings: Settings, foundation: dict, folder: Pa
     return RegisteredModel(definition["ModelName"], f"20260101-{name}", 0.91, 0.9, address)
 
 
-def _models(cloud: TestCloud, settings: Settings, foundation: dict, folder: Path) -> dict[str, RegisteredModel]:
+def _models(
+    cloud: TestCloud, settings: Settings, foundation: dict, folder: Path, weights: Path | None
+) -> dict[str, RegisteredModel]:
     "Register a model that answers, and one whose tokenizer was cut off on its way."
     for name in ("good", "broken"):
-        add_inference_code(write_tiny_model(folder / name, LEXICON))
+        given = weights and shutil.copytree(weights, folder / name)
+        add_inference_code(given or write_tiny_model(folder / name, LEXICON))
     (folder / "broken" / "tokenizer.json").write_text('{"version": "1.0", "trunc')
     return {name: _register(cloud, settings, foundation, folder / name, name) for name in ("good", "broken")}
 
@@ -147,13 +151,17 @@ def _publish(engine: Engine, model_folder: Path):
 
 
 @contextmanager
-def running_engine(folder: Path, waking_seconds: float = WAKING_SECONDS) -> Iterator[Engine]:
-    "Deploy the engine with its page to a local cloud of its own, whose state is below `folder`."
+def running_engine(
+    folder: Path,  # its state is kept below it
+    waking_seconds: float = WAKING_SECONDS,
+    weights: Path | None = None,  # folder of a model; none: one of a few words, which loads in no time
+) -> Iterator[Engine]:
+    "Deploy the engine with its page to a local cloud of its own."
     with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
         outputs = _deploy(cloud, settings)
-        running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder))
+        running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder, weights))
         running.use("good")
         _publish(running, folder / "good")
         yield running
