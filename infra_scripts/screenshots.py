@@ -1,7 +1,7 @@
 """Photograph every state of the real page, light and dark, into images/.
 
-The engine of the browser tests is deployed to a local cloud of its own, with the released model, and taken through a
-visit; what stands in images/ is what a visitor sees. Only the loss of the network and the hindered deletion are made up.
+The engine of the browser tests, with the released model, is deployed to a local cloud of its own and taken through a
+visit; images/ shows what a visitor sees. Only the loss of the network and the hindered deletion are made up.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from engine import Engine, running_engine  # noqa: E402
 
 RELEASED = ROOT / "models" / "released"
 WIDE, PHONE = {"width": 1200, "height": 1080}, {"width": 390, "height": 844}
-REVIEW = "A good case and a good sound, but bad strings."
+REVIEW = "Lovely case and a warm sound, but the strings went dead after a week."
 REVIEWS = (
     "I love it. Excellent!\nIt broke after two days, terrible\nArrived on a Tuesday\nA warm and lovely little lamp"
 )
