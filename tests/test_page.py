@@ -220,6 +220,9 @@ def test_a_bad_number_is_told_while_typing_and_starts_nothing(visitor, engine, a
     page.get_by_role("button", name="Wake the model").click()
     expect(page.locator("#phone-hint")).to_contain_text(said)
     expect(page.locator("#phone")).to_be_focused()
+    ask(page, PRAISE)
+    expect(page.locator("#read")).to_have_text("Wake it to read this")  # it is not on its way
+    expect(page.locator("#phone")).to_be_focused()
     assert page.locator("#phone").get_attribute("aria-invalid") == "true"
     assert engine.state() == "STOPPED" and not any("/start" in url for url in visitor.asked)
 
@@ -304,7 +307,11 @@ Object.defineProperty(document, 'hidden', {get: () => window.away === true});
 def test_the_browser_tells_whoever_asked_for_it_and_looks_elsewhere(visitor, asleep):
     visitor.context.add_init_script(NOTICES)
     page = visitor.arrive("asleep")
-    page.get_by_role("button", name="Notify me in this browser").click()
+    page.get_by_role("button", name="Notify me in this browser").focus()
+    with page.expect_response("**/status"):
+        page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#notify")).to_be_focused()  # a look at the service moves nothing from under the fingers
+    page.keyboard.press("Enter")
     expect(page.locator("#notify")).to_be_hidden()
     expect(page.locator("#start-form")).to_contain_text("This browser will tell you, as long as this tab stays open.")
     page.get_by_role("button", name="Wake the model").click()

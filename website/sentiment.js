@@ -205,7 +205,8 @@ function renderWaking() {
 
 const notices = () => 'Notification' in window && isSecureContext ? Notification.permission : 'denied';
 function renderNotify() {
-	$(app.view === 'waking' ? 'notify-waking' : 'notify-asleep').append($('notify'), $('notify-text'));
+	const place = $(app.view === 'waking' ? 'notify-waking' : 'notify-asleep');
+	if (!place.contains($('notify'))) place.append($('notify'), $('notify-text')); // moving takes the focus away
 	show('notify', notices() === 'default');
 	text('notify-text', notices() === 'granted' ? 'This browser will tell you, as long as this tab stays open.' : '');
 }
@@ -220,6 +221,7 @@ function ready() {
 
 const since = () => (Date.now() - app.at) / 1000;
 const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN; // secondsLeft or etaSeconds
+const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * since() / 3600;
 const elapsed = () => (app.status.elapsedSeconds ?? 0) + since();
 const toGo = () => left('etaSeconds') > 1 ? `about ${duration(left('etaSeconds'))} to go` : app.status.longerThanUsual ? 'longer than usual' : 'any moment now';
 const wakingShare = () => Math.min(0.97, elapsed() / Math.max(1, elapsed() + (left('etaSeconds') || 0))); // never full before it is up
@@ -229,7 +231,7 @@ function placeSun(t) { // t: 0 rises, 1 sets
 }
 
 function tick() {
-	const s = app.status, view = app.view;
+	const s = app.status, view = app.view, price = s?.pricePerHour;
 	if (app.retryAt) text('retry-in', app.retryAt > Date.now() ? `Next try by itself in ${Math.ceil((app.retryAt - Date.now()) / 1000)} s` : 'Trying …');
 	if (!s) return;
 	let title = `${WORDS[view]()[0]} · ${NAME}`, soon = false;
@@ -248,15 +250,11 @@ function tick() {
 		if (soon && !app.warned) announce($('soon').textContent);
 		app.warned = soon;
 		placeSun(0.96 - 0.62 * Math.min(1, rest / (s.idleMinutes || 30) / 60));
+		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; up day and night it would be ${money(price * 730)} a month` : ''}.`);
 		if (!rest && since() > 1 && !app.reading && app.asked !== s.shutdownAt) { app.asked = s.shutdownAt; plan(1); }
 	}
 	root.dataset.late = soon;
-	const running = view === 'awake' || view === 'waking' || view === 'stopping', price = s.pricePerHour;
-	if (running && number(s.costSoFar)) {
-		const spent = s.costSoFar + (view === 'stopping' ? 0 : (price || 0) * since() / 3600);
-		text('session-cost', `This session has cost its owner ${money(spent)} so far${number(price) ? `; up day and night it would be ${money(price * 730)} a month` : ''}.`);
-	}
-	text('sign-cost', !running ? 'Nothing' : number(price) ? `${money(price)}/h` : '–');
+	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Nothing' : number(price) ? `${money(price)}/h` : '–');
 	if (document.title !== title) document.title = title;
 }
 
@@ -288,7 +286,7 @@ async function start(event) {
 	event?.preventDefault();
 	const wrong = checkPhone(true);
 	text('start-error', '');
-	if (wrong) return wrong.focus();
+	if (wrong) { app.queued = false; renderCompose(); return wrong.focus(); }
 	if (app.starting) return;
 	const name = $('name').value.trim(), phone = tidyPhone($('phone').value);
 	app.starting = true; busy('start', 'Knocking …');
@@ -374,7 +372,7 @@ async function predict(inputs, more) { // inputs: a list; the answers come in it
 	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'It sent another number of answers than it was asked for.');
 	const s = app.status;
 	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) { // the deadline has moved
-		if (number(s.costSoFar)) s.costSoFar += (s.pricePerHour || 0) * since() / 3600;
+		if (number(s.costSoFar)) s.costSoFar = spent();
 		Object.assign(s, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft});
 		app.epoch++; app.at = Date.now();
 	}
