@@ -15,7 +15,7 @@ TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots aws-dry-run audit \
+	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run audit \
 	teardown clean
 
 help: ## show this list
@@ -48,7 +48,7 @@ lab: install ## open the notebooks in JupyterLab, with the local cloud behind th
 		$(VENV)/bin/jupyter lab nbs; $(PY) infra_scripts/local_cloud.py stop
 
 streamlit: install ## the developer's page (a demo must be running, or set SENTIMENT_API_URL)
-	@$(VENV)/bin/streamlit run website/app.py
+	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py
 
 test: install ## everything that must hold before a change is merged
 	@infra_scripts/install_chromium.sh
@@ -103,6 +103,10 @@ screenshots: install ## photograph every state of the page into images/
 	@infra_scripts/install_chromium.sh
 	@$(PY) infra_scripts/screenshots.py
 
+lighthouse: install ## print Lighthouse's four scores of the page, asleep and awake (KEEP=folder for its reports)
+	@infra_scripts/install_chromium.sh
+	@$(PY) infra_scripts/lighthouse.py $(if $(KEEP),--keep "$(KEEP)")
+
 aws-dry-run: install ## what a deployment to AWS would make and cost; needs no account (OPTIONS="--domain …")
 	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
 
@@ -114,4 +118,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .audit .local-cloud .release runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test
+	rm -rf $(VENV) .audit .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test

@@ -1,7 +1,7 @@
 """Photograph every state of the real page, light and dark, into images/.
 
-The engine of the browser tests is deployed to a local cloud of its own and taken through a visit; what stands in
-images/ is what a visitor sees. Only the loss of the network is made up.
+The engine of the browser tests, with the released model, is deployed to a local cloud of its own and taken through a
+visit; images/ shows what a visitor sees. Only the loss of the network and the hindered deletion are made up.
 """
 
 import argparse
@@ -19,8 +19,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from chromium import open_browser  # noqa: E402
 from engine import Engine, running_engine  # noqa: E402
 
+RELEASED = ROOT / "models" / "released"
 WIDE, PHONE = {"width": 1200, "height": 1080}, {"width": 390, "height": 844}
-REVIEW = "The strings went dead after a week, but the case is lovely and it has a warm sound. I love it."
+REVIEW = "Lovely case and a warm sound, but the strings went dead after a week."
 REVIEWS = (
     "I love it. Excellent!\nIt broke after two days, terrible\nArrived on a Tuesday\nA warm and lovely little lamp"
 )
@@ -44,10 +45,10 @@ class Camera:
         self.each(lambda page: page.goto(self.engine.site_url))
         self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view, timeout=40_000))
 
-    def take(self, name: str):
-        "Photograph both tabs, when nothing moves any more."
+    def take(self, name: str, top: str | None = None):  # a selector; none: the beginning of the page
+        "Photograph both tabs from `top` on, when nothing moves any more."
         for scheme, page in self.tabs.items():
-            page.evaluate("scrollTo(0, 0)")
+            page.evaluate("(top) => scrollTo(0, top && document.querySelector(top).offsetTop - 24)", top)
             page.wait_for_timeout(2_000)
             path = self.folder / f"page-{name}{self.suffix}-{scheme}.webp"
             save(Image.open(BytesIO(page.screenshot())), path)
@@ -68,35 +69,50 @@ def read(page: Page, text: str, lines: bool = False):
     expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
 
 
+def read_why(page: Page):
+    "Have a review read, and the words marked on which the answer hangs."
+    read(page, REVIEW)
+    page.get_by_role("button", name="Which words count?").click()
+    expect(page.locator("#words mark").first).to_be_visible()
+
+
+def look_at_stored(page: Page):
+    "Click an example while the model sleeps."
+    page.locator("#examples button", has_text="Mixed").click()
+    expect(page.locator("#answer .stored")).to_be_visible()
+
+
 def visit(camera: Camera):
     "Take the engine through all its states."
     engine = camera.engine
     engine.sleep()
     camera.arrive("asleep")
     camera.take("asleep")
+    camera.each(look_at_stored)
+    camera.take("stored", "#compose")
+    camera.each(lambda page: page.evaluate("localStorage.clear()"))
     engine.call("POST", "/start", {})
     camera.arrive("waking")
     camera.take("waking")
     engine.wait("IN_SERVICE")
     camera.arrive("awake")
-    camera.each(lambda page: read(page, REVIEW))
     camera.take("awake")
+    camera.each(read_why)
+    camera.take("words", "#compose")
     camera.each(lambda page: read(page, REVIEWS, lines=True))
-    camera.take("several")
+    camera.take("several", "#compose")
     engine.cloud.advance_clock(engine.settings.idle_minutes * 60 - 75)
     camera.arrive("awake")
     camera.take("late")
+    with engine.slow_to_sleep():
+        camera.arrive("stopping")
+        camera.take("stopping")
 
 
 def mishaps(camera: Camera):
     "What does not go as it should."
     engine = camera.engine
     engine.sleep()
-    stopping = engine.call("GET", "/status") | {"state": "STOPPING"}  # too short here to be caught
-    camera.each(lambda page: page.route("**/status", lambda route: route.fulfill(json=stopping)))
-    camera.arrive("stopping")
-    camera.take("stopping")
-    camera.each(lambda page: page.unroute_all(behavior="wait"))
     engine.use("broken")
     engine.call("POST", "/start", {})
     engine.wait("FAILED")
@@ -128,18 +144,22 @@ def main():
     parser.add_argument("--into", type=Path, default=ROOT / "images", help="folder of the pictures (images/)")
     folder = parser.parse_args().into
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as state, running_engine(Path(state)) as engine, open_browser() as browser:
+    with (
+        tempfile.TemporaryDirectory() as state,
+        running_engine(Path(state), weights=RELEASED) as engine,
+        open_browser() as browser,
+    ):
         camera = Camera(browser, engine, folder, WIDE)
         visit(camera)
         mishaps(camera)
         phone = Camera(browser, engine, folder, PHONE, "-phone")
         phone.arrive("awake")
-        phone.each(lambda page: read(page, REVIEW))
+        phone.each(read_why)
         phone.take("awake")
         engine.sleep()
         phone.arrive("asleep")
         phone.take("asleep")
-    side_by_side(folder, ["page-asleep-light.webp", "page-awake-dark.webp"], "page.webp")
+    side_by_side(folder, ["page-asleep-light.webp", "page-words-dark.webp"], "page.webp")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 "The whole engine in a local cloud of its own, with a model of a few words: the session fixture `engine`."
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from tiny_model import WEIGHTS, write_tiny_model
 
 from sentiment_engine.artifact import add_inference_code, pack
 from sentiment_engine.endpoint import RegisteredModel, model_definition, publish_model, register_model
-from sentiment_engine.inference import model_fn, predict_fn
+from sentiment_engine.inference import input_fn, model_fn, predict_fn
 from sentiment_engine.packaging import stack_parameters, upload_packages
 from sentiment_engine.settings import Settings, engine_stack, foundation_stack
 from sentiment_engine.stacks import deploy_stack
@@ -73,6 +74,29 @@ class Engine:
             self.cloud.advance_clock(self.settings.idle_minutes * 60 + 5)
             self.wait("STOPPED")
 
+    @contextmanager
+    def environment(self, function: str, **variables: str):
+        "Give a Lambda other environment variables for a while."
+        functions, name = self.cloud.client("lambda"), f"{self.settings.prefix}-{function}"
+        before = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        functions.update_function_configuration(FunctionName=name, Environment={"Variables": before | variables})
+        try:
+            yield
+        finally:
+            functions.update_function_configuration(FunctionName=name, Environment={"Variables": before})
+
+    @contextmanager
+    def slow_to_sleep(self):
+        "Let the model's time pass while nobody can delete its endpoint: it stays on its way to sleep."
+        nowhere = {"AWS_ENDPOINT_URL_SAGEMAKER": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+        shutdown, reconcile = (self.environment(f, **nowhere) for f in ("shutdown-endpoint", "reconcile-model-service"))
+        with shutdown, reconcile:
+            self.cloud.advance_clock(self.settings.idle_minutes * 60 + 5)
+            self.wait("STOPPING")
+            yield
+        self.cloud.advance_clock(600)  # the reconciler comes by
+        self.wait("STOPPED")
+
     def use(self, model: str):
         "Choose which model the next start deploys: good or broken."
         publish_model(self.cloud.client("ssm"), self.settings, self.models[model])
@@ -93,10 +117,13 @@ def _register(cloud: TestCloud, settings: Settings, foundation: dict, folder: Pa
     return RegisteredModel(definition["ModelName"], f"20260101-{name}", 0.91, 0.9, address)
 
 
-def _models(cloud: TestCloud, settings: Settings, foundation: dict, folder: Path) -> dict[str, RegisteredModel]:
+def _models(
+    cloud: TestCloud, settings: Settings, foundation: dict, folder: Path, weights: Path | None
+) -> dict[str, RegisteredModel]:
     "Register a model that answers, and one whose tokenizer was cut off on its way."
     for name in ("good", "broken"):
-        add_inference_code(write_tiny_model(folder / name, LEXICON))
+        given = weights and shutil.copytree(weights, folder / name)
+        add_inference_code(given or write_tiny_model(folder / name, LEXICON))
     (folder / "broken" / "tokenizer.json").write_text('{"version": "1.0", "trunc')
     return {name: _register(cloud, settings, foundation, folder / name, name) for name in ("good", "broken")}
 
@@ -117,19 +144,24 @@ def _publish(engine: Engine, model_folder: Path):
     "Publish the page as the notebook does, with the answers of the model."
     examples = json.loads((ROOT / "website" / "examples.json").read_text(encoding="utf-8"))
     model = model_fn(str(model_folder))
-    stored = with_answers(examples, lambda texts: predict_fn(texts, model), engine.models["good"].version)
+    reviews = input_fn(json.dumps({"inputs": [each["text"] for each in examples["examples"]], "explain": True}))
+    stored = with_answers(examples, lambda _: predict_fn(reviews, model), engine.models["good"].version)
     config = {"apiUrl": engine.api_url, "provider": "Textbelt", "inboxUrl": engine.cloud.inbox_url}
     publish(engine.cloud.client("s3"), engine.outputs["SiteBucket"], ROOT / "website", config, stored)
 
 
 @contextmanager
-def running_engine(folder: Path, waking_seconds: float = WAKING_SECONDS) -> Iterator[Engine]:
-    "Deploy the engine with its page to a local cloud of its own, whose state is below `folder`."
+def running_engine(
+    folder: Path,  # its state is kept below it
+    waking_seconds: float = WAKING_SECONDS,
+    weights: Path | None = None,  # folder of a model; none: one of a few words, which loads in no time
+) -> Iterator[Engine]:
+    "Deploy the engine with its page to a local cloud of its own."
     with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
         outputs = _deploy(cloud, settings)
-        running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder))
+        running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder, weights))
         running.use("good")
         _publish(running, folder / "good")
         yield running

@@ -1,6 +1,8 @@
 "The developer's page, run by Streamlit's own test harness against the engine, and against what is no engine."
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +16,13 @@ APP = Path(__file__).resolve().parent.parent / "website" / "app.py"
 
 @pytest.fixture
 def open_app(monkeypatch):
-    "Open the page for an API; none: SENTIMENT_API_URL is not set."
+    "Open the page for an API; none: SENTIMENT_API_URL is not set. Other variables are given in full."
+    for name in ("SENTIMENT_API_URL", "SENTIMENT_SITE_ORIGIN", "SENTIMENT_INBOX_URL"):
+        monkeypatch.delenv(name, raising=False)
 
-    def opened(api: str | None) -> AppTest:
-        monkeypatch.delenv("SENTIMENT_API_URL", raising=False)
-        if api is not None:
-            monkeypatch.setenv("SENTIMENT_API_URL", api)
+    def opened(api: str | None, **variables: str) -> AppTest:
+        for name, value in (variables | ({} if api is None else {"SENTIMENT_API_URL": api})).items():
+            monkeypatch.setenv(name, value)
         return checked(AppTest.from_file(str(APP), default_timeout=60).run())
 
     return opened
@@ -41,11 +44,20 @@ def headings(app: AppTest) -> str:
 
 def log(app: AppTest) -> list[dict]:
     "Return the calls whose raw JSON the page shows, newest first."
-    return [json.loads(block.value) for block in app.code]
+    return [json.loads(block.value) for block in app.code if block.language == "json"]
 
 
 def last(app: AppTest, path: str) -> dict:
     return next(call for call in log(app) if call["path"] == path)
+
+
+def tab(app: AppTest, label: str):
+    return next(each for each in app.tabs if each.label == label)
+
+
+def ask(app: AppTest, text: str) -> AppTest:
+    app.text_area(key="text").input(text)
+    return press(app, "Read")
 
 
 @pytest.fixture
@@ -91,13 +103,13 @@ def test_a_visit(open_app, engine):
     app.checkbox(key="lines").check()
     app = press(app, "Read")
     assert list(app.dataframe[0].value["label"]) == ["POSITIVE", "NEGATIVE"]
+    assert list(tab(app, "Answers").dataframe[0].value["label"]) == ["POSITIVE", "NEGATIVE", "POSITIVE"]
     assert last(app, "/predict")["sent"] == {"inputs": ["I love it, excellent", "It broke, terrible"]}
 
     app = press(app, "Keep it awake")
     assert app.info[0].value.startswith("It sleeps at 20")
     assert any(caption.value.startswith("this month: spent $0.") for caption in app.caption)
-    states = list(app.dataframe[-1].value["state"])
-    assert states == ["IN_SERVICE", "CREATING", "STOPPED"]
+    assert list(tab(app, "States").dataframe[0].value["state"]) == ["IN_SERVICE", "CREATING", "STOPPED"]
 
 
 def test_mistakes_are_told(open_app, engine):
@@ -115,6 +127,83 @@ def test_mistakes_are_told(open_app, engine):
     app.text_area(key="text").input("x" * 10_001)
     app = press(app, "Read")
     assert "10,000" in app.error[0].value and last(app, "/predict")["code"] == 400
+
+
+def test_the_words_that_count_are_shown_when_asked_for(open_app, engine):
+    engine.use("good")
+    engine.wake()
+    app = open_app(engine.api_url)
+    app.checkbox(key="explain").check()
+    app = ask(app, "🎸 A good sound, a bad case.")
+    table = app.dataframe[0].value.set_index("text")
+    assert table.loc["good", "speaks for"] == "POSITIVE" and table.loc["good", "influence"] > 0.3
+    assert table.loc["bad", "speaks for"] == "NEGATIVE" and table.loc["bad", "influence"] < -0.3
+    assert last(app, "/predict")["sent"] == {"inputs": "🎸 A good sound, a bad case.", "explain": True}
+    app.checkbox(key="lines").check()
+    app = ask(app, "\n".join(["good"] * 11 + ["bad"]))
+    assert len(app.dataframe[0].value) == 12 and "bad -" in app.dataframe[0].value["why"].iloc[-1]
+    sent = [call["sent"]["inputs"] for call in log(app) if call["path"] == "/predict"]
+    assert [len(inputs) for inputs in sent[:2]] == [2, 10]  # as many at a time as the API explains
+    app.checkbox(key="explain").uncheck()
+    app = ask(app, "good")
+    assert "explanation" not in last(app, "/predict")["reply"]["predictions"][0]
+
+
+def test_reviews_come_from_a_file_or_an_example(open_app, engine):
+    engine.use("good")
+    engine.wake()
+    app = open_app(engine.api_url)
+    app.selectbox(key="example").set_value("Complaint").run()
+    assert app.text_area(key="text").value.startswith("The charging cable")
+    table = b'stars;text;note\n5;"Lovely; warm";x\n1;It broke. Terrible.;y\n3;;z\n'
+    app.file_uploader(key="table").set_value(("mine.csv", table, "text/csv")).run()
+    app = press(app, "Read")
+    assert last(app, "/predict")["sent"] == {"inputs": ["Lovely; warm", "It broke. Terrible."]}
+    assert list(app.dataframe[0].value["label"]) == ["POSITIVE", "NEGATIVE"]
+    app.text_input(key="column").input("note")
+    app = press(app, "Read")
+    assert last(app, "/predict")["sent"] == {"inputs": ["x", "y", "z"]}
+    app.text_input(key="column").input("nothing")
+    app = press(app, "Read")
+    assert app.error[0].value == "The file has no column nothing; it has stars, text, note."
+
+
+def test_a_call_can_be_made_again(open_app, engine):
+    engine.use("good")
+    engine.wake()
+    app = ask(open_app(engine.api_url), """It's "good" — $HOME `ls` 🎸""")
+    score = last(app, "/predict")["reply"]["predictions"][0]["score"]
+    curl = next(b.value for b in app.code if b.language == "shell" and "/predict" in b.value)
+    python = next(b.value for b in app.code if b.language == "python" and "/predict" in b.value)
+    for command in (["bash", "-c", curl], [sys.executable, "-c", python]):
+        assert str(score) in subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_the_inbox_and_the_costs(open_app, engine):
+    engine.use("good")
+    engine.sleep()
+    app = open_app(None, SENTIMENT_SITE_ORIGIN=engine.site_url)  # the published page says where all is
+    assert app.text_input(key="api").value == engine.api_url
+    app.text_input(key="name").input("Grace")
+    app.text_input(key="phone").input("+1 202 555 0177")
+    app = press(app, "Wake the model")
+    engine.wait("IN_SERVICE")
+    app = press(app, "Look again")
+    inbox = tab(app, "Inbox").dataframe[0].value
+    assert inbox[inbox["to"] == "+12025550177"]["text"].iloc[-1].startswith("Hi Grace,")
+    costs = {metric.label: metric.value for metric in tab(app, "Costs").metric}
+    assert costs["Awake all month"] == "$40.88" and costs["This run"].startswith("$0.0")
+    app = checked(app.slider(key="sessions").set_value(1000).run())
+    more = {metric.label: metric.value for metric in tab(app, "Costs").metric}
+    assert float(more["So a month would cost"][1:]) > float(costs["So a month would cost"][1:]) > 1
+    app = checked(app.text_input(key="inbox").set_value("http://127.0.0.1:1/inbox").run())
+    assert "There is no inbox at http://127.0.0.1:1/inbox" in tab(app, "Inbox").error[0].value
+
+
+def test_without_an_inbox(open_app, engine):
+    engine.sleep()
+    app = open_app(engine.api_url)
+    assert tab(app, "Inbox").caption[0].value.startswith("Only the local cloud has an inbox")
 
 
 def test_asleep_between_look_and_press(open_app, engine):

@@ -17,9 +17,10 @@ HTML, SCRIPT, STYLE = ((SITE / f"sentiment.{kind}").read_text(encoding="utf-8") 
 
 
 def answers(texts: list[str]) -> list[dict]:
-    return [
-        {"label": "POSITIVE", "score": 0.97541, "scores": {"NEGATIVE": 0.02459, "POSITIVE": 0.97541}} for _ in texts
-    ]
+    "Answer as a model does that is sure, and that hangs on every word alike: as long as answers get."
+    why = [{"start": i, "end": i + 10, "influence": -0.123456} for i in range(100, 112)]
+    shares = {"NEGATIVE": 0.02459, "POSITIVE": 0.97541}
+    return [{"label": "POSITIVE", "score": 0.97541, "scores": shares, "sure": True, "explanation": why} for _ in texts]
 
 
 def examples() -> dict:
@@ -222,6 +223,14 @@ def test_examples_get_the_answers_of_the_model(s3, bucket):
     stored = json.load(s3.get_object(Bucket=bucket, Key="examples.json")["Body"])
     assert stored["modelVersion"] == "1"
     assert all(x["answer"]["scores"] == {"NEGATIVE": 0.0246, "POSITIVE": 0.9754} for x in stored["examples"])
+    words = [[i, i + 10, -0.123] for i in range(100, 108)]
+    assert all(x["answer"]["sure"] is True and x["answer"]["words"] == words for x in stored["examples"])
+
+
+def test_an_answer_without_reasons_is_stored_without(s3, bucket):
+    plain = [{"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}} for _ in range(6)]
+    (first, *_) = with_answers(examples(), lambda _: plain, "1")["examples"]
+    assert first["answer"]["sure"] is None and "words" not in first["answer"]
 
 
 def test_the_site_is_served_with_its_types_and_policies(engine):
@@ -232,3 +241,14 @@ def test_the_site_is_served_with_its_types_and_policies(engine):
     served = httpx.get(engine.site_url + script)
     assert served.headers["content-type"].startswith("text/javascript") and served.headers["cache-control"] == KEEP_LONG
     assert httpx.get(engine.site_url + "config.json").json()["apiUrl"] == engine.api_url
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_the_site_is_compressed_for_whoever_takes_it(engine):
+    for path in ("", re.search(r'src="(sentiment\.[0-9a-f]{10}\.js)"', httpx.get(engine.site_url).text)[1]):
+        plain = httpx.get(engine.site_url + path, headers={"accept-encoding": "identity"})
+        packed = httpx.get(engine.site_url + path, headers={"accept-encoding": "gzip"})
+        assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+        assert packed.content == plain.content
+        assert int(packed.headers["content-length"]) < len(plain.content) / 2

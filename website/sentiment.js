@@ -1,42 +1,41 @@
-// The page of a model that sleeps. What it shows follows from one thing, the answer of GET /status:
-//
-//   STOPPED → asleep    CREATING → waking    IN_SERVICE → awake    STOPPING → stopping    FAILED → failed
-//
-// `accept(status)` is the only way into a state, `fail(problem)` the only way into trouble, and trouble never
-// hides what was known before it. Text is only ever set through textContent.
+// The page of a model that sleeps. What it shows follows from the answer of GET /status: `accept(status)` is the only
+// way into a state, `fail(problem)` into trouble, which hides nothing known before. Text is only ever set as text.
 'use strict';
-(() => {
+{
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
 const NAME = document.title;
 const WARN_SECONDS = 120;
-const UNSURE = 0.6; // "not sure" below this share, if the model does not say itself
+const UNSURE = 0.6; // below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
 
-const app = {api: '', config: {}, status: null, at: 0, view: 'loading', epoch: 0, failures: 0, timer: 0, retryAt: 0,
-	warned: false, queued: false, reading: false, examples: {modelVersion: null, examples: []}};
+const app = {api: '', config: {}, status: null, at: 0, view: 'loading', epoch: 0, failures: 0, queued: false};
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
 
 // ---- small things
 
-function el(tag, props = {}, ...children) {
-	const node = document.createElement(tag);
-	for (const [key, value] of Object.entries(props)) {
-		if (key === 'class') node.className = value;
-		else if (key.startsWith('on')) node.addEventListener(key.slice(2), value);
-		else if (key in node && typeof value !== 'string') node[key] = value;
-		else node.setAttribute(key, value);
+function el(name, ...children) { // name: tag or tag.class; a plain object holds attributes
+	const [tag, kind] = name.split('.'), node = document.createElement(tag);
+	if (kind) node.className = kind;
+	for (const child of children) {
+		if (typeof child === 'string' || child?.nodeType) node.append(child);
+		else for (const [key, value] of Object.entries(child ?? {})) {
+			if (key === 'onclick') node.onclick = value; else node.setAttribute(key, value);
+		}
 	}
-	node.append(...children.filter((c) => c !== null && c !== undefined));
 	return node;
 }
 const text = (id, value) => { const n = $(id); if (n.textContent !== value) n.textContent = value; };
 const show = (id, on) => { $(id).hidden = !on; };
+const on = (who, event, act) => (who.addEventListener ? who : $(who)).addEventListener(event, act);
+const announce = (message) => text('announce', message);
 const said = (e) => { if (!(e instanceof Problem)) throw e; return explain(e); };
 const number = (value) => typeof value === 'number' && Number.isFinite(value);
-const plural = (n, one, many = one + 's') => `${n.toLocaleString('en')} ${n === 1 ? one : many}`;
+const big = (n) => n.toLocaleString('en');
+const plural = (n, one, many = one + 's') => `${big(n)} ${n === 1 ? one : many}`;
 const characters = (s) => [...s].length;
+const word = (label) => label.charAt(0).toUpperCase() + label.slice(1).toLowerCase();
 
 function clock(seconds) {
 	const s = Math.max(0, Math.round(seconds)), h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;
@@ -57,64 +56,55 @@ function percent(share) {
 	if (share < 0.001 && share > 0) return '< 0.1 %';
 	return `${(share * 100).toFixed(1)} %`;
 }
-const word = (label) => label.charAt(0).toUpperCase() + label.slice(1).toLowerCase();
 
-// Storage may be switched off or full: the page then works without a memory.
-const memory = {
-	read(key, otherwise) { try { return JSON.parse(localStorage.getItem(key)) ?? otherwise; } catch { return otherwise; } },
-	write(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* works without */ } },
+const memory = { // may be switched off or full
+	read(key) { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } },
+	write(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* then without */ } },
 };
-function announce(message) { $('announce').textContent = message; }
 
 // ---- talking to the service
 
 class Problem extends Error {
-	constructor(kind, message = '', {status = 0, code = ''} = {}) {
-		super(message);
-		Object.assign(this, {kind, status, code});
-	}
+	constructor(kind, message = '', more = {}) { Object.assign(super(message), {kind, status: 0, code: '', ...more}); }
 }
 
 async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 	const abort = new AbortController(), timer = setTimeout(() => abort.abort(), timeout);
 	let response, data = null;
 	try {
-		response = await fetch(app.api + path, {method, signal: abort.signal, cache: 'no-store', credentials: 'omit',
-			headers: body === undefined ? {} : {'content-type': 'application/json'}, body: body && JSON.stringify(body)});
+		response = await fetch(app.api + path, {method, signal: abort.signal, cache: 'no-store',
+			headers: body ? {'content-type': 'application/json'} : {}, body: body && JSON.stringify(body)});
 		try { data = await response.json(); } catch (e) { if (abort.signal.aborted) throw e; }
 	} catch {
 		throw new Problem(abort.signal.aborted ? 'slow' : navigator.onLine ? 'unreachable' : 'offline');
 	} finally { clearTimeout(timer); }
 	const {status, ok} = response;
 	if (ok && data && typeof data === 'object') return data;
-	const error = (data && typeof data.error === 'object' && data.error) || {};
+	const error = data?.error ?? {};
 	// A 429 with a code is the engine's own and says how long to wait.
 	const kind = status === 429 && !error.code ? 'busy' : status >= 500 || ok ? 'gateway' : 'refused';
-	throw new Problem(kind, String(error.message || data?.message || ''),
-		{status, code: String(error.code || '')});
+	throw new Problem(kind, String(error.message || data?.message || ''), {status, code: String(error.code || '')});
 }
 
 const TROUBLES = {
 	offline: ['You are offline', 'Your device has no connection.'],
 	unreachable: ['The service does not answer', 'It may be your network, a filter in the browser, or the service itself.'],
-	slow: ['The service does not answer in time', 'It was asked and stayed silent.'],
+	slow: ['The service is silent', 'It did not answer in time.'],
 	busy: ['The service asks for patience', 'It gets more requests than it takes.'],
 	gateway: ['The service has a problem', 'It answered with an error that is not yours.'],
 	refused: ['The service refused', 'It did not take what this page sent.'],
 };
-function explain(problem) {
-	const [title, reason] = TROUBLES[problem.kind] || TROUBLES.gateway;
-	return {title, reason: problem.message || `${reason}${problem.status ? ` (HTTP ${problem.status})` : ''}`};
+function explain({kind, message, status}) {
+	const [title, reason] = TROUBLES[kind];
+	return {title, reason: message || `${reason}${status ? ` (HTTP ${status})` : ''}`};
 }
 
 function fail(problem) {
-	app.failures++;
-	const {title, reason} = explain(problem);
+	const {title, reason} = explain(problem), wait = Math.min(60, 2 ** ++app.failures) * (0.8 + Math.random() * 0.4);
 	text('trouble-title', title);
 	text('trouble-text', `${reason} No money runs away meanwhile: a model that is awake falls asleep by itself.`);
 	show('trouble', true);
 	if (!app.status) { text('title', 'The model cannot be seen'); text('lead', 'It may be asleep or awake: this page cannot tell until its service answers.'); text('sign-state', 'Unknown'); }
-	const wait = Math.min(60, 2 ** Math.min(app.failures, 6)) * (0.8 + Math.random() * 0.4);
 	app.retryAt = Date.now() + wait * 1000;
 	plan(wait);
 	tick();
@@ -123,12 +113,9 @@ function fail(problem) {
 // ---- polling
 
 function pace() { // seconds until the next look, by what may change how soon
-	const s = app.status, hidden = document.hidden;
-	if (!s) return 5;
-	if (s.state === 'CREATING') return Math.min(hidden ? 20 : 8, Math.max(2, (s.etaSeconds ?? 60) / 20));
-	if (s.state === 'STOPPING') return 4;
-	if (s.state === 'IN_SERVICE') return (secondsLeft() ?? 60) < 5 ? 3 : hidden ? 60 : 20;
-	return hidden ? 90 : 20;
+	const {state, etaSeconds} = app.status ?? {}, slow = document.hidden ? 3 : 1;
+	if (state === 'CREATING') return slow * Math.min(8, Math.max(2, (etaSeconds ?? 60) / 20));
+	return state === 'STOPPING' ? 4 : state === 'IN_SERVICE' && left('secondsLeft') < 5 ? 3 : 20 * slow;
 }
 function plan(seconds = pace()) {
 	clearTimeout(app.timer);
@@ -140,100 +127,92 @@ async function look() {
 	const epoch = app.epoch;
 	try {
 		const status = await call('/status');
-		if (epoch === app.epoch) accept(status); else plan(); // a newer answer came in between: this one is old
+		if (epoch === app.epoch) accept(status); else plan(); // a newer answer came in between
 	} catch (e) { said(e); fail(e); }
 }
 
 // ---- the state machine
 
-function accept(status, {mine = false} = {}) {
+function accept(status, mine = false) {
 	if (mine) app.epoch++;
-	if (!VIEWS[status.state]) return fail(new Problem('gateway', 'It answered with a state this page does not know.'));
-	app.failures = 0; app.retryAt = 0;
-	show('trouble', false);
 	const before = app.view, view = VIEWS[status.state];
-	app.status = status; app.at = Date.now(); app.view = view;
+	if (!view) return fail(new Problem('gateway', 'It answered with a state this page does not know.'));
+	Object.assign(app, {status, view, at: Date.now(), failures: 0, retryAt: 0});
+	show('trouble', false);
 	if (view !== 'awake') app.warned = false;
 	if (view !== before) root.dataset.mood = 'calm';
 	render(view, before);
 	plan();
 }
 
-const WORDS = {
-	asleep: () => ['The model is asleep', 'It reads reviews and says whether they praise or complain. It sleeps until somebody wants to know. That somebody can be you.'],
-	waking: () => ['The model is waking up', 'Leave this tab open, reload it or close it: the waking goes on. You can write a review meanwhile.'],
-	awake: () => ['The model is awake', `Give it a review. It stays up for ${idle()} after the last one.`],
-	stopping: () => ['The model is going to sleep', 'The machine is being switched off. In a minute or so you can wake it again.'],
-	failed: () => ['The model did not wake up', 'Something went wrong on the way. Nothing of yours is lost.'],
+const WORDS = { // tab, title, lead
+	asleep: () => ['Asleep', 'The model is asleep', 'It reads reviews and says whether they praise or complain. It sleeps until somebody wants to know. That somebody can be you.'],
+	waking: () => ['Waking up', 'The model is waking up', 'Leave this tab open, reload it or close it: the waking goes on. You can write a review meanwhile.'],
+	awake: () => ['Awake', 'The model is awake', `Give it a review. It stays up for ${idle()} after the last one.`],
+	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. In a minute or so you can wake it again.'],
+	failed: () => ['Did not wake up', 'The model did not wake up', 'Something went wrong on the way. Nothing of yours is lost.'],
 };
-const TAB = {asleep: 'Asleep', waking: 'Waking up …', awake: 'Awake', stopping: 'Going to sleep', failed: 'Did not wake up'};
 const idle = () => duration((app.status?.idleMinutes ?? 30) * 60);
 
 function render(view, before) {
-	const s = app.status, [title, lead] = WORDS[view]();
-	const focused = document.activeElement;
+	const s = app.status, [tab, title, lead] = WORDS[view]();
 	root.dataset.view = view;
 	text('title', title); text('lead', lead);
-	show('failure', view === 'failed');
-	show('starting', view === 'asleep' || view === 'failed');
-	show('facts', view === 'asleep');
-	show('waking', view === 'waking');
-	show('awake', view === 'awake');
-	show('compose', view !== 'failed' && view !== 'stopping');
-	text('sign-state', TAB[view].replace(' …', ''));
+	for (const part of document.querySelectorAll('[data-in]')) part.hidden = !part.dataset.in.includes(view);
+	text('sign-state', tab);
 	text('sign-version', s.modelVersion || '–');
 	if (view !== before) {
 		$('icon').href = $('icon').dataset[view === 'awake' ? 'awake' : 'asleep'];
 		if (before !== 'loading') announce(`${title}. ${view === 'failed' && s.reason ? s.reason : lead}`);
-		// Whoever stood on a control that has just gone is taken to the heading, not thrown to the top of the page.
-		if (focused && focused !== document.body && !focused.getClientRects().length) $('title').focus({preventScroll: false});
+		// Whoever stood on a control that has just gone is taken to the heading.
+		if (!document.activeElement.getClientRects().length) $('title').focus();
 		if (view === 'awake' && before === 'waking') ready();
 	}
-	({asleep: renderStart, failed: renderFailed, waking: renderWaking, awake: renderAwake, stopping: () => {}})[view]();
+	if (view === 'failed') {
+		text('failure-reason', s.reason || 'The service gave no reason.');
+		text('failure-money', `The machine is deleted, so nothing more is charged.${number(s.costSoFar) ? ` This try cost ${money(s.costSoFar)}.` : ''} You pay nothing in any case.`);
+	}
+	if (view === 'asleep' || view === 'failed') renderStart();
+	if (view === 'waking') renderWaking();
+	text('soon-minutes', idle());
+	renderNotify();
 	renderCompose();
 	tick();
 }
 
 function renderStart() {
-	const s = app.status, usual = s.typicalSeconds || {};
-	const many = usual.starts > 0;
-	const half = number(usual.p50) ? usual.p50 : s.etaSeconds;
+	const s = app.status, usual = s.typicalSeconds || {}, half = number(usual.p50) ? usual.p50 : s.etaSeconds;
 	text('fact-time', !number(half) ? 'A few minutes: a machine is found, switched on and given the model.'
-		: !many ? `About ${duration(half)}, but none was measured here yet.` : `Usually ${duration(half)}${number(usual.p90) && usual.p90 > half * 1.1 ? `, nine times in ten within ${duration(usual.p90)}` : ''} (${plural(usual.starts, 'start')} so far).`);
-	const price = number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour while it is up` : 'the hours it is up';
-	const saved = s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : '';
-	text('fact-cost', `You: nothing. Its owner: ${price}, nothing while it sleeps.${saved}`);
+		: !(usual.starts > 0) ? `About ${duration(half)}, but none was measured here yet.` : `Usually ${duration(half)}${usual.p90 > half * 1.1 ? `, nine times in ten within ${duration(usual.p90)}` : ''} (${plural(usual.starts, 'start')} so far).`);
+	const price = number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'the hours it is up';
+	text('fact-cost', `You: nothing. Its owner: ${price} for the machine, which is gone while it sleeps.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
 	text('fact-idle', `By itself, ${idle()} after the last review.`);
-	const failure = app.view === 'asleep' && s.reason;
-	show('last-failure', Boolean(failure));
-	if (failure) text('last-failure', `The last start did not work. You can try again. The reason: ${s.reason}`);
+	show('last-failure', app.view === 'asleep' && s.reason);
+	text('last-failure', `The last start did not work. You can try again. The reason: ${s.reason}`);
 	const by = app.config.provider ? ` (sent through ${app.config.provider})` : '';
 	text('consent-text', `Send me one message when it is ready${by}. My number is deleted right after.`);
 	checkPhone();
 }
-function renderFailed() {
-	const s = app.status;
-	text('failure-reason', s.reason || 'The service gave no reason.');
-	text('failure-money', `The machine is deleted, so nothing more is charged.${number(s.costSoFar) ? ` This try cost ${money(s.costSoFar)}.` : ''} You pay nothing in any case.`);
-	renderStart();
-}
 function renderWaking() {
-	const s = app.status;
-	show('longer', Boolean(s.longerThanUsual));
-	const left = wakingLeft();
-	const shown = Math.round(100 * wakingShare());
-	$('progress').setAttribute('aria-valuenow', shown);
-	$('progress').setAttribute('aria-valuetext', number(left) && left > 0 ? `about ${duration(left)} to go` : 'any moment now');
+	const s = app.status, bar = $('progress');
+	show('longer', s.longerThanUsual);
+	bar.setAttribute('aria-valuenow', Math.round(100 * wakingShare()));
+	bar.setAttribute('aria-valuetext', toGo());
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
-	const can = 'Notification' in window && Notification.permission !== 'denied' && window.isSecureContext;
-	show('notify', can && Notification.permission === 'default');
-	text('notify-text', can && Notification.permission === 'granted' ? 'This browser will tell you, also from another tab.' : '');
 }
-function renderAwake() { text('soon-minutes', idle()); }
 
+// ---- news in this browser
+
+const notices = () => 'Notification' in window && isSecureContext ? Notification.permission : 'denied';
+function renderNotify() {
+	const place = $(app.view === 'waking' ? 'notify-waking' : 'notify-asleep');
+	if (!place.contains($('notify'))) place.append($('notify'), $('notify-text')); // moving takes the focus away
+	show('notify', notices() === 'default');
+	text('notify-text', notices() === 'granted' ? 'This browser will tell you, as long as this tab stays open.' : '');
+}
 function ready() {
-	if (document.hidden && 'Notification' in window && Notification.permission === 'granted') {
-		try { new Notification('The model is awake', {body: 'It is ready to read your reviews.', icon: $('icon').href}); } catch { /* only from a service worker here */ }
+	if (document.hidden && notices() === 'granted') {
+		try { new Notification('The model is awake', {icon: $('icon').href}); } catch { /* not on phones */ }
 	}
 	if (app.queued) { app.queued = false; read(); }
 }
@@ -241,77 +220,65 @@ function ready() {
 // ---- once a second
 
 const since = () => (Date.now() - app.at) / 1000;
-function secondsLeft() { const s = app.status; return number(s?.secondsLeft) ? Math.max(0, s.secondsLeft - since()) : null; }
-function wakingLeft() { const s = app.status; return number(s?.etaSeconds) ? s.etaSeconds - since() : null; }
-function wakingShare() {
-	const s = app.status, gone = (s.elapsedSeconds ?? 0) + since(), left = wakingLeft();
-	if (!number(left)) return Math.min(0.95, gone / (s.typicalSeconds?.p50 || 360));
-	return Math.min(0.97, gone / Math.max(1, gone + Math.max(0, left))); // never full before it is up
-}
+const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN; // secondsLeft or etaSeconds
+const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * since() / 3600;
+const elapsed = () => (app.status.elapsedSeconds ?? 0) + since();
+const toGo = () => left('etaSeconds') > 1 ? `about ${duration(left('etaSeconds'))} to go` : app.status.longerThanUsual ? 'longer than usual' : 'any moment now';
+const wakingShare = () => Math.min(0.97, elapsed() / Math.max(1, elapsed() + (left('etaSeconds') || 0))); // never full before it is up
 function placeSun(t) { // t: 0 rises, 1 sets
 	const x = 180 - 150 * Math.cos(Math.PI * t), y = 296 - 128 * Math.sin(Math.PI * t);
-	$('sun').setAttribute('transform', `translate(${x.toFixed(1)} ${(t < 0 || t > 1 ? 380 : y).toFixed(1)})`);
+	$('sun').setAttribute('transform', `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
 }
-const width = (id, share) => { $(id).style.transform = `scaleX(${Math.max(0, Math.min(1, share))})`; };
 
 function tick() {
-	const s = app.status, view = app.view;
+	const s = app.status, view = app.view, price = s?.pricePerHour;
 	if (app.retryAt) text('retry-in', app.retryAt > Date.now() ? `Next try by itself in ${Math.ceil((app.retryAt - Date.now()) / 1000)} s` : 'Trying …');
 	if (!s) return;
-	let title = `${TAB[view]} · ${NAME}`, cost = 'Nothing';
+	let title = `${WORDS[view]()[0]} · ${NAME}`, soon = false;
 	if (view === 'waking') {
-		const gone = (s.elapsedSeconds ?? 0) + since(), left = wakingLeft();
-		text('elapsed', clock(gone));
-		text('eta', !number(left) ? '' : left > 1 ? `about ${duration(left)} to go` : 'any moment now');
-		width('progress-fill', wakingShare());
+		text('elapsed', clock(elapsed()));
+		text('eta', toGo());
+		$('progress-fill').style.transform = `scaleX(${wakingShare()})`;
 		placeSun(0.3 * wakingShare());
 	}
 	if (view === 'awake') {
-		const left = secondsLeft();
-		text('countdown', number(left) ? clock(left) : '–');
-		const soon = number(left) && left <= WARN_SECONDS;
+		const rest = left('secondsLeft');
+		text('countdown', clock(rest));
+		soon = rest <= WARN_SECONDS;
 		show('soon', soon); $('timer').classList.toggle('ending', soon);
-		if (soon) title = `${clock(left)} left · ${NAME}`;
-		if (soon && !app.warned) announce('The model falls asleep in less than two minutes. A review, or the button Keep it awake, keeps it up.');
+		if (soon) title = `${clock(rest)} left · ${NAME}`;
+		if (soon && !app.warned) announce($('soon').textContent);
 		app.warned = soon;
-		root.dataset.late = soon;
-		const whole = (s.idleMinutes || 30) * 60;
-		placeSun(number(left) ? 0.34 + 0.62 * (1 - Math.min(1, left / whole)) : 0.4);
-		if (left === 0 && since() > 1 && !app.reading && app.asked !== s.shutdownAt) { app.asked = s.shutdownAt; plan(1); }
-	} else root.dataset.late = false;
-	if (view === 'awake' || view === 'waking' || view === 'stopping') {
-		const spent = number(s.costSoFar) ? s.costSoFar + (view === 'stopping' ? 0 : (s.pricePerHour || 0) * since() / 3600) : null;
-		cost = number(s.pricePerHour) ? `${money(s.pricePerHour)}/h` : '–';
-		text('session-cost', number(spent) ? `This session has cost its owner ${money(spent)} so far${number(s.pricePerHour) ? `; up day and night it would be ${money(s.pricePerHour * 730)} a month` : ''}.` : '');
+		placeSun(0.96 - 0.62 * Math.min(1, rest / (s.idleMinutes || 30) / 60));
+		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; up day and night it would be ${money(price * 730)} a month` : ''}.`);
+		if (!rest && since() > 1 && !app.reading && app.asked !== s.shutdownAt) { app.asked = s.shutdownAt; plan(1); }
 	}
-	text('sign-cost', cost);
+	root.dataset.late = soon;
+	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Nothing' : number(price) ? `${money(price)}/h` : '–');
 	if (document.title !== title) document.title = title;
 }
 
 // ---- waking it
 
-const tidyPhone = (value) => value.replace(/[\s().\-/\u00a0]/g, '').replace(/^00/, '+');
-function phoneFault(value) { // '' if it is empty or whole
-	const p = tidyPhone(value);
-	if (!p) return '';
-	if (/[^+\d]/.test(p) || p.lastIndexOf('+') > 0) return 'Only digits, spaces and a leading + belong in a phone number.';
-	if (!p.startsWith('+')) return 'Begin with + and the country code: +44 for Britain, +1 for North America.';
-	if (p.startsWith('+0')) return 'A country code does not begin with 0.';
-	if (p.length < 9) return 'A few digits are missing.';
-	if (p.length > 16) return 'That is too long: 15 digits at most.';
-	return '';
-}
+const tidyPhone = (value) => value.replace(/[\s().\-/]/g, '').replace(/^00/, '+');
+const PHONE_FAULTS = [
+	[/[^+\d]|.\+/, 'Only digits, spaces and a leading + belong in a phone number.'],
+	[/^\d/, 'Begin with + and the country code: +44 for Britain, +1 for North America.'],
+	[/^\+0/, 'A country code does not begin with 0.'],
+	[/^.{17}/, 'That is too long: 15 digits at most.'],
+	[/^.{1,8}$/, 'A few digits are missing.'],
+];
+const phoneFault = (phone) => PHONE_FAULTS.find(([pattern]) => pattern.test(phone))?.[1] ?? ''; // '' if it is empty or whole
 function checkPhone(strict = false, said = '') {
-	const field = $('phone'), p = tidyPhone(field.value), fault = said || phoneFault(field.value);
+	const field = $('phone'), p = tidyPhone(field.value), fault = said || phoneFault(p), fine = p && !fault;
 	// While somebody types, a number that is only unfinished is no mistake yet.
 	const wrong = fault && (strict || said || (!/missing/.test(fault) && p !== '+'));
-	field.setAttribute('aria-invalid', wrong ? 'true' : 'false');
-	text('phone-hint', wrong ? fault : p && !fault ? 'Looks complete.' : 'With country code, such as +1 or +44.');
-	$('phone-hint').className = wrong ? 'hint wrong' : p && !fault ? 'hint right' : 'hint';
-	const consent = strict && p && !fault && !$('consent').checked;
-	$('consent').setAttribute('aria-invalid', consent ? 'true' : 'false');
+	field.setAttribute('aria-invalid', Boolean(wrong));
+	text('phone-hint', wrong ? fault : fine ? 'Looks complete.' : 'With country code, such as +1 or +44.');
+	$('phone-hint').className = wrong ? 'hint wrong' : fine ? 'hint right' : 'hint';
+	const consent = strict && fine && !$('consent').checked;
+	$('consent').setAttribute('aria-invalid', Boolean(consent));
 	text('consent-hint', consent ? 'Please tick this, or leave the number out.' : '');
-	$('consent-hint').className = 'hint wrong';
 	return fault ? field : consent ? $('consent') : null;
 }
 
@@ -319,73 +286,71 @@ async function start(event) {
 	event?.preventDefault();
 	const wrong = checkPhone(true);
 	text('start-error', '');
-	if (wrong) return wrong.focus();
+	if (wrong) { app.queued = false; renderCompose(); return wrong.focus(); }
 	if (app.starting) return;
-	const body = {}, name = $('name').value.trim(), phone = tidyPhone($('phone').value);
-	if (name) body.name = name;
-	if (phone) body.phone = phone;
-	app.starting = true; busy('start', true, 'Knocking …');
+	const name = $('name').value.trim(), phone = tidyPhone($('phone').value);
+	app.starting = true; busy('start', 'Knocking …');
 	try {
-		const status = await call('/start', {method: 'POST', body, timeout: 40000});
-		$('phone').value = ''; $('consent').checked = false; // it is not needed here any more
-		accept(status, {mine: true});
+		const status = await call('/start', {method: 'POST', body: {...name && {name}, ...phone && {phone}}, timeout: 40000});
+		$('phone').value = ''; $('consent').checked = false;
+		accept(status, true);
 	} catch (e) {
-		const {title, reason} = said(e);
+		const {title, reason} = said(e), refused = e.kind === 'refused';
 		if (/phone|sms/.test(e.code)) { checkPhone(true, e.message); $('phone').focus(); }
-		else text('start-error', e.kind === 'refused' ? reason : `${title}. ${reason} It may not have been started: the page looks again by itself.`);
-		if (e.kind !== 'refused') plan(3);
+		else text('start-error', refused ? reason : `${title}. ${reason} It may not have been started: the page looks again by itself.`);
+		if (!refused) plan(3);
 		app.queued = false;
-	} finally { app.starting = false; busy('start', false); renderCompose(); }
+	} finally { app.starting = false; busy('start'); renderCompose(); }
 }
-function busy(id, on, label) {
+function busy(id, label) { // no label: not any more
 	const button = $(id);
 	button.dataset.label ??= button.textContent;
-	button.setAttribute('aria-disabled', on);
-	button.textContent = on ? label : button.dataset.label;
+	button.setAttribute('aria-disabled', Boolean(label));
+	button.textContent = label ?? button.dataset.label;
 }
 
 async function extend() {
 	text('extend-error', '');
-	busy('extend', true, 'Asking …');
+	busy('extend', 'Asking …');
 	try {
-		accept(await call('/extend', {method: 'POST'}), {mine: true});
-		announce(`It stays awake for another ${duration(secondsLeft() ?? 0)}.`);
+		accept(await call('/extend', {method: 'POST'}), true);
+		announce(`It stays awake for another ${duration(left('secondsLeft'))}.`);
 	} catch (e) {
 		const {reason} = said(e);
 		if (e.status === 409) look(); else text('extend-error', reason);
-	} finally { busy('extend', false); }
+	} finally { busy('extend'); }
 }
 
 // ---- reviews
 
-const limits = () => ({text: app.status?.textLimit || 10000, batch: app.status?.batchLimit || 1000});
+const limits = () => ({most: app.status?.textLimit || 10000, batch: app.status?.batchLimit || 1000});
 function reviews() {
 	const all = $('review').value;
-	return $('lines').checked ? all.split(/\r?\n/).map((r) => r.trim()).filter(Boolean) : all.trim() ? [all.trim()] : [];
+	return ($('lines').checked ? all.split('\n') : [all]).map((r) => r.trim()).filter(Boolean);
 }
 function composeFault(list) {
-	const {text: most, batch} = limits();
-	if (list.length > batch) return `${plural(list.length, 'review')} are too many at once: ${batch.toLocaleString('en')} at most.`;
-	const long = list.findIndex((r) => characters(r) > most);
-	if (long >= 0) return `${list.length > 1 ? `Line ${long + 1}` : 'This'} is too long: ${most.toLocaleString('en')} characters at most.`;
-	return '';
+	const {most, batch} = limits(), long = list.findIndex((r) => characters(r) > most);
+	if (list.length > batch) return `${plural(list.length, 'review')} are too many at once: ${big(batch)} at most.`;
+	return long < 0 ? '' : `${list.length > 1 ? `Line ${long + 1}` : 'This'} is too long: ${big(most)} characters at most.`;
 }
 function renderCompose() {
-	const list = reviews(), box = $('answer'), {text: most, batch} = limits(), lines = $('lines').checked;
+	const list = reviews(), box = $('answer'), {most, batch} = limits(), lines = $('lines').checked;
 	const fault = composeFault(list), view = app.view, awake = view === 'awake';
 	text('review-label', lines ? 'Your reviews, one a line' : 'Your review');
-	text('counter', lines ? `${list.length.toLocaleString('en')} of ${batch.toLocaleString('en')} reviews` : `${characters($('review').value).toLocaleString('en')} of ${most.toLocaleString('en')} characters`);
+	text('counter', lines ? `${big(list.length)} of ${big(batch)} reviews` : `${big(characters($('review').value))} of ${big(most)} characters`);
 	$('counter').classList.toggle('over', Boolean(fault));
-	// While it is awake the answer's place is kept, so that nothing jumps when the answer comes.
-	if (awake && !box.firstChild) box.append(el('p', {class: 'small'}, 'The answer will stand here.'));
-	box.hidden = !box.firstChild || (!awake && !box.querySelector('.verdict'));
+	if (awake && !box.firstChild) { // its place is kept by an invisible one, so that nothing jumps
+		answer([{text: '', label: '–', score: 0, scores: {NEGATIVE: 0, POSITIVE: 0}}], {version: '–'}, true);
+		box.className = 'card blank';
+	}
+	box.hidden = !box.firstChild || (!awake && box.matches('.blank'));
 	if (fault || app.overLong) text('review-error', fault);
 	app.overLong = Boolean(fault);
 	if (!app.reading) {
-		const label = awake ? 'Read it' : app.queued ? 'It will be read first' : view === 'waking' ? 'Read it once it is up' : 'Wake it to read this';
-		$('read').textContent = lines && awake ? 'Read them' : label;
-		$('read').setAttribute('aria-disabled', app.queued);
-		$('read').className = view === 'asleep' ? 'quiet' : 'go';
+		const button = $('read');
+		button.textContent = awake ? (lines ? 'Read them' : 'Read it') : app.queued ? 'It will be read first' : view === 'waking' ? 'Read it once it is up' : 'Wake it to read this';
+		button.setAttribute('aria-disabled', app.queued);
+		button.className = view === 'asleep' ? 'quiet' : 'go';
 		text('read-hint', awake ? 'or press Ctrl + Enter' : app.queued ? 'Your text waits here.' : '');
 	}
 }
@@ -393,45 +358,46 @@ function renderCompose() {
 async function send(event) {
 	event?.preventDefault();
 	const list = reviews(), fault = composeFault(list);
-	if (!list.length || fault) { text('review-error', fault || 'Write or paste a review first.'); return $('review').focus(); }
-	text('review-error', '');
+	text('review-error', list.length ? fault : 'Write or paste a review first.');
+	if (!list.length || fault) return $('review').focus();
 	if (app.reading || app.queued) return;
 	if (app.view === 'awake') return read();
 	app.queued = true;
 	renderCompose();
-	if (app.view === 'asleep') await start(); else announce('Your review will be read as soon as the model is up.');
+	if (app.view === 'asleep') await start(); else announce($('read').textContent);
 }
 
+async function predict(inputs, more) { // inputs: a list; the answers come in its order
+	const reply = await call('/predict', {method: 'POST', body: {inputs: inputs.length === 1 ? inputs[0] : inputs, ...more}, timeout: 65000});
+	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'It sent another number of answers than it was asked for.');
+	const s = app.status;
+	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) { // the deadline has moved
+		if (number(s.costSoFar)) s.costSoFar = spent();
+		Object.assign(s, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft});
+		app.epoch++; app.at = Date.now();
+	}
+	return reply;
+}
 async function read() {
-	const list = reviews();
+	const list = reviews(), found = [], size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
-	const found = [], size = Math.min(CHUNK, limits().batch);
 	let latency = 0, version = null;
-	app.reading = true; busy('read', true, 'Reading …');
-	$('answer').setAttribute('aria-busy', 'true');
-	const bar = $('batch-progress'); bar.max = list.length; bar.value = 0; bar.hidden = list.length <= size;
+	app.reading = true; busy('read', 'Reading …');
+	$('answer').setAttribute('aria-busy', true);
+	bar.max = list.length; bar.value = 0; bar.hidden = list.length <= size;
 	try {
-		for (let i = 0; i < list.length; i += size) {
-			const part = list.slice(i, i + size);
-			const reply = await call('/predict', {method: 'POST', body: {inputs: part.length === 1 ? part[0] : part}, timeout: 65000});
-			if (!Array.isArray(reply.predictions) || reply.predictions.length !== part.length) throw new Problem('gateway', 'It sent another number of answers than it was asked for.');
-			reply.predictions.forEach((p, k) => found.push({text: part[k], ...p}));
+		while (found.length < list.length) {
+			const part = list.slice(found.length, found.length + size), reply = await predict(part);
+			reply.predictions.forEach((p, k) => found.push({...p, text: part[k]}));
 			latency += reply.latencyMs || 0; version = reply.modelVersion;
-			if (app.status?.state === 'IN_SERVICE' && number(reply.secondsLeft)) {
-				const gone = since(); app.epoch++; // the deadline has moved
-				Object.assign(app.status, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft});
-				if (number(app.status.costSoFar)) app.status.costSoFar += (app.status.pricePerHour || 0) * gone / 3600;
-				app.at = Date.now();
-			}
 			bar.value = found.length;
 		}
-	} catch (e) { unread(e, found.length, list.length); } finally { app.reading = false; busy('read', false); bar.hidden = true; $('answer').setAttribute('aria-busy', 'false'); renderCompose(); tick(); }
+	} catch (e) {
+		const {title, reason} = said(e), kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below.` : ''} Your text is kept.`;
+		text('review-error', e.status === 409 ? `The model is not awake any more.${kept}` : e.kind === 'refused' ? reason : `${title}. ${reason}${kept}`);
+		if (e.status === 409) look();
+	} finally { app.reading = false; busy('read'); bar.hidden = true; $('answer').setAttribute('aria-busy', false); renderCompose(); tick(); }
 	if (found.length) { answer(found, {latency, version}); remember(found, version); }
-}
-function unread(problem, done, all) {
-	const {title, reason} = said(problem), kept = `${done ? ` ${done} of ${all} were read, see below.` : ''} Your text is kept.`;
-	text('review-error', problem.status === 409 ? `The model is not awake any more.${kept}` : problem.kind === 'refused' ? reason : `${title}. ${reason}${kept}`);
-	if (problem.status === 409) look();
 }
 
 // ---- answers
@@ -439,88 +405,160 @@ function unread(problem, done, all) {
 const SIGNS = {POSITIVE: '▲', NEGATIVE: '▼', UNSURE: '◆'};
 const kind = (p) => (p.sure ?? p.score >= UNSURE) ? p.label : 'UNSURE';
 const sign = (label) => SIGNS[label] || '●';
-const tag = (p, more = '') => el('span', {class: 'tag', 'data-label': kind(p)}, `${sign(kind(p))} ${kind(p) === 'UNSURE' ? 'Not sure' : word(p.label)}${more}`);
+const count = (list, what) => list.filter((p) => kind(p) === what).length;
+const tag = (p, more = '') => el('span.tag', {'data-label': kind(p)}, `${sign(kind(p))} ${kind(p) === 'UNSURE' ? 'Not sure' : word(p.label)}${more}`);
 const verdict = (p) => kind(p) === 'UNSURE' ? `Not sure, leaning ${p.label.toLowerCase()}` : word(p.label);
+const button = (label, onclick, more = {}) => el('button.quiet', {type: 'button', onclick, ...more}, label);
+
 function bars(scores) {
-	return el('dl', {class: 'bars'}, ...Object.entries(scores).map(([label, share]) => {
-		const fill = el('span', {class: 'fill', 'data-label': label});
-		fill.style.transform = `scaleX(${Math.max(0.004, Math.min(1, share))})`;
-		return el('div', {}, el('dt', {}, el('span', {'aria-hidden': 'true'}, `${sign(label)} `), word(label)),
-			el('dd', {class: 'amount'}, percent(share)), el('dd', {class: 'track', 'aria-hidden': 'true'}, fill));
+	return el('dl.bars', ...Object.entries(scores).map(([label, share]) => {
+		const fill = el('span.fill', {'data-label': label});
+		fill.style.transform = `scaleX(${Math.max(0.004, share)})`;
+		return el('div', el('dt', el('span', {'aria-hidden': true}, `${sign(label)} `), word(label)),
+			el('dd.amount', percent(share)), el('dd.track', {'aria-hidden': true}, fill));
 	}));
 }
 function single(p) {
 	return [
-		el('p', {class: 'verdict', 'data-label': kind(p)}, el('span', {'aria-hidden': 'true', class: 'sign-mark'}, sign(kind(p))),
-			el('strong', {}, verdict(p)), el('span', {class: 'share'}, percent(p.score))),
+		p.explanation ? words(p) : el('blockquote.clamp', p.text),
+		el('p.verdict', {'data-label': kind(p)}, el('span.sign-mark', {'aria-hidden': true}, sign(kind(p))), el('strong', verdict(p)), el('span.share', percent(p.score))),
 		bars(p.scores || {[p.label]: p.score}),
-		p.windows > 1 ? el('p', {class: 'small'}, `A long one: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
+		p.windows > 1 ? el('p.small', `A long one: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
 	];
+}
+function words(p) { // on which the answer hangs; offsets count characters, not UTF-16 units
+	const letters = [...p.text], say = (from, to) => letters.slice(from, to).join(''), weight = (w) => Math.abs(w.influence);
+	const ranked = [...p.explanation].sort((x, y) => weight(y) - weight(x)), most = ranked[0] ? weight(ranked[0]) : 0;
+	const telling = ranked.filter((w) => weight(w) >= Math.max(0.01, most / 5)).slice(0, 10);
+	const label = (w) => w.influence > 0 ? 'POSITIVE' : 'NEGATIVE', box = el('blockquote', {id: 'words', tabindex: -1});
+	let end = 0;
+	for (const w of [...telling].sort((x, y) => x.start - y.start)) {
+		box.append(say(end, w.start), el(weight(w) > most / 2 ? 'mark.strong' : 'mark', {'data-label': label(w)}, say(w.start, w.end)));
+		end = w.end;
+	}
+	box.append(say(end));
+	const points = (w) => `${say(w.start, w.end)} ${w.influence > 0 ? '+' : '−'}${(weight(w) * 100).toFixed(0)}`;
+	const sides = ['POSITIVE', 'NEGATIVE'].map((side) => [side, telling.filter((w) => label(w) === side)]).filter(([, found]) => found.length);
+	return el('div.why', box, ...sides.map(([side, found]) => el('p', el('b', `${sign(side)} For ${side.toLowerCase()}: `), found.map(points).join(', '))), el('p.small', telling.length
+		? 'In points: how far “positive” falls (+) or rises (−) when the model reads the review without that word.'
+		: 'It hangs on no single word: without any one of them the answer stays what it is.'));
+}
+async function why(p, facts) { // one more reading for each word
+	if (app.reading) return;
+	busy('why', 'Looking …'); text('tool-text', '');
+	try {
+		const {explanation} = (await predict([p.text], {explain: true})).predictions[0];
+		if (!Array.isArray(explanation)) throw new Problem('gateway', 'This model cannot say why.');
+		answer([{...p, explanation}], facts, true);
+		$('words').focus();
+	} catch (e) {
+		busy('why');
+		text('tool-text', said(e).reason);
+		if (e.status === 409) look();
+	}
 }
 function several(list) {
-	const count = (what) => list.filter((p) => kind(p) === what).length, unsure = count('UNSURE');
-	const labels = [...new Set(list.map((p) => p.label))].sort().reverse();
-	const sum = labels.map((l) => `${count(l)} ${l.toLowerCase()}`).concat(unsure ? [`${unsure} not sure`] : []).join(', ');
+	const labels = [...new Set(list.map((p) => p.label))].sort().reverse(), unsure = count(list, 'UNSURE');
+	const sum = labels.map((l) => `${count(list, l)} ${l.toLowerCase()}`).concat(unsure ? `${unsure} not sure` : []).join(', ');
+	const row = (cell, ...cells) => el('tr', ...cells.map((c) => el(cell, c)));
 	return [
-		el('p', {class: 'verdict'}, el('strong', {}, plural(list.length, 'review')), el('span', {class: 'share'}, sum)),
-		el('div', {class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Answers, one a review'}, el('table', {}, el('thead', {}, el('tr', {}, el('th', {scope: 'col'}, 'Review'), el('th', {scope: 'col'}, 'Answer'), el('th', {scope: 'col'}, 'Share'))),
-			el('tbody', {}, ...list.map((p) => el('tr', {}, el('td', {}, p.text), el('td', {}, tag(p)), el('td', {class: 'num'}, percent(p.score))))))),
-		el('p', {class: 'row'}, el('button', {type: 'button', class: 'quiet', onclick: () => download(list)}, 'Download as CSV')),
+		el('p.verdict', el('strong', plural(list.length, 'review')), el('span.share', sum)),
+		el('div.scroll', {tabindex: 0, role: 'region', 'aria-label': 'Answers, one a review'}, el('table', el('thead', row('th', 'Review', 'Answer', 'Share')),
+			el('tbody', ...list.map((p) => row('td', p.text, tag(p), percent(p.score)))))),
 	];
 }
-function answer(list, {latency = null, version = null, stored = false} = {}) {
-	const one = list.length === 1, box = $('answer');
-	const facts = [stored ? 'Stored answer: the model gave it earlier' : latency !== null ? `${one ? '' : 'together '}${Math.round(latency)} ms` : '', version ? `model ${version}` : ''].filter(Boolean).join(' · ');
-	box.replaceChildren(el('h2', {class: 'unseen'}, 'The answer'), stored ? el('p', {class: 'stored'}, 'Stored') : '',
-		...(one ? [el('blockquote', {}, list[0].text.length > 260 ? `${[...list[0].text].slice(0, 250).join('')} …` : list[0].text), ...single(list[0])] : several(list)).filter(Boolean), el('p', {class: 'small meta'}, facts));
-	box.hidden = false;
+function answer(list, facts, again = false) { // facts: latency, version, stored
+	const {latency, version, stored} = facts, [p] = list, one = list.length === 1, box = $('answer');
+	const meta = [stored && 'Stored answer: the model gave it earlier', number(latency) && `${one ? '' : 'together '}${Math.round(latency)} ms`, version && `model ${version}`];
+	const inputs = JSON.stringify(one ? p.text : list.map((each) => each.text));
+	const tools = el('p.row', one ? (p.explanation ? null : button('Which words count?', () => why(p, facts), {id: 'why'})) : button('Download as CSV', () => download(list)),
+		...Object.entries({link: linkTo(list), curl: asCurl(inputs), Python: asPython(inputs)}).map(([what, value]) => button(`Copy ${what}`, () => copy(what, value))),
+		el('span.small', {id: 'tool-text', role: 'status'}));
+	box.replaceChildren(stored ? el('p.stored', 'Stored') : '', ...(one ? single(p) : several(list)).filter(Boolean), el('p.small', {id: 'meta'}, meta.filter(Boolean).join(' · ')), tools);
+	box.hidden = false; box.className = 'card';
+	root.dataset.mood = ['sad', 'calm', 'glad'][1 + Math.sign(count(list, 'POSITIVE') - count(list, 'NEGATIVE'))];
+	if (again) return;
 	box.scrollIntoView({block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
-	box.classList.remove('arrive'); void box.offsetWidth; box.classList.add('arrive');
-	const good = list.filter((p) => kind(p) === 'POSITIVE').length, bad = list.filter((p) => kind(p) === 'NEGATIVE').length;
-	root.dataset.mood = good > bad ? 'glad' : bad > good ? 'sad' : 'calm';
-	announce(one ? `${stored ? 'Stored answer: ' : ''}${verdict(list[0])}, ${percent(list[0].score)}` : `${plural(list.length, 'review')} read.`);
+	announce(one ? `${stored ? 'Stored answer: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`);
 }
+
+async function copy(what, value) {
+	try { await navigator.clipboard.writeText(value); text('tool-text', `Copied: ${what}.`); } catch { text('tool-text', 'This browser does not let a page copy.'); }
+}
+// What follows # stays in the browser: no server sees it.
+const linkTo = (list) => `${location.href.split('#')[0]}#review${list[1] ? 's' : ''}=${encodeURIComponent(list.map((p) => p.text).join('\n'))}`;
+const asCurl = (inputs) => `curl '${app.api}/predict' -H 'content-type: application/json' -d '${`{"inputs": ${inputs}}`.replaceAll("'", "'\\''")}'`;
+const asPython = (inputs) => `import json
+from urllib.request import Request, urlopen
+body = json.dumps({"inputs": ${inputs}}).encode()
+print(json.load(urlopen(Request("${app.api}/predict", body, {"content-type": "application/json"}))))
+`;
 function download(list) {
 	const cell = (v) => { const s = String(v); return `"${(/^[=+\-@\t\r]/.test(s) ? `'${s}` : s).replaceAll('"', '""')}"`; };
-	const labels = [...new Set(list.flatMap((p) => Object.keys(p.scores || {})))];
-	const rows = [['review', 'label', 'score', ...labels], ...list.map((p) => [p.text, p.label, p.score.toFixed(6), ...labels.map((l) => (p.scores?.[l] ?? 0).toFixed(6))])];
+	const labels = Object.keys(list[0].scores);
+	const rows = [['review', 'label', 'score', 'sure', ...labels], ...list.map((p) => [p.text, p.label, p.score.toFixed(6), p.sure ?? '', ...labels.map((l) => p.scores[l].toFixed(6))])];
 	const url = URL.createObjectURL(new Blob(['\ufeff', rows.map((r) => r.map(cell).join(',')).join('\r\n'), '\r\n'], {type: 'text/csv'}));
 	el('a', {href: url, download: 'sentiment.csv'}).click();
 	setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+// ---- reviews from a file or a link
+
+function table(csv) { // the first line says whether commas, semicolons or tabs part the cells
+	const line = csv.split('\n', 1)[0], cut = [',', ';', '\t'].sort((x, y) => line.split(y).length - line.split(x).length)[0], rows = [[]];
+	for (const [, quoted, plain, end] of csv.matchAll(new RegExp(`(?:"((?:[^"]|"")*)"|([^${cut}\\r\\n]*))(${cut}|\\r?\\n|$)`, 'g'))) {
+		rows.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/\s+/g, ' ').trim());
+		if (end !== cut) rows.push([]);
+	}
+	return rows.filter((row) => row.some(Boolean));
+}
+async function take(file) {
+	if (file.size > 5e6) return text('review-error', 'This file is too large: 5 MB at most.');
+	const rows = table(await file.text()), head = rows[0] ?? [];
+	const named = head.findIndex((cell) => /^(comment|content|feedback)s?$|(review|text|body)s?$/i.test(cell));
+	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // without a name, the wordiest column
+	const column = named >= 0 ? named : [...head.keys()].sort((x, y) => size(y) - size(x))[0];
+	const list = rows.slice(named >= 0 ? 1 : 0).map((row) => row[column]).filter(Boolean);
+	if (!list.length) return text('review-error', 'No reviews were found in this file.');
+	put(list.join('\n'), true);
+	text('file-text', `${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.`);
+}
+function takeLink() {
+	const [, many, coded] = /^#review(s?)=(.+)$/.exec(location.hash) ?? [];
+	if (!coded) return;
+	try { put(decodeURIComponent(coded), Boolean(many)); } catch { /* cut off on its way */ }
+	history.replaceState(null, '', location.pathname); // or a reload brings it back
+}
+
 // ---- what was asked before
 
 function past() {
-	const kept = memory.read('past', []);
-	return Array.isArray(kept) ? kept.filter((p) => p && typeof p.text === 'string' && typeof p.label === 'string' && number(p.score)) : [];
+	const kept = memory.read('past');
+	return Array.isArray(kept) ? kept.filter((p) => [p?.text, p?.label].every((each) => typeof each === 'string') && number(p.score)) : [];
 }
 function remember(list, version) {
-	const now = new Date().toISOString();
-	const fresh = list.map(({text: t, label, score, scores, sure, truncated, windows}) => ({text: t, label, score, scores, sure, truncated, windows, version, at: now})).reverse();
-	memory.write('past', [...fresh, ...past()].slice(0, KEPT));
+	memory.write('past', [...list.map((p) => ({...p, version})).reverse(), ...past()].slice(0, KEPT));
 	renderPast();
 }
 function renderPast() {
 	const list = past();
-	show('past', list.length > 0);
-	$('history').replaceChildren(...list.map((p) => el('li', {}, el('button', {type: 'button', class: 'entry', onclick: () => { put(p.text); answer([p], {version: p.version, stored: true}); }},
-		tag(p, ` ${percent(p.score)}`), el('span', {class: 'entry-text'}, p.text)))));
+	show('past', list.length);
+	$('history').replaceChildren(...list.map((p) => el('li', el('button.entry', {type: 'button', onclick: () => { put(p.text); answer([p], {version: p.version, stored: true}); }},
+		tag(p, ` ${percent(p.score)}`), el('span.clamp', p.text)))));
 }
-function put(value) {
-	$('review').value = value; $('lines').checked = false;
-	text('review-error', ''); keepDraft(); renderCompose();
+function put(value, lines = false) {
+	$('review').value = value; $('lines').checked = lines;
+	text('review-error', ''); text('file-text', ''); keepDraft(); renderCompose();
 }
-function keepDraft() { memory.write('draft', {text: $('review').value.slice(0, 20000), lines: $('lines').checked}); }
+function keepDraft() { memory.write('draft', {text: $('review').value, lines: $('lines').checked}); }
 
-function renderExamples() {
-	const {examples, modelVersion} = app.examples;
-	$('examples').replaceChildren(...examples.map((x) => el('li', {}, el('button', {type: 'button', class: 'example', onclick: () => {
+function renderExamples({examples, modelVersion: version}) {
+	$('examples').replaceChildren(...examples.map((x) => el('li', el('button.example', {type: 'button', onclick: () => {
 		put(x.text);
 		if (app.view === 'awake') send();
-		else if (x.answer) answer([{text: x.text, ...x.answer}], {version: modelVersion, stored: true});
+		else if (x.answer) answer([{...x.answer, text: x.text, explanation: x.answer.words?.map(([start, end, influence]) => ({start, end, influence}))}], {version, stored: true});
 		else { $('answer').replaceChildren(); renderCompose(); $('review').focus(); }
-	}}, el('b', {}, x.name), el('span', {}, x.text)))));
+	}}, el('b', x.name), el('span', x.text)))));
 }
 
 // ---- setting up
@@ -528,46 +566,48 @@ function renderExamples() {
 function misplaced(reason) {
 	root.dataset.view = 'setup';
 	text('title', 'This page does not know its service');
-	text('lead', `${reason} The notebook 06_website publishes the page together with config.json, which holds {"apiUrl": "https://…"}.`);
-	text('sign-state', 'Unknown'); text('sign-cost', '–'); text('sign-version', '–');
+	text('lead', `${reason} The notebook 06_website publishes it together with the page.`);
+	for (const id of ['state', 'cost', 'version']) text(`sign-${id}`, 'Unknown');
 	document.title = `Not set up · ${NAME}`;
 }
 async function setUp() {
-	let response;
+	let response, config, url;
 	try { response = await fetch('config.json', {cache: 'no-cache'}); } catch { return fail(new Problem(navigator.onLine ? 'unreachable' : 'offline')); }
-	if (response.status >= 500 || response.status === 429) return fail(new Problem(response.status === 429 ? 'busy' : 'gateway', '', {status: response.status}));
-	if (!response.ok) return misplaced('There is no config.json beside it.');
-	let config = null, url = null;
+	const {status, ok} = response;
+	if (status >= 500 || status === 429) return fail(new Problem(status === 429 ? 'busy' : 'gateway', '', {status}));
+	if (!ok) return misplaced('There is no config.json beside it.');
 	try { config = await response.json(); url = new URL(config.apiUrl); } catch { /* told below */ }
 	if (!url || !/^https?:$/.test(url.protocol)) return misplaced('Its config.json cannot be used: apiUrl must be the address of the service.');
 	app.config = config; app.api = url.href.replace(/\/+$/, '');
 	if (/^https?:/.test(config.inboxUrl)) { $('inbox').href = config.inboxUrl; show('inbox', true); }
-	fetch('examples.json', {cache: 'no-cache'}).then((r) => r.json()).then((x) => { if (Array.isArray(x.examples)) { app.examples = x; renderExamples(); } }).catch(() => show('examples-box', false));
+	fetch('examples.json', {cache: 'no-cache'}).then((r) => r.json()).then(renderExamples).catch(() => show('examples-box', false));
 	look();
 }
 
-function wire() {
-	const draft = memory.read('draft', null);
-	if (draft && typeof draft.text === 'string') { $('review').value = draft.text; $('lines').checked = draft.lines === true; }
-	$('start-form').addEventListener('submit', start);
-	$('phone').addEventListener('input', () => checkPhone());
-	$('phone').addEventListener('change', () => checkPhone(Boolean(phoneFault($('phone').value))));
-	$('consent').addEventListener('change', () => checkPhone());
-	$('review-form').addEventListener('submit', send);
-	$('review').addEventListener('input', () => { text('review-error', ''); keepDraft(); renderCompose(); });
-	$('lines').addEventListener('change', () => { keepDraft(); renderCompose(); });
-	$('review').addEventListener('keydown', (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); });
-	$('extend').addEventListener('click', extend);
-	$('retry').addEventListener('click', () => { text('retry-in', 'Trying …'); look(); });
-	$('notify').addEventListener('click', async () => { await Notification.requestPermission(); if (app.view === 'waking') renderWaking(); });
-	$('forget').addEventListener('click', () => { memory.write('past', []); renderPast(); $('title').focus(); });
-	addEventListener('storage', (e) => { if (e.key === 'past') renderPast(); });
-	addEventListener('online', look);
-	addEventListener('offline', () => fail(new Problem('offline')));
-	document.addEventListener('visibilitychange', () => { if (!document.hidden && Date.now() - app.at > 3000) look(); });
-	setInterval(tick, 1000);
-	renderPast();
-	setUp();
+const draft = memory.read('draft');
+if (typeof draft?.text === 'string') { $('review').value = draft.text; $('lines').checked = draft.lines === true; }
+on('start-form', 'submit', start);
+on('phone', 'input', () => checkPhone());
+on('phone', 'change', () => checkPhone(phoneFault(tidyPhone($('phone').value)) !== ''));
+on('consent', 'change', () => checkPhone());
+on('review-form', 'submit', send);
+on('review', 'input', () => { text('review-error', ''); keepDraft(); renderCompose(); });
+on('lines', 'change', () => { keepDraft(); renderCompose(); });
+on('file', 'change', () => { const [file] = $('file').files; if (file) take(file); });
+on('review', 'keydown', (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); });
+on('extend', 'click', extend);
+on('retry', 'click', () => { text('retry-in', 'Trying …'); look(); });
+on('notify', 'click', async () => { await Notification.requestPermission(); renderNotify(); });
+on('forget', 'click', () => { memory.write('past', []); renderPast(); $('title').focus(); });
+on(window, 'storage', (e) => { if (e.key === 'past') renderPast(); });
+on(window, 'online', look);
+on(window, 'offline', () => fail(new Problem('offline')));
+on(window, 'hashchange', takeLink);
+on(window, 'dragover', (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); });
+on(window, 'drop', (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } });
+on(document, 'visibilitychange', () => { if (!document.hidden && Date.now() - app.at > 3000) look(); });
+setInterval(tick, 1000);
+renderPast();
+takeLink();
+setUp();
 }
-wire();
-})();
