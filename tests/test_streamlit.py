@@ -123,7 +123,7 @@ def test_mistakes_are_told(open_app, engine):
     engine.wake()
     app = press(app, "Look again")
     app = press(app, "Read")
-    assert app.error[0].value == "Write or paste a review first."
+    assert app.error[0].value == "Write or paste a review first, or choose a file."
     app.text_area(key="text").input("x" * 10_001)
     app = press(app, "Read")
     assert "10,000" in app.error[0].value and last(app, "/predict")["code"] == 400
