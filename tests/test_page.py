@@ -83,6 +83,8 @@ def visitor(browser, engine):
 @pytest.fixture
 def asleep(engine):
     engine.use("good")
+    if engine.state() == "FAILED":  # left so by a test before
+        engine.wake()
     engine.sleep()
 
 
