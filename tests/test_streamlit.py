@@ -123,7 +123,7 @@ def test_mistakes_are_told(open_app, engine):
     engine.wake()
     app = press(app, "Look again")
     app = press(app, "Read")
-    assert app.error[0].value == "Write or paste a review first."
+    assert app.error[0].value == "Write or paste a review first, or choose a file."
     app.text_area(key="text").input("x" * 10_001)
     app = press(app, "Read")
     assert "10,000" in app.error[0].value and last(app, "/predict")["code"] == 400
@@ -149,23 +149,33 @@ def test_the_words_that_count_are_shown_when_asked_for(open_app, engine):
     assert "explanation" not in last(app, "/predict")["reply"]["predictions"][0]
 
 
+TABLE = b'stars;text;note\n5;"Lovely; warm";x\n1;It broke. Terrible.;y\n3;;z\n'
+
+
+def read_table(app: AppTest, table: bytes, column: str = "") -> AppTest:
+    "Have a file read; the harness forgets it with every run."
+    app.file_uploader(key="table").set_value(("mine.csv", table, "text/csv"))
+    app.text_input(key="column").input(column)
+    return press(app, "Read")
+
+
 def test_reviews_come_from_a_file_or_an_example(open_app, engine):
     engine.use("good")
     engine.wake()
     app = open_app(engine.api_url)
-    app.selectbox(key="example").set_value("Complaint").run()
+    app = checked(app.selectbox(key="example").set_value("Complaint").run())
     assert app.text_area(key="text").value.startswith("The charging cable")
-    table = b'stars;text;note\n5;"Lovely; warm";x\n1;It broke. Terrible.;y\n3;;z\n'
-    app.file_uploader(key="table").set_value(("mine.csv", table, "text/csv")).run()
-    app = press(app, "Read")
+    app = read_table(app, TABLE)
     assert last(app, "/predict")["sent"] == {"inputs": ["Lovely; warm", "It broke. Terrible."]}
     assert list(app.dataframe[0].value["label"]) == ["POSITIVE", "NEGATIVE"]
-    app.text_input(key="column").input("note")
-    app = press(app, "Read")
+    app = read_table(app, TABLE, "note")
     assert last(app, "/predict")["sent"] == {"inputs": ["x", "y", "z"]}
-    app.text_input(key="column").input("nothing")
-    app = press(app, "Read")
+    app = read_table(app, TABLE, "nothing")
     assert app.error[0].value == "The file has no column nothing; it has stars, text, note."
+    app = read_table(app, b"")
+    assert app.error[0].value.startswith("The file is no table in UTF-8")
+    app = read_table(app, b"text\n\xff\xfe broken")
+    assert app.error[0].value.startswith("The file is no table in UTF-8")
 
 
 def test_a_call_can_be_made_again(open_app, engine):
