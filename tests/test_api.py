@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 
 import contract
 import pytest
@@ -242,7 +243,8 @@ def test_numbers_are_in_no_log(world, caplog, capsys):
         world.endpoint_becomes("InService")
         world.request("POST", "/start", {"phone": "+1 202 555 9"})
     logged = caplog.text + "".join(capsys.readouterr())
-    assert "notified" in logged and "555" not in logged
+    told = re.sub(r'"Timestamp":\d+', "", logged)  # for some hours of some days it holds a 555 too
+    assert "notified" in told and "555" not in told
 
 
 @pytest.mark.parametrize("folder", ["is-model-service-running", "shutdown-endpoint", "reconcile-model-service"])
