@@ -195,7 +195,7 @@ def test_an_endpoint_in_creation_cannot_be_deleted(cloud, sagemaker):
     code, message = error(runtime.invoke_endpoint, EndpointName="slow", Body=b"{}")
     assert (code, message) == ("ValidationError", "Endpoint slow of account 000000000000 not found.")
     assert settled(cloud, "slow")["EndpointStatus"] == "InService"
-    sagemaker.delete_endpoint(EndpointName="unhurried")
+    sagemaker.delete_endpoint(EndpointName="slow")
     sagemaker.get_waiter("endpoint_deleted").wait(EndpointName="slow", WaiterConfig={"Delay": 1})
     assert not (cloud.state / "endpoints/slow").exists()
 
