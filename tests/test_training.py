@@ -149,6 +149,8 @@ time.sleep(0.5 * int(os.environ["RANK"]))  # the second starts later
 clock = Clock()
 print("seconds", *[clock.seconds() for _ in range(3)], flush=True)
 say("train", only="once")
+torch.distributed.barrier()  # whoever leaves first must not take the connection along
+torch.distributed.destroy_process_group()
 """
 
 
