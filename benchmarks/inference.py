@@ -37,10 +37,10 @@ from benchmarks.report import (
     CACHE,
     ROOT,
     Goal,
+    begin,
     busy,
     goal_line,
     judge,
-    machine,
     medians,
     pyplot,
     save,
@@ -666,9 +666,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Model], list[Way], Plan, dic
 
 def main() -> int:
     args = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers end with it
-    CACHE.mkdir(exist_ok=True)
-    described = machine(PACKAGES)
+    described = begin(PACKAGES)
     models, ways, plan, missing = prepare(args)
     rounds = run_rounds(models, ways, plan, missing)
     found = summary(rounds)

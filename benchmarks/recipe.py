@@ -6,7 +6,6 @@ every other way with the first of them, or with --seeds of them.
 
 import argparse
 import json
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.inference import load_raw
-from benchmarks.report import CACHE, ROOT, busy, in_process, machine, table, write_json
+from benchmarks.report import CACHE, ROOT, begin, busy, in_process, table, write_json
 from benchmarks.training import base_model
 from sentiment_engine.quoting import quoting
 from sentiment_engine.reviews import label_of, review_text
@@ -148,9 +147,7 @@ def main() -> int:
     if args.run:
         args.run[1].write_text(json.dumps(run(json.loads(args.run[0].read_text()))))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    CACHE.mkdir(exist_ok=True)
-    described = machine(PACKAGES)
+    described = begin(PACKAGES)
     train, held_out = halves(rated(args.data, 30 * (args.train_rows + args.test_rows)))
     rows = train, draw(held_out, "balanced", args.test_rows)
     ways = sweep(args.ways, args.seeds, args.default_seeds, rows, base_model(None), args.train_rows)

@@ -99,6 +99,13 @@ def machine(packages: Iterable[str]) -> dict:
     }
 
 
+def begin(packages: Iterable[str]) -> dict:  # from `machine`
+    "Let SIGTERM end a benchmark as Ctrl-C does, make its folder, and describe where it runs."
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    CACHE.mkdir(exist_ok=True)
+    return machine(packages)
+
+
 def busy(described: dict) -> str:
     "Say so if other programs were at work before the benchmark began."
     if described["load_before"] < 0.3 * described["cores"]:

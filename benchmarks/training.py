@@ -15,7 +15,6 @@ reviews, whole, and tests them.
 import argparse
 import json
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -30,11 +29,11 @@ from benchmarks.report import (
     GREY,
     ROOT,
     Goal,
+    begin,
     busy,
     goal_line,
     in_process,
     judge,
-    machine,
     medians,
     pyplot,
     save,
@@ -269,9 +268,7 @@ def main() -> int:
     if args.run:
         args.run[1].write_text(json.dumps(run(json.loads(args.run[0].read_text()))))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    CACHE.mkdir(exist_ok=True)
-    described = machine(PACKAGES)
+    described = begin(PACKAGES)
     job = {"base": base_model(args.base_model), "steps": args.steps, "train": labelled(args.samples, args.data)}
     rounds = measure_speed(args.cases, job, args.rounds)
     found = {case: medians([{"samples/s": r["samples/s"]} for r in done]) for case, done in rounds.items()}

@@ -13,11 +13,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from sentiment_engine.account import Finding, Machines, check_account, find_zone
 from sentiment_engine.artifact import artifact_hash
-from sentiment_engine.endpoint import LATEST, model_version, s3_place
+from sentiment_engine.endpoint import model_version
 from sentiment_engine.packaging import monitoring_parameters, package_keys, stack_parameters
 from sentiment_engine.plan import Plan, bill, describe_plan, plan_of, unchecked
 from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, monitoring_stack, settings_from
 from sentiment_engine.stacks import stack_outputs
+from sentiment_engine.training import LATEST, s3_place
 
 ROOT = Path(__file__).resolve().parent.parent
 PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for if no region is chosen

@@ -241,7 +241,17 @@ def _see_shares(answers: list[dict]) -> str:
     return "every label has a share, and they add up to 1"
 
 # %% ../nbs/04b_artifact.ipynb #307f83fa
-def _see_sure(model_dir: Path, answers: list[dict]) -> str:
+def _mostly_known(model_dir: Path, texts: list[str]) -> list[bool]:
+    "Tell of each text whether the vocabulary has a piece for most of it; of other texts nothing is sure."
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    tokenizer.no_truncation()
+    read = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    return [2 * ids.count(tokenizer.token_to_id("[UNK]")) < len(ids) for ids in read]
+
+
+def _see_sure(model_dir: Path, texts: list[str], answers: list[dict]) -> str:
     "Compare what is called sure with calibration.json."
     path = model_dir / "calibration.json"
     if not path.is_file():
@@ -249,9 +259,10 @@ def _see_sure(model_dir: Path, answers: list[dict]) -> str:
             all(answer["sure"] is None for answer in answers), "answers are called sure, or not, without calibration"
         )
         return "there is no calibration.json, and no answer claims to be sure"
-    bound = _read_json(path)["sure_from"]
-    wrong = [answer["score"] for answer in answers if answer["sure"] is not False and answer["score"] < bound]
-    _demand(not wrong, f"sure from {bound}, but a score of {wrong[:1]} is called sure")
+    bound, known = _read_json(path)["sure_from"], _mostly_known(model_dir, texts)
+    expected = [answer["score"] >= bound and knows for answer, knows in zip(answers, known, strict=True)]
+    wrong = [answer["score"] for answer, sure in zip(answers, expected, strict=True) if answer["sure"] is not sure]
+    _demand(not wrong, f"sure from {bound}, but a score of {wrong[:1]} is called otherwise")
     return f"answers are called sure from {bound:.2f}"
 
 # %% ../nbs/04b_artifact.ipynb #37320e3a
@@ -269,7 +280,7 @@ def _answer_checks(model_dir: Path) -> list[Check]:
         _checked("probes", lambda: _see_probes(asked["answers"][:-2])),
         _checked("long review", lambda: _see_long(*asked["answers"][-2:])),
         _checked("shares", lambda: _see_shares(asked["answers"])),
-        _checked("calibration", lambda: _see_sure(model_dir, asked["answers"])),
+        _checked("calibration", lambda: _see_sure(model_dir, texts, asked["answers"])),
     ]
 
 # %% ../nbs/04b_artifact.ipynb #a2bdea77

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODULES', 'REQUIREMENTS', 'CHANNELS', 'LATEST', 'LOG_GROUP', 'ENDED', 'package_file', 'training_source', 'sample_key',
-           'sample_versions', 'fingerprint', 'record_key', 'predictions_key', 'object_exists', 'trained_before',
-           'keep_record', 'base_model_address', 'on_gpu', 'training_image', 'Job', 'start_training', 'TrainingFailed',
-           'progress_lines', 'job_log', 'wait_for_training', 'collect', 'job_channels', 'read_object']
+           'sample_versions', 'fingerprint', 'record_key', 'predictions_key', 'object_exists', 's3_place',
+           'trained_before', 'keep_record', 'base_model_address', 'on_gpu', 'training_image', 'Job', 'start_training',
+           'TrainingFailed', 'progress_lines', 'job_log', 'wait_for_training', 'collect', 'job_channels', 'read_object']
 
 # %% ../nbs/03_model_training.ipynb #b101637f
 import hashlib
@@ -120,10 +120,14 @@ def object_exists(s3, bucket: str, key: str) -> bool:
             return False
         raise
 
-
-def _place(address: str) -> tuple[str, str]:
-    "Split s3://bucket/key."
+# %% ../nbs/03_model_training.ipynb #5fe3c0a7
+def s3_place(
+    address: str,  # s3://bucket/key
+) -> tuple[str, str]:  # bucket, key
+    "Split an s3:// address. Raises ValueError if it is none."
     bucket, _, key = address.removeprefix("s3://").partition("/")
+    if not (address.startswith("s3://") and bucket and key):
+        raise ValueError(f"{address!r} is no s3:// address of an object")
     return bucket, key
 
 # %% ../nbs/03_model_training.ipynb #39cfe523
@@ -136,7 +140,7 @@ def trained_before(
     if not object_exists(s3, bucket, record_key(mark)):
         return None
     record = json.loads(s3.get_object(Bucket=bucket, Key=record_key(mark))["Body"].read())
-    return record if object_exists(s3, *_place(record["artifact"])) else None
+    return record if object_exists(s3, *s3_place(record["artifact"])) else None
 
 
 def keep_record(s3, bucket: str, record: dict):
@@ -309,7 +313,7 @@ def collect(
 ) -> dict:  # the record
     "Read what a completed job measured, and write its record."
     artifact = job["ModelArtifacts"]["S3ModelArtifacts"]
-    output = s3.get_object(Bucket=bucket, Key=_place(artifact)[1].replace("model.tar.gz", "output.tar.gz"))[
+    output = s3.get_object(Bucket=bucket, Key=s3_place(artifact)[1].replace("model.tar.gz", "output.tar.gz"))[
         "Body"
     ].read()
     with tarfile.open(fileobj=io.BytesIO(output)) as tar:

@@ -231,7 +231,7 @@ class Clock:
             torch.distributed.broadcast(now, src=0)
         return float(now)
 
-
+# %% ../nbs/03d_training_job.ipynb #7b602095
 def say(phase: str, **facts):
     "Print one line of progress, such as `[train] step=20/125 loss=0.41`."
     if not first_process():

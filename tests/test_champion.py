@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sentiment_engine.artifact import preflight
 from sentiment_engine.behaviour import load_suite, served
 from sentiment_engine.champion import contest, plot_contest, upload_released, winner
-from sentiment_engine.endpoint import s3_place
 from sentiment_engine.released import released_folder
+from sentiment_engine.training import s3_place
 
 BUCKET = "champion-tests-artifacts"
 

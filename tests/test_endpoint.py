@@ -12,6 +12,7 @@ from tiny_model import write_tiny_model
 from sentiment_engine import endpoint as ep
 from sentiment_engine.artifact import add_inference_code, artifact_hash, pack
 from sentiment_engine.settings import Settings, endpoint_name, new_run_id, trial_name
+from sentiment_engine.training import s3_place
 
 SETTINGS = Settings(prefix="endpoint-tests")
 BUCKET = "endpoint-tests-artifacts"
@@ -93,7 +94,7 @@ def test_the_pointer_names_the_newest_model(aws):
 @pytest.mark.parametrize("address", ["", "model.tar.gz", "s3://", "s3://bucket", "s3://bucket/", "https://b/k"])
 def test_what_is_no_s3_address_is_refused(address):
     with pytest.raises(ValueError, match="is no s3://"):
-        ep.s3_place(address)
+        s3_place(address)
 
 
 # Registering
