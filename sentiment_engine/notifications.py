@@ -99,7 +99,7 @@ class Sender(Protocol):
 
 # %% ../nbs/05b_notifications.ipynb #b37ab18d
 def fetch_json(request: urllib.request.Request, timeout: float) -> Mapping[str, Any]:
-    "Send `request` and read the JSON of its answer."
+    "Send `request` and read the JSON object of its answer. Raises OSError or ValueError if there is none."
     with urllib.request.urlopen(request, timeout=timeout) as response:
         answer = json.loads(response.read(100_000))
     if not isinstance(answer, dict):

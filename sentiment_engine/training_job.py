@@ -174,9 +174,9 @@ def has_fp16() -> bool:
 
 # %% ../nbs/03d_training_job.ipynb #c43792d8
 def encode(
-    tokenizer,
+    tokenizer,  # from AutoTokenizer, as below
     rows: pd.DataFrame,  # columns text and label
-    max_length: int,
+    max_length: int,  # tokens
 ) -> list[dict]:  # input_ids, attention_mask and labels of each row
     "Turn reviews into tokens, cut to `max_length`."
     encoded = tokenizer(rows["text"].tolist(), truncation=True, max_length=max_length)
@@ -321,7 +321,7 @@ def rate_at(
 
 
 def layer_groups(
-    model,
+    model,  # from `load_model`
     recipe: Recipe,
 ) -> list[dict]:  # parameter groups of an optimizer
     "Give each layer its learning rate: the further from the head, the lower; no decay of biases and norms."
@@ -378,11 +378,11 @@ def _macro_f1(predicted) -> dict[str, float]:
 
 # %% ../nbs/03d_training_job.ipynb #9e6c633d
 def fit(
-    model,
-    tokenizer,
+    model,  # from `load_model`
+    tokenizer,  # from AutoTokenizer, as below
     train: list[dict],  # from `encode`
     recipe: Recipe,
-    checkpoints: Path,
+    checkpoints: Path,  # folder
     validation: list[dict] | None = None,  # from `encode`; needed to stop early
 ):  # the Trainer, done
     "Train a model; go on from the last checkpoint if there is one. Raises ValueError if it cannot stop early."
@@ -417,7 +417,7 @@ def share_positive(logits: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/03d_training_job.ipynb #531a18ed
 def predict(
-    trainer,
+    trainer,  # from `fit`
     tokenizer,
     rows: pd.DataFrame,  # with `text`
 ) -> pd.DataFrame:  # text, label, stars and category where known, positive, predicted

@@ -13,7 +13,7 @@ from pathlib import Path
 
 # %% ../nbs/03g_vocabulary.ipynb #72145146
 def count_pieces(
-    tokenizer,
+    tokenizer,  # from AutoTokenizer, WordPiece, as below
     texts: Sequence[str],
     max_length: int = 512,  # tokens of a text that are counted
 ) -> Counter:  # token id: how often
