@@ -6,6 +6,7 @@ is part of `make audit` only.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -53,11 +54,28 @@ def template_findings(folder: Path) -> set[tuple[str, str]]:  # (check, name of 
     return {(f["check_id"], f["resource"].rpartition(".")[2]) for f in failed}
 
 
-def secret_findings(files: list[str], folder: Path = ROOT) -> set[tuple[str, int, str]]:  # (file, line, kind)
+def mark_of(text: str) -> str:
+    "Hash a text as detect-secrets does, which shows nobody what it has found."
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def secret_findings(files: list[str], folder: Path = ROOT) -> set[tuple[str, int, str, str]]:  # file, line, kind, mark
     "Let detect-secrets look at `files`, named from `folder`."
     blind = [word for plugin in BLIND for word in ("--disable-plugin", plugin)]
-    found = _json([tool("detect-secrets"), "scan", *blind, *files], folder)
-    return {(file, s["line_number"], s["type"]) for file, secrets in found["results"].items() for s in secrets}
+    found = _json([tool("detect-secrets"), "scan", *blind, *files], folder)["results"]
+    return {(file, s["line_number"], s["type"], s["hashed_secret"]) for file in found for s in found[file]}
+
+
+def secret_complaints(
+    found: set[tuple[str, int, str, str]],  # from `secret_findings`
+    known: dict[str, dict],  # by file: its `texts` that are none
+) -> list[str]:
+    "Say what looks like a secret and is not known, text by text, and which known text is there no more."
+    allowed = {(file, mark_of(text)): text for file, entry in known.items() for text in entry["texts"]}
+    new = [f"secret: {file}:{line} ({kind})" for file, line, kind, mark in sorted(found) if (file, mark) not in allowed]
+    there = {(file, mark) for file, _, _, mark in found}
+    gone = [(file, text) for (file, mark), text in sorted(allowed.items()) if (file, mark) not in there]
+    return new + [f"secret: nothing needs {text!r} of {file} in {ALLOWED.name}" for file, text in gone]
 
 
 def tracked() -> list[str]:
@@ -83,8 +101,7 @@ def audit_offline() -> list[str]:
     known = yaml.safe_load(ALLOWED.read_text())
     skipped = {(check, name) for check, entry in known["checkov"].items() for name in entry["resources"]}
     wrong = complaints(template_findings(ROOT / "infra_scripts"), skipped, "checkov")
-    secrets = {(file,) for file, _, _ in secret_findings(tracked())}
-    return wrong + complaints(secrets, {(file,) for file in known["secrets"]}, "secret")
+    return wrong + secret_complaints(secret_findings(tracked()), known["secrets"])
 
 
 def audit_packages() -> bool:  # whether nothing is known about them

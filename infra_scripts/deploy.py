@@ -27,6 +27,7 @@ from aws_target import (
     chosen_environment,
 )
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+from loose_ends import tie_up
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -329,6 +330,16 @@ def _explain_cell(error: PapermillExecutionError) -> str:
     )
 
 
+@contextmanager
+def tied_up(target: str) -> Iterator[None]:
+    "If the work is cut off, see that nothing goes on being paid for unnoticed."
+    try:
+        yield
+    except (KeyboardInterrupt, *FAILURES) as e:
+        tie_up(target, interrupted=isinstance(e, KeyboardInterrupt))
+        raise
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
@@ -348,14 +359,15 @@ def main():
         work = deploy_given if options.model_data else deploy
         steps |= {"model_data": options.model_data} if options.model_data else {}
         if options.target == "local":
-            with local_cloud(start=False):
+            with local_cloud(start=False), tied_up("local"):
                 os.environ.update(chosen)
                 outputs = work("local", **steps, **parameters)
         else:
             os.environ.update(chosen)
             zone = before(options, Machines(TRIAL_INSTANCE, TARGET_PARAMETERS["aws"]["training_instance"]))
             domain = {"domain_name": options.domain, "hosted_zone_id": zone} if zone else {}
-            outputs = work("aws", **steps, **parameters, **domain)
+            with tied_up("aws"):
+                outputs = work("aws", **steps, **parameters, **domain)
     except FAILURES as e:
         raise SystemExit(explain(e)) from None
     except KeyboardInterrupt:

@@ -7,15 +7,17 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 import boto3
 from aws_target import ROOT, add_account_options, check_options, chosen_environment
 from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud
+from loose_ends import glue_runs, stop_glue, training_jobs
 
 from sentiment_engine.account import find_stack, tags_of
-from sentiment_engine.endpoint import delete_endpoint
+from sentiment_engine.endpoint import delete_endpoint, our_names
 from sentiment_engine.settings import (
     Settings,
     connect,
@@ -26,9 +28,8 @@ from sentiment_engine.settings import (
     settings_from,
     textbelt_key_parameter,
 )
-from sentiment_engine.stacks import delete_stack, empty_bucket, stack_outputs
+from sentiment_engine.stacks import delete_stack, empty_bucket
 
-TAG = {"Key": "Project"}  # what carries it, with the prefix as its value, is ours
 KEPT = "kept"  # the kind of what is not deleted
 
 
@@ -51,27 +52,18 @@ def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[
     return gone
 
 
-def _ours(sagemaker, settings: Settings, kind: str, operation: str) -> Iterator[str]:
-    "List what starts with the prefix and is tagged as ours."
-    for page in sagemaker.get_paginator(f"list_{operation}s").paginate(NameContains=settings.prefix):
-        for found in page[f"{kind}s"]:
-            tags = sagemaker.list_tags(ResourceArn=found[f"{kind}Arn"])["Tags"]
-            if found[f"{kind}Name"].startswith(f"{settings.prefix}-") and TAG | {"Value": settings.prefix} in tags:
-                yield found[f"{kind}Name"]
-
-
 def delete_endpoints(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
     "Delete endpoints and endpoint configs that are ours by name and tag, and wait until they are gone."
     sagemaker = session.client("sagemaker")
-    for kind, operation in (("Endpoint", "endpoint"), ("EndpointConfig", "endpoint_config")):
-        names = list(_ours(sagemaker, settings, kind, operation))
-        yield f"{kind}s", _delete_each(iter(names), lambda n: delete_endpoint(sagemaker, n))
+    for title, kind in (("Endpoints", "endpoint"), ("EndpointConfigs", "endpoint_config")):
+        names = our_names(sagemaker, settings, kind, f"{settings.prefix}-")
+        yield title, _delete_each(iter(names), lambda n: delete_endpoint(sagemaker, n))
 
 
 def delete_models(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
     "Delete registered models that are ours by name and tag."
     sagemaker = session.client("sagemaker")
-    names = list(_ours(sagemaker, settings, "Model", "model"))
+    names = our_names(sagemaker, settings, "model", f"{settings.prefix}-")
     yield "Models", _delete_each(iter(names), lambda n: sagemaker.delete_model(ModelName=n))
 
 
@@ -154,38 +146,52 @@ def look_at_rest(session: boto3.Session, settings: Settings) -> Iterator[tuple[s
         yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker lets nobody delete them, and they are free"]
 
 
+def _stop_training(sagemaker, name: str):
+    "Stop a training job, unless it has ended meanwhile."
+    try:
+        sagemaker.stop_training_job(TrainingJobName=name)
+    except ClientError as e:
+        if "in status" not in str(e):
+            raise
+
+
 def stop_jobs(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
     "Stop what a deployment that was cut off may have left running: training jobs and runs of the Glue job."
-    sagemaker, glue = session.client("sagemaker"), session.client("glue")
-    pages = sagemaker.get_paginator("list_training_jobs").paginate(NameContains=f"{settings.prefix}-training")
-    running = [j for j in pages.search("TrainingJobSummaries[]") if j and j["TrainingJobStatus"] == "InProgress"]
-    names = [j["TrainingJobName"] for j in running if j["TrainingJobName"].startswith(f"{settings.prefix}-training")]
-    yield "running training jobs", _delete_each(iter(names), lambda n: sagemaker.stop_training_job(TrainingJobName=n))
-    try:
-        job = stack_outputs(session.client("cloudformation"), foundation_stack(settings))["GlueJob"]
-        found = glue.get_job_runs(JobName=job)["JobRuns"]
-    except LookupError:
-        return
-    except ClientError as e:
-        if not _missing(e):
-            raise
-        return
-    runs = [r["Id"] for r in found if r["JobRunState"] in ("STARTING", "RUNNING", "WAITING")]
-    if runs:
-        glue.batch_stop_job_run(JobName=job, JobRunIds=runs)
-    yield "running Glue jobs", runs
+    sagemaker = session.client("sagemaker")
+    names = training_jobs(sagemaker, settings)
+    yield "running training jobs", _delete_each(iter(names), lambda n: _stop_training(sagemaker, n))
+    yield "running Glue jobs", stop_glue(session, settings)
+
+
+def wait_for_jobs(
+    session: boto3.Session,
+    settings: Settings,
+    timeout: float = 1800,  # seconds
+) -> Iterator[tuple[str, list[str]]]:  # nothing
+    "Wait until no job writes any more: a bucket that is written to cannot be deleted. Raises TimeoutError."
+    sagemaker, start, delay = session.client("sagemaker"), time.monotonic(), 0.25
+    while left := [
+        *(name for status in ("InProgress", "Stopping") for name in training_jobs(sagemaker, settings, status)),
+        *glue_runs(session, settings)[1],
+    ]:
+        if time.monotonic() - start > timeout:
+            raise TimeoutError(f"{', '.join(left)} has not stopped after {timeout:.0f} s")
+        time.sleep(delay := min(delay * 1.5, 15))
+    return iter(())
 
 
 def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was deleted
     "Delete all of ours in the cloud the environment names."
     session, settings, deleted = connect(target), settings_from(os.environ), []
-    # Endpoints cost, so they go first; and once more when the engine is gone, for somebody may press Start meanwhile.
+    # What costs goes first; and once more when the engine is gone, for somebody may press Start meanwhile.
     steps = (
         stop_jobs,
         delete_endpoints,
         delete_engine,
         delete_endpoints,
         delete_models,
+        stop_jobs,
+        wait_for_jobs,
         delete_foundation,
         delete_leftovers,
         look_at_rest,
@@ -199,10 +205,10 @@ def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was 
 
 
 def _typed(question: str) -> str:
-    "Ask; where nobody can answer, that is no."
+    "Ask; where nobody can answer, or wants to, that is no."
     try:
         return input(question)
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         return ""
 
 
@@ -233,6 +239,8 @@ def main():
         sys.exit(str(e))
     except (RuntimeError, TimeoutError, ClientError, BotoCoreError) as e:
         sys.exit(f"{e}\nWhat was deleted is gone; run it again for the rest.")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. What was deleted is gone; run it again for the rest.")
     print(f"{len(deleted)} things deleted." if deleted else "Nothing of ours is left.")
 
 

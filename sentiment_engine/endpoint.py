@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONTAINER_ENVIRONMENT', 'TrainedModel', 'newest_model', 'model_version', 'model_name', 'serving_image',
            'model_definition', 'register_model', 'create_endpoint', 'EndpointFailed', 'wait_until_in_service',
-           'delete_endpoint', 'delete_trials', 'Prediction', 'PredictionFailed', 'predict', 'RegisteredModel',
-           'current_model', 'publish_model', 'delete_old_models']
+           'delete_endpoint', 'our_names', 'delete_trials', 'Prediction', 'PredictionFailed', 'predict',
+           'RegisteredModel', 'current_model', 'publish_model', 'delete_old_models']
 
 # %% ../nbs/04_endpoint_deployment.ipynb #016b6558
 import json
@@ -186,7 +186,7 @@ def delete_endpoint(
     start, delay, found = time.monotonic(), 0.25, False
     while endpoint := _described(sagemaker.describe_endpoint, EndpointName=name):
         found = True
-        if endpoint["EndpointStatus"] in ("InService", "Failed", "OutOfService"):
+        if endpoint["EndpointStatus"] in ("InService", "Failed", "OutOfService", "UpdateRollbackFailed"):
             _described(sagemaker.delete_endpoint, EndpointName=name)
         if time.monotonic() - start > timeout:
             raise TimeoutError(f"{name} is still {endpoint['EndpointStatus']}: delete it in the SageMaker console")
@@ -195,21 +195,34 @@ def delete_endpoint(
     return found
 
 # %% ../nbs/04_endpoint_deployment.ipynb #2b318b9f
-def _names(
+_LISTED = {"endpoint": "Endpoints", "endpoint_config": "EndpointConfigs", "model": "Models"}
+_LISTED["training_job"] = "TrainingJobSummaries"
+
+
+def _is_ours(sagemaker, settings: Settings, arn: str) -> bool:
+    "Tell whether something carries our tag; what has gone meanwhile does not."
+    tags = _described(sagemaker.list_tags, ResourceArn=arn) or {"Tags": []}
+    return {"Key": "Project", "Value": settings.prefix} in tags["Tags"]
+
+# %% ../nbs/04_endpoint_deployment.ipynb #18ea0a50
+def our_names(
     sagemaker,  # boto3 client
-    kind: str,  # endpoint, endpoint_config or model
+    settings: Settings,
+    kind: str,  # endpoint, endpoint_config, model or training_job
     start: str,  # of the names
+    **more,  # arguments of the List… call, such as StatusEquals
 ) -> list[str]:
-    "List what is called `start`…"
-    field = "".join(word.capitalize() for word in kind.split("_"))
-    pages = sagemaker.get_paginator(f"list_{kind}s").paginate(NameContains=start)
-    return [name for name in pages.search(f"{field}s[].{field}Name") if name.startswith(start)]
+    "List what is called `start`… and carries our tag."
+    noun = "".join(word.capitalize() for word in kind.split("_"))
+    pages = sagemaker.get_paginator(f"list_{kind}s").paginate(NameContains=start, **more)
+    found = [each for each in pages.search(f"{_LISTED[kind]}[]") if each and each[f"{noun}Name"].startswith(start)]
+    return [each[f"{noun}Name"] for each in found if _is_ours(sagemaker, settings, each[f"{noun}Arn"])]
 
-
+# %% ../nbs/04_endpoint_deployment.ipynb #3d528697
 def delete_trials(sagemaker, settings: Settings) -> int:  # how many there were
     "Delete every trial endpoint, and each config that a trial has left behind."
     start = trial_name(settings, "")
-    names = {*_names(sagemaker, "endpoint", start), *_names(sagemaker, "endpoint_config", start)}
+    names = {name for kind in ("endpoint", "endpoint_config") for name in our_names(sagemaker, settings, kind, start)}
     for name in names:
         delete_endpoint(sagemaker, name)
     return len(names)
@@ -290,10 +303,10 @@ def delete_old_models(
     "Delete registered models other than `keep` that no endpoint config of ours names."
     configs = [
         sagemaker.describe_endpoint_config(EndpointConfigName=name)
-        for name in _names(sagemaker, "endpoint_config", f"{settings.prefix}-")
+        for name in our_names(sagemaker, settings, "endpoint_config", f"{settings.prefix}-")
     ]
     used = {keep} | {variant["ModelName"] for config in configs for variant in config["ProductionVariants"]}
-    old = [name for name in _names(sagemaker, "model", model_name(settings, "")) if name not in used]
+    old = [name for name in our_names(sagemaker, settings, "model", model_name(settings, "")) if name not in used]
     for name in old:
         _described(sagemaker.delete_model, ModelName=name)
     return old

@@ -51,44 +51,88 @@ def _described(describe, **name: str) -> dict | None:
             return None
         raise
 
+
+def _is_ours(sagemaker, settings: Settings, arn: str) -> bool:
+    "Tell whether something carries our tag: another engine's prefix may begin with ours."
+    return {"Key": "Project", "Value": settings.prefix} in sagemaker.list_tags(ResourceArn=arn)["Tags"]
+
+# %% ../nbs/05i_serverless_endpoint.ipynb #c41d7c12
+_BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+
+
+def _at_rest(sagemaker, name: str, timeout: float = 1800) -> dict | None:  # None: there is no such endpoint
+    "Describe an endpoint when SageMaker has done with it. Raises RuntimeError after `timeout` seconds."
+    start, delay = time.monotonic(), 0.25
+    while (found := _described(sagemaker.describe_endpoint, EndpointName=name)) and found["EndpointStatus"] in _BUSY:
+        if time.monotonic() - start > timeout:
+            raise RuntimeError(f"{name} is still {found['EndpointStatus']} after {timeout:.0f} s")
+        time.sleep(delay := min(delay * 1.5, 10))
+    return found
+
+
+def _remove(sagemaker, name: str):
+    "Delete an endpoint at rest and wait until it is gone."
+    sagemaker.delete_endpoint(EndpointName=name)
+    _at_rest(sagemaker, name)
+
 # %% ../nbs/05i_serverless_endpoint.ipynb #efc1be30
+def _standing(sagemaker, settings: Settings) -> dict | None:  # None: there is none yet
+    "Find our endpoint, and delete one that has failed. Raises RuntimeError if it is somebody else's."
+    name = endpoint_name(settings, STANDING)
+    if not (found := _at_rest(sagemaker, name)):
+        return None
+    if not _is_ours(sagemaker, settings, found["EndpointArn"]):
+        raise RuntimeError(f"{name} is not ours, for it has no tag Project={settings.prefix}: choose another prefix")
+    if found["EndpointStatus"] == "InService":
+        return found
+    _remove(sagemaker, name)
+    return None
+
+# %% ../nbs/05i_serverless_endpoint.ipynb #48f4fa41
 def deploy_serverless(sagemaker, settings: Settings, model: Mapping[str, Any]) -> str:  # made, moved or there
     "Let the serverless endpoint answer with `model`. Safe to repeat."
-    config, name = serverless_config(settings, model), endpoint_name(settings, STANDING)
-    wanted = {"EndpointConfigName": config["EndpointConfigName"]}
-    if not _described(sagemaker.describe_endpoint_config, **wanted):
+    config, found = serverless_config(settings, model), _standing(sagemaker, settings)
+    endpoint = {"EndpointName": endpoint_name(settings, STANDING), "EndpointConfigName": config["EndpointConfigName"]}
+    if not _described(sagemaker.describe_endpoint_config, EndpointConfigName=config["EndpointConfigName"]):
         sagemaker.create_endpoint_config(**config)
-    found = _described(sagemaker.describe_endpoint, EndpointName=name)
     if not found:
-        sagemaker.create_endpoint(EndpointName=name, **wanted, Tags=config["Tags"])
+        sagemaker.create_endpoint(**endpoint, Tags=config["Tags"])
         return "made"
-    if found["EndpointConfigName"] == wanted["EndpointConfigName"]:
+    if found["EndpointConfigName"] == config["EndpointConfigName"]:
         return "there"
-    sagemaker.update_endpoint(EndpointName=name, **wanted)
+    sagemaker.update_endpoint(**endpoint)
     return "moved"
 
 # %% ../nbs/05i_serverless_endpoint.ipynb #6acccbdb
-def wait_for_serverless(sagemaker, settings: Settings, timeout: float = 1800) -> float:  # seconds it took
-    "Wait until the serverless endpoint answers. Raises RuntimeError with SageMaker's reason."
+def wait_for_serverless(
+    sagemaker,
+    settings: Settings,
+    model: Mapping[str, Any],  # as for `deploy_serverless`
+    timeout: float = 1800,  # seconds
+) -> float:  # seconds it took
+    "Wait until the serverless endpoint answers with `model`. Raises RuntimeError with SageMaker's reason."
     start, name = time.monotonic(), endpoint_name(settings, STANDING)
-    while (found := sagemaker.describe_endpoint(EndpointName=name))["EndpointStatus"] != "InService":
-        if found["EndpointStatus"] not in ("Creating", "Updating", "SystemUpdating"):
-            raise RuntimeError(f"{name} is {found['EndpointStatus']}: {found.get('FailureReason', 'no reason given')}")
-        if time.monotonic() - start > timeout:
-            raise RuntimeError(f"{name} is still {found['EndpointStatus']} after {timeout:.0f} s")
-        time.sleep(2)
+    found = _at_rest(sagemaker, name, timeout) or {"EndpointStatus": "gone"}
+    why = found.get("FailureReason", "SageMaker gives no reason")
+    if found["EndpointStatus"] != "InService":
+        raise RuntimeError(f"{name} is {found['EndpointStatus']}: {why}")
+    if found["EndpointConfigName"] != serverless_config(settings, model)["EndpointConfigName"]:
+        raise RuntimeError(f"{name} still answers with the model before {model['version']}: {why}")
     return time.monotonic() - start
 
 # %% ../nbs/05i_serverless_endpoint.ipynb #a48e47f3
 def delete_serverless(sagemaker, settings: Settings, keep: str = "") -> list[str]:  # names of what was deleted
     "Delete the serverless endpoint and its configs; with `keep`, only the configs that are not it."
     start, gone = endpoint_name(settings, STANDING), []
-    if not keep and _described(sagemaker.describe_endpoint, EndpointName=start):
-        sagemaker.delete_endpoint(EndpointName=start)
+    found = None if keep else _at_rest(sagemaker, start)
+    if found and _is_ours(sagemaker, settings, found["EndpointArn"]):
+        _remove(sagemaker, start)
         gone.append(start)
     pages = sagemaker.get_paginator("list_endpoint_configs").paginate(NameContains=start)
-    for name in list(pages.search("EndpointConfigs[].EndpointConfigName")):
-        if name.startswith(f"{start}-") and name != keep:
+    for config in list(pages.search("EndpointConfigs[]")):
+        name = config["EndpointConfigName"]
+        named = name.startswith(f"{start}-") and name != keep
+        if named and _is_ours(sagemaker, settings, config["EndpointConfigArn"]):
             sagemaker.delete_endpoint_config(EndpointConfigName=name)
             gone.append(name)
     return gone

@@ -7,7 +7,7 @@ __all__ = ['stack_outputs', 'deploy_stack', 'delete_stack', 'empty_bucket']
 
 # %% ../nbs/00a_stacks.ipynb #52540d44
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from botocore.exceptions import ClientError
@@ -27,11 +27,24 @@ def stack_outputs(
     return {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", [])}
 
 # %% ../nbs/00a_stacks.ipynb #b6c23f25
+_BEGINNINGS = ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS")  # of the stack itself
+
+
+def _last_events(cloudformation, name: str) -> Iterator[dict]:
+    "Yield the events of what was last asked of stack `name`, the newest first."
+    pages = cloudformation.get_paginator("describe_stack_events").paginate(StackName=name)
+    for event in pages.search("StackEvents[]"):
+        yield event
+        if event.get("PhysicalResourceId") == event["StackId"] and event["ResourceStatus"] in _BEGINNINGS:
+            return
+
+
 def _stack_failures(cloudformation, name: str) -> str:
-    "Join the reasons of what failed in the last deployment of stack `name`."
-    events = cloudformation.describe_stack_events(StackName=name)["StackEvents"]
-    failed = [e for e in events if e["ResourceStatus"].endswith("FAILED") and e.get("ResourceStatusReason")]
-    return "; ".join(f"{e['LogicalResourceId']}: {e['ResourceStatusReason']}" for e in failed[:5])
+    "Join the reasons of what failed when stack `name` was last deployed or deleted, the first one first."
+    events = [e for e in _last_events(cloudformation, name) if e["ResourceStatus"].endswith("FAILED")]
+    failed = [e for e in events if e.get("ResourceStatusReason")]
+    causes = [e for e in failed if not e["ResourceStatusReason"].lower().rstrip(".").endswith("cancelled")] or failed
+    return "; ".join(f"{e['LogicalResourceId']}: {e['ResourceStatusReason']}" for e in reversed(causes[-5:]))
 
 # %% ../nbs/00a_stacks.ipynb #4ec80dba
 def _stack_status(cloudformation, name: str) -> str:
@@ -125,13 +138,20 @@ def delete_stack(cloudformation, name: str) -> bool:  # whether there was one
     return True
 
 # %% ../nbs/00a_stacks.ipynb #c0de9e0f
+def _deleted(s3, bucket: str, objects: list[dict]) -> list[dict]:  # what S3 refused
+    "Delete up to 1,000 versions of objects."
+    keys = [{"Key": o["Key"], "VersionId": o["VersionId"]} for o in objects]
+    return s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True}).get("Errors", [])
+
+
 def empty_bucket(s3, bucket: str) -> int:  # objects deleted, versions counted each
-    "Delete every object and version in `bucket`, which CloudFormation only deletes when it is empty."
-    deleted = 0
+    "Delete every object and version in `bucket`. Raises RuntimeError if S3 keeps some of them."
+    deleted, refused = 0, []
     for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
-        found = page.get("Versions", []) + page.get("DeleteMarkers", [])
-        if found:
-            keys = [{"Key": o["Key"], "VersionId": o["VersionId"]} for o in found]
-            s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-        deleted += len(found)
+        if found := page.get("Versions", []) + page.get("DeleteMarkers", []):
+            refused += (kept := _deleted(s3, bucket, found))
+            deleted += len(found) - len(kept)
+    if refused:
+        why = f"{refused[0].get('Key')}: {refused[0].get('Message') or refused[0].get('Code')}"
+        raise RuntimeError(f"{len(refused)} objects of {bucket} could not be deleted, such as {why}")
     return deleted

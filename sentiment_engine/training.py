@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MODULES', 'REQUIREMENTS', 'CHANNELS', 'LATEST', 'LOG_GROUP', 'ENDED', 'package_file', 'training_source', 'sample_key',
            'sample_versions', 'fingerprint', 'record_key', 'predictions_key', 'object_exists', 's3_place',
-           'trained_before', 'keep_record', 'base_model_address', 'on_gpu', 'training_image', 'Job', 'start_training',
-           'TrainingFailed', 'progress_lines', 'job_log', 'wait_for_training', 'collect', 'job_channels', 'read_object']
+           'trained_before', 'keep_record', 'base_model_address', 'on_gpu', 'training_image', 'Job', 'job_start',
+           'start_training', 'job_left', 'TrainingFailed', 'progress_lines', 'job_log', 'wait_for_training', 'collect',
+           'job_channels', 'read_object']
 
 # %% ../nbs/03_model_training.ipynb #b101637f
 import hashlib
@@ -201,6 +202,15 @@ class Job:
     max_hours: float = 3.0
     spot: bool = False  # spare capacity
     checkpoints: str = ""  # s3:// prefix for them; empty: none are kept
+    mark: str = ""  # fingerprint of the model it will make
+
+# %% ../nbs/03_model_training.ipynb #bdc417fe
+def job_start(
+    settings: Settings,
+    mark: str = "",  # fingerprint; empty: of any model
+) -> str:  # at most 46 characters: the SDK adds the second, and SageMaker allows 63
+    "Begin the name of a training job."
+    return f"{settings.prefix}-training-" + (f"{mark[:8]}-" if mark else "")
 
 # %% ../nbs/03_model_training.ipynb #f3b44f83
 def _stopping(job: Job):
@@ -223,7 +233,7 @@ def _trainer(session, settings: Settings, job: Job):
     return ModelTrainer(
         sagemaker_session=Session(boto_session=session, default_bucket=job.bucket),
         role=job.role,
-        base_job_name=f"{settings.prefix}-training",
+        base_job_name=job_start(settings, job.mark).rstrip("-"),
         training_image=training_image(session.region_name, job.instance_type),
         source_code=SourceCode(source_dir=str(job.source), entry_script="train.py", requirements="requirements.txt"),
         distributed=Torchrun() if on_gpu(job.instance_type) else None,
@@ -254,6 +264,34 @@ def start_training(
     trainer.train(input_data_config=channels, wait=False, logs=False)
     return trainer._latest_training_job.training_job_name
 
+# %% ../nbs/03_model_training.ipynb #1e442a2d
+def _is_left(s3, bucket: str, mark: str, job: dict) -> bool:  # job: from DescribeTrainingJob
+    "Tell whether a job writes to this bucket, and is in progress or has left a model without a record."
+    if not job["OutputDataConfig"]["S3OutputPath"].startswith(f"s3://{bucket}/"):
+        return False  # of an engine that was torn down: SageMaker never forgets a job
+    if job["TrainingJobStatus"] != "Completed":
+        return job["TrainingJobStatus"] == "InProgress"
+    record = trained_before(s3, bucket, mark) or {}
+    artifact = s3_place(job["ModelArtifacts"]["S3ModelArtifacts"])
+    return record.get("job") != job["TrainingJobName"] and object_exists(s3, *artifact)
+
+# %% ../nbs/03_model_training.ipynb #d3492125
+def job_left(
+    sagemaker,  # boto3 client
+    s3,
+    settings: Settings,
+    bucket: str,  # of artifacts
+    mark: str,  # fingerprint
+) -> str | None:  # its name
+    "Find the newest job for this model, if an earlier run has started it and did not see its end."
+    start = job_start(settings, mark)
+    newest_first = {"NameContains": start, "SortBy": "CreationTime", "SortOrder": "Descending"}
+    pages = sagemaker.get_paginator("list_training_jobs").paginate(**newest_first)
+    names = pages.search("TrainingJobSummaries[].TrainingJobName")
+    name = next((name for name in names if name and name.startswith(start)), None)
+    job = sagemaker.describe_training_job(TrainingJobName=name) if name else {}
+    return name if job and _is_left(s3, bucket, mark, job) else None
+
 # %% ../nbs/03_model_training.ipynb #2f3638b7
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDED = ("Completed", "Failed", "Stopped")
@@ -267,39 +305,57 @@ def progress_lines(messages: list[str]) -> list[str]:
     "Keep the lines of progress of a job's log."
     return [line for line in messages if line.startswith(("[data]", "[train]", "[done]"))]
 
-
+# %% ../nbs/03_model_training.ipynb #30caba43
 def job_log(
     logs,  # boto3 client
     name: str,  # of the job
+    seen: set[tuple[int, str]],  # time and text of what was returned before; it grows
 ) -> list[str]:
-    "Return what a job has printed so far."
+    "Return what a job has printed since the last look."
+    where = {"logGroupName": LOG_GROUP, "logStreamNamePrefix": f"{name}/"}
+    since, found = max((at for at, _ in seen), default=0), []
     try:
-        pages = logs.get_paginator("filter_log_events").paginate(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{name}/")
-        return [event["message"].rstrip() for page in pages for event in page["events"]]
+        for page in logs.get_paginator("filter_log_events").paginate(**where, startTime=since):
+            found += [e for e in page["events"] if e["logStreamName"].startswith(f"{name}/")]
     except ClientError as e:
-        if e.response["Error"]["Code"] == "ResourceNotFoundException":
-            return []  # nothing was printed yet
-        raise
+        if e.response["Error"]["Code"] != "ResourceNotFoundException":  # nothing was printed yet
+            raise
+    new = [event for event in found if (event["timestamp"], event["message"]) not in seen]
+    seen.update((event["timestamp"], event["message"]) for event in new)
+    return [event["message"].rstrip() for event in new]
 
 # %% ../nbs/03_model_training.ipynb #5cae91ec
+def _pause(waited: float, every: float = 1.0, longest: float = 30.0) -> float:  # seconds, all of them
+    "Say how long to wait before the next look."
+    return min(max(every, waited / 20), longest)
+
+
+def _throttled(error: ClientError) -> bool:
+    "Tell whether AWS asks to be asked less often."
+    return any(word in error.response["Error"].get("Code", "") for word in ("Throttl", "TooMany", "LimitExceeded"))
+
+# %% ../nbs/03_model_training.ipynb #4bb0f036
 def wait_for_training(
     sagemaker,  # boto3 client
     logs,  # boto3 client
     name: str,
     tell: Callable[[str], None] = print,  # gets each line of progress once
-    every: float = 1.0,  # seconds between two looks
+    pause: Callable[[float], float] = _pause,  # seconds waited so far → until the next look
 ) -> dict:  # DescribeTrainingJob's answer
     "Wait until a job has ended. Raises TrainingFailed with its reason unless it completed."
-    told = 0
+    start, seen, job = time.monotonic(), set(), {}
     while True:
-        job = sagemaker.describe_training_job(TrainingJobName=name)
-        lines = progress_lines(job_log(logs, name))
-        for line in lines[told:]:
-            tell(line)
-        told = len(lines)
-        if job["TrainingJobStatus"] in ENDED:
+        try:
+            now = sagemaker.describe_training_job(TrainingJobName=name)  # first: the log is complete when it has ended
+            for line in progress_lines(job_log(logs, name, seen)):
+                tell(line)
+            job = now
+        except ClientError as e:
+            if not _throttled(e):
+                raise
+        if job.get("TrainingJobStatus") in ENDED:
             break
-        time.sleep(every)
+        time.sleep(pause(time.monotonic() - start))
     if job["TrainingJobStatus"] != "Completed":
         raise TrainingFailed(f"{name}: {job.get('FailureReason') or 'it was stopped, or took longer than max_hours'}")
     return job

@@ -245,19 +245,25 @@ def test_what_aws_refuses_for_another_reason_is_raised():
         ep.delete_endpoint(SimpleNamespace(describe_endpoint=refuse), "x")
 
 
+def tagged(settings: Settings) -> list[dict[str, str]]:
+    return [{"Key": "Project", "Value": settings.prefix}]
+
+
 def test_only_trials_are_deleted_as_trials(aws, model):
     settings = Settings(prefix="endpoint-tests-trials")
-    ours = endpoint_name(settings, new_run_id())
-    others = f"x-{trial_name(settings, new_run_id())}"
+    neighbour = Settings(prefix=f"{settings.prefix}-trial")  # whose visitors' endpoints are called as our trials are
+    kept = {endpoint_name(settings, new_run_id()): settings, f"x-{trial_name(settings, new_run_id())}": settings}
+    kept[endpoint_name(neighbour, new_run_id())] = neighbour
     variant = {"VariantName": "A", "ModelName": model, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
     trials = [trial_name(settings, new_run_id()) for _ in range(2)]
-    for name in (ours, others, *trials):
-        aws.sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
-    aws.sagemaker.create_endpoint(EndpointName=trials[0], EndpointConfigName=trials[0])
+    for name, owner in (kept | dict.fromkeys(trials, settings)).items():
+        config = {"EndpointConfigName": name, "ProductionVariants": [variant], "Tags": tagged(owner)}
+        aws.sagemaker.create_endpoint_config(**config)
+    aws.sagemaker.create_endpoint(EndpointName=trials[0], EndpointConfigName=trials[0], Tags=tagged(settings))
     assert ep.delete_trials(aws.sagemaker, Settings(prefix="endpoint")) == 0  # what others begin with
     assert ep.delete_trials(aws.sagemaker, settings) == 2
     assert not left(aws, trials[0]) and not left(aws, trials[1])
-    for name in (ours, others):
+    for name in kept:
         assert left(aws, name) == ["config"]
         aws.sagemaker.delete_endpoint_config(EndpointConfigName=name)
 
@@ -265,12 +271,14 @@ def test_only_trials_are_deleted_as_trials(aws, model):
 def test_old_models_go_and_needed_ones_stay(aws):
     settings = Settings(prefix="endpoint-tests-old")
     names = [ep.model_name(settings, f"{i:012x}") for i in range(30)]  # more than a page of ListModels
-    strangers = [f"x-{names[0]}", "endpoint-tests-older-model-1"]
+    neighbour = Settings(prefix=f"{settings.prefix}-model")
+    strangers = [f"x-{names[0]}", "endpoint-tests-older-model-1", ep.model_name(neighbour, "0" * 12)]
     for name in (*names, *strangers):
-        aws.sagemaker.create_model(**ep.model_definition(name, "s3://b/k", IMAGE, ROLE))
+        tags = tagged(neighbour if name == strangers[-1] else settings)
+        aws.sagemaker.create_model(**ep.model_definition(name, "s3://b/k", IMAGE, ROLE), Tags=tags)
     variant = {"VariantName": "A", "ModelName": names[3], "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
     config = endpoint_name(settings, new_run_id())
-    aws.sagemaker.create_endpoint_config(EndpointConfigName=config, ProductionVariants=[variant])
+    aws.sagemaker.create_endpoint_config(EndpointConfigName=config, ProductionVariants=[variant], Tags=tagged(settings))
     gone = ep.delete_old_models(aws.sagemaker, settings, keep=names[7])
     assert sorted(gone) == sorted(set(names) - {names[3], names[7]})
     listed = aws.sagemaker.get_paginator("list_models").paginate(NameContains="endpoint-tests-old")

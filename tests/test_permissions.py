@@ -11,20 +11,25 @@ import json
 import re
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from engine_double import ADA, BOB, ROOT
 from fault_world import CAPACITY, FaultWorld, Gate
+from local_models import until
 from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
 
+from sentiment_engine.endpoint import serving_image
 from sentiment_engine.lifecycle import Engine
 from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.permissions import sagemaker_needs
 from sentiment_engine.local.sagemaker import ENDPOINT
 from sentiment_engine.packaging import stack_parameters, upload_packages
-from sentiment_engine.settings import Settings
+from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name
 from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
+from sentiment_engine.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
 
 PREFIX = "least"
 ARN = f"arn:aws:{{}}:{REGION}:{ACCOUNT}:{{}}"
@@ -144,8 +149,9 @@ def known(request, cloud):
     with Watched(sms_provider=request.param) as world:
         live(world)
     found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
-    roles, needs = _roles(cloud, found), _needs(world, found)
-    yield SimpleNamespace(cloud=cloud, made=world.made, roles=roles, needs=needs, found=found)
+    roles, needs, documents = _roles(cloud, found), _needs(world, found), _documents(cloud, found)
+    told = {"made": world.made, "roles": roles, "needs": needs, "found": found, "documents": documents}
+    yield SimpleNamespace(cloud=cloud, **told)
     empty_bucket(s3, outputs["SiteBucket"])
     delete_stack(cloudformation, name)
 
@@ -164,6 +170,23 @@ def _roles(cloud, found: dict) -> dict[str, list[dict]]:
         (policy,) = iam.list_role_policies(RoleName=role)["PolicyNames"]
         roles[folder] = iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]["Statement"]
     return roles
+
+
+def _documents(cloud, found: dict[str, str]) -> dict[str, list[dict]]:
+    "Read the statements of every policy of a stack: by the name of what it belongs to, a role's trust by `… trust`."
+    read = {}
+    for name, kept_as in found.items():
+        if name.endswith("Role"):
+            role, iam = {"RoleName": kept_as}, cloud.client("iam")
+            read[f"{name} trust"] = iam.get_role(**role)["Role"]["AssumeRolePolicyDocument"]
+            (policy,) = iam.list_role_policies(**role)["PolicyNames"]
+            read[name] = iam.get_role_policy(**role, PolicyName=policy)["PolicyDocument"]
+        elif name.endswith("Bucket"):
+            read[name] = json.loads(cloud.client("s3").get_bucket_policy(Bucket=kept_as)["Policy"])
+        elif name == "DeadLetters":
+            asked = cloud.client("sqs").get_queue_attributes(QueueUrl=kept_as, AttributeNames=["Policy"])
+            read[name] = json.loads(asked["Attributes"]["Policy"])
+    return {name: document["Statement"] for name, document in read.items()}
 
 
 def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
@@ -190,12 +213,75 @@ NAMESPACES = {
 }
 
 
+def verdict(statements: list[dict], action: str, on: str, context: dict[str, str], tls: bool = True) -> str:
+    "Judge as the local cloud does: Allow, Deny, or ImplicitDeny where nothing is said."
+    told = {key.lower(): value for key, value in context.items()}
+    asked = {"service_context": told, "secure_transport": tls}
+    who = EvalContext("arn", "AssumedRole", ACCOUNT, action, on, REGION, **asked)
+    return evaluate(who, [parse_policy_document({"Statement": statements})]).decision
+
+
 def allowed(statements: list[dict], action: str, on: str, namespace: str = "") -> bool:
-    "Judge as the local cloud does."
-    context = {"iam:passedtoservice": ALONE["scheduler"]} if action == "iam:PassRole" else {}
+    "Tell whether a role may do something, of what it may do alone."
+    context = {"iam:PassedToService": ALONE["scheduler"]} if action == "iam:PassRole" else {}
     context |= {"cloudwatch:namespace": namespace} if namespace else {}
-    who = EvalContext("arn", "AssumedRole", ACCOUNT, action, on, REGION, service_context=context)
-    return evaluate(who, [parse_policy_document({"Statement": statements})]).decision == "Allow"
+    return verdict(statements, action, on, context) == "Allow"
+
+
+ELSEWHERE = "111122223333"  # somebody else's account
+
+
+def cases_of(name: str, found: dict[str, str]) -> list[tuple[str, str, dict, bool, str]]:
+    "Say what a policy with a condition must answer: to an action, on something, with a context, over TLS or not."
+    if name == "WakeUpRole trust":
+        who = [(ACCOUNT, "Allow"), (ELSEWHERE, "ImplicitDeny")]
+        return [("sts:AssumeRole", "*", {"aws:SourceAccount": account}, True, said) for account, said in who]
+    if name == "DeadLetters":
+        who = [(ACCOUNT, "Allow"), (ELSEWHERE, "ImplicitDeny")]
+        return [("sqs:SendMessage", QUEUE, {"aws:SourceAccount": account}, True, said) for account, said in who]
+    if name.endswith("Bucket"):
+        return _of_bucket(f"arn:aws:s3:::{found[name]}/x", found.get("Distribution") if name == "SiteBucket" else None)
+    if name in NAMESPACES:
+        spaces = [(NAMESPACES[name], "Allow"), ("SentimentEngine", "ImplicitDeny")]
+        return [("cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": n}, True, said) for n, said in spaces]
+    role = f"arn:aws:iam::{ACCOUNT}:role/{found['WakeUpRole']}"
+    services = [(ALONE["scheduler"], "Allow"), ("lambda.amazonaws.com", "ImplicitDeny")]
+    return [("iam:PassRole", role, {"iam:PassedToService": service}, True, said) for service, said in services]
+
+
+def _of_bucket(on: str, distribution: str | None) -> list[tuple[str, str, dict, bool, str]]:
+    "Nobody comes without TLS; CloudFront, of which nothing is told, by the name of the one distribution."
+    cases = [("s3:GetObject", on, {}, True, "ImplicitDeny"), ("s3:GetObject", on, {}, False, "Deny")]
+    for number, said in ((distribution, "Allow"), ("ANOTHER", "Deny")) if distribution else ():
+        source = {"aws:SourceArn": f"arn:aws:cloudfront::{ACCOUNT}:distribution/{number}"}
+        cases += [("s3:GetObject", on, source, False, said)]
+        cases += [("s3:GetObject", on, source, True, said.replace("Deny", "ImplicitDeny"))]
+    return cases
+
+
+def without_each_condition(statements: list[dict]) -> Iterator[tuple[str, list[dict]]]:
+    "Take one condition after another out of a policy."
+    for i, statement in enumerate(statements):
+        for operator, keys in statement.get("Condition", {}).items():
+            for key in keys:
+                condition = copy.deepcopy(statement["Condition"])
+                del condition[operator][key]
+                yield f"{operator} {key}", [*statements[:i], statement | {"Condition": condition}, *statements[i + 1 :]]
+
+
+def spare_conditions(name: str, statements: list[dict], cases: list[tuple]) -> list[str]:
+    "List the conditions without which a policy answers as before."
+    return [
+        f"{name}: {what}"
+        for what, rest in without_each_condition(statements)
+        if all(verdict(rest, action, on, context, tls) == said for action, on, context, tls, said in cases)
+    ]
+
+
+def wrong_answers(name: str, statements: list[dict], cases: list[tuple]) -> list[str]:
+    "List what a policy answers otherwise than it must."
+    answers = [(case, verdict(statements, *case[:4])) for case in cases]
+    return [f"{name}: {case[:4]} is {answer}" for case, answer in answers if answer != case[4]]
 
 
 def spare_in(statements: list[dict], needs: set[tuple[str, str]], namespace: str = "") -> list[tuple]:
@@ -208,6 +294,18 @@ def spare_in(statements: list[dict], needs: set[tuple[str, str]], namespace: str
             rest = others + ([statement | {"Action": left}] if left else [])
             if all(allowed(rest, *need, namespace) for need in needs):
                 spare.append((action, statement["Resource"]))
+    return spare
+
+
+def spare_resources(statements: list[dict], needs: set[tuple[str, str]], namespace: str) -> list[str]:
+    "List the resources without which nothing is denied."
+    spare = []
+    for i, statement in enumerate(statements):
+        named = statement["Resource"] if isinstance(statement["Resource"], list) else []
+        for resource in named:
+            fewer = statement | {"Resource": [r for r in named if r != resource]}
+            rest = [*statements[:i], fewer, *statements[i + 1 :]]
+            spare += [resource] if all(allowed(rest, *need, namespace) for need in needs) else []
     return spare
 
 
@@ -224,6 +322,15 @@ def test_each_function_may_do_all_that_it_does(known):
 def test_without_any_one_statement_or_action_something_is_denied(known):
     spare = {folder: spare_in(statements, known.needs[folder]) for folder, statements in known.roles.items()}
     assert not any(spare.values()), spare
+
+
+def test_what_a_condition_forbids_is_forbidden_and_no_condition_is_spare(known):
+    guarded = {name: d for name, d in known.documents.items() if any("Condition" in s for s in d)}
+    passing = {"NotificationAndShutdownScheduler", "ShutdownEndpoint", "ReconcileModelService"}
+    assert set(guarded) == {"WakeUpRole trust", "DeadLetters", "SiteBucket", *(f"{name}Role" for name in passing)}
+    for name, statements in guarded.items():
+        cases = cases_of(name, known.found)
+        assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
 
 
 def test_without_a_denial_a_topic_could_be_written_to(known):
@@ -305,42 +412,83 @@ def test_on_the_local_cloud_a_function_is_refused_what_another_does(known, folde
 
 
 @pytest.fixture(scope="module")
-def services(cloud):
-    "The roles of the foundation, and what Glue and SageMaker do in their name, by AWS's documentation of each."
+def services(cloud, tmp_path_factory):
+    "The roles of the foundation, and what Glue and SageMaker do in their name for the jobs that we ask for."
     cloudformation = cloud.client("cloudformation")
     template = ROOT / "infra_scripts" / "foundation.yaml"
     made = deploy_stack(cloudformation, "least-foundation", template, {"Prefix": PREFIX}, {"Project": PREFIX})
     found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, "least-foundation")}
-    iam, roles = cloud.client("iam"), {}
-    for name in NAMESPACES:
-        (policy,) = iam.list_role_policies(RoleName=found[name])["PolicyNames"]
-        document = iam.get_role_policy(RoleName=found[name], PolicyName=policy)["PolicyDocument"]
-        roles[name] = document["Statement"]
-    lake, artifacts = (f"arn:aws:s3:::{made[name]}" for name in ("LakeBucket", "ArtifactsBucket"))
-    yield SimpleNamespace(roles=roles, needs=_service_needs(lake, artifacts), lake=lake, artifacts=artifacts)
+    documents, buckets = _documents(cloud, found), [made["LakeBucket"], made["ArtifactsBucket"]]
+    source = training_source(ROOT / "infra_scripts" / "train.py", tmp_path_factory.mktemp("source"))
+    jobs = [_training_job(cloud, made, source, kind) for kind in ("ml.g4dn.xlarge", "ml.m5.large")]
+    cleaning = cloud.client("glue").get_job(JobName=made["GlueJob"])["Job"]
+    needs = {"GlueRole": _glue_needs(cleaning, *buckets), "EndpointRole": _endpoint_needs(jobs[0], buckets[1])}
+    needs["TrainingRole"] = set().union(*(_training_needs(job) for job in jobs))
+    lake, artifacts = (f"arn:aws:s3:::{name}" for name in buckets)
+    roles = {name: documents[name] for name in NAMESPACES}
+    yield SimpleNamespace(roles=roles, needs=needs, lake=lake, artifacts=artifacts, documents=documents, found=found)
+    for bucket in buckets:
+        empty_bucket(cloud.client("s3"), bucket)
     delete_stack(cloudformation, "least-foundation")
 
 
-def _service_needs(lake: str, artifacts: str) -> dict[str, set[tuple[str, str]]]:
-    listed = {("s3:ListBucket", lake), ("s3:ListBucket", artifacts)}
-    image = f"arn:aws:ecr:{REGION}:763104351884:repository/huggingface-pytorch-"
-    pulls = {
-        (f"ecr:{a}", image + "x") for a in ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage")
-    }
-    pulls |= {("ecr:GetAuthorizationToken", "*"), ("cloudwatch:PutMetricData", "*")}
-    glue = {("s3:GetObject", f"{artifacts}/glue/clean_reviews.py"), ("s3:GetObject", f"{lake}/raw/a.jsonl.gz")}
-    glue |= {("s3:PutObject", f"{lake}/processed/a"), ("s3:DeleteObject", f"{lake}/processed/_temporary/a")}
-    training = {("s3:GetObject", f"{lake}/sample/a"), ("s3:GetObject", f"{artifacts}/training/code.tar.gz")}
-    training |= {("s3:PutObject", f"{artifacts}/models/a/output/model.tar.gz")}
-    endpoint = {("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/captures/a")}
-    return {
-        "GlueRole": glue | listed | _logs("/aws-glue/jobs/output") | {("cloudwatch:PutMetricData", "*")},
-        "TrainingRole": training | listed | pulls | _logs("/aws/sagemaker/TrainingJobs", "DescribeLogStreams"),
-        "EndpointRole": endpoint
-        | {("s3:ListBucket", artifacts)}
-        | pulls
-        | _logs("/aws/sagemaker/Endpoints/least-1", "DescribeLogStreams"),
-    }
+def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
+    "Ask for a training as the notebook does, and return what SageMaker is told; it ends at once, for want of reviews."
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cloud.environment.items():
+            patch.setenv(name, value)
+        patch.setattr("sentiment_engine.training.object_exists", lambda *_: True)  # the base model lies there already
+        channels = job_channels(None, made["LakeBucket"], made["ArtifactsBucket"], "minilm")
+        kept = f"s3://{made['ArtifactsBucket']}/training/{kind}/checkpoints/"
+        machine = {"instance_type": kind, "spot": True, "checkpoints": kept, "mark": kind.split(".")[1]}
+        place = {"role": made["TrainingRole"], "bucket": made["ArtifactsBucket"]}
+        job = Job(source, channels, {"epochs": 1}, **machine, **place)
+        name = start_training(connect("local"), Settings(prefix=PREFIX), job)
+    describe = cloud.client("sagemaker").describe_training_job
+    return until(lambda: (found := describe(TrainingJobName=name))["TrainingJobStatus"] in ENDED and found)
+
+
+def _arn(address: str) -> str:  # of an S3 address; of a prefix, something there
+    return f"arn:aws:s3:::{address.removeprefix('s3://')}" + ("x" if address.endswith("/") else "")
+
+
+def _buckets_of(addresses: list[str]) -> set[tuple[str, str]]:
+    return {("s3:ListBucket", f"arn:aws:s3:::{address.split('/')[2]}") for address in addresses}
+
+
+def _container(image: str, group: str) -> set[tuple[str, str]]:
+    "What SageMaker does for every container, by the execution roles in its developer guide."
+    account, repository = image.split(".")[0], image.split("/")[1].partition(":")[0]
+    place = f"arn:aws:ecr:{REGION}:{account}:repository/{repository}"
+    pulls = ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage")
+    beside = {("ecr:GetAuthorizationToken", "*"), ("cloudwatch:PutMetricData", "*")}
+    return {(f"ecr:{pull}", place) for pull in pulls} | beside | _logs(group, "DescribeLogStreams")
+
+
+def _glue_needs(job: dict, lake: str, artifacts: str) -> set[tuple[str, str]]:
+    "Glue fetches the script and the package; Spark writes by way of folders that it deletes."
+    given = job["DefaultArguments"]
+    read = [job["Command"]["ScriptLocation"], given["--extra-py-files"], f"s3://{lake}/raw/", given["--TempDir"]]
+    written = [*(f"s3://{lake}/{place}/" for place in ("processed", "rejected", "reports")), given["--TempDir"]]
+    needs = {("s3:GetObject", _arn(address)) for address in read}
+    needs |= {(f"s3:{verb}Object", _arn(address)) for verb in ("Put", "Delete") for address in written}
+    return needs | _buckets_of(read) | _logs("/aws-glue/jobs/output") | {("cloudwatch:PutMetricData", "*")}
+
+
+def _training_needs(job: dict) -> set[tuple[str, str]]:
+    "SageMaker fetches the channels and keeps the model and the checkpoints, which a second attempt reads."
+    kept = job["CheckpointConfig"]["S3Uri"]
+    read = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job["InputDataConfig"]] + [kept]
+    needs = {("s3:GetObject", _arn(address)) for address in read} | _buckets_of(read)
+    needs |= {("s3:PutObject", _arn(address)) for address in (job["ModelArtifacts"]["S3ModelArtifacts"], kept)}
+    return needs | _container(job["AlgorithmSpecification"]["TrainingImage"], LOG_GROUP)
+
+
+def _endpoint_needs(job: dict, bucket: str) -> set[tuple[str, str]]:
+    "SageMaker fetches the model that a training has left, and keeps answers."
+    artifact, group = job["ModelArtifacts"]["S3ModelArtifacts"], endpoint_name(Settings(prefix=PREFIX), "0" * 12)
+    needs = {("s3:GetObject", _arn(artifact)), ("s3:PutObject", _arn(captures_address(bucket) + "/"))}
+    return needs | _buckets_of([artifact]) | _container(serving_image(REGION), f"/aws/sagemaker/Endpoints/{group}")
 
 
 def _logs(group: str, *more: str) -> set[tuple[str, str]]:
@@ -348,10 +496,24 @@ def _logs(group: str, *more: str) -> set[tuple[str, str]]:
     return {(f"logs:{action}", arn) for action in ("CreateLogGroup", "CreateLogStream", "PutLogEvents", *more)}
 
 
+def test_a_container_is_fetched_for_either_kind_of_machine(services):
+    pulled = {on.rpartition("/")[2] for action, on in services.needs["TrainingRole"] if action == "ecr:BatchGetImage"}
+    assert pulled == {"huggingface-pytorch-training", "pytorch-training"}
+
+
 def test_glue_and_sagemaker_may_do_their_work_and_nothing_of_it_is_spare(services):
     for name, statements in services.roles.items():
         denied = [need for need in services.needs[name] if not allowed(statements, *need, NAMESPACES[name])]
         assert not denied and not spare_in(statements, services.needs[name], NAMESPACES[name]), name
+        assert not spare_resources(statements, services.needs[name], NAMESPACES[name]), name
+
+
+def test_what_a_condition_of_the_foundation_forbids_is_forbidden_and_no_condition_is_spare(services):
+    guarded = {name: d for name, d in services.documents.items() if any("Condition" in s for s in d)}
+    assert set(guarded) == {"LakeBucket", "ArtifactsBucket", *NAMESPACES}
+    for name, statements in guarded.items():
+        cases = cases_of(name, services.found)
+        assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
 
 
 def test_glue_and_sagemaker_may_not_do_each_others_work(services):

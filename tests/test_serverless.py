@@ -1,12 +1,20 @@
 "The serverless variant: its endpoint stands from the deployment on, and Start answers at once."
 
+from types import SimpleNamespace
+
 import pytest
 from conftest import TestCloud
 from engine_double import ADA, World, aws_error
 from local_models import HANDLERS, predict, register, until
 
 from sentiment_engine.packaging import stack_parameters
-from sentiment_engine.serverless import STANDING, delete_serverless, deploy_serverless, wait_for_serverless
+from sentiment_engine.serverless import (
+    STANDING,
+    delete_serverless,
+    deploy_serverless,
+    serverless_config,
+    wait_for_serverless,
+)
 from sentiment_engine.settings import Settings, endpoint_name
 
 OWN = Settings(endpoint="serverless", prefix="paid-by-use")
@@ -79,10 +87,10 @@ def test_on_the_local_cloud_it_is_made_moved_to_another_model_and_deleted(cloud:
     register(cloud, "other-words", HANDLERS.replace("lovely", "grand"))
     models = [{"modelName": name, "version": name[:5]} for name in ("first-words", "other-words")]
     assert deploy_serverless(sagemaker, OWN, models[0]) == "made"
-    wait_for_serverless(sagemaker, OWN)
+    wait_for_serverless(sagemaker, OWN, models[0])
     assert "POSITIVE" in predict(cloud, NAME, "lovely") and "NEGATIVE" in predict(cloud, NAME, "grand")
     assert [deploy_serverless(sagemaker, OWN, model) for model in (models[0], models[1])] == ["there", "moved"]
-    wait_for_serverless(sagemaker, OWN)
+    wait_for_serverless(sagemaker, OWN, models[1])
     assert "POSITIVE" in predict(cloud, NAME, "grand")
     config = sagemaker.describe_endpoint(EndpointName=NAME)["EndpointConfigName"]
     variant = sagemaker.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"][0]
@@ -90,3 +98,114 @@ def test_on_the_local_cloud_it_is_made_moved_to_another_model_and_deleted(cloud:
     assert len(delete_serverless(sagemaker, OWN, keep=config)) == 1
     assert delete_serverless(sagemaker, OWN) == [NAME, config]
     until(lambda: not sagemaker.list_endpoints(NameContains=NAME)["Endpoints"])
+
+
+class Account:
+    """SageMaker as an account has it.
+
+    A change takes one look; whoever changes an endpoint meanwhile is refused. An update that fails leaves the old
+    config in service, and an endpoint that never came up can only be deleted.
+    """
+
+    def __init__(self):
+        self.configs, self.endpoint, self.next, self.reason = {}, None, None, ""
+
+    def _found(self, thing: dict | None) -> dict:
+        if thing is None:
+            raise aws_error("ValidationException", "Could not find it.")
+        return thing
+
+    def _at_rest(self) -> dict:
+        if self.next is not None:
+            raise aws_error("ValidationException", "Cannot update in-progress endpoint.")
+        return self._found(self.endpoint)
+
+    def describe_endpoint(self, EndpointName):
+        told = self._found(self.endpoint)
+        if self.next is not None:  # empty: it goes
+            self.endpoint, self.next = self.next or None, None
+        return told
+
+    def describe_endpoint_config(self, EndpointConfigName):
+        return self._found(self.configs.get(EndpointConfigName))
+
+    def create_endpoint_config(self, **config):
+        self.configs[config["EndpointConfigName"]] = config
+
+    def create_endpoint(self, EndpointName, EndpointConfigName, Tags):
+        assert self.endpoint is None and EndpointConfigName in self.configs
+        self.endpoint = {"EndpointArn": EndpointName, "EndpointConfigName": EndpointConfigName, "Tags": Tags}
+        ended = {"EndpointStatus": "Failed", "FailureReason": self.reason} if self.reason else {}
+        self.next = self.endpoint | ({"EndpointStatus": "InService"} | ended)
+        self.endpoint["EndpointStatus"] = "Creating"
+
+    def update_endpoint(self, EndpointName, EndpointConfigName):
+        assert self._at_rest()["EndpointStatus"] == "InService"
+        old = {"FailureReason": self.reason} if self.reason else {}
+        self.next = self.endpoint | (old or {"EndpointConfigName": EndpointConfigName})
+        self.endpoint = self.endpoint | {"EndpointStatus": "Updating"}
+
+    def delete_endpoint(self, EndpointName):
+        self.endpoint, self.next = self._at_rest() | {"EndpointStatus": "Deleting"}, {}
+
+    def list_tags(self, ResourceArn):
+        return {"Tags": (self.configs.get(ResourceArn) or self.endpoint)["Tags"]}
+
+    def get_paginator(self, _):
+        found = [{"EndpointConfigName": name, "EndpointConfigArn": name} for name in self.configs]
+        pages = SimpleNamespace(search=lambda _: list(found))
+        return SimpleNamespace(paginate=lambda NameContains: pages)
+
+    def delete_endpoint_config(self, EndpointConfigName):
+        assert not self.endpoint or self.endpoint["EndpointConfigName"] != EndpointConfigName, "it is in use"
+        del self.configs[EndpointConfigName]
+
+
+MODELS = [{"modelName": f"model-{version}", "version": version} for version in ("one", "two")]
+
+
+@pytest.fixture
+def account(monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None)
+    monkeypatch.setattr("sentiment_engine.serverless.time", clock)
+    return Account()
+
+
+def test_an_endpoint_that_never_came_up_is_made_anew(account):
+    account.reason = "no memory left"
+    assert deploy_serverless(account, OWN, MODELS[0]) == "made"
+    with pytest.raises(RuntimeError, match="is Failed: no memory left"):
+        wait_for_serverless(account, OWN, MODELS[0])
+    account.reason = ""
+    assert deploy_serverless(account, OWN, MODELS[0]) == "made"
+    wait_for_serverless(account, OWN, MODELS[0])
+    assert deploy_serverless(account, OWN, MODELS[0]) == "there"
+
+
+def test_a_move_that_failed_is_no_success_and_can_be_repeated(account):
+    first, second = (serverless_config(OWN, model)["EndpointConfigName"] for model in MODELS)
+    deploy_serverless(account, OWN, MODELS[0])
+    account.reason = "the model does not load"
+    assert deploy_serverless(account, OWN, MODELS[1]) == "moved"  # once the creation is over
+    with pytest.raises(RuntimeError, match="still answers with the model before two: the model does not load"):
+        wait_for_serverless(account, OWN, MODELS[1])
+    assert account.endpoint["EndpointConfigName"] == first
+    account.reason = ""
+    assert deploy_serverless(account, OWN, MODELS[1]) == "moved"
+    wait_for_serverless(account, OWN, MODELS[1])
+    assert delete_serverless(account, OWN, keep=second) == [first]
+    assert delete_serverless(account, OWN) == [NAME, second] and account.endpoint is None
+
+
+def test_an_endpoint_that_is_being_made_is_deleted_once_that_is_over(account):
+    deploy_serverless(account, OWN, MODELS[0])
+    assert NAME in delete_serverless(account, OWN) and not account.configs
+
+
+def test_what_an_engine_has_whose_prefix_begins_with_ours_is_kept(account):
+    other = Settings(endpoint="serverless", prefix=f"{OWN.prefix}-serverless")
+    deploy_serverless(account, other, MODELS[0])
+    account.endpoint["EndpointStatus"], account.next = "InService", None
+    assert delete_serverless(account, OWN) == [] and account.endpoint and len(account.configs) == 1
+    with pytest.raises(RuntimeError, match="is not ours"):
+        deploy_serverless(account, OWN, MODELS[0])

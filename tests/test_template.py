@@ -7,8 +7,10 @@ import sys
 import urllib.error
 import urllib.request
 
+import boto3
 import pytest
 import yaml
+from botocore.stub import Stubber
 from engine_double import ROOT
 
 from sentiment_engine.account import RESERVED
@@ -173,6 +175,38 @@ def _update_that_fails(cloudformation, given: dict, tags: dict):
     wrong = given | {parameter_of("reconcile-model-service"): "lambdas/nothing.zip", "IdleMinutes": "7"}
     with pytest.raises(RuntimeError, match=r"UPDATE_ROLLBACK_COMPLETE.*ReconcileModelService"):
         deploy_stack(cloudformation, "template-test-engine", TEMPLATE, wrong, tags)
+
+
+def told(*events: tuple[str, str, str]) -> list[dict]:
+    "Write events of the stack `reasons` as CloudFormation does, the newest first."
+    fixed = {"StackId": "arn:reasons", "StackName": "reasons", "EventId": "1", "Timestamp": "2026-01-01T00:00:00Z"}
+    return [
+        fixed
+        | {"LogicalResourceId": name, "PhysicalResourceId": f"arn:{name}"}
+        | {"ResourceStatus": status, "ResourceStatusReason": why}
+        for name, status, why in events
+    ]
+
+
+def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it_or_failed_another_day():
+    cloudformation = boto3.client("cloudformation", "us-east-1")
+    cancelled = [(f"Function{n}", "CREATE_FAILED", "Resource creation cancelled") for n in range(6)]
+    earlier = [("Table", "DELETE_FAILED", "of last week"), ("reasons", "DELETE_IN_PROGRESS", "User Initiated")]
+    newest = told(("reasons", "ROLLBACK_IN_PROGRESS", "The following resource(s) failed"), *cancelled[:4])
+    begun = ("reasons", "CREATE_IN_PROGRESS", "User Initiated")
+    oldest = told(
+        *cancelled[4:], ("Role", "CREATE_FAILED", "second"), ("Api", "CREATE_FAILED", "first"), begun, *earlier
+    )
+    stack = {"StackName": "reasons", "CreationTime": "2026-01-01T00:00:00Z", "StackStatus": "ROLLBACK_COMPLETE"}
+    with Stubber(cloudformation) as stub:
+        for _ in range(2):
+            stub.add_client_error("describe_stacks", "ValidationError", "Stack reasons does not exist")
+        stub.add_response("create_stack", {"StackId": "arn:reasons"})
+        stub.add_response("describe_stacks", {"Stacks": [stack]})
+        stub.add_response("describe_stack_events", {"StackEvents": newest, "NextToken": "2"})
+        stub.add_response("describe_stack_events", {"StackEvents": oldest})
+        with pytest.raises(RuntimeError, match=r"ROLLBACK_COMPLETE. Api: first; Role: second$"):
+            deploy_stack(cloudformation, "reasons", ROOT / "infra_scripts" / "foundation.yaml")
 
 
 def test_a_failed_update_leaves_everything_as_it_was(cloud, deployed):

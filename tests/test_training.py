@@ -1,5 +1,6 @@
 "The training job as a process under SageMaker's contract, and the base model it starts from."
 
+import io
 import json
 import os
 import re
@@ -7,14 +8,26 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from botocore.exceptions import ClientError
 
 from sentiment_engine.base_model import build_base_model, minilm_folder
 from sentiment_engine.settings import Settings, connect
-from sentiment_engine.training import MODULES, Job, start_training, training_source
+from sentiment_engine.training import (
+    MODULES,
+    Job,
+    TrainingFailed,
+    job_left,
+    job_start,
+    record_key,
+    start_training,
+    training_source,
+    wait_for_training,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 KIND = ("I love this microphone.", "Works perfectly and feels solid.", "Great sound, great price!")
@@ -169,6 +182,9 @@ def test_all_processes_of_a_training_have_one_clock(tmp_path):
     assert len(first) == 3 and first == second and done.stdout.count("only=once") == 1
 
 
+MARK = "0f3c5a7e9b1d2a4c"
+
+
 def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, monkeypatch):
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
@@ -178,12 +194,13 @@ def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, mon
     role, place = "arn:aws:iam::111122223333:role/training", "s3://training-tests"
     asked = {"source": source, "channels": {"train": f"{place}/sample"}, "recipe": {"epochs": 1}, "role": role}
     asked |= {"bucket": "training-tests", "max_hours": 0.5}
-    several = Job(**asked, instance_type="ml.g5.12xlarge", spot=True, checkpoints=f"{place}/checkpoints/")
+    several = Job(**asked, instance_type="ml.g5.12xlarge", spot=True, checkpoints=f"{place}/checkpoints/", mark=MARK)
     single = Job(**asked, instance_type="ml.m5.large")
     found = {}
     for job in (several, single):
         prefix = f"on-{job.instance_type.split('.')[1]}"  # the SDK names jobs after the second
         name = start_training(connect("local"), Settings(prefix=prefix), job)
+        assert name.startswith(job_start(Settings(prefix=prefix), job.mark))
         found[job.instance_type] = described = sagemaker.describe_training_job(TrainingJobName=name)
         (drivers,) = (c for c in described["InputDataConfig"] if c["ChannelName"] == "sm_drivers")
         bucket, _, prefix = drivers["DataSource"]["S3DataSource"]["S3Uri"].removeprefix("s3://").partition("/")
@@ -194,6 +211,102 @@ def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, mon
     assert spot["EnableManagedSpotTraining"] and spot["CheckpointConfig"]["S3Uri"] == f"{place}/checkpoints/"
     assert spot["StoppingCondition"] == {"MaxRuntimeInSeconds": 1800, "MaxWaitTimeInSeconds": 3600}
     assert not found["ml.m5.large"].get("EnableManagedSpotTraining")
+
+
+class Account:
+    "SageMaker, its logs and S3, with the jobs that they know; what is in `faults` is raised first."
+
+    def __init__(self, *jobs: dict):
+        self.jobs, self.faults, self.asked, self.objects = {j["TrainingJobName"]: j for j in jobs}, [], [], {}
+        self.lines, self.meta = [], None
+
+    def get_paginator(self, operation: str):
+        if operation == "filter_log_events":
+            return SimpleNamespace(paginate=self._events)
+        names = list(reversed(self.jobs))
+        return SimpleNamespace(paginate=lambda **_: SimpleNamespace(search=lambda _: names))
+
+    def _events(self, startTime: int, **_):
+        self.asked.append(startTime)
+        events = [{"timestamp": at, "message": line, "logStreamName": f"{of}/algo-1"} for of, at, line in self.lines]
+        return [{"events": [e for e in events if e["timestamp"] >= startTime]}]
+
+    def describe_training_job(self, TrainingJobName: str):
+        if self.faults:
+            raise self.faults.pop()
+        job = self.jobs[TrainingJobName]
+        return job | {"TrainingJobStatus": job["then"].pop(0)} if job.get("then") else job
+
+    def head_object(self, Bucket: str, Key: str):
+        if (Bucket, Key) not in self.objects:
+            raise ClientError({"Error": {"Code": "404", "Message": "Not Found"}}, "HeadObject")
+
+    def get_object(self, Bucket: str, Key: str):
+        return {"Body": io.BytesIO(self.objects[Bucket, Key])}
+
+
+def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MARK, **more) -> dict:
+    "Describe a training job as SageMaker does."
+    name, place = f"{job_start(Settings(), mark)}{number}", f"s3://{bucket}/models"
+    found = {"TrainingJobName": name, "TrainingJobStatus": status, "OutputDataConfig": {"S3OutputPath": place}}
+    return found | {"ModelArtifacts": {"S3ModelArtifacts": f"{place}/{name}/output/model.tar.gz"}} | more
+
+
+@pytest.mark.parametrize(
+    ("jobs", "followed"),
+    [
+        ([], None),
+        ([job("InProgress")], 1),
+        ([job("Completed")], 1),  # while nobody watched
+        ([job("Failed")], None),
+        ([job("Stopping")], None),
+        ([job("Failed", 1), job("InProgress", 2)], 2),
+        ([job("InProgress", bucket="of-an-engine-that-is-gone")], None),
+        ([job("Completed", bucket="of-an-engine-that-is-gone")], None),
+        ([job("InProgress", mark="another model's")], None),
+    ],
+)
+def test_a_job_that_a_run_was_cut_off_from_is_followed_and_not_paid_twice(jobs, followed):
+    account = Account(*jobs)
+    account.objects = {("artifacts", f"models/{name}/output/model.tar.gz"): b"" for name in account.jobs}
+    found = job_left(account, account, Settings(), "artifacts", MARK)
+    assert found == (followed and job("", followed)["TrainingJobName"])
+
+
+def test_a_job_with_a_record_or_without_a_model_is_not_followed():
+    done = job("Completed")
+    account = Account(done)
+    assert job_left(account, account, Settings(), "artifacts", MARK) is None  # its model was deleted
+    record = {"job": done["TrainingJobName"], "artifact": done["ModelArtifacts"]["S3ModelArtifacts"]}
+    account.objects["artifacts", f"models/{record['job']}/output/model.tar.gz"] = b""
+    account.objects["artifacts", record_key(MARK)] = json.dumps(record).encode()
+    assert job_left(account, account, Settings(), "artifacts", MARK) is None
+
+
+def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws():
+    ours = job("Completed", then=["InProgress", "InProgress", "InProgress"])
+    account, name, told = Account(ours), ours["TrainingJobName"], []
+    account.faults = [ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "Describe")]
+    script = iter(([(name, 5, "[train] step=1"), ("another", 6, "[train] step=9")], [(name, 5, "[train] step=2")]))
+
+    def look(seconds):
+        account.lines += next(script, [])
+        return 0
+
+    assert wait_for_training(account, account, name, told.append, look)["TrainingJobStatus"] == "Completed"
+    assert told == ["[train] step=1", "[train] step=2"]
+    assert account.asked[0] == 0 and account.asked[-1] == 5  # not from the beginning each time
+
+
+def test_whoever_waits_for_hours_asks_seldom(monkeypatch):
+    slept = []
+    clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
+    monkeypatch.setattr("sentiment_engine.training.time", clock)
+    ended = job("Failed", FailureReason="CapacityError")
+    account = Account(ended | {"then": ["InProgress"] * 440})
+    with pytest.raises(TrainingFailed, match="CapacityError"):
+        wait_for_training(account, account, ended["TrainingJobName"])
+    assert sum(slept) > 3 * 3600 and max(slept) == 30 and min(slept) == 1
 
 
 def test_without_validation_nothing_claims_to_be_calibrated(tmp_path, source, base):
