@@ -1,7 +1,8 @@
 """Photograph every state of the real page, light and dark, into images/.
 
 The engine of the browser tests, with the released model, is deployed to a local cloud of its own and taken through a
-visit; images/ shows what a visitor sees. Only the loss of the network and the hindered deletion are made up.
+visit; images/ shows what a visitor sees. Only what the network and a gateway do wrong is made up, and that nobody can
+delete the endpoint for a while.
 """
 
 import argparse
@@ -44,6 +45,14 @@ class Camera:
         "Open the page anew and wait for a view."
         self.each(lambda page: page.goto(self.engine.site_url))
         self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view, timeout=40_000))
+
+    def hears(self, **answer):
+        "Let both tabs get an answer of ours when they ask for the status."
+        self.each(lambda page: page.route("**/status", lambda route: route.fulfill(**answer)))
+
+    def hears_the_engine(self):
+        "Let both tabs get the engine's own answers again."
+        self.each(lambda page: page.unroute("**/status"))
 
     def take(self, name: str, top: str | None = None):  # a selector; none: the beginning of the page
         "Photograph both tabs from `top` on, when nothing moves any more."
@@ -109,10 +118,49 @@ def visit(camera: Camera):
         camera.take("stopping")
 
 
+def longer_than_usual(camera: Camera):
+    "A start that takes its time, held at one moment so that it does not end before the second picture."
+    engine = camera.engine
+    engine.call("POST", "/start", {})
+    engine.cloud.advance_clock(300)
+    camera.hears(json=engine.call("GET", "/status"))
+    camera.arrive("waking")
+    camera.each(lambda page: expect(page.locator("#longer")).to_be_visible())
+    camera.take("longer")
+    camera.hears_the_engine()
+    engine.wait("IN_SERVICE")
+    engine.sleep()
+
+
+def refused(camera: Camera):
+    "A start beyond the month's budget."
+    camera.arrive("asleep")
+    with camera.engine.environment("start-model-service", SENTIMENT_MONTHLY_BUDGET="0.01"):
+        camera.each(lambda page: page.get_by_role("button", name="Wake the model").click())
+        camera.each(lambda page: expect(page.locator("#start-error")).to_contain_text("budget"))
+    camera.take("budget", "#starting")
+
+
+def wrong_answers(camera: Camera):
+    "What the gateway says in the engine's place."
+    for name, answer in {
+        "throttled": {"status": 429, "json": {"message": "Too Many Requests"}},
+        "gateway": {"status": 502},
+    }.items():
+        camera.hears(**answer)
+        camera.each(lambda page: page.goto(camera.engine.site_url))
+        camera.each(lambda page: expect(page.locator("#trouble")).to_be_visible())
+        camera.take(name)
+        camera.hears_the_engine()
+
+
 def mishaps(camera: Camera):
     "What does not go as it should."
     engine = camera.engine
     engine.sleep()
+    longer_than_usual(camera)
+    refused(camera)
+    wrong_answers(camera)
     engine.use("broken")
     engine.call("POST", "/start", {})
     engine.wait("FAILED")

@@ -23,7 +23,7 @@ from .costs import price_per_hour, run_cost
 from .guards import Refused, savings
 from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, is_missing, logger
 from .metrics import emit
-from .model_state import CREATING, IN_SERVICE, STOPPING, Row, Subscriber
+from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Row, Subscriber
 from .notifications import BadPhone, e164
 from .openapi import EXPLAIN_LIMIT, openapi
 from .serverless import STANDING, is_serverless, standing_row
@@ -176,10 +176,11 @@ def _deadline(row: Row, now: float) -> dict:
 
 
 def _run(engine: Engine, row: Row, now: float) -> dict:
-    "Say what the run in progress is and costs; while there is none, what one would cost."
+    "Say what the run in progress is and costs, or what one that failed has cost; else what one would cost."
     live = row.state in (CREATING, IN_SERVICE, STOPPING) and row.runId != STANDING
     elapsed = max(0, int(now - row.startedAt)) if live else None
-    cost = run_cost(row.instanceType, elapsed) if live else None
+    paid = row.since - row.startedAt if row.state == FAILED else elapsed  # seconds
+    cost = None if paid is None else run_cost(row.instanceType, paid)
     usual = None if row.runId == STANDING else price_per_hour(engine.settings.instance_types[0])
     return {
         "runId": row.runId if live else None,
@@ -212,12 +213,13 @@ def status_of(engine: Engine, row: Row, now: float) -> dict:
         "since": instant(row.since) if row.since else None,
         "now": instant(now),
         **run,
-        **_month(engine, row, run["costSoFar"] or 0.0, now),
+        **_month(engine, row, (run["runId"] and run["costSoFar"]) or 0.0, now),  # a failed run is booked already
         "etaSeconds": eta,
         "typicalSeconds": states.typical_seconds(row, row.instanceType if row.state == CREATING else ""),
         "longerThanUsual": late,
         **_deadline(row, now),
         "idleMinutes": settings.idle_minutes,
+        "maxRunMinutes": settings.max_run_minutes,
         "subscribers": len(row.subscribers),
         "reason": row.reason or None,
         "textLimit": settings.text_limit,

@@ -102,7 +102,7 @@ def _run() -> dict:
         "modelVersion": _or_null("string", "The model of this run, or of the last."),
         "elapsedSeconds": _or_null("integer", "Since Start was pressed.", **_SECONDS),
         "pricePerHour": _or_null("number", "Dollars an hour awake; null if no price is known.", minimum=0),
-        "costSoFar": _or_null("number", "Dollars that this run has cost.", minimum=0),
+        "costSoFar": _or_null("number", "Dollars that this run has cost, or the one that failed.", minimum=0),
     }
 
 # %% ../nbs/05f_openapi.ipynb #40663e5f
@@ -136,6 +136,7 @@ def _status(settings: Settings) -> dict:
         "state": {"enum": list(STATES), "description": "Where the model is in its life."},
         "endpoint": {"enum": ["realtime", "serverless"], "description": "serverless: it needs no start, never sleeps."},
         "idleMinutes": {"type": "number", "description": "It sleeps this long after the last prediction."},
+        "maxRunMinutes": {"type": "number", "description": "It sleeps this long after its start, whatever is asked."},
         "subscribers": {"type": "integer", "minimum": 0, "description": "How many wait for a message."},
         "reason": _or_null("string", "Why the last start or run failed."),
         "textLimit": {"type": "integer", "description": "Characters of one text.", "examples": [settings.text_limit]},

@@ -8,7 +8,7 @@ import pytest
 
 from sentiment_engine.local.cloud import LocalCloud
 
-pytest_plugins = ("engine",)
+pytest_plugins = ("engine", "visitor")
 
 
 class TestCloud(LocalCloud):

@@ -154,6 +154,18 @@ def test_the_cost_of_the_run_in_progress_counts_in_the_month(make_world):
     assert status["costSoFar"] == status["spentThisMonth"] == 0.028
 
 
+def test_a_run_that_failed_says_what_it_has_cost_and_counts_once(make_world):
+    world = make_world()
+    world.in_service()
+    world.clock.now += 1800
+    world.endpoint_becomes("Failed", "The machine is gone.")
+    failed = world.status()
+    world.clock.now += 3600
+    status = world.status()
+    assert status["state"] == "FAILED" and status["costSoFar"] == failed["costSoFar"] == round(0.056 * 2100 / 3600, 4)
+    assert status["spentThisMonth"] == failed["spentThisMonth"] == pytest.approx(status["costSoFar"], abs=1e-4)
+
+
 def test_no_number_or_address_can_be_read_from_what_is_remembered(make_world):
     world = make_world()
     world.start(ADA, "Ada", address=HOME)

@@ -1,5 +1,6 @@
 "The developer's page, run by Streamlit's own test harness against the engine, and against what is no engine."
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.local_script_runner import LocalScriptRunner
 
 APP = Path(__file__).resolve().parent.parent / "website" / "app.py"
 
@@ -62,7 +64,7 @@ def ask(app: AppTest, text: str) -> AppTest:
 
 @pytest.fixture
 def impostor() -> Iterator[tuple[str, list]]:
-    "A server that is not the engine: (address, [status, body] to answer with)."
+    "A server that is not the engine: (address, [status, body] to answer with, and a list of such for each POST)."
     says = [200, b"{}"]
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,6 +73,12 @@ def impostor() -> Iterator[tuple[str, list]]:
             self.send_header("content-length", str(len(says[1])))
             self.end_headers()
             self.wfile.write(says[1])
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            usual, says[:2] = says[:2], says[2].pop(0)
+            self.do_GET()
+            says[:2] = usual
 
         def log_message(self, *_):
             "Be quiet."
@@ -85,7 +93,7 @@ def test_a_visit(open_app, engine):
     engine.use("good")
     engine.sleep()
     app = open_app(engine.api_url)
-    assert headings(app) == "Stopped: asleep: it costs nothing"
+    assert headings(app) == "Stopped: asleep: no machine is paid for"
 
     app.text_input(key="name").input("Ada")
     app = press(app, "Wake the model")
@@ -173,9 +181,57 @@ def test_reviews_come_from_a_file_or_an_example(open_app, engine):
     app = read_table(app, TABLE, "nothing")
     assert app.error[0].value == "The file has no column nothing; it has stars, text, note."
     app = read_table(app, b"")
-    assert app.error[0].value.startswith("The file is no table in UTF-8")
+    assert app.error[0].value == "No reviews were found in this file."
     app = read_table(app, b"text\n\xff\xfe broken")
-    assert app.error[0].value.startswith("The file is no table in UTF-8")
+    assert app.error[0].value.startswith("The file is not in UTF-8")
+    app = read_table(app, b"text\r\r\nIt broke, terrible\r\r\n=so good")
+    assert last(app, "/predict")["sent"] == {"inputs": ["It broke, terrible", "=so good"]} and not app.warning
+    app = read_table(app, b"stars,text\n5,It broke, terrible")
+    assert app.warning[0].value.startswith("1 rows are wider than the first")
+
+
+def test_a_press_draws_the_log_anew(open_app, impostor, monkeypatch):
+    "A press runs the fragment alone, which the harness never does by itself."
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "IN_SERVICE"}).encode()]
+    app = open_app(address)
+    (fragment,) = app._fragment_storage._fragments
+
+    def only_the_fragment(runner, data):
+        runner._requests._rerun_data = dataclasses.replace(data, fragment_id_queue=[fragment])
+
+    monkeypatch.setattr(LocalScriptRunner, "request_rerun", only_the_fragment)
+    checked(app.run())
+    assert [call["path"] for call in log(app)] == ["/status", "/status"]
+    assert list(tab(app, "States").dataframe[0].value["state"]) == ["IN_SERVICE"]
+
+
+PREDICTION = {"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}, "sure": True}
+BUSY = [503, b'{"error": {"code": "busy", "message": "The model is busy."}}']
+
+
+def test_a_busy_model_is_asked_again_and_what_was_read_is_kept(open_app, impostor, monkeypatch):
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "IN_SERVICE"}).encode()]
+    part = {"predictions": [PREDICTION] * 50, "latencyMs": 5, "modelVersion": "7"}
+    answers, waits = [BUSY, [200, json.dumps(part).encode()], *[BUSY] * 4], []
+    says.append(answers)
+    app, saved = open_app(address), []
+    monkeypatch.setattr("streamlit.download_button", lambda label, data, *_: saved.append(data))
+    monkeypatch.setattr("time.sleep", lambda seconds: waits.append(seconds))
+    app.checkbox(key="lines").check()
+    app = ask(app, "\n".join(["=1+1", *["good"] * 59]))
+    assert "The model is busy. 50 of 60 were read." in app.error[0].value and len(app.dataframe[0].value) == 50
+    assert len([seconds for seconds in waits if seconds >= 0.8]) == 4 and answers == []
+    assert saved[-1].splitlines()[1].startswith("'=1+1,")  # no spreadsheet takes it for a formula
+
+
+def test_a_serverless_model_needs_no_button(open_app, impostor):
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
+    app = open_app(address)
+    assert any("never sleeps" in caption.value for caption in app.caption)
+    assert "Keep it awake" not in [button.label for button in app.button]
 
 
 def test_a_call_can_be_made_again(open_app, engine):

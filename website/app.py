@@ -6,9 +6,10 @@ The API's address comes from SENTIMENT_API_URL, from the config.json of the page
 field in the sidebar; that of the local inbox from SENTIMENT_INBOX_URL or from the field below.
 """
 
-import io
 import json
 import os
+import random
+import re
 import shlex
 import time
 from dataclasses import asdict, dataclass, field
@@ -21,13 +22,15 @@ import streamlit as st
 KEPT = 50  # calls that the log remembers
 CHUNK = 50  # reviews in one call, so that a long list shows its progress
 EXPLAINED = 10  # reviews that the API explains at a time
+TRIES = 4  # of a part of a long list, while the API is busy
 MONTH_HOURS = 730
+NAMED = re.compile(r"^(comment|content|feedback)s?$|(review|text|body)s?$", re.IGNORECASE)  # a column of reviews
 MEANING = {
-    "STOPPED": "asleep: it costs nothing",
+    "STOPPED": "asleep: no machine is paid for",
     "CREATING": "waking up: a machine is found and the model is loaded",
     "IN_SERVICE": "awake: it answers",
     "STOPPING": "going to sleep: the machine is being switched off",
-    "FAILED": "did not wake up",
+    "FAILED": "it did not wake up, or it broke down while it was awake",
 }
 
 
@@ -104,6 +107,11 @@ def clock(seconds: float | None) -> str:
     return "–" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def is_serverless(status: dict) -> bool:
+    "Tell whether the model needs no start."
+    return status.get("endpoint") == "serverless"
+
+
 def show_state(status: dict):
     "Show the state and what depends on it."
     state = status["state"]
@@ -115,10 +123,12 @@ def show_state(status: dict):
     columns[1].metric("Until it sleeps", clock(status.get("secondsLeft")))
     columns[2].metric("Cost of this run", "–" if cost is None else f"${cost:.4f}")
     columns[3].metric("Price an hour", "–" if price is None else f"${price:.3f}")
+    if is_serverless(status):
+        st.caption("Serverless: it needs no start, is paid by the request and never sleeps.")
     st.caption(
         f"run {status.get('runId') or '–'} · {status.get('instanceType') or '–'} · "
         f"model {status.get('modelVersion') or '–'} · {status.get('subscribers', 0)} waiting for an SMS · "
-        f"{typical.get('starts') or 0} starts so far"
+        f"estimate from the last {typical.get('starts') or 0} starts"
     )
     spent, saved, budget = (status.get(name) for name in ("spentThisMonth", "savedThisMonth", "monthlyBudget"))
     if spent is not None and budget is not None:
@@ -150,7 +160,10 @@ def start_form(status: dict):
     with st.form("start"):
         st.text_input("First name", max_chars=80, key="name", help="Optional; greets you in the SMS.")
         st.text_input("Mobile number", key="phone", help="Optional; with country code, such as +1 202 555 0123.")
-        st.caption("A number gets one message when the model is ready, and is deleted right after.")
+        st.caption(
+            "A number gets one message, when the model is ready or has failed, and is deleted right after. "
+            "Who sends the message may keep a record of it."
+        )
         label = "Wake the model" if status["state"] != "CREATING" else "Join those who wait"
         st.form_submit_button(label, type="primary", on_click=begin)
 
@@ -161,20 +174,46 @@ def reviews_in(text: str, one_a_line: bool) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+def rows_of(text: str, cuts: str) -> list[list[str]]:
+    "Read the cells of a table as the public page does: the first row says which of `cuts` parts them, if any."
+    text = re.sub(r"\r+\n?", "\n", text)
+    first = re.sub(r'"[^"]*"', "", re.match(r'(?:"[^"]*"|[^"\n])*', text)[0])
+    cut = max((each for each in cuts if each in first), key=first.count, default="\0")
+    rows: list[list[str]] = [[]]
+    for quoted, plain, end in re.findall(rf'(?:"((?:[^"]|"")*)"|([^{cut}\n]*))({cut}|\n|\Z)', text):
+        rows[-1].append(" ".join((quoted.replace('""', '"') or plain).split()))
+        if end != cut:
+            rows.append([])
+    return [row for row in rows if any(row)]
+
+
+def column_in(rows: list[list[str]], column: str) -> tuple[int, int]:  # its index, and the first row with a review
+    "Find the column of the reviews: by its name, or else the wordiest. Raises ValueError."
+    head = rows[0]
+    if column and column not in head:
+        raise ValueError(f"The file has no column {column}; it has {', '.join(head)}.")
+    if column:
+        return head.index(column), 1
+    if named := [i for i, cell in enumerate(head) if NAMED.search(cell)]:
+        return named[0], 1
+    return max(range(len(head)), key=lambda i: sum(len(row[i]) for row in rows if i < len(row))), 0
+
+
 def reviews_of(
-    raw: bytes,  # a CSV file
-    column: str,  # empty: the wordiest
-) -> list[str]:
-    "Read reviews from a table. Raises ValueError that says what is wrong with it."
-    cut = max(",;\t", key=raw.partition(b"\n")[0].decode(errors="replace").count)
+    raw: bytes,  # a table, or text with a review a line
+    column: str,  # empty: what its name or its length says
+    cuts: str = ",;\t",  # what may part its cells
+) -> tuple[list[str], int]:  # the reviews, and how many rows are wider than the first
+    "Read reviews from a file. Raises ValueError that says what is wrong with it."
     try:
-        table = pd.read_csv(io.BytesIO(raw), dtype=str, sep=cut, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise ValueError(f"The file is no table in UTF-8 ({e}).") from None
-    if column and column not in table:
-        raise ValueError(f"The file has no column {column}; it has {', '.join(map(str, table.columns))}.")
-    column = column or max(table, key=lambda name: table[name].str.len().sum())
-    return [review.strip() for review in table[column] if review.strip()]
+        rows = rows_of(raw.decode("utf-8-sig"), cuts)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"The file is not in UTF-8 ({e}). Save it so.") from None
+    index, first = column_in(rows, column) if rows else (0, 0)
+    reviews = [row[index] for row in rows[first:] if index < len(row) and row[index]]
+    if not reviews:
+        raise ValueError("No reviews were found in this file.")
+    return reviews, sum(any(row[len(rows[0]) :]) for row in rows)
 
 
 def row_of(review: str, prediction: dict) -> dict:
@@ -193,6 +232,11 @@ def show_words(explanation: list[dict]):
     st.caption("Influence: how far the share of POSITIVE falls when the model reads the review without the word.")
 
 
+def harmless(cell: object) -> object:
+    "Keep a spreadsheet from taking a text for a formula."
+    return f"'{cell}" if isinstance(cell, str) and re.match(r"[=+\-@\t\r]", cell) else cell
+
+
 def show_answers(answered: dict):
     "Show the answers to the last reviews."
     predictions = answered["predictions"]
@@ -206,37 +250,59 @@ def show_answers(answered: dict):
             show_words(one["explanation"])
     else:
         st.dataframe(table, hide_index=True)
-        st.download_button("Download as CSV", table.to_csv(index=False), "sentiment.csv", "text/csv")
+        st.download_button("Download as CSV", table.map(harmless).to_csv(index=False), "sentiment.csv", "text/csv")
     st.caption(f"{answered['latencyMs']} ms · model {answered['modelVersion'] or '–'}")
 
 
+def ask_patiently(sent: dict) -> Call:
+    "Ask the model, and ask again, each time later, while the API is busy."
+    for tries in range(1, TRIES + 1):
+        call = ask("POST", "/predict", sent)
+        error = call.reply.get("error") if isinstance(call.reply, dict) else None
+        code = error.get("code") if isinstance(error, dict) else None
+        if call.code not in (429, 503) or code not in (None, "busy", "unavailable") or tries == TRIES:
+            break
+        time.sleep(2**tries * random.uniform(0.4, 0.6))
+    return call
+
+
 def predict(reviews: list[str], explain: bool) -> dict | None:
-    "Ask the model, a few reviews at a time. None if it did not answer."
+    "Ask the model, a few reviews at a time, and keep what it answered. None if that is nothing."
     size = EXPLAINED if explain else CHUNK
     bar = st.progress(0.0, text="Reading") if len(reviews) > size else None
-    answered = {"reviews": reviews, "predictions": [], "latencyMs": 0, "modelVersion": None}
+    answered = {"reviews": [], "predictions": [], "latencyMs": 0, "modelVersion": None}
     for start in range(0, len(reviews), size):
         part = reviews[start : start + size]
-        sent = {"inputs": part[0] if len(part) == 1 else part} | ({"explain": True} if explain else {})
-        call = ask("POST", "/predict", sent)
+        call = ask_patiently({"inputs": part[0] if len(part) == 1 else part} | ({"explain": True} if explain else {}))
         if not call.well:
-            return tell("error", call.problem)
+            tell("error", f"{call.problem} {start} of {len(reviews)} were read." if start else call.problem)
+            break
+        answered["reviews"] += part
         answered["predictions"] += call.reply["predictions"]
         answered["latencyMs"] += call.reply["latencyMs"]
         answered["modelVersion"] = call.reply["modelVersion"]
         if bar:
             bar.progress(len(answered["predictions"]) / len(reviews), text="Reading")
-    return answered
+    return answered if answered["reviews"] else None
+
+
+def reviews_from(file, column: str) -> list[str]:  # file: as Streamlit hands it over
+    "Read reviews from a file, and tell if commas may have cut some. Raises ValueError."
+    reviews, wide = reviews_of(file.getvalue(), column, "\t" if file.name.lower().endswith(".txt") else ",;\t")
+    if wide:
+        tell("warning", f"{wide} rows are wider than the first: put quotes around what holds commas.")
+    return reviews
 
 
 def read():
     "Ask the model about what was typed, or about what is in the file."
     given = st.session_state
     try:
-        from_file = reviews_of(given.table.getvalue(), given.column.strip()) if given.table else []
+        reviews = (
+            reviews_from(given.table, given.column.strip()) if given.table else reviews_in(given.text, given.lines)
+        )
     except ValueError as e:
         return tell("error", str(e))
-    reviews = from_file or reviews_in(given.text, given.lines)
     if not reviews:
         return tell("error", "Write or paste a review first, or choose a file.")
     if answered := predict(reviews, given.explain):
@@ -263,8 +329,12 @@ def read_form(status: dict):
     with st.form("read"):
         st.text_area("Reviews", key="text", height=160, help=f"{limit:,} characters a review.")
         st.checkbox("Every line is a review of its own", key="lines", help=f"{batch:,} at a time.")
-        st.file_uploader("Or a CSV file", ["csv", "tsv", "txt"], key="table", help="Its first line names the columns.")
-        st.text_input("Its column", key="column", help="Empty: the one with the most text.")
+        st.file_uploader(
+            "Or a CSV file", ["csv", "tsv", "txt"], key="table", help="In UTF-8; its first line may name the columns."
+        )
+        st.text_input(
+            "Its column", key="column", help="Empty: the one called review or text, or the one with the most text."
+        )
         st.checkbox("Say which words count", key="explain", help="Takes longer: each is read many times.")
         st.form_submit_button("Read", type="primary", on_click=read)
     if answered := st.session_state.answered:
@@ -388,20 +458,26 @@ def sidebar() -> bool:  # whether the page refreshes itself
         return st.toggle("Refresh by itself", key="live", value=False, help="Every three seconds.")
 
 
-def body():
-    "Everything that depends on the status."
-    for kind, message in st.session_state.told:
-        getattr(st, kind)(message)
-    st.session_state.told = []
-    st.session_state.status = status = look()
-    if status is None:
-        return
+def panel(status: dict):
+    "Show the state, and what can be done in it."
     show_state(status)
     if status["state"] in ("STOPPED", "FAILED", "CREATING"):
         start_form(status)
     if status["state"] == "IN_SERVICE":
-        st.button("Keep it awake", key="extend", on_click=extend)
+        if not is_serverless(status):
+            st.button("Keep it awake", key="extend", on_click=extend)
         read_form(status)
+
+
+def body():
+    "Everything that a press or a look may change, the log included: only this is drawn again after a press."
+    for kind, message in st.session_state.told:
+        getattr(st, kind)(message)
+    st.session_state.told = []
+    st.session_state.status = status = look()
+    if status:
+        panel(status)
+    show_log()
 
 
 def main():
@@ -416,7 +492,6 @@ def main():
         st.info("Set SENTIMENT_API_URL, or write the address of the API into the sidebar.")
         return
     st.fragment(body, run_every=3 if live else None)()
-    show_log()
 
 
 main()

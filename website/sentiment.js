@@ -1,5 +1,5 @@
 // The page of a model that sleeps. What it shows follows from the answer of GET /status: `accept(status)` is the only
-// way into a state, `fail(problem)` into trouble, which hides nothing known before. Text is only ever set as text.
+// way into a state, `fail(problem)` into trouble. Text is only ever set as text.
 'use strict';
 {
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
@@ -9,11 +9,9 @@ const UNSURE = 0.6; // below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
 
-const app = {api: '', config: {}, status: null, at: 0, view: 'loading', epoch: 0, failures: 0, queued: false};
+const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0, queued: false};
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
-
-// ---- small things
 
 function el(name, ...children) { // name: tag or tag.class; a plain object holds attributes
 	const [tag, kind] = name.split('.'), node = document.createElement(tag);
@@ -28,18 +26,17 @@ function el(name, ...children) { // name: tag or tag.class; a plain object holds
 }
 const text = (id, value) => { const n = $(id); if (n.textContent !== value) n.textContent = value; };
 const show = (id, on) => { $(id).hidden = !on; };
-const on = (who, event, act) => (who.addEventListener ? who : $(who)).addEventListener(event, act);
 const announce = (message) => text('announce', message);
 const said = (e) => { if (!(e instanceof Problem)) throw e; return explain(e); };
-const number = (value) => typeof value === 'number' && Number.isFinite(value);
+const number = Number.isFinite;
 const big = (n) => n.toLocaleString('en');
 const plural = (n, one, many = one + 's') => `${big(n)} ${n === 1 ? one : many}`;
 const characters = (s) => [...s].length;
 const word = (label) => label.charAt(0).toUpperCase() + label.slice(1).toLowerCase();
 
 function clock(seconds) {
-	const s = Math.max(0, Math.round(seconds)), h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;
-	return `${h ? `${h}:${String(m).padStart(2, '0')}` : m}:${String(s % 60).padStart(2, '0')}`;
+	const s = Math.max(0, Math.round(seconds));
+	return `${Math.floor(s / 60)}:${String(s % 60).padStart(2, '0')}`;
 }
 function duration(seconds) {
 	if (seconds < 90) return plural(Math.max(1, Math.round(seconds)), 'second');
@@ -49,17 +46,17 @@ function duration(seconds) {
 function money(dollars) {
 	if (dollars === 0) return 'nothing';
 	if (dollars < 0.0001) return 'less than $0.0001';
-	return `$${dollars.toFixed(dollars < 0.1 ? 4 : dollars < 1 ? 3 : 2).replace(/(\.\d\d\d?)0+$/, '$1')}`;
+	return `$${dollars.toFixed(dollars < 1 ? 4 : 2).replace(/(\.\d\d\d?)0+$/, '$1')}`;
 }
-function percent(share) {
-	if (share > 0.999 && share < 1) return '> 99.9 %';
-	if (share < 0.001 && share > 0) return '< 0.1 %';
+function percent(share) { // never 100 or 0: no model is as sure as that
+	if (share > 0.999) return '> 99.9 %';
+	if (share < 0.001) return '< 0.1 %';
 	return `${(share * 100).toFixed(1)} %`;
 }
 
-const memory = { // may be switched off or full
+const memory = {
 	read(key) { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } },
-	write(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* then without */ } },
+	write(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* switched off or full */ } },
 };
 
 // ---- talking to the service
@@ -69,21 +66,18 @@ class Problem extends Error {
 }
 
 async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
-	const abort = new AbortController(), timer = setTimeout(() => abort.abort(), timeout);
+	const signal = AbortSignal.timeout(timeout);
 	let response, data = null;
 	try {
-		response = await fetch(app.api + path, {method, signal: abort.signal, cache: 'no-store',
+		response = await fetch(app.api + path, {method, signal, cache: 'no-store',
 			headers: body ? {'content-type': 'application/json'} : {}, body: body && JSON.stringify(body)});
-		try { data = await response.json(); } catch (e) { if (abort.signal.aborted) throw e; }
-	} catch {
-		throw new Problem(abort.signal.aborted ? 'slow' : navigator.onLine ? 'unreachable' : 'offline');
-	} finally { clearTimeout(timer); }
-	const {status, ok} = response;
+		try { data = await response.json(); } catch (e) { if (signal.aborted) throw e; }
+	} catch { throw new Problem(signal.aborted ? 'slow' : navigator.onLine ? 'unreachable' : 'offline'); }
+	const {status, ok, headers} = response, error = data?.error ?? {}, code = String(error.code || '');
 	if (ok && data && typeof data === 'object') return data;
-	const error = data?.error ?? {};
-	// A 429 with a code is the engine's own and says how long to wait.
-	const kind = status === 429 && !error.code ? 'busy' : status >= 500 || ok ? 'gateway' : 'refused';
-	throw new Problem(kind, String(error.message || data?.message || ''), {status, code: String(error.code || '')});
+	// A 429 without a code is the gateway's.
+	const kind = status === 429 && !code ? 'busy' : status >= 500 || ok ? 'gateway' : 'refused';
+	throw new Problem(kind, String(error.message || ''), {status, code, wait: Number(error.retryAfterSeconds ?? headers.get('retry-after'))});
 }
 
 const TROUBLES = {
@@ -104,7 +98,7 @@ function fail(problem) {
 	text('trouble-title', title);
 	text('trouble-text', `${reason} No money runs away meanwhile: a model that is awake falls asleep by itself.`);
 	show('trouble', true);
-	if (!app.status) { text('title', 'The model cannot be seen'); text('lead', 'It may be asleep or awake: this page cannot tell until its service answers.'); text('sign-state', 'Unknown'); }
+	if (!app.status) { text('title', 'The model cannot be seen'); text('lead', 'It may be asleep or awake: only its service can tell.'); text('sign-state', 'Unknown'); }
 	app.retryAt = Date.now() + wait * 1000;
 	plan(wait);
 	tick();
@@ -115,7 +109,7 @@ function fail(problem) {
 function pace() { // seconds until the next look, by what may change how soon
 	const {state, etaSeconds} = app.status ?? {}, slow = document.hidden ? 3 : 1;
 	if (state === 'CREATING') return slow * Math.min(8, Math.max(2, (etaSeconds ?? 60) / 20));
-	return state === 'STOPPING' ? 4 : state === 'IN_SERVICE' && left('secondsLeft') < 5 ? 3 : 20 * slow;
+	return state === 'STOPPING' ? 4 : Math.min(20 * slow, Math.max(3, left('secondsLeft') + 1 || 60));
 }
 function plan(seconds = pace()) {
 	clearTimeout(app.timer);
@@ -123,106 +117,112 @@ function plan(seconds = pace()) {
 }
 async function look() {
 	clearTimeout(app.timer);
+	app.timer = 0;
 	if (!app.api) return setUp();
-	const epoch = app.epoch;
-	try {
-		const status = await call('/status');
-		if (epoch === app.epoch) accept(status); else plan(); // a newer answer came in between
-	} catch (e) { said(e); fail(e); }
+	const turn = ++app.turn; // answers overtake each other: the newest question counts
+	let act;
+	try { const status = await call('/status'); act = () => accept(status); } catch (e) { said(e); act = () => fail(e); }
+	if (turn === app.turn) act(); else if (!app.timer) plan();
 }
 
 // ---- the state machine
 
+const tabs = new BroadcastChannel('model'); // what this tab changes the others look at
+tabs.onmessage = look;
+
 function accept(status, mine = false) {
-	if (mine) app.epoch++;
+	if (mine) { app.turn++; tabs.postMessage(0); }
 	const before = app.view, view = VIEWS[status.state];
 	if (!view) return fail(new Problem('gateway', 'It answered with a state this page does not know.'));
 	Object.assign(app, {status, view, at: Date.now(), failures: 0, retryAt: 0});
 	show('trouble', false);
-	if (view !== 'awake') app.warned = false;
 	if (view !== before) root.dataset.mood = 'calm';
 	render(view, before);
 	plan();
 }
 
 const WORDS = { // tab, title, lead
-	asleep: () => ['Asleep', 'The model is asleep', 'It reads reviews and says whether they praise or complain. It sleeps until somebody wants to know. That somebody can be you.'],
+	asleep: () => ['Asleep', 'The model is asleep', 'It reads reviews and says whether they praise or complain, as soon as somebody wakes it. That can be you.'],
 	waking: () => ['Waking up', 'The model is waking up', 'Leave this tab open, reload it or close it: the waking goes on. You can write a review meanwhile.'],
-	awake: () => ['Awake', 'The model is awake', `Give it a review. It stays up for ${idle()} after the last one.`],
+	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays by the request, a fraction of a cent each. After a pause the first answer takes some seconds longer.'
+		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest: no run may be longer.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
 	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. In a minute or so you can wake it again.'],
-	failed: () => ['Did not wake up', 'The model did not wake up', 'Something went wrong on the way. Nothing of yours is lost.'],
+	failed: () => ['Failed', 'The model has failed', 'It did not come up, or it broke down while it was awake. Nothing of yours is lost.'],
 };
-const idle = () => duration((app.status?.idleMinutes ?? 30) * 60);
+const standing = () => app.status.endpoint === 'serverless';
+const idle = () => app.status.idleMinutes * 60; // seconds
 
 function render(view, before) {
 	const s = app.status, [tab, title, lead] = WORDS[view]();
 	root.dataset.view = view;
 	text('title', title); text('lead', lead);
-	for (const part of document.querySelectorAll('[data-in]')) part.hidden = !part.dataset.in.includes(view);
+	for (const part of document.querySelectorAll('[data-in]')) part.hidden = !part.dataset.in.includes(view) || (part.id === 'awake' && standing());
 	text('sign-state', tab);
 	text('sign-version', s.modelVersion || '–');
 	if (view !== before) {
 		$('icon').href = $('icon').dataset[view === 'awake' ? 'awake' : 'asleep'];
-		if (before !== 'loading') announce(`${title}. ${view === 'failed' && s.reason ? s.reason : lead}`);
-		// Whoever stood on a control that has just gone is taken to the heading.
-		if (!document.activeElement.getClientRects().length) $('title').focus();
-		if (view === 'awake' && before === 'waking') ready();
+		if (before !== 'loading') {
+			announce(`${title}. ${view === 'failed' && s.reason || lead}`);
+			if (before === 'waking') { news(title); checkPhone(); }
+			if (/^(waking|awake)$/.test(view)) { text('start-error', ''); text('review-error', ''); } else app.queued = false;
+		}
 	}
 	if (view === 'failed') {
 		text('failure-reason', s.reason || 'The service gave no reason.');
-		text('failure-money', `The machine is deleted, so nothing more is charged.${number(s.costSoFar) ? ` This try cost ${money(s.costSoFar)}.` : ''} You pay nothing in any case.`);
+		text('failure-money', `The machine is deleted; if AWS refuses that, it is tried again every few minutes.${number(s.costSoFar) ? ` This run cost its owner ${money(s.costSoFar)}.` : ''} You pay nothing.`);
 	}
-	if (view === 'asleep' || view === 'failed') renderStart();
-	if (view === 'waking') renderWaking();
-	text('soon-minutes', idle());
+	if (/asleep|failed|waking/.test(view)) renderStart(view === 'waking');
 	renderNotify();
 	renderCompose();
 	tick();
+	if (view === 'awake' && app.queued) { app.queued = false; read(); }
 }
 
-function renderStart() {
-	const s = app.status, usual = s.typicalSeconds || {}, half = number(usual.p50) ? usual.p50 : s.etaSeconds;
-	text('fact-time', !number(half) ? 'A few minutes: a machine is found, switched on and given the model.'
-		: !(usual.starts > 0) ? `About ${duration(half)}, but none was measured here yet.` : `Usually ${duration(half)}${usual.p90 > half * 1.1 ? `, nine times in ten within ${duration(usual.p90)}` : ''} (${plural(usual.starts, 'start')} so far).`);
-	const price = number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'the hours it is up';
-	text('fact-cost', `You: nothing. Its owner: ${price} for the machine, which is gone while it sleeps.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
-	text('fact-idle', `By itself, ${idle()} after the last review.`);
-	show('last-failure', app.view === 'asleep' && s.reason);
-	text('last-failure', `The last start did not work. You can try again. The reason: ${s.reason}`);
-	const by = app.config.provider ? ` (sent through ${app.config.provider})` : '';
-	text('consent-text', `Send me one message when it is ready${by}. My number is deleted right after.`);
-	checkPhone();
+function usually() {
+	const {p50, p90, starts} = app.status.typicalSeconds;
+	return !starts ? `About ${duration(p50)}, but none was measured here yet.` : `Usually ${duration(p50)}${p90 > p50 * 1.1 ? `, nine times in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
 }
-function renderWaking() {
+function renderStart(waking) {
 	const s = app.status, bar = $('progress');
+	text('fact-time', usually());
+	text('fact-cost', `You: nothing. Its owner: ${number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'the hours'} while it is up; asleep the machine is gone, and the rest costs cents to a few dollars a month.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
+	text('fact-idle', `By itself, ${duration(idle())} after the last review, and ${duration(s.maxRunMinutes * 60)} after its start at the latest.`);
+	show('last-failure', app.view === 'asleep' && s.reason);
+	text('last-failure', `The last start did not work; you can try again. Why: ${s.reason}`);
+	const by = app.provider;
+	text('consent-text', `Send me one message${by ? ` through ${by}` : ''} when it is ready, or if it fails. My number is deleted right after${by ? `; ${by} may keep its record` : ''}.`);
+	text('start-title', waking ? 'Be told when it is up' : 'Wake it');
+	$('start').dataset.label = waking ? 'Leave my number' : 'Wake the model';
+	if (!app.starting) busy('start');
+	if (!waking) return;
 	show('longer', s.longerThanUsual);
 	bar.setAttribute('aria-valuenow', Math.round(100 * wakingShare()));
 	bar.setAttribute('aria-valuetext', toGo());
+	const again = s.elapsedSeconds - (Date.parse(s.now) - Date.parse(s.since)) / 1000 > 2; // it is younger than the start
+	text('phase', `${again ? 'The first kind was not to be had, so another one' : 'One'} (${s.instanceType}) is found and switched on, the model is loaded and answers a test review. ${usually()}`);
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
 }
 
 // ---- news in this browser
 
-const notices = () => 'Notification' in window && isSecureContext ? Notification.permission : 'denied';
+const notices = () => 'Notification' in window && isSecureContext && !app.mute ? Notification.permission : 'denied';
+function notified(title) { // phones have them too, but throw
+	try { new Notification(title, {icon: $('icon').href}); } catch { app.mute = true; }
+}
 function renderNotify() {
-	const place = $(app.view === 'waking' ? 'notify-waking' : 'notify-asleep');
-	if (!place.contains($('notify'))) place.append($('notify'), $('notify-text')); // moving takes the focus away
 	show('notify', notices() === 'default');
 	text('notify-text', notices() === 'granted' ? 'This browser will tell you, as long as this tab stays open.' : '');
 }
-function ready() {
-	if (document.hidden && notices() === 'granted') {
-		try { new Notification('The model is awake', {icon: $('icon').href}); } catch { /* not on phones */ }
-	}
-	if (app.queued) { app.queued = false; read(); }
-}
+function news(title) { if (document.hidden && notices() === 'granted') notified(title); }
 
 // ---- once a second
 
 const since = () => (Date.now() - app.at) / 1000;
-const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN; // secondsLeft or etaSeconds
-const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * since() / 3600;
+const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN;
+const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * Math.min(since(), app.status.secondsLeft) / 3600; // not beyond its end
 const elapsed = () => (app.status.elapsedSeconds ?? 0) + since();
+const longest = () => Math.max(0, app.status.maxRunMinutes * 60 - elapsed()); // until this run must end
+const capped = () => left('secondsLeft') > longest() - 5; // nothing moves its end any more
 const toGo = () => left('etaSeconds') > 1 ? `about ${duration(left('etaSeconds'))} to go` : app.status.longerThanUsual ? 'longer than usual' : 'any moment now';
 const wakingShare = () => Math.min(0.97, elapsed() / Math.max(1, elapsed() + (left('etaSeconds') || 0))); // never full before it is up
 function placeSun(t) { // t: 0 rises, 1 sets
@@ -241,20 +241,23 @@ function tick() {
 		$('progress-fill').style.transform = `scaleX(${wakingShare()})`;
 		placeSun(0.3 * wakingShare());
 	}
-	if (view === 'awake') {
+	if (view === 'awake' && !standing()) {
 		const rest = left('secondsLeft');
 		text('countdown', clock(rest));
 		soon = rest <= WARN_SECONDS;
-		show('soon', soon); $('timer').classList.toggle('ending', soon);
+		text('soon', `It falls asleep in less than two minutes${capped() ? ', for no run may be longer. Then you can wake it again' : `. A review, or “Keep it awake”, gives it another ${duration(Math.min(idle(), longest()))}`}.`);
+		show('soon', soon); show('extend', !capped());
 		if (soon) title = `${clock(rest)} left · ${NAME}`;
 		if (soon && !app.warned) announce($('soon').textContent);
 		app.warned = soon;
-		placeSun(0.96 - 0.62 * Math.min(1, rest / (s.idleMinutes || 30) / 60));
+		placeSun(0.96 - 0.62 * Math.min(1, rest / idle()));
 		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; up day and night it would be ${money(price * 730)} a month` : ''}.`);
-		if (!rest && since() > 1 && !app.reading && app.asked !== s.shutdownAt) { app.asked = s.shutdownAt; plan(1); }
 	}
+	if (standing()) placeSun(0.4);
+	// Whoever stood on a control that has just gone is taken to the heading.
+	if (!document.activeElement.getClientRects().length) $('title').focus();
 	root.dataset.late = soon;
-	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Nothing' : number(price) ? `${money(price)}/h` : '–');
+	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Next to nothing' : standing() ? 'By the request' : number(price) ? `${money(price)}/h` : '–');
 	if (document.title !== title) document.title = title;
 }
 
@@ -262,42 +265,48 @@ function tick() {
 
 const tidyPhone = (value) => value.replace(/[\s().\-/]/g, '').replace(/^00/, '+');
 const PHONE_FAULTS = [
-	[/[^+\d]|.\+/, 'Only digits, spaces and a leading + belong in a phone number.'],
-	[/^\d/, 'Begin with + and the country code: +44 for Britain, +1 for North America.'],
-	[/^\+0/, 'A country code does not begin with 0.'],
+	[/[^+\d]|.\+/, 'Only digits, spaces and a leading + belong here.'],
+	[/^\+?0|^\d/, 'Begin with + and the country code, such as +44 or +1.'],
 	[/^.{17}/, 'That is too long: 15 digits at most.'],
 	[/^.{1,8}$/, 'A few digits are missing.'],
 ];
-const phoneFault = (phone) => PHONE_FAULTS.find(([pattern]) => pattern.test(phone))?.[1] ?? ''; // '' if it is empty or whole
-function checkPhone(strict = false, said = '') {
-	const field = $('phone'), p = tidyPhone(field.value), fault = said || phoneFault(p), fine = p && !fault;
-	// While somebody types, a number that is only unfinished is no mistake yet.
-	const wrong = fault && (strict || said || (!/missing/.test(fault) && p !== '+'));
-	field.setAttribute('aria-invalid', Boolean(wrong));
-	text('phone-hint', wrong ? fault : fine ? 'Looks complete.' : 'With country code, such as +1 or +44.');
-	$('phone-hint').className = wrong ? 'hint wrong' : fine ? 'hint right' : 'hint';
-	const consent = strict && fine && !$('consent').checked;
+const phoneFault = (phone) => PHONE_FAULTS.find(([pattern]) => pattern.test(phone))?.[1] ?? '';
+function hint(message, kind = '') {
+	text('phone-hint', message);
+	$('phone-hint').className = `hint ${kind}`;
+	$('phone').setAttribute('aria-invalid', kind === 'wrong');
+}
+function checkPhone(strict) { // the control that must be mended first; null: none
+	const p = tidyPhone($('phone').value), fault = app.refusal || (strict && !p && app.view === 'waking' ? 'Write a number first.' : phoneFault(p));
+	// While somebody types, an unfinished number is no mistake.
+	if (fault && (strict || app.refusal || (!/missing/.test(fault) && p !== '+'))) hint(fault, 'wrong');
+	else if (p && !fault) hint('Looks complete.', 'right');
+	else hint('With country code, such as +1 or +44.');
+	const consent = strict && p && !fault && !$('consent').checked;
 	$('consent').setAttribute('aria-invalid', Boolean(consent));
 	text('consent-hint', consent ? 'Please tick this, or leave the number out.' : '');
-	return fault ? field : consent ? $('consent') : null;
+	return fault ? $('phone') : consent ? $('consent') : null;
 }
 
 async function start(event) {
 	event?.preventDefault();
+	app.refusal = ''; // it may be taken now
 	const wrong = checkPhone(true);
 	text('start-error', '');
 	if (wrong) { app.queued = false; renderCompose(); return wrong.focus(); }
 	if (app.starting) return;
-	const name = $('name').value.trim(), phone = tidyPhone($('phone').value);
+	const name = $('name').value.trim(), phone = tidyPhone($('phone').value), before = app.view;
 	app.starting = true; busy('start', 'Knocking …');
 	try {
 		const status = await call('/start', {method: 'POST', body: {...name && {name}, ...phone && {phone}}, timeout: 40000});
 		$('phone').value = ''; $('consent').checked = false;
 		accept(status, true);
+		if (event && app.view !== before) $('title').focus();
+		if (phone && app.view === 'waking') hint('Noted: you get one message.', 'right'); else checkPhone();
 	} catch (e) {
 		const {title, reason} = said(e), refused = e.kind === 'refused';
-		if (/phone|sms/.test(e.code)) { checkPhone(true, e.message); $('phone').focus(); }
-		else text('start-error', refused ? reason : `${title}. ${reason} It may not have been started: the page looks again by itself.`);
+		if (/phone|sms/.test(e.code)) { app.refusal = e.message; checkPhone(true); $('phone').focus(); }
+		else text('start-error', refused ? reason : /failed|model/.test(e.code) ? `${reason} Nothing is charged.` : `${title}. ${reason} It may be starting all the same: this page looks again. What nobody uses falls asleep.`);
 		if (!refused) plan(3);
 		app.queued = false;
 	} finally { app.starting = false; busy('start'); renderCompose(); }
@@ -339,11 +348,7 @@ function renderCompose() {
 	text('review-label', lines ? 'Your reviews, one a line' : 'Your review');
 	text('counter', lines ? `${big(list.length)} of ${big(batch)} reviews` : `${big(characters($('review').value))} of ${big(most)} characters`);
 	$('counter').classList.toggle('over', Boolean(fault));
-	if (awake && !box.firstChild) { // its place is kept by an invisible one, so that nothing jumps
-		answer([{text: '', label: '–', score: 0, scores: {NEGATIVE: 0, POSITIVE: 0}}], {version: '–'}, true);
-		box.className = 'card blank';
-	}
-	box.hidden = !box.firstChild || (!awake && box.matches('.blank'));
+	box.hidden = !awake && !box.firstChild;
 	if (fault || app.overLong) text('review-error', fault);
 	app.overLong = Boolean(fault);
 	if (!app.reading) {
@@ -367,37 +372,53 @@ async function send(event) {
 	if (app.view === 'asleep') await start(); else announce($('read').textContent);
 }
 
-async function predict(inputs, more) { // inputs: a list; the answers come in its order
+async function predict(inputs, more) {
 	const reply = await call('/predict', {method: 'POST', body: {inputs: inputs.length === 1 ? inputs[0] : inputs, ...more}, timeout: 65000});
-	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'It sent another number of answers than it was asked for.');
+	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'It left answers out.');
 	const s = app.status;
 	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) { // the deadline has moved
 		if (number(s.costSoFar)) s.costSoFar = spent();
-		Object.assign(s, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft});
-		app.epoch++; app.at = Date.now();
+		Object.assign(s, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft, elapsedSeconds: elapsed()});
+		app.turn++; app.at = Date.now();
 	}
 	return reply;
 }
+async function patiently(inputs) { // who is busy is asked again, each time later
+	for (let tries = 1; ; tries++) {
+		try { return await predict(inputs); } catch (e) {
+			said(e);
+			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4);
+			if (tries > 4 || wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable)?$/.test(e.code)) throw e;
+			text('read-hint', `It is busy: asked again in ${Math.ceil(wait)} s.`);
+			await new Promise((go) => setTimeout(go, wait * 1000));
+			text('read-hint', '');
+		}
+	}
+}
 async function read() {
-	const list = reviews(), found = [], size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
+	const list = reviews(), size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
-	let latency = 0, version = null;
+	// What was read of a list that broke off is not read again, unless by another model.
+	const key = [app.status.modelVersion, ...list].join('\n'), now = app.broken?.key === key ? app.broken : {key, found: [], latency: 0};
+	const {found} = now, before = found.length;
+	app.broken = null;
 	app.reading = true; busy('read', 'Reading …');
 	$('answer').setAttribute('aria-busy', true);
-	bar.max = list.length; bar.value = 0; bar.hidden = list.length <= size;
+	bar.max = list.length; bar.value = before; bar.hidden = list.length <= size;
 	try {
 		while (found.length < list.length) {
-			const part = list.slice(found.length, found.length + size), reply = await predict(part);
+			const part = list.slice(found.length, found.length + size), reply = await patiently(part);
 			reply.predictions.forEach((p, k) => found.push({...p, text: part[k]}));
-			latency += reply.latencyMs || 0; version = reply.modelVersion;
+			now.latency += reply.latencyMs || 0; now.version = reply.modelVersion;
 			bar.value = found.length;
 		}
 	} catch (e) {
-		const {title, reason} = said(e), kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below.` : ''} Your text is kept.`;
-		text('review-error', e.status === 409 ? `The model is not awake any more.${kept}` : e.kind === 'refused' ? reason : `${title}. ${reason}${kept}`);
+		app.broken = now;
+		const {title, reason} = said(e), kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below. Press again for the rest.` : ''} Your text is kept.`;
+		text('review-error', (e.status === 409 ? 'The model is not awake any more.' : e.kind === 'refused' ? reason : `${title}. ${reason}`) + kept);
 		if (e.status === 409) look();
 	} finally { app.reading = false; busy('read'); bar.hidden = true; $('answer').setAttribute('aria-busy', false); renderCompose(); tick(); }
-	if (found.length) { answer(found, {latency, version}); remember(found, version); }
+	if (found.length) { answer(found, now); remember(found.slice(before), now.version); }
 }
 
 // ---- answers
@@ -408,6 +429,7 @@ const sign = (label) => SIGNS[label] || '●';
 const count = (list, what) => list.filter((p) => kind(p) === what).length;
 const tag = (p, more = '') => el('span.tag', {'data-label': kind(p)}, `${sign(kind(p))} ${kind(p) === 'UNSURE' ? 'Not sure' : word(p.label)}${more}`);
 const verdict = (p) => kind(p) === 'UNSURE' ? `Not sure, leaning ${p.label.toLowerCase()}` : word(p.label);
+const best = (scores) => { const [[label, score]] = Object.entries(scores).sort(([, x], [, y]) => y - x); return {label, score}; };
 const button = (label, onclick, more = {}) => el('button.quiet', {type: 'button', onclick, ...more}, label);
 
 function bars(scores) {
@@ -440,26 +462,27 @@ function words(p) { // on which the answer hangs; offsets count characters, not 
 	const points = (w) => `${say(w.start, w.end)} ${w.influence > 0 ? '+' : '−'}${(weight(w) * 100).toFixed(0)}`;
 	const sides = ['POSITIVE', 'NEGATIVE'].map((side) => [side, telling.filter((w) => label(w) === side)]).filter(([, found]) => found.length);
 	return el('div.why', box, ...sides.map(([side, found]) => el('p', el('b', `${sign(side)} For ${side.toLowerCase()}: `), found.map(points).join(', '))), el('p.small', telling.length
-		? 'In points: how far “positive” falls (+) or rises (−) when the model reads the review without that word.'
-		: 'It hangs on no single word: without any one of them the answer stays what it is.'));
+		? 'In points: how far “positive” falls (+) or rises (−) when the model reads the review without the word.'
+		: 'It hangs on no single word: without any of them the answer stays.'));
 }
-async function why(p, facts) { // one more reading for each word
-	if (app.reading) return;
+async function why({text: review}) {
+	const button = $('why'), here = () => button.isConnected; // else another answer stands there
+	if (app.reading || button.ariaDisabled === 'true') return;
 	busy('why', 'Looking …'); text('tool-text', '');
 	try {
-		const {explanation} = (await predict([p.text], {explain: true})).predictions[0];
-		if (!Array.isArray(explanation)) throw new Problem('gateway', 'This model cannot say why.');
-		answer([{...p, explanation}], facts, true);
+		const {predictions: [p], latencyMs: latency, modelVersion: version} = await predict([review], {explain: true});
+		if (!Array.isArray(p.explanation)) throw new Problem('gateway', 'This model cannot say why.');
+		if (!here()) return;
+		answer([{...p, text: review}], {latency, version}, true);
 		$('words').focus();
 	} catch (e) {
-		busy('why');
-		text('tool-text', said(e).reason);
+		const {reason} = said(e);
+		if (here()) { busy('why'); text('tool-text', reason); }
 		if (e.status === 409) look();
 	}
 }
 function several(list) {
-	const labels = [...new Set(list.map((p) => p.label))].sort().reverse(), unsure = count(list, 'UNSURE');
-	const sum = labels.map((l) => `${count(list, l)} ${l.toLowerCase()}`).concat(unsure ? `${unsure} not sure` : []).join(', ');
+	const sum = Object.keys(SIGNS).filter((l) => count(list, l)).map((l) => `${count(list, l)} ${l === 'UNSURE' ? 'not sure' : l.toLowerCase()}`).join(', ');
 	const row = (cell, ...cells) => el('tr', ...cells.map((c) => el(cell, c)));
 	return [
 		el('p.verdict', el('strong', plural(list.length, 'review')), el('span.share', sum)),
@@ -469,17 +492,17 @@ function several(list) {
 }
 function answer(list, facts, again = false) { // facts: latency, version, stored
 	const {latency, version, stored} = facts, [p] = list, one = list.length === 1, box = $('answer');
-	const meta = [stored && 'Stored answer: the model gave it earlier', number(latency) && `${one ? '' : 'together '}${Math.round(latency)} ms`, version && `model ${version}`];
+	const meta = [number(latency) && `${one ? '' : 'together '}${Math.round(latency)} ms`, version && `model ${version}`];
 	const inputs = JSON.stringify(one ? p.text : list.map((each) => each.text));
-	const tools = el('p.row', one ? (p.explanation ? null : button('Which words count?', () => why(p, facts), {id: 'why'})) : button('Download as CSV', () => download(list)),
+	const tools = el('p.row', one ? (p.explanation ? null : button('Which words count?', () => why(p), {id: 'why'})) : button('Download as CSV', () => download(list)),
 		...Object.entries({link: linkTo(list), curl: asCurl(inputs), Python: asPython(inputs)}).map(([what, value]) => button(`Copy ${what}`, () => copy(what, value))),
 		el('span.small', {id: 'tool-text', role: 'status'}));
-	box.replaceChildren(stored ? el('p.stored', 'Stored') : '', ...(one ? single(p) : several(list)).filter(Boolean), el('p.small', {id: 'meta'}, meta.filter(Boolean).join(' · ')), tools);
-	box.hidden = false; box.className = 'card';
+	box.replaceChildren(stored ? el('p.stored', 'Stored: the model gave this answer earlier') : '', ...(one ? single(p) : several(list)).filter(Boolean), el('p.small', {id: 'meta'}, meta.filter(Boolean).join(' · ')), tools);
+	box.hidden = false;
 	root.dataset.mood = ['sad', 'calm', 'glad'][1 + Math.sign(count(list, 'POSITIVE') - count(list, 'NEGATIVE'))];
 	if (again) return;
-	box.scrollIntoView({block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
-	announce(one ? `${stored ? 'Stored answer: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`);
+	box.scrollIntoView({block: 'nearest'});
+	announce(one ? `${stored ? 'Stored: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`);
 }
 
 async function copy(what, value) {
@@ -504,30 +527,40 @@ function download(list) {
 
 // ---- reviews from a file or a link
 
-function table(csv) { // the first line says whether commas, semicolons or tabs part the cells
-	const line = csv.split('\n', 1)[0], cut = [',', ';', '\t'].sort((x, y) => line.split(y).length - line.split(x).length)[0], rows = [[]];
-	for (const [, quoted, plain, end] of csv.matchAll(new RegExp(`(?:"((?:[^"]|"")*)"|([^${cut}\\r\\n]*))(${cut}|\\r?\\n|$)`, 'g'))) {
+function table(csv, cuts) { // the first row says which of `cuts` parts the cells, if any
+	csv = csv.replace(/\r+\n?/g, '\n');
+	const first = csv.match(/^("[^"]*"|[^"\n])*/)[0].replace(/"[^"]*"/g, ''), count = (cut) => first.split(cut).length, rows = [[]];
+	const cut = [...cuts].filter((c) => first.includes(c)).sort((x, y) => count(y) - count(x))[0] ?? '\0';
+	for (const [, quoted, plain, end] of csv.matchAll(new RegExp(`(?:"((?:[^"]|"")*)"|([^${cut}\\n]*))(${cut}|\\n|$)`, 'g'))) {
 		rows.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/\s+/g, ' ').trim());
 		if (end !== cut) rows.push([]);
 	}
 	return rows.filter((row) => row.some(Boolean));
 }
 async function take(file) {
-	if (file.size > 5e6) return text('review-error', 'This file is too large: 5 MB at most.');
-	const rows = table(await file.text()), head = rows[0] ?? [];
+	const no = (reason) => { text('review-error', reason); text('file-text', ''); };
+	if (file.size > 5e6) return no('This file is too large: 5 MB at most.');
+	let csv;
+	try { csv = await file.text(); } catch { return no('This file cannot be read.'); }
+	const rows = table(csv, /\.txt$/i.test(file.name) ? '\t' : ',;\t'), head = rows[0] ?? [];
 	const named = head.findIndex((cell) => /^(comment|content|feedback)s?$|(review|text|body)s?$/i.test(cell));
 	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // without a name, the wordiest column
 	const column = named >= 0 ? named : [...head.keys()].sort((x, y) => size(y) - size(x))[0];
 	const list = rows.slice(named >= 0 ? 1 : 0).map((row) => row[column]).filter(Boolean);
-	if (!list.length) return text('review-error', 'No reviews were found in this file.');
+	if (!list.length) return no('No reviews were found in this file.');
+	const wide = rows.filter((row) => row.slice(head.length).some(Boolean)).length;
 	put(list.join('\n'), true);
-	text('file-text', `${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.`);
+	text('file-text', `${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.${wide ? ` ${plural(wide, 'row is', 'rows are')} wider than the first: quote what holds commas.` : ''}${csv.includes('\ufffd') ? ' Some letters were lost: save the file as UTF-8.' : ''}`);
 }
 function takeLink() {
-	const [, many, coded] = /^#review(s?)=(.+)$/.exec(location.hash) ?? [];
-	if (!coded) return;
-	try { put(decodeURIComponent(coded), Boolean(many)); } catch { /* cut off on its way */ }
+	let [, many, coded] = /^#review(s?)=(.*)$/.exec(location.hash) ?? [];
+	if (coded == null) return;
 	history.replaceState(null, '', location.pathname); // or a reload brings it back
+	try { coded = decodeURIComponent(coded); } catch { coded = ''; }
+	if (!coded) return text('review-error', 'This link was cut off on its way.');
+	const mine = [$('review').value, $('lines').checked];
+	put(coded, Boolean(many), !mine[0]);
+	if (mine[0]) $('file-text').replaceChildren('This came with the link. ', button('Back to my text', () => put(...mine)));
 }
 
 // ---- what was asked before
@@ -546,9 +579,10 @@ function renderPast() {
 	$('history').replaceChildren(...list.map((p) => el('li', el('button.entry', {type: 'button', onclick: () => { put(p.text); answer([p], {version: p.version, stored: true}); }},
 		tag(p, ` ${percent(p.score)}`), el('span.clamp', p.text)))));
 }
-function put(value, lines = false) {
+function put(value, lines = false, keep = true) {
 	$('review').value = value; $('lines').checked = lines;
-	text('review-error', ''); text('file-text', ''); keepDraft(); renderCompose();
+	text('review-error', ''); text('file-text', ''); renderCompose();
+	if (keep) keepDraft();
 }
 function keepDraft() { memory.write('draft', {text: $('review').value, lines: $('lines').checked}); }
 
@@ -556,57 +590,59 @@ function renderExamples({examples, modelVersion: version}) {
 	$('examples').replaceChildren(...examples.map((x) => el('li', el('button.example', {type: 'button', onclick: () => {
 		put(x.text);
 		if (app.view === 'awake') send();
-		else if (x.answer) answer([{...x.answer, text: x.text, explanation: x.answer.words?.map(([start, end, influence]) => ({start, end, influence}))}], {version, stored: true});
+		else if (x.answer) answer([{...x.answer, ...best(x.answer.scores), text: x.text, explanation: x.answer.words?.map(([start, end, influence]) => ({start, end, influence}))}], {version, stored: true});
 		else { $('answer').replaceChildren(); renderCompose(); $('review').focus(); }
 	}}, el('b', x.name), el('span', x.text)))));
 }
 
 // ---- setting up
 
-function misplaced(reason) {
-	root.dataset.view = 'setup';
-	text('title', 'This page does not know its service');
-	text('lead', `${reason} The notebook 06_website publishes it together with the page.`);
-	for (const id of ['state', 'cost', 'version']) text(`sign-${id}`, 'Unknown');
-	document.title = `Not set up · ${NAME}`;
-}
 async function setUp() {
-	let response, config, url;
-	try { response = await fetch('config.json', {cache: 'no-cache'}); } catch { return fail(new Problem(navigator.onLine ? 'unreachable' : 'offline')); }
-	const {status, ok} = response;
-	if (status >= 500 || status === 429) return fail(new Problem(status === 429 ? 'busy' : 'gateway', '', {status}));
-	if (!ok) return misplaced('There is no config.json beside it.');
-	try { config = await response.json(); url = new URL(config.apiUrl); } catch { /* told below */ }
-	if (!url || !/^https?:$/.test(url.protocol)) return misplaced('Its config.json cannot be used: apiUrl must be the address of the service.');
-	app.config = config; app.api = url.href.replace(/\/+$/, '');
+	let config, url;
+	try { config = await call('config.json'); } catch (e) {
+		said(e);
+		if (e.kind !== 'refused' && e.status !== 200) return fail(e);
+	}
+	try { url = new URL(config.apiUrl); } catch { /* told below */ }
+	if (!/^https?:$/.test(url?.protocol)) {
+		root.dataset.view = 'setup';
+		text('title', 'This page does not know its service');
+		text('lead', 'The config.json beside it must name its address as apiUrl. The notebook 06_website publishes both.');
+		for (const id of ['state', 'cost', 'version']) text(`sign-${id}`, 'Unknown');
+		document.title = `Not set up · ${NAME}`;
+		return;
+	}
 	if (/^https?:/.test(config.inboxUrl)) { $('inbox').href = config.inboxUrl; show('inbox', true); }
-	fetch('examples.json', {cache: 'no-cache'}).then((r) => r.json()).then(renderExamples).catch(() => show('examples-box', false));
+	call('examples.json').then(renderExamples).catch(() => show('examples-box', false));
+	app.provider = config.provider; app.api = url.href.replace(/\/+$/, '');
 	look();
 }
 
 const draft = memory.read('draft');
 if (typeof draft?.text === 'string') { $('review').value = draft.text; $('lines').checked = draft.lines === true; }
-on('start-form', 'submit', start);
-on('phone', 'input', () => checkPhone());
-on('phone', 'change', () => checkPhone(phoneFault(tidyPhone($('phone').value)) !== ''));
-on('consent', 'change', () => checkPhone());
-on('review-form', 'submit', send);
-on('review', 'input', () => { text('review-error', ''); keepDraft(); renderCompose(); });
-on('lines', 'change', () => { keepDraft(); renderCompose(); });
-on('file', 'change', () => { const [file] = $('file').files; if (file) take(file); });
-on('review', 'keydown', (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); });
-on('extend', 'click', extend);
-on('retry', 'click', () => { text('retry-in', 'Trying …'); look(); });
-on('notify', 'click', async () => { await Notification.requestPermission(); renderNotify(); });
-on('forget', 'click', () => { memory.write('past', []); renderPast(); $('title').focus(); });
-on(window, 'storage', (e) => { if (e.key === 'past') renderPast(); });
-on(window, 'online', look);
-on(window, 'offline', () => fail(new Problem('offline')));
-on(window, 'hashchange', takeLink);
-on(window, 'dragover', (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); });
-on(window, 'drop', (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } });
-on(document, 'visibilitychange', () => { if (!document.hidden && Date.now() - app.at > 3000) look(); });
+$('start-form').onsubmit = start;
+$('phone').oninput = () => { app.refusal = ''; checkPhone(); };
+$('phone').onchange = () => checkPhone(phoneFault(tidyPhone($('phone').value)) !== '');
+$('consent').onchange = () => checkPhone();
+$('review-form').onsubmit = send;
+$('review').oninput = () => { text('review-error', ''); keepDraft(); renderCompose(); };
+$('lines').onchange = () => { keepDraft(); renderCompose(); };
+$('file').onchange = () => { const [file] = $('file').files; $('file').value = ''; if (file) take(file); }; // or the same file is no change
+$('review').onkeydown = (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); };
+$('extend').onclick = extend;
+$('retry').onclick = () => { text('retry-in', 'Trying …'); look(); };
+$('notify').onclick = async () => { await Notification.requestPermission(); renderNotify(); };
+$('forget').onclick = () => { memory.write('past', []); renderPast(); $('answer').replaceChildren(); put(''); $('title').focus(); };
+window.onstorage = (e) => { if (e.key === 'past') renderPast(); };
+window.ononline = look;
+window.onoffline = () => fail(new Problem('offline'));
+window.onhashchange = takeLink;
+window.ondragover = (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); };
+window.ondrop = (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } };
+document.onvisibilitychange = () => { if (!document.hidden && Date.now() - app.at > 3000) look(); };
 setInterval(tick, 1000);
+if (notices() === 'default') notified(NAME); // shown to nobody: may it be made at all?
+checkPhone();
 renderPast();
 takeLink();
 setUp();
