@@ -121,10 +121,20 @@ def test_a_failure_is_said_in_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(teardown, "teardown", fail)
+    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
     with pytest.raises(SystemExit) as ended:
         teardown.main()
     assert str(error) in str(ended.value)
+
+
+def test_it_says_whose_account_is_meant_before_it_asks(monkeypatch, capsys):
+    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
+    monkeypatch.setattr(teardown, "_typed", lambda _: "no")
+    monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws"])
+    with pytest.raises(SystemExit, match="nothing was deleted"):
+        teardown.main()
+    assert "as user/ada in an account that ends in 9012, region us-east-1." in capsys.readouterr().out
 
 
 def test_a_training_job_that_was_left_running_is_stopped_and_no_other(sagemaker):
