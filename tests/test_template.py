@@ -454,7 +454,7 @@ LAB |= {"AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com"}
 LAB |= {"HostedZoneId": "Z1", "ArtifactsBucket": "lab-foundation-artifactsbucket-1x2y"}
 BOUNDARY = f"arn:aws:iam::{'1' * 12}:policy/lab-boundary"
 NOTHING = object()
-CASES = {"HasZone": True, "MakesProvider": True, "UsesSns": True, "Bounded": True}
+CASES = {"UsesSns": True, "Bounded": True}
 
 
 def filled(value, known: dict, cases: dict = CASES):
@@ -489,11 +489,11 @@ def arn_of(name: str, attribute: str = "") -> str:
     return known.get(name, "lab")
 
 
-def deployer(name: str, cases: dict = CASES) -> dict:
-    "Read one of the two policies of deployer.yaml."
+def deployer(name: str) -> dict:
+    "Read one of the policies of deployer.yaml."
     found = read_template(ROOT / "infra_scripts" / "deployer.yaml")["Resources"][name]["Properties"]
     (policy,) = found.get("Policies", [found])
-    return filled(policy["PolicyDocument"], LAB, cases)
+    return filled(policy["PolicyDocument"], LAB)
 
 
 def may(policy: dict, action: str, on: str, **context: str) -> bool:
@@ -542,8 +542,11 @@ def test_who_deploys_hands_roles_to_three_services_only():
 
 def test_records_are_changed_in_the_one_zone_only():
     zone, action = "arn:aws:route53:::hostedzone/", "route53:ChangeResourceRecordSets"
-    assert may(deployer("DeployRole"), action, f"{zone}Z1") and not may(deployer("DeployRole"), action, f"{zone}Z2")
-    assert not may(deployer("DeployRole", CASES | {"HasZone": False}), action, f"{zone}Z1")
+    records = deployer("RecordsOfThePage")
+    assert may(records, action, f"{zone}Z1") and not may(records, action, f"{zone}Z2")
+    assert not may(deployer("DeployRole"), action, f"{zone}Z1")
+    kept = resources_of(read_template(ROOT / "infra_scripts" / "deployer.yaml"), {"HostedZoneId": ""})
+    assert "RecordsOfThePage" not in kept
 
 
 @pytest.mark.parametrize(
