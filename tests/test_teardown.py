@@ -217,6 +217,7 @@ def test_an_interrupted_teardown_ends_in_one_line(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(teardown, "teardown", interrupt)
+    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
     with pytest.raises(SystemExit, match="Interrupted"):
         teardown.main()
@@ -243,7 +244,8 @@ def cut_off(sagemaker, monkeypatch, capsys):
     session = SimpleNamespace(client=lambda s: writing if s == "glue" else sagemaker, region_name="eu-west-1")
     monkeypatch.setattr(loose_ends, "connect", lambda target: session)
     monkeypatch.setattr(loose_ends, "_glue_job", lambda *_: "clean-reviews")
-    monkeypatch.setattr(deploy, "before", lambda *_: "")
+    monkeypatch.setattr(deploy, "recall", lambda _: None)
+    monkeypatch.setattr(deploy, "before", lambda *_: None)
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws"])
     monkeypatch.delenv("AWS_PROFILE", raising=False)
 
