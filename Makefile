@@ -14,7 +14,7 @@ OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATE
 TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring.yaml deployer.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline release smoke lab streamlit test test-slow mutants chaos container-test \
+.PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
 	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run audit \
 	teardown clean
 
@@ -39,6 +39,9 @@ pipeline: install ## the same without the page: run the notebooks, then stop
 release: install ## make the released model again (40 minutes; DATA=folder of real reviews)
 	@test -n "$(DATA)" || { echo "name the reviews: make release DATA=folder (with *.jsonl.gz of reviews)"; exit 1; }
 	@$(PY) infra_scripts/release_model.py --data "$(DATA)"
+
+artifact: install ## pack the released model as model.tar.gz for SageMaker (OUT=file)
+	@$(PY) infra_scripts/release_model.py --pack "$(or $(OUT),model.tar.gz)"
 
 smoke: install ## play one visit over HTTP, step by step
 	@$(PY) infra_scripts/smoke.py $(OPTIONS)

@@ -80,6 +80,14 @@ def _cpu() -> str:
     return found[1].strip() if found else platform.processor()
 
 
+def _instructions() -> list[str]:
+    "Name what the CPU has for this kind of work: it decides how much 8 and 16 bits win."
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:(.+)$", path.read_text(errors="replace"), re.M) if path.exists() else None
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    return [name for name in wanted if found and name in found[1].split()]
+
+
 def machine(packages: Iterable[str]) -> dict:
     "Describe where and when a benchmark runs, and how busy the machine is before it begins."
     versions = {"python": platform.python_version()}
@@ -90,6 +98,7 @@ def machine(packages: Iterable[str]) -> dict:
             continue
     return {
         "cpu": _cpu(),
+        "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.machine()}",

@@ -4,6 +4,8 @@ On AWS, Amazon's model server (Java) receives a request, hands it to the Hugging
 handlers of our `code/inference.py`. All of it is on PyPI. So this script installs it into an environment of its own
 under `.container-test/`, lays the artifact out as the container does, starts the model server with the environment
 variables of our endpoints, and sends it what InvokeEndpoint would send. Only SageMaker itself is left out.
+PyPI's toolkit imports with transformers 4; the deployed image has transformers 5 and a toolkit of its own, which only
+the trial endpoint of notebook 04 meets.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from pathlib import Path
 
 from sentiment_engine.artifact import Check, add_inference_code, unpack
 from sentiment_engine.endpoint import CONTAINER_ENVIRONMENT
+from sentiment_engine.released import pack_released
 from sentiment_engine.serving import Predictor, error_answer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -307,13 +310,22 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", type=Path, help="model.tar.gz or its unpacked folder; default: made here")
+    parser.add_argument(
+        "--artifact",
+        type=Path,
+        help="model.tar.gz or its unpacked folder; default: one with all files, untrained, and the released one",
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the environment and the model go")
     options = parser.parse_args(argv)
-    failed = 0
-    for check in checks(options.artifact, options.folder.resolve()):
-        failed += not check.passed
-        say(str(check))
+    failed, folder = 0, options.folder.resolve()
+    released = folder / "released.tar.gz"
+    if not options.artifact:
+        pack_released(released)
+    for artifact in [options.artifact] if options.artifact else [None, released]:
+        say(f"{artifact.name if artifact else 'untrained'}:")
+        for check in checks(artifact, folder):
+            failed += not check.passed
+            say(str(check))
     say(f"{failed} checks failed" if failed else "the container answers as the local server does")
     return 1 if failed else 0
 

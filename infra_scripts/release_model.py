@@ -13,19 +13,18 @@ import numpy as np
 import pandas as pd
 
 from sentiment_engine.behaviour import score_suite, served
-from sentiment_engine.calibration import calibration_of, doubt_by_stars, shares
+from sentiment_engine.calibration import calibration_of, doubt_by_stars, served_logits, shares, wilson_lower
 from sentiment_engine.evaluation import expected_calibration_error, majority_baseline, scores
-from sentiment_engine.inference import model_fn, predict_fn
 from sentiment_engine.monitoring import mixes
-from sentiment_engine.onnx_export import export, predict_onnx
-from sentiment_engine.released import release_sample, write_sums
+from sentiment_engine.onnx_export import export
+from sentiment_engine.released import pack_released, release_sample, write_sums
+from sentiment_engine.serving import open_model
 from sentiment_engine.training_job import Recipe, device_name, encode, fit, load_model, share_positive
 from sentiment_engine.vocabulary import count_pieces, coverage, pieces_to_keep, trim_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = Recipe(epochs=2, learning_rate=1.5e-4, batch_size=32, max_length=160, warmup=0.06, checkpoints=True)
 PIECES = 10_500  # of the vocabulary; with them all files of the release are below 16 MB
-TOKENS = 512
 
 CARD = """# The released model
 
@@ -40,8 +39,8 @@ repacked as a DistilBERT, fine-tuned, with a vocabulary of {pieces:,} pieces and
 | with the whole vocabulary, 8 bits | {whole:.3f} | |
 | always the more frequent label | {majority[accuracy]:.3f} | {majority[macro_f1]:.3f} |
 
-| part of them | rows | accuracy | macro-F1 |
-|---|---|---|---|
+| part of them | rows | accuracy | in 95 of 100 samples | macro-F1 |
+|---|---|---|---|---|
 {parts}
 
 Behavioural suite ({suite_rows} sentences): {suite:.3f}. The weakest: {weakest}.
@@ -52,11 +51,26 @@ error on the texts of the first table: {ece_before:.3f} before, {ece_after:.3f} 
 {calibration[sure_from]:.3f} on an answer counts as sure: {covered:.0%} of the answers, of which
 {sure_right:.1%} are right. Not sure, by stars: {doubt}.
 
+## Use
+In a checkout of the project:
+
+```python
+from sentiment_engine.released import released_folder
+from sentiment_engine.serving import open_model
+
+ask = open_model(released_folder())
+ask(["I love it.", "Broken after a day."])  # label, score, sure … of each
+```
+
+`make artifact` packs it with its inference code as the `model.tar.gz` that SageMaker takes, `make demo MODEL=released`
+puts it behind the page. For `transformers`, `make release` leaves the same weights in 32 bits in its work folder.
+
 ## Data
 {train_rows:,} texts from public collections of Amazon reviews: star reviews in the 2023 schema ("reviews") and
-labelled ones without stars. All negative star reviews, a balanced share of the positive ones, and short excerpts
-of both. By source: {sources}. Categories: {categories}. The texts are not part of this project. Texts that
-quote a held-out one were left out of training.
+labelled ones without stars, {originals:,} in all, and {excerpts:,} short excerpts of these: sentences, titles and
+tails. All negative star reviews, a balanced share of the positive ones. By source, named as in the files: {sources}.
+Categories: {categories}. The texts are not part of this project. Texts that quote a held-out one were left out of
+training.
 
 ## How to make it again
 `make release DATA=folder` with `*.jsonl.gz` of both kinds; nbs/03h_released_model.ipynb tells how they are chosen.
@@ -66,7 +80,7 @@ Recipe: {recipe}. Training took {minutes:.0f} minutes on {device}.
 - English product reviews. Three stars count as NEGATIVE; many of them are neither.
 - The held-out texts come from the same collections as the training texts, and the number of epochs and of pieces was
   chosen while looking at them.
-- Sarcasm and comparisons mislead it: see the suite.
+- {weakest_names} mislead it: see the suite.
 - It was trained on 160 tokens of a text and reads up to eight windows of 512.
 """
 
@@ -105,12 +119,6 @@ def existing_folder(text: str) -> Path:
     return Path(text)
 
 
-def logits_of(onnx: Path, tokenizer, rows: pd.DataFrame) -> np.ndarray:  # rows × labels
-    "Ask an ONNX model."
-    ids = tokenizer(rows["text"].tolist(), truncation=True, max_length=TOKENS)["input_ids"]
-    return predict_onnx(onnx, ids, tokenizer.pad_token_id)
-
-
 def accuracy_of(logits: np.ndarray, rows: pd.DataFrame) -> float:
     return round(float((logits.argmax(1) == rows["label"]).mean()), 4)
 
@@ -144,32 +152,37 @@ def calibrated(logits: np.ndarray, rows: pd.DataFrame, calibration: dict) -> dic
     }
 
 
-def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, minutes: float) -> dict:  # metrics.json
-    "Trim, round, calibrate and measure a trained model, and write the release into `folder`."
+def stage(onnx: Path, source: Path, folder: Path) -> Path:  # `folder`
+    "Lay out a model so that it can be asked as it is served."
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(onnx, folder / "model.onnx")
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copyfile(source / name, folder / name)
+    return folder
+
+
+def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, work: Path, minutes: float) -> dict:
+    "Trim, round, calibrate and measure a trained model, and write the release into `folder`. Return metrics.json."
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     def load(place: Path):
         model = AutoModelForSequenceClassification.from_pretrained(place, attn_implementation="eager").eval()
         return model, AutoTokenizer.from_pretrained(place)
 
-    test, validation = sample["test"], sample["validation"]
+    test, small = sample["test"], work / "transformers"
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
+        exported = Path(temporary)
         model, tokenizer = load(trained)
-        export(model, work)
-        whole = accuracy_of(logits_of(work / "int8.onnx", tokenizer, test), test)
+        export(model, exported)
+        whole = served_logits(stage(exported / "int8.onnx", trained, exported / "whole"), test["text"])
         counts = count_pieces(tokenizer, sample["train"]["text"].tolist())
         kept = pieces_to_keep(tokenizer, counts, PIECES)
-        model, tokenizer = load(trim_vocabulary(model, tokenizer, kept, work / "small"))
-        gaps = export(model, work)
-        logits = {kind: logits_of(work / f"{kind}.onnx", tokenizer, test) for kind in ("fp32", "int8")}
-        calibration = calibration_of(logits_of(work / "int8.onnx", tokenizer, validation), validation["label"])
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(work / "int8.onnx", folder / "model.onnx")
-        for name in ("tokenizer.json", "config.json"):
-            shutil.copyfile(work / "small" / name, folder / name)
-    (folder / "calibration.json").write_text(json.dumps(calibration, indent=2), encoding="utf-8")
-    metrics = measured(logits["int8"], test, sample["train"]) | {
+        shutil.rmtree(small, ignore_errors=True)
+        model, tokenizer = load(trim_vocabulary(model, tokenizer, kept, small))
+        gaps = export(model, exported)
+        full = served_logits(stage(exported / "fp32.onnx", small, exported / "full"), test["text"])
+        stage(exported / "int8.onnx", small, folder)
+    metrics = {
         "base_model": "minilm",
         "recipe": asdict(RECIPE),
         "train_rows": len(sample["train"]),
@@ -178,20 +191,36 @@ def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, minute
         "device": device_name(),
         "onnx": {
             "precision": "int8",
-            "accuracy_fp32": accuracy_of(logits["fp32"], test),
-            "accuracy_int8": accuracy_of(logits["int8"], test),
-            "accuracy_whole_vocabulary": whole,
+            "accuracy_fp32": accuracy_of(full, test),
+            "accuracy_whole_vocabulary": accuracy_of(whole, test),
             "largest_logit_gap": {kind: round(max(gap.values()), 6) for kind, gap in gaps.items()},
         },
         "vocabulary": {"pieces": len(kept), "coverage": round(coverage(counts, kept), 4)},
-        "calibration": calibrated(logits["int8"], test, calibration),
         "minutes": round(minutes),
     }
-    answers = predict_fn(test["text"].tolist(), model_fn(folder))
-    metrics["reference"] = {name: dict(mix) for name, mix in mixes(answers).items()}  # for monitoring
+    return measure(metrics, sample, folder)
+
+
+def measure(metrics: dict, sample: dict[str, pd.DataFrame], folder: Path) -> dict:  # metrics.json
+    "Calibrate and score the model in `folder` as it is served, and write all that goes with it."
+    test, validation = sample["test"], sample["validation"]
+    calibration = calibration_of(served_logits(folder, validation["text"]), validation["label"])
+    (folder / "calibration.json").write_text(json.dumps(calibration, indent=2), encoding="utf-8")
+    logits = served_logits(folder, test["text"])
+    metrics = metrics | measured(logits, test, sample["train"])
+    metrics["onnx"] = metrics["onnx"] | {"accuracy_int8": accuracy_of(logits, test)}
+    metrics["calibration"] = calibrated(logits, test, calibration)
+    metrics["reference"] = {name: dict(mix) for name, mix in mixes(open_model(folder)(test["text"])).items()}
     write_card(metrics, calibration, folder)
     write_sums(folder)
     return metrics
+
+
+def interval(accuracy: float, rows: int) -> str:
+    "Write the 95 % interval of an accuracy (Wilson's)."
+    right = round(accuracy * rows)
+    low, high = wilson_lower(right, rows, 1.96), 1 - wilson_lower(rows - right, rows, 1.96)
+    return f"{low:.3f} to {high:.3f}"
 
 
 def write_card(metrics: dict, calibration: dict, folder: Path):
@@ -200,10 +229,12 @@ def write_card(metrics: dict, calibration: dict, folder: Path):
     metrics["suite"] = {name: round(float(row.accuracy), 4) for name, row in suite.iterrows()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     parts = [
-        f"| {n} | {p['rows']:,} | {p['accuracy']:.3f} | {p['macro_f1']:.3f} |" for n, p in metrics["by"]["part"].items()
+        f"| {n} | {p['rows']:,} | {p['accuracy']:.3f} | {interval(p['accuracy'], p['rows'])} | {p['macro_f1']:.3f} |"
+        for n, p in ({"all": metrics} | metrics["by"]["part"]).items()
     ]
     weakest = suite["accuracy"].drop("all").nsmallest(3)
-    facts = metrics["calibration"]
+    facts, sources = metrics["calibration"], metrics["sources"]
+    cut = sum(sources.get(name, 0) for name in ("sentences", "titles", "tails"))
     card = CARD.format_map(
         metrics
         | facts
@@ -216,7 +247,10 @@ def write_card(metrics: dict, calibration: dict, folder: Path):
             "suite": suite.loc["all", "accuracy"],
             "suite_rows": int(suite.loc["all", "rows"]),
             "weakest": ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in weakest.items()),
-            "sources": ", ".join(f"{name} {rows:,}" for name, rows in metrics["sources"].items()),
+            "weakest_names": ", ".join(name.replace("_", " ") for name in weakest.index).capitalize(),
+            "originals": metrics["train_rows"] - cut,
+            "excerpts": cut,
+            "sources": ", ".join(f"{name} {rows:,}" for name, rows in sources.items()),
             "categories": ", ".join(metrics["categories"]),
             "calibration": calibration,
             "doubt": ", ".join(f"{stars}: {share:.0%}" for stars, share in facts["not_sure_by_stars"].items()),
@@ -228,20 +262,30 @@ def write_card(metrics: dict, calibration: dict, folder: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=existing_folder, required=True, help="folder with *.jsonl.gz of reviews")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=existing_folder, help="folder with *.jsonl.gz of reviews")
+    what.add_argument("--pack", type=Path, metavar="FILE", help="only pack the release as a model.tar.gz for SageMaker")
     parser.add_argument(
         "--work", type=Path, default=ROOT / ".release", help="for checkpoints; a second run goes on there"
     )
     parser.add_argument("--trained", type=existing_folder, help="release these weights instead of training")
+    parser.add_argument("--measure", action="store_true", help="only calibrate and measure what stands in --out again")
     parser.add_argument("--minutes", type=float, default=0, help="that training them took, for the card")
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "released")
     options = parser.parse_args()
+    if options.pack:
+        pack_released(options.pack, options.out)
+        print(f"[done] {options.pack} {options.pack.stat().st_size / 1e6:.1f} MB")
+        return
     print("[data] choosing the texts", flush=True)
     sample = release_sample(options.data)
     print("[data]", *(f"{name}={len(rows)}" for name, rows in sample.items()), flush=True)
     work = work_folder(sample, options.work)
-    minutes = options.minutes if options.trained else train(sample, work) / 60
-    metrics = release(sample, options.trained or work / "trained", options.out, minutes)
+    if options.measure:
+        metrics = measure(json.loads((options.out / "metrics.json").read_text(encoding="utf-8")), sample, options.out)
+    else:
+        minutes = options.minutes if options.trained else train(sample, work) / 60
+        metrics = release(sample, options.trained or work / "trained", options.out, work, minutes)
     print(f"[done] accuracy={metrics['accuracy']} macro_f1={metrics['macro_f1']} suite={metrics['suite']['all']}")
 
 

@@ -129,11 +129,11 @@ def score_suite(
 def served(
     model_dir: Path,  # an unpacked artifact
 ) -> Answers:
-    "Let an artifact answer, by the inference code of this project. Raises ValueError if it does not load."
-    from sentiment_engine.inference import model_fn, predict_fn
+    "Let an artifact answer, by its own inference code. Raises ValueError if it does not load."
+    from sentiment_engine.serving import open_model
 
-    model = model_fn(model_dir)
-    return lambda texts: np.array([answer["scores"]["POSITIVE"] for answer in predict_fn(list(texts), model)])
+    ask = open_model(model_dir)
+    return lambda texts: np.array([answer["scores"]["POSITIVE"] for answer in ask(texts)])
 
 # %% ../nbs/03f_behaviour.ipynb #09f3f27c
 def plot_capabilities(

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'GOLDEN', 'Z', 'WANTED', 'NEVER', 'shares', 'nll', 'fit_temperature', 'coverage_curve', 'wilson_lower',
-           'sure_threshold', 'calibration_of', 'plot_coverage', 'doubt_by_stars']
+           'sure_threshold', 'calibration_of', 'served_logits', 'plot_coverage', 'doubt_by_stars']
 
 # %% ../nbs/03e_calibration.ipynb #798cb454
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from .evaluation import BLUE, INK, expected_calibration_error, plain_axes
-from .inference import softmax
+from .inference import model_fn, predict_fn, softmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,6 +138,16 @@ def calibration_of(
         "wanted": wanted,
         "reached": bool(sure.any()),
     }
+
+# %% ../nbs/03e_calibration.ipynb #6efd6dc9
+def served_logits(
+    model_dir: Path,  # with model.onnx, tokenizer.json and config.json
+    texts: Iterable[str],
+) -> np.ndarray:  # texts × labels; they differ from the model's own by a constant for each text
+    "Ask a model as it is served, windows of long texts and all, but before calibration."
+    model = replace(model_fn(model_dir), temperature=1.0)
+    answers = predict_fn(list(texts), model)
+    return np.log([[max(answer["scores"][label], 1e-6) for label in model.labels] for answer in answers])
 
 # %% ../nbs/03e_calibration.ipynb #84614d69
 def plot_coverage(

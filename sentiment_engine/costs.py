@@ -99,7 +99,7 @@ def standing_cost(
 
 # %% ../nbs/07_costs.ipynb #585f9a74
 def always_on_month(instance_type: str) -> float:  # dollars
-    "Price an endpoint that never sleeps."
+    "Price an endpoint that never sleeps. Raises KeyError for a type that is not in the price table."
     return PRICES[instance_type] * HOURS_PER_MONTH
 
 
@@ -109,7 +109,7 @@ def on_demand_month(
     visit: Visit = Visit(),
     requests: float = 20,  # calls of the API in a visit, status polls included
 ) -> float:  # dollars
-    "Price a month of visits, what remains at rest included."
+    "Price a month of visits and of storage and reconciler at rest; alarms and metrics are in `standing_cost`."
     calls = visits * requests * (API_REQUEST + LAMBDA_REQUEST + 0.1 * 0.25 * LAMBDA_GB_SECOND)
     return resting_cost() + visits * run_cost(instance_type, visit.minutes * 60) + calls
 

@@ -238,7 +238,7 @@ def create_endpoint(engine: Engine, run_id: str, model_name: str, instance_type:
         "InstanceType": instance_type,
     }
     config = {"EndpointConfigName": name, "ProductionVariants": [variant], "Tags": tags}
-    if capture := capture_config(engine.settings, engine.captures):
+    if capture := capture_config(engine.settings, engine.captures and f"{engine.captures}/{model_name}"):
         config["DataCaptureConfig"] = capture
     _unless_there(sagemaker.create_endpoint_config, **config)
     _unless_there(sagemaker.create_endpoint, EndpointName=name, EndpointConfigName=name, Tags=tags)

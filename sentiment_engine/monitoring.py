@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'LENGTHS', 'LONGER', 'LEAST_ANSWERS', 'LEAST_REQUESTS', 'line_answers', 'Captured', 'read_captures',
-           'answer_classes', 'mixes', 'reference_answers', 'drift', 'advice']
+           'answer_classes', 'mixes', 'drift', 'advice']
 
 # %% ../nbs/04c_model_monitoring.ipynb #f79bb991
 import base64
@@ -126,24 +126,6 @@ def mixes(answers: Iterable[Mapping]) -> dict[str, Counter]:  # a mix for each t
         for name, kind in answer_classes(answer).items():
             counted.setdefault(name, Counter())[kind] += 1
     return counted
-
-# %% ../nbs/04c_model_monitoring.ipynb #7b6d758d
-def reference_answers(
-    model_dir: Path,  # an unpacked artifact
-    texts: Iterable[str],
-    at_a_time: int = 50,
-) -> list[dict]:
-    "Ask an artifact about texts, on this machine. Raises what keeps it from loading."
-    from sentiment_engine.serving import Predictor
-
-    predictor, texts, answers = Predictor(model_dir), list(texts), []
-    predictor.load()
-    if predictor.failure:
-        raise predictor.failure
-    for start in range(0, len(texts), at_a_time):
-        body = json.dumps({"inputs": texts[start : start + at_a_time]}).encode()
-        answers += json.loads(predictor.predict(body, "application/json", "application/json")[0])
-    return answers
 
 # %% ../nbs/04c_model_monitoring.ipynb #bb797699
 LEAST_ANSWERS, LEAST_REQUESTS = 300, 30

@@ -79,6 +79,7 @@ def open_session(path: Path):
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as in serving
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

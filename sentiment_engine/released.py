@@ -157,7 +157,7 @@ def release_sample(
     rng = np.random.default_rng(0)
     files = sorted(
         find_files(data), key=lambda name: (Path(name).parent.name == "reviews", name)
-    )  # as it was done once
+    )  # which of two equal texts stays, and every draw, follows from this order
     parts = split_texts(pd.concat([read_texts(name) for name in files], ignore_index=True))
     train = parts["train"]
     plain, starred = train[train["source"] != "reviews"], train[train["source"] == "reviews"]

@@ -100,7 +100,7 @@ def site_files(
     config: Mapping[str, object],  # what config.json says; apiUrl is needed
     examples: Mapping | None = None,  # what examples.json says, if not what lies in the folder
 ) -> list[SiteFile]:  # in the order to upload: what is asked for stands before the page that asks for it
-    "List what is to stand in the bucket. Raises FileNotFoundError if the folder holds no page."
+    "List what is to stand in the bucket. Raises FileNotFoundError without a page, ValueError for a wrong apiUrl."
     found = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in CONTENT_TYPES}
     if not (pages := [name for name in found if name.endswith(".html")]):
         raise FileNotFoundError(f"{Path(folder).name} holds no .html file to publish")
@@ -182,7 +182,7 @@ def publish(
     cloudfront=None,  # boto3 client; needed with `distribution`
     distribution: str = "",  # id of the CloudFront distribution in front of the bucket
 ) -> Published:
-    "Make the bucket hold the site, sending only what changed."
+    "Make the bucket hold the site, sending only what changed. Raises what `site_files` raises."
     files, standing = site_files(folder, config, examples), _standing(s3, bucket)
     changed = [file for file in files if standing.get(file.key) != file.digest]
     for file in changed:

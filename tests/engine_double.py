@@ -149,7 +149,14 @@ class SageMaker:
     def do_create_endpoint_config(self, EndpointConfigName, ProductionVariants, Tags=(), DataCaptureConfig=None):
         variant = ProductionVariants[0]
         capture = DataCaptureConfig or {}
-        self._add(self.configs, EndpointConfigName, type=variant["InstanceType"], tags=list(Tags), capture=capture)
+        self._add(
+            self.configs,
+            EndpointConfigName,
+            type=variant["InstanceType"],
+            model=variant["ModelName"],
+            tags=list(Tags),
+            capture=capture,
+        )
 
     def do_create_endpoint(self, EndpointName, EndpointConfigName, Tags=()):
         self._find(self.configs, EndpointConfigName)

@@ -7,6 +7,7 @@ import container_test
 import numpy as np
 import pytest
 
+from sentiment_engine.released import pack_released
 from sentiment_engine.serving import Predictor
 
 TEXTS = [*container_test.EXAMPLES, container_test.LONG]
@@ -46,6 +47,14 @@ def test_the_container_answers_as_the_local_server(tmp_path_factory):
     "Installs a gigabyte once; it is kept under .container-test."
     found = list(container_test.checks(None))
     assert len(found) == len(container_test.REQUESTS) + 3
+    assert not [str(check) for check in found if not check.passed]
+
+
+@pytest.mark.slow
+def test_the_container_answers_with_the_released_model(tmp_path):
+    pack_released(tmp_path / "model.tar.gz")
+    found = list(container_test.checks(tmp_path / "model.tar.gz"))
+    assert len(found) == len(container_test.REQUESTS) + 2, "all but plain transformers, for which it has no weights"
     assert not [str(check) for check in found if not check.passed]
 
 

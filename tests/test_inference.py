@@ -95,6 +95,7 @@ def test_requests_that_are_read(body, kind, texts):
         (b'{"inputs": ["fine", " \\n\\t"]}', "application/json", 400, "empty_input"),
         (b"   ", "text/plain", 400, "empty_input"),
         (json.dumps({"inputs": ["x"] * 1001}).encode(), "application/json", 400, "too_many_inputs"),
+        (json.dumps({"inputs": ["word " * 20_000] * 51}).encode(), "application/json", 413, "too_much_text"),
         (b'{"inputs": "x", "explain": 1}', "application/json", 400, "invalid_explain"),
         (b'{"inputs": "x", "explain": null}', "application/json", 400, "invalid_explain"),
         (b'{"inputs": "x", "explain": "yes"}', "application/json", 400, "invalid_explain"),
@@ -109,6 +110,21 @@ def test_requests_that_are_refused(body, kind, status, code):
     assert (refused.value.status, refused.value.code) == (status, code)
     assert isinstance(refused.value, ValueError) and str(refused.value) == refused.value.message
     assert len(refused.value.message) < 300
+
+
+def test_a_list_of_books_is_read_as_far_as_one_can(model):
+    assert len(answer(model, ["love " * 20_000] * 50)) == 50, "fifty times what is read of a review is not too much"
+
+
+def test_traces_of_html_change_no_answer_and_shift_no_word(model):
+    plain, marked = "I don't love it, terrible.", "<p>I don&#39;t love it,<br /> terrible.</p>"
+    first, second = (answer(model, text, explain=True)[0] for text in (plain, marked))
+    assert first["scores"] == second["scores"] and first["tokens"] == second["tokens"]
+    words = [
+        [text[w["start"] : w["end"]] for w in one["explanation"]] for text, one in ((plain, first), (marked, second))
+    ]
+    assert words[0] == ["I", "don't", "love", "it", "terrible"] and words[1] == ["I", "don", "t", *words[0][2:]]
+    assert answer(model, "1 < 2 and 3 > 2, love")[0]["tokens"] == 9, "not everything between angles is a tag"
 
 
 def test_refusal_names_the_place_in_the_list():

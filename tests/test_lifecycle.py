@@ -455,5 +455,6 @@ def test_an_endpoint_keeps_a_sample_of_its_answers_and_no_text(world):
     world.start()
     (config,) = world.sagemaker.configs.values()
     assert config["capture"]["InitialSamplingPercentage"] == 20
-    assert config["capture"]["DestinationS3Uri"] == "s3://artifacts/captures"
+    place = f"s3://artifacts/captures/{config['model']}"
+    assert config["capture"]["DestinationS3Uri"] == place, "answers of one model are not held against another's"
     assert config["capture"]["CaptureOptions"] == [{"CaptureMode": "Output"}]

@@ -11,7 +11,8 @@ from botocore.exceptions import ClientError
 from local_models import bucket, register, settled, until
 
 from sentiment_engine.lifecycle import capture_config
-from sentiment_engine.monitoring import Captured, advice, drift, line_answers, mixes, read_captures, reference_answers
+from sentiment_engine.monitoring import Captured, advice, drift, line_answers, mixes, read_captures
+from sentiment_engine.serving import open_model
 from sentiment_engine.settings import PROBE, Settings, environment_of, settings_from
 
 NEVER = "a secret about my neighbour"
@@ -198,7 +199,7 @@ def test_the_reference_is_what_the_artifact_answers(tmp_path):
 
     model = write_tiny_model(tmp_path / "model")
     add_inference_code(model)
-    answers = reference_answers(model, ["love it", "terrible"] * 60)
+    answers = open_model(model)(["love it", "terrible"] * 60)
     assert len(answers) == 120 and [a["label"] for a in answers[:2]] == ["POSITIVE", "NEGATIVE"]
     assert mixes(answers)["label"] == {"POSITIVE": 60, "NEGATIVE": 60}
 

@@ -225,3 +225,11 @@ def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
         begun = time.monotonic()
         assert server.ask("good").json()[0]["label"] == "POSITIVE"
         assert time.monotonic() - begun < 1.5 and not any(one.done() for one in lists)
+
+
+def test_the_answer_is_called_what_it_is(artifact):
+    "Not what the sender would have liked."
+    with running(artifact) as server:
+        for accept in ("application/json", "text/html, application/*", "application/json, text/plain, */*", "*/*"):
+            given = httpx.post(f"{server.url}/invocations", json={"inputs": "love"}, headers={"accept": accept})
+            assert (given.status_code, given.headers["content-type"]) == (200, "application/json"), accept

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -349,9 +350,11 @@ def test_a_killed_job_goes_on_where_it_was(source, base, tmp_path):
                 process.kill()  # as spare capacity goes: without a word
                 break
     assert not (tmp_path / "model/model.onnx").exists()
-    half = tmp_path / "checkpoints/checkpoint-36"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"killed while it was writ")
+    newest = max((tmp_path / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-36")  # one whose state arrived before its weights
+    (tmp_path / "checkpoints/checkpoint-36/model.safetensors").write_bytes(b"killed while it was writ")
+    shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-37")
+    (tmp_path / "checkpoints/checkpoint-37/optimizer.pt").unlink()
     done = subprocess.run(**job, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     told = steps_told(done.stdout)

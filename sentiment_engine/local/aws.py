@@ -89,7 +89,7 @@ def fetch(
     uri: str,  # an object, or the start of the keys of many
     folder: Path,
 ) -> list[Path]:  # the files written
-    "Copy from S3 to `folder`."
+    "Copy from S3 to `folder`. Raises ValueError for a key that would leave it."
     bucket, prefix = split_uri(uri)
     written = []
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):

@@ -50,7 +50,7 @@ class Stage:
 
 # %% ../../nbs/08b_local_glue.ipynb #f899e58b
 def _enter(self: Stage, uri: str) -> str:  # the path, with a slash at its end if the address has one
-    "Fetch what `uri` names, and return where it is."
+    "Fetch what `uri` names, and return where it is. Raises ValueError for a key that would leave the folder."
     bucket, key = split_uri(uri)
     path = self.places[uri] = self.folder / bucket / key
     path.parent.mkdir(parents=True, exist_ok=True)
