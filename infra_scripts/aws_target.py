@@ -5,18 +5,28 @@ import json
 import os
 import tarfile
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sentiment_engine.account import Finding, Machines, check_account, find_zone
+from sentiment_engine.account import Finding, Machines, check_account, check_credentials, find_stack, find_zone, tags_of
 from sentiment_engine.artifact import artifact_hash
 from sentiment_engine.endpoint import model_version
 from sentiment_engine.packaging import monitoring_parameters, package_keys, stack_parameters
-from sentiment_engine.plan import Plan, bill, describe_plan, plan_of, unchecked
-from sentiment_engine.settings import Settings, connect, engine_stack, foundation_stack, monitoring_stack, settings_from
+from sentiment_engine.plan import Plan, Work, bill, describe_plan, plan_of, unchecked
+from sentiment_engine.settings import (
+    Settings,
+    connect,
+    engine_stack,
+    environment_of,
+    foundation_parameters,
+    foundation_stack,
+    monitoring_stack,
+    settings_from,
+)
 from sentiment_engine.stacks import stack_outputs
 from sentiment_engine.training import LATEST, s3_place
 
@@ -25,7 +35,16 @@ PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for i
 # Options that are settings, by the setting's name. They are handed on as SENTIMENT_… variables.
 SETTINGS = ("endpoint", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
 SETTINGS += ("alarm_email",)
-ONLY_AWS = ("profile", "region", "domain", "dry_run", "firewall", "no_reserved_concurrency")
+ONLY_AWS = ("profile", "region", "domain", "dry_run", "firewall", "reserved_concurrency", "permissions_boundary")
+# What boto3 would take before a profile that is only named in AWS_PROFILE.
+BEFORE_A_PROFILE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+BEFORE_A_PROFILE += ("AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")
+# What is remembered of a deployment beside the settings, so that the next one need not be told again.
+REVIEWS, MODELS = ("data", "categories", "rows", "source"), ("model", "model_data")
+REMEMBERED = ("domain", "permissions_boundary", *MODELS, *REVIEWS)
+CHOICES = "deployments/choices.json"  # key in the artifacts bucket
+BEFORE = "as before"  # what the finding about them is called
+GLUE_WORKERS = 10  # the default of infra_scripts/foundation.yaml
 
 
 def add_account_options(parser: argparse.ArgumentParser):
@@ -38,8 +57,10 @@ def add_account_options(parser: argparse.ArgumentParser):
 def add_variant_options(parser: argparse.ArgumentParser):
     "Add the options that say what kind of engine it becomes."
     add = parser.add_argument
-    add("--dry-run", action="store_true", help="only say what would be made, what it costs and what is in the way")
+    dry = "only say what would be done, what it costs and what is in the way"
+    add("--dry-run", action="store_true", default=None, help=dry)
     add("--domain", metavar="NAME", help="a domain of your own for the page; its zone must be in Route 53 (us-east-1)")
+    add("--permissions-boundary", metavar="ARN", help="a policy that no role of the engine may go beyond")
     add("--endpoint", choices=("realtime", "serverless"), help="an instance that is started, or paid by the request")
     add("--instance-types", metavar="NAMES", help="of the endpoint, in order of preference, with commas")
     add("--model-data", metavar="PLACE", help="a model.tar.gz, here or s3://…: nothing is cleaned or trained")
@@ -47,8 +68,9 @@ def add_variant_options(parser: argparse.ArgumentParser):
     add("--sms-countries", metavar="CODES", help="countries whose numbers may get one, with commas")
     add("--textbelt-url", metavar="URL", help="Textbelt, or a server that speaks like it")
     add("--alarm-email", metavar="ADDRESS", help="who is written to when an alarm rings")
-    add("--firewall", action="store_true", help="let a firewall count each address's requests to the page ($6 a month)")
-    add("--no-reserved-concurrency", action="store_true", help="for a new account, which has room for nothing else")
+    switch = argparse.BooleanOptionalAction
+    add("--firewall", action=switch, help="let a firewall count each address's requests to the page ($6 a month)")
+    add("--reserved-concurrency", action=switch, help="a share for each function; a new account has no room")
 
 
 def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
@@ -57,13 +79,95 @@ def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
     given["SENTIMENT_PREFIX"] = options.stack_prefix
     if options.stack_prefix not in (None, Settings().prefix) and "SENTIMENT_TABLE" not in os.environ:
         given["SENTIMENT_TABLE"] = f"{options.stack_prefix}-state"  # two engines in one account share no table
-    given["SENTIMENT_FIREWALL"] = "true" if getattr(options, "firewall", False) else None
-    given["SENTIMENT_RESERVE_CONCURRENCY"] = "false" if getattr(options, "no_reserved_concurrency", False) else None
+    given["SENTIMENT_FIREWALL"] = getattr(options, "firewall", None)
+    given["SENTIMENT_RESERVE_CONCURRENCY"] = getattr(options, "reserved_concurrency", None)
     given["AWS_PROFILE"] = options.profile
     given |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), options.region)
+    given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in given.items()}
     chosen = {name: str(value) for name, value in given.items() if value is not None}
     settings_from(os.environ | chosen)
     return chosen
+
+
+def enter(chosen: Mapping[str, str]):
+    "Lead boto3 and the settings, here and in the notebooks, to what was chosen: to the profile, if one was named."
+    if "AWS_PROFILE" in chosen:
+        for name in BEFORE_A_PROFILE:
+            os.environ.pop(name, None)
+    os.environ.update(chosen)
+
+
+def whose() -> str:
+    "Say who would act, in which account and where. Raises ValueError, ClientError or BotoCoreError if nobody can."
+    session = connect("aws")
+    if not session.region_name:
+        raise ValueError("no region is chosen: give --region, such as us-east-1")
+    return f"{check_credentials(session).text}, region {session.region_name}"
+
+
+def _kept(session: boto3.Session, settings: Settings) -> dict:  # options and settings; empty: nothing is known
+    "Read how the engine that stands was asked for."
+    found = find_stack(session.client("cloudformation"), foundation_stack(settings))
+    if not found or tags_of(found).get("Project") != settings.prefix:
+        return {}
+    outputs = {o["OutputKey"]: o["OutputValue"] for o in found.get("Outputs", [])}
+    try:
+        return json.load(session.client("s3").get_object(Bucket=outputs["ArtifactsBucket"], Key=CHOICES)["Body"])
+    except KeyError:
+        return {}  # the foundation never came up
+    except ClientError as e:
+        if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
+            return {}
+        raise
+
+
+def _fitting(options: argparse.Namespace, kept: Mapping[str, object]) -> dict[str, object]:
+    "Leave out what was said anew, and what does not go with it: a model that is given has learnt already."
+    anew = {name for name in REMEMBERED if getattr(options, name, None) is not None}
+    for group in (REVIEWS, MODELS):
+        anew |= set(group) if anew & set(group) else set()
+    left = {name: value for name, value in kept.items() if name in REMEMBERED and name not in anew}
+    if options.model == "released" or options.model_data:
+        return {name: value for name, value in left.items() if name not in REVIEWS}
+    if anew & set(REVIEWS):
+        return {n: value for n, value in left.items() if n != "model_data" and (n, value) != ("model", "released")}
+    return left
+
+
+def recall(options: argparse.Namespace) -> Finding:
+    "Complete options and environment by what the engine that stands was asked for; what is said now wins."
+    try:
+        kept = _kept(connect("aws"), settings_from(os.environ))
+    except (ClientError, BotoCoreError) as e:
+        return Finding(BEFORE, None, str(e))
+    settings = {name: value for name, value in kept.get("settings", {}).items() if _silent(name, value)}
+    chosen = _fitting(options, kept.get("options", {}))
+    for name, value in chosen.items():
+        setattr(options, name, value)
+    os.environ.update(settings)
+    said = [f"--{name.replace('_', '-')} {value}" for name, value in chosen.items()]
+    said += [f"{name}={value}" for name, value in settings.items()]
+    if not said:
+        return Finding(BEFORE, True, "nothing was chosen earlier that is not said now")
+    return Finding(BEFORE, True, f"{', '.join(said)} (say it anew to change it; --domain '' takes a domain back)")
+
+
+def _silent(name: str, value: str) -> bool:
+    "Tell whether nothing is said now about a setting that was `value`."
+    # A table's name that only follows from the prefix was not said.
+    derived = f"{os.environ.get('SENTIMENT_PREFIX')}-state" if name == "SENTIMENT_TABLE" else None
+    return os.environ.get(name) in (None, derived) and os.environ.get(name) != value
+
+
+def asked_for(options: argparse.Namespace) -> dict:
+    "Say what is to be remembered of a deployment."
+    chosen = {name: getattr(options, name, None) for name in REMEMBERED}
+    for name in ("data", "model_data"):  # wherever the next one is asked for
+        if chosen[name] and not chosen[name].startswith("s3://"):
+            chosen[name] = str(Path(chosen[name]).expanduser().resolve())
+    settings = environment_of(settings_from(os.environ))
+    settings.pop("SENTIMENT_PREFIX", None)  # by which it is found
+    return {"options": {name: value for name, value in chosen.items() if value}, "settings": settings}
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
@@ -74,12 +178,13 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
     if getattr(options, "model_data", None) and getattr(options, "model", None):
         parser.error("--model-data says what to deploy: leave --model out")
     for name in ONLY_AWS:
-        if options.target == "local" and getattr(options, name, None):
+        if options.target == "local" and getattr(options, name, None) is not None:
             parser.error(f"--{name.replace('_', '-')} is for --target aws")
 
 
-def _planned(settings: Settings, session: boto3.Session, domain: str, asked: bool) -> Plan:
+def _planned(options: argparse.Namespace, settings: Settings, session: boto3.Session, asked: bool) -> Plan:
     "Plan the deployment; ask AWS what stands if it can be asked."
+    domain, boundary = options.domain or "", options.permissions_boundary or ""
     bucket, zone, unknown = "", "", "" if asked else "needs credentials; everything counts as new"
     cloudformation = session.client("cloudformation") if asked else None
     if asked:
@@ -90,9 +195,9 @@ def _planned(settings: Settings, session: boto3.Session, domain: str, asked: boo
     if domain:
         zone = (find_zone(session.client("route53"), domain) if asked else None) or "Z-of-the-domain"
     packages = package_keys(ROOT / "lambdas")
-    more = {"DomainName": domain, "HostedZoneId": zone}
+    more = {"DomainName": domain, "HostedZoneId": zone, "PermissionsBoundary": boundary}
     given = {
-        foundation_stack(settings): {"Prefix": settings.prefix},
+        foundation_stack(settings): foundation_parameters(settings, boundary),
         engine_stack(settings): stack_parameters(settings, bucket, packages, **more),
         monitoring_stack(settings): monitoring_parameters(settings, f"{settings.prefix}-dead-letters"),
     }
@@ -110,38 +215,73 @@ def _look(options: argparse.Namespace, settings: Settings, machines: Machines) -
     return session, found
 
 
-def before(options: argparse.Namespace, machines: Machines) -> str:  # id of the domain's zone; empty without one
+def places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  # asked: whether AWS can be asked
+    "Return the notebooks' parameters of domain and boundary; those that were not chosen are left out."
+    found = {"permissions_boundary": options.permissions_boundary} if options.permissions_boundary else {}
+    if options.domain and asked and (zone := find_zone(connect("aws").client("route53"), options.domain)):
+        found |= {"domain_name": options.domain, "hosted_zone_id": zone}
+    return found
+
+
+def needed(machines: Machines, titles: list[str]) -> Machines:
+    "Leave out the machines of notebooks that are not to run."
+    numbers = {title[:2] for title in titles}
+    return Machines(machines.trial if "04" in numbers else "", machines.training if "03" in numbers else "")
+
+
+def _upcoming(phases: Callable[[bool], list[str]], asked: bool) -> tuple[list[str], str]:
+    "Name the notebooks that are to run; where nobody can be asked, all, and why."
+    if asked:
+        try:
+            return phases(True), ""
+        except (ClientError, BotoCoreError) as e:
+            return phases(False), str(e)
+    return phases(False), "needs credentials; all count as new"
+
+
+def before(
+    options: argparse.Namespace,
+    machines: Machines,
+    known: Finding,  # from `recall`
+    phases: Callable[[bool], list[str]],  # whether AWS can be asked → titles of the notebooks that are to run
+):
     "Print what is found and planned. Ends the program after a dry run, and where something is in the way."
     settings = settings_from(os.environ)
-    if options.model_data or getattr(options, "model", None) == "released":
-        machines = replace(machines, training="")
+    titles, unseen = _upcoming(phases, known.fine is not None)
+    machines = needed(machines, titles)
     session, findings = _look(options, settings, machines)
+    findings += [known, Finding("notebooks", None, unseen)] if unseen else [known]
     print(*findings, sep="\n")
+    print(f"\nNotebooks that {'would' if options.dry_run else 'will'} run: {', '.join(titles) or 'none'}")
     problems = [f for f in findings if f.fine is False]
     if options.dry_run:
-        credentials = any(f.what == "credentials" and f.fine for f in findings)
-        _print_plan(options, settings, session, findings, credentials, machines.training)
+        asked = any(f.what == "credentials" and f.fine for f in findings)
+        work = Work(GLUE_WORKERS if any(t.startswith("01") for t in titles) else 0, machines.training, machines.trial)
+        _print_plan(options, settings, session, findings, asked, work)
         raise SystemExit(1 if problems else 0)
-    unseen = [f for f in findings if f.fine is None and f.what == "credentials"]
-    if problems or unseen:
-        raise SystemExit("nothing was changed: " + "; ".join(f"{f.what}: {f.text}" for f in problems + unseen))
-    return (find_zone(session.client("route53"), options.domain) or "") if options.domain else ""
+    missing = [f for f in findings if f.fine is None and f.what in ("credentials", BEFORE)]
+    if problems or missing:
+        raise SystemExit("nothing was changed: " + "; ".join(f"{f.what}: {f.text}" for f in problems + missing))
 
 
-def _print_plan(options, settings: Settings, session, findings: list[Finding], credentials: bool, training: str):
+def _print_plan(options, settings: Settings, session, findings: list[Finding], asked: bool, work: Work):
     "Print what would be done, what it costs and what nobody could look at."
     try:
-        plan = _planned(settings, session, options.domain or "", credentials)
+        plan = _planned(options, settings, session, asked)
     except (ClientError, BotoCoreError, RuntimeError) as e:
-        plan = _planned(settings, session, options.domain or "", False)
-        plan = Plan(plan.changes, plan.resources, str(e))
+        plan = replace(_planned(options, settings, session, False), unknown=str(e))
     print(f"\nWhat would be done in {session.region_name}, by a change set where a stack stands:")
     print(*describe_plan(plan), sep="\n")
     print(f"\nWhat it costs, by the price table of nbs/07_costs.ipynb ({PRICED_REGION}):")
-    print(*bill(plan, settings, training=training), sep="\n")
+    print(*bill(plan, settings, work), sep="\n")
     print("\nWhat could not be checked:")
     print(*(unchecked(plan, findings) or ["nothing: everything was looked at"]), sep="\n")
     print("\nNothing was changed.")
+
+
+def is_adopted(place: str) -> bool:
+    "Tell whether a model that is given has been taken already: it is where `adopt_model` puts one."
+    return place.startswith("s3://") and "/models/given-" in place
 
 
 def adopt_model(session: boto3.Session, settings: Settings, place: str) -> str:  # s3:// address of the artifact

@@ -19,12 +19,18 @@ from pathlib import Path
 import boto3
 import papermill
 from aws_target import (
+    CHOICES,
     add_account_options,
     add_variant_options,
     adopt_model,
+    asked_for,
     before,
     check_options,
     chosen_environment,
+    enter,
+    is_adopted,
+    places,
+    recall,
 )
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 from loose_ends import tie_up
@@ -94,8 +100,8 @@ def sources_fingerprint() -> str:
 def plan(parameters: dict) -> list[Phase]:
     "List the phases, each with those parameters its notebook declares and a fingerprint that includes the one before."
     phases, previous = [], sources_fingerprint() + data_fingerprint(parameters.get("data") or "")
-    released = parameters.get("deploy_model") == "released"
-    for number in (number for number in PHASES if not (released and number in TEACHING)):
+    learnt = parameters.get("deploy_model") == "released" or parameters.get("model_data")
+    for number in (number for number in PHASES if not (learnt and number in TEACHING)):
         (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
         declared = papermill.inspect_notebook(str(notebook))
         own = {k: v for k, v in parameters.items() if k in declared and v is not None}
@@ -105,11 +111,16 @@ def plan(parameters: dict) -> list[Phase]:
     return phases
 
 
+def parameters_of(target: str, given: dict) -> dict:
+    "Complete what was given for the notebooks by what the target differs in."
+    return {"target": target} | TARGET_PARAMETERS[target] | {k: v for k, v in given.items() if v is not None}
+
+
 class Stamps:
     "Fingerprints of the phases that a cloud holds, kept in that cloud."
 
-    def __init__(self, session: boto3.Session, stack: str):
-        self.session, self.stack = session, stack
+    def __init__(self, session: boto3.Session, stack: str, asked: dict | None = None):
+        self.session, self.stack, self.asked = session, stack, asked
 
     def _bucket(self) -> str | None:
         try:
@@ -133,6 +144,17 @@ class Stamps:
         kept = {name: stamp for name, stamp in self.read().items() if name < phase.notebook.stem}
         body = json.dumps(kept | {phase.notebook.stem: phase.fingerprint}, indent=1)
         self.session.client("s3").put_object(Bucket=self._bucket(), Key=STAMPS, Body=body.encode())
+        self.note()
+
+    def forget(self, number: str):
+        "Let a phase run again, the next time that it is wanted."
+        kept = {name: stamp for name, stamp in self.read().items() if not name.startswith(number)}
+        self.session.client("s3").put_object(Bucket=self._bucket(), Key=STAMPS, Body=json.dumps(kept).encode())
+
+    def note(self):
+        "Remember how this deployment was asked for, if it is to be remembered and there is a place for it yet."
+        if self.asked is not None and (bucket := self._bucket()):
+            self.session.client("s3").put_object(Bucket=bucket, Key=CHOICES, Body=json.dumps(self.asked).encode())
 
 
 def outdated(phases: list[Phase], stamps: dict[str, str]) -> list[Phase]:
@@ -210,24 +232,37 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
         narrator.close()
 
 
-def deploy(
-    target: str = "local",
+def upcoming(
+    phases: list[Phase],
+    stamps: dict[str, str],  # of what stands
     only: str | None = None,  # number of the one phase to run
     start: str | None = None,  # number of the first phase to run
     force: bool = False,  # run every phase
+    given: bool = False,  # whether a model is given now: all that come after the training are to run
+) -> list[Phase]:
+    "Return the phases that are to run."
+    if given:
+        return phases
+    if only:
+        return [p for p in phases if p.notebook.name.startswith(only)]
+    if start:
+        return [p for p in phases if p.notebook.name >= start]
+    return phases if force else outdated(phases, stamps)
+
+
+def deploy(
+    target: str = "local",
+    only: str | None = None,  # as in `upcoming`
+    start: str | None = None,
+    force: bool = False,
+    asked: dict | None = None,  # what is to be remembered of this deployment
     **parameters,  # of the notebooks; None is left out
 ) -> dict[str, str]:  # outputs of the engine stack; empty if it has not been deployed yet
     "Bring the cloud that the environment names up to date. Raises PapermillExecutionError where a notebook fails."
     session, settings = connect(target), settings_from(os.environ)
-    given = {k: v for k, v in parameters.items() if v is not None}
-    phases = plan({"target": target} | TARGET_PARAMETERS[target] | given)
-    stamps = Stamps(session, foundation_stack(settings))
-    if only:
-        chosen = [p for p in phases if p.notebook.name.startswith(only)]
-    elif start:
-        chosen = [p for p in phases if p.notebook.name >= start]
-    else:
-        chosen = phases if force else outdated(phases, stamps.read())
+    stamps = Stamps(session, foundation_stack(settings), asked)
+    stamps.note()
+    chosen = upcoming(plan(parameters_of(target, parameters)), stamps.read(), only, start, force)
     if chosen:
         run_phases(chosen, stamps, RUNS / time.strftime("%Y-%m-%dT%H-%M-%S"))
     try:
@@ -239,14 +274,20 @@ def deploy(
 def deploy_given(
     target: str,
     model_data: str,  # a model.tar.gz, here or in S3
+    asked: dict | None = None,  # as `deploy`
     **choices,  # of `deploy`
 ) -> dict[str, str]:  # as `deploy`
     "Deploy a model that exists already: nothing is cleaned, explored or trained."
     chosen = {name: value for name, value in choices.items() if name not in ("only", "start", "force")}
-    chosen["deploy_model"] = "candidate"  # what was given, not what is better
-    deploy(target, only="00", **chosen)
-    print(f"  the model: {adopt_model(connect(target), settings_from(os.environ), model_data)}")
-    return deploy(target, start="04", **chosen)
+    chosen |= {"deploy_model": "candidate", "model_data": model_data}  # what was given, not what is better
+    deploy(target, only="00", asked=asked, **chosen)
+    session, settings = connect(target), settings_from(os.environ)
+    address = adopt_model(session, settings, model_data)
+    Stamps(session, foundation_stack(settings)).forget("03")  # whose model is the newest no more
+    print(f"  the model: {address}")
+    if asked:  # the file may not be there the next time; its copy is
+        asked = asked | {"options": asked["options"] | {"model_data": address}}
+    return deploy(target, start="04", asked=asked, **chosen)
 
 
 @contextmanager
@@ -340,6 +381,43 @@ def tied_up(target: str) -> Iterator[None]:
         raise
 
 
+def _steps(options: argparse.Namespace) -> dict:
+    "Say which notebooks are to run."
+    return {"only": options.only, "start": options.start, "force": options.force}
+
+
+def _to_local(options: argparse.Namespace) -> dict[str, str]:  # outputs
+    "Deploy to the local cloud."
+    parameters, chosen = chosen_parameters(options), chosen_environment(options)
+    with local_cloud(start=False), tied_up("local"):
+        os.environ.update(chosen)
+        if options.model_data:
+            return deploy_given("local", options.model_data, **parameters)
+        return deploy("local", **_steps(options), **parameters)
+
+
+def _to_aws(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, str]:  # outputs
+    "Deploy to AWS as it was asked for, now and earlier, if nothing is in the way."
+    enter(chosen_environment(options))
+    given = bool(options.model_data)
+    known = recall(options)
+    check_options(parser, options)  # what was asked for earlier may not be there any more
+    parameters = chosen_parameters(options) | {"idle_minutes": None}  # the environment says it
+    if told := options.model_data:
+        parameters |= {"deploy_model": "candidate", "model_data": told}
+        given = given or not is_adopted(told)  # one that was given earlier is the newest already
+
+    def ahead(asked: bool) -> list[str]:
+        stamps = Stamps(connect("aws"), foundation_stack(settings_from(os.environ))).read() if asked else {}
+        phases = plan(parameters_of("aws", parameters | places(options, asked)))
+        return [phase.title for phase in upcoming(phases, stamps, **_steps(options), given=given)]
+
+    before(options, Machines(TRIAL_INSTANCE, TARGET_PARAMETERS["aws"]["training_instance"]), known, ahead)
+    parameters |= {"asked": asked_for(options)} | places(options)
+    with tied_up("aws"):
+        return deploy_given("aws", **parameters) if given else deploy("aws", **_steps(options), **parameters)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
@@ -352,22 +430,8 @@ def main():
     steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
     options = parser.parse_args()
     check_options(parser, options)
-    steps = {"only": options.only, "start": options.start, "force": options.force}
     try:
-        parameters = chosen_parameters(options)
-        chosen = chosen_environment(options)
-        work = deploy_given if options.model_data else deploy
-        steps |= {"model_data": options.model_data} if options.model_data else {}
-        if options.target == "local":
-            with local_cloud(start=False), tied_up("local"):
-                os.environ.update(chosen)
-                outputs = work("local", **steps, **parameters)
-        else:
-            os.environ.update(chosen)
-            zone = before(options, Machines(TRIAL_INSTANCE, TARGET_PARAMETERS["aws"]["training_instance"]))
-            domain = {"domain_name": options.domain, "hosted_zone_id": zone} if zone else {}
-            with tied_up("aws"):
-                outputs = work("aws", **steps, **parameters, **domain)
+        outputs = _to_local(options) if options.target == "local" else _to_aws(parser, options)
     except FAILURES as e:
         raise SystemExit(explain(e)) from None
     except KeyboardInterrupt:

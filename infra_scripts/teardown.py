@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import boto3
-from aws_target import ROOT, add_account_options, check_options, chosen_environment
+from aws_target import ROOT, add_account_options, check_options, chosen_environment, enter, whose
 from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud
 from loose_ends import glue_runs, stop_glue, training_jobs
@@ -212,6 +212,17 @@ def _typed(question: str) -> str:
         return ""
 
 
+def _make_sure(yes: bool):  # yes: nobody need be asked
+    "Say what would be deleted where, and end the program if nobody wants that."
+    prefix = settings_from(os.environ).prefix
+    try:
+        print(f"This deletes everything of the engine {prefix!r}, the reviews and models included, as {whose()}.")
+    except (ValueError, ClientError, BotoCoreError) as e:
+        sys.exit(f"nothing was deleted: {e}")
+    if not yes and _typed("Type the prefix to go on: ") != prefix:
+        sys.exit("nothing was deleted")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to clear")
@@ -223,11 +234,9 @@ def main():
         chosen = chosen_environment(options)
     except ValueError as e:
         sys.exit(str(e))
-    os.environ.update(chosen)
-    if options.target == "aws" and not options.yes:
-        print(f"This deletes everything whose name starts with {settings_from(os.environ).prefix!r} in your account,")
-        if _typed("the reviews and models included. Type the prefix to go on: ") != settings_from(os.environ).prefix:
-            sys.exit("nothing was deleted")
+    enter(chosen)
+    if options.target == "aws":
+        _make_sure(options.yes)
     try:
         if options.target == "local":
             with local_cloud():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'UPDATABLE', 'read_template', 'with_defaults', 'resources_of', 'Change', 'changes_from', 'change_set',
-           'Plan', 'new_stack', 'plan_of', 'bill', 'describe_plan', 'unchecked']
+           'Plan', 'new_stack', 'plan_of', 'Work', 'once', 'bill', 'describe_plan', 'unchecked']
 
 # %% ../nbs/07a_plan.ipynb #e8521ff2
 import time
@@ -185,18 +185,36 @@ def plan_of(
     return Plan(changes, kinds, unknown)
 
 # %% ../nbs/07a_plan.ipynb #be963c44
-def bill(plan: Plan, settings: Settings, workers: int = 10, training: str = "") -> Iterator[str]:
+@dataclass(frozen=True)
+class Work:
+    "What is paid for once, by the notebooks that are to run; empty or 0: it is not done."
+
+    workers: int = 0  # that Glue may use at most
+    training: str = ""  # instance type
+    trial: str = ""  # instance type of the endpoint on which the model is tried
+
+
+def _machine(kind: str) -> str:
+    hourly = price_per_hour(kind)
+    return f"{kind}, ${hourly} an hour" if hourly else f"{kind}, which is not in the price table"
+
+
+def once(work: Work) -> list[str]:
+    "Say what is paid for once, at most: a sample that was learnt by the same recipe is not learnt again."
+    parts = [f"Glue, ${GLUE_DPU_HOUR} an hour for each of at most {work.workers} workers"] if work.workers else []
+    parts += [f"training on {_machine(work.training)}"] if work.training else []
+    return parts + ([f"a trial of the model for some ten minutes on {_machine(work.trial)}"] if work.trial else [])
+
+# %% ../nbs/07a_plan.ipynb #60e24af1
+def bill(plan: Plan, settings: Settings, work: Work = Work()) -> Iterator[str]:
     "Say what the plan costs, line by line."
     within, beside = standing_cost(Counter(plan.resources))
     used = resting_cost()
     yield f"at rest      ${used + within:.2f} a month; ${used + beside:.2f} in an account whose free share is used up"
     yield f"             (storage and the reconciler ${used:.2f}; what stands there ${within:.2f} to ${beside:.2f})"
     yield from _visit(settings)
-    if training:
-        hourly = price_per_hour(training)
-        yield f"once         Glue, ${GLUE_DPU_HOUR} an hour for each of at most {workers} workers; " + (
-            f"training on {training}, ${hourly} an hour" if hourly else f"{training} is not in the price table"
-        )
+    for i, part in enumerate(once(work) or ["nothing: no notebook that is to run cleans, trains or tries a model"]):
+        yield f"{'' if i else 'once':12} {part}"
 
 # %% ../nbs/07a_plan.ipynb #7788e10a
 def _visit(settings: Settings) -> Iterator[str]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from unittest.mock import patch
 
 import aws_target
 import deploy
@@ -12,7 +13,7 @@ import pytest
 from engine_double import ROOT
 from tiny_model import write_tiny_model
 
-from sentiment_engine.account import Finding, Machines, check_account
+from sentiment_engine.account import SHARES, Finding, Machines, check_account
 from sentiment_engine.artifact import add_inference_code, pack
 from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
 from sentiment_engine.endpoint import newest_model
@@ -25,11 +26,38 @@ from sentiment_engine.stacks import delete_stack, deploy_stack
 SCRIPTS = ROOT / "infra_scripts"
 
 
+NOBODY = {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+NOBODY |= {"AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.fixture
+def environment():
+    "An environment that may be changed, with nothing of AWS's or ours in it: that of somebody without any account."
+    with patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith(("AWS_", "SENTIMENT_"))]:
+            del os.environ[name]
+        os.environ.update(NOBODY)
+        yield os.environ
+
+
+@pytest.fixture
+def main(environment, monkeypatch, capsys):
+    "deploy.py's own, run here: what it prints, and how it ends."
+
+    def call(*words: str) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["deploy.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            deploy.main()
+        said = capsys.readouterr()
+        return said.out, said.err + str(ended.value.code or "")
+
+    return call
+
+
 def run(*words: str, **env: str) -> subprocess.CompletedProcess:
     "Run deploy.py as somebody without any account would."
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_"))}
-    bare |= {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
-    bare |= {"AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": str(ROOT)}
+    bare |= NOBODY | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(SCRIPTS / "deploy.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, env=bare | env, check=False, timeout=120)
 
@@ -53,7 +81,10 @@ def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
         "Lambda concurrency",
         "SMS",
         "stacks",
+        "neighbours",
         "table",
+        "as before",
+        "notebooks",
     ):
         assert f"\n{what}: " in unchecked
     assert unchecked.rstrip().endswith("Nothing was changed.")
@@ -75,12 +106,22 @@ def test_a_dry_run_prices_by_the_table(dry):
     assert f"what stands there ${within:.2f} to ${beside:.2f}" in dry
 
 
-def test_the_variants_show_in_the_plan():
-    done = run(
+def test_a_dry_run_names_the_notebooks_and_prices_what_they_do_once(dry, main):
+    assert "\nNotebooks that would run: 00 settings, 01 glue etl, 02 data exploration, 03 model training, 04 " in dry
+    assert "once         Glue, $0.44 an hour for each of at most 10 workers\n" in dry
+    assert "training on ml.g4dn.xlarge, $0.736 an hour\n" in dry and "minutes on ml.m5.large, $0.115 an hour\n" in dry
+    said, _ = main("--target", "aws", "--dry-run", "--model", "released")
+    assert "would run: 00 settings, 04 " in said and "Glue, $" not in said and "training quota" not in said
+    said, _ = main("--target", "aws", "--dry-run", "--only", "06")
+    assert "would run: 06 website\n" in said and "trial quota" not in said and "once         nothing" in said
+
+
+def test_the_variants_show_in_the_plan(main, environment):
+    before = dict(environment)
+    said, _ = main(
         *("--target", "aws", "--dry-run", "--region", "us-east-1", "--stack-prefix", "lab"),
         *("--endpoint", "serverless", "--domain", "mood.example.com", "--firewall", "--alarm-email", "me@example.com"),
     )
-    assert done.returncode == 0, done.stderr
     for line in (
         "lab-engine",
         "CertificateManager::Certificate",
@@ -88,10 +129,13 @@ def test_the_variants_show_in_the_plan():
         "SNS::Subscription",
         "a prediction $",
     ):
-        assert line in done.stdout
-    assert "ok       region" in done.stdout and "a visit" not in done.stdout
-    done = run("--target", "aws", "--dry-run", "--idle-minutes", "5", "--instance-types", "ml.c5.large")
-    assert "for 15 minutes on ml.c5.large" in done.stdout
+        assert line in said
+    assert "ok       region" in said and "a visit" not in said
+    assert "\nserverless quota: needs credentials" in said and "endpoint quota" not in said
+    for name in environment.keys() - before.keys():
+        del environment[name]
+    said, _ = main("--target", "aws", "--dry-run", "--idle-minutes", "5", "--instance-types", "ml.c5.large")
+    assert "for 15 minutes on ml.c5.large" in said
 
 
 @pytest.mark.parametrize(
@@ -109,11 +153,14 @@ def test_the_variants_show_in_the_plan():
         (("--target", "aws", "--dry-run", "--model-data", "nothing.tar.gz"), "nothing.tar.gz is no file"),
         (("--target", "aws", "--model-data", "s3://b/m.tar.gz", "--model", "released"), "leave --model out"),
         (("--target", "aws", "--instance-types", "", "--dry-run"), "instance_types must name at least one"),
+        (("--target", "aws", "--stack-prefix", "engine-of-the-whole-lab"), "the prefix is 3 to 17 of a-z, 0-9 and -"),
+        (("--target", "aws", "--stack-prefix", "lab-trial"), "the prefix must not end in -trial"),
+        (("--target", "local", "--no-reserved-concurrency"), "--reserved-concurrency is for --target aws"),
     ],
 )
-def test_what_cannot_be_deployed_is_refused_before_anything_is_changed(words, why):
-    done = run(*words)
-    assert done.returncode != 0 and why in done.stderr and "Traceback" not in done.stderr
+def test_what_cannot_be_deployed_is_refused_before_anything_is_changed(main, words, why):
+    _, end = main(*words)
+    assert end and why in end
 
 
 def test_a_local_endpoint_is_never_taken_for_aws():
@@ -136,7 +183,23 @@ def parsed(*words: str):
     parser.add_argument("--target", default="aws")
     aws_target.add_account_options(parser)
     aws_target.add_variant_options(parser)
+    deploy.add_options(parser)
     return parser.parse_args(words)
+
+
+def test_the_profile_that_is_named_acts_whatever_the_shell_holds(environment, tmp_path):
+    "Keys in the environment, and AWS_DEFAULT_PROFILE, would win over AWS_PROFILE."
+    import boto3
+
+    lines = [f"[{name}]\naws_access_key_id = {name}\naws_secret_access_key = x\n" for name in ("meant", "other")]
+    (tmp_path / "credentials").write_text("".join(lines))
+    environment |= {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"), "AWS_DEFAULT_PROFILE": "other"}
+    environment |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"), "of the shell")
+    aws_target.enter(aws_target.chosen_environment(parsed("--profile", "meant")))
+    assert boto3.Session().get_credentials().access_key == "meant"
+
+
+KNOWN = Finding("as before", True, "nothing")
 
 
 @pytest.mark.parametrize(("fine", "status"), [(True, 0), (False, 1)])
@@ -145,13 +208,16 @@ def test_a_problem_ends_a_dry_run_with_1(monkeypatch, fine, status, capsys):
     monkeypatch.setattr(aws_target, "check_account", lambda *_: found)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with pytest.raises(SystemExit) as ended:
-        aws_target.before(parsed("--dry-run"), Machines("ml.m5.large", "ml.g4dn.xlarge"))
+        machines = Machines("ml.m5.large", "ml.g4dn.xlarge")
+        aws_target.before(parsed("--dry-run"), machines, KNOWN, lambda asked: ["04 endpoint deployment"])
     assert ended.value.code == status and ("PROBLEM  endpoint quota" in capsys.readouterr().out) is not fine
 
 
 def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
     found = [Finding("region", True, "us-east-1"), Finding("table", False, "it is not ours")]
     monkeypatch.setattr(aws_target, "check_account", lambda *_: found)
+    monkeypatch.setattr(deploy, "recall", lambda _: KNOWN)
+    monkeypatch.setattr(deploy.Stamps, "read", lambda _: {})
     monkeypatch.setattr(deploy, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws", "--region", "us-east-1"])
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
@@ -170,8 +236,85 @@ def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
     own = Settings(prefix="nobody", table="NobodysState", textbelt_url=cloud.textbelt_url)
     found = {f.what: f for f in check_account(boto3.Session(), own)}
     assert found["credentials"].fine and found["region"].fine and found["table"].fine
-    assert found["stacks"].text == "none of ours stands yet"
+    assert found["stacks"].text == "none of ours stands yet" and found["neighbours"].fine
     assert found["SMS"].fine and "more messages" in found["SMS"].text
+
+
+@pytest.fixture
+def standing(cloud, environment, monkeypatch):
+    "A foundation of ours on the local cloud, which stands for an account; what was asked for can be noted there."
+    import boto3
+
+    monkeypatch.setattr(aws_target, "connect", lambda _: boto3.Session())
+    environment.update(cloud.environment)
+    cloudformation = cloud.client("cloudformation")
+    deploy_stack(
+        cloudformation, "again-foundation", SCRIPTS / "foundation.yaml", {"Prefix": "again"}, {"Project": "again"}
+    )
+
+    def ask(*words: str, **env: str) -> tuple:
+        "Ask for a deployment in a shell of its own: what is taken over, and what counts then."
+        for name in [name for name in environment if name.startswith("SENTIMENT_")]:
+            del environment[name]
+        environment.update(env)
+        options = parsed("--stack-prefix", "again", *words)
+        aws_target.enter(aws_target.chosen_environment(options))
+        known = aws_target.recall(options)
+        deploy.Stamps(boto3.Session(), "again-foundation", aws_target.asked_for(options)).note()
+        return known, options, aws_target.settings_from(environment)
+
+    return ask
+
+
+def test_what_was_chosen_is_kept_until_it_is_taken_back(standing):
+    known, options, settings = standing("--domain", "mood.example.com", "--endpoint", "serverless", "--firewall")
+    assert known.fine and "nothing was chosen earlier" in known.text
+    standing("--alarm-email", "me@example.com", "--idle-minutes", "5", SENTIMENT_MONTHLY_BUDGET="20")
+    known, options, settings = standing("--endpoint", "realtime", "--no-firewall")
+    for said in ("--domain mood.example.com", "SENTIMENT_ALARM_EMAIL=me@example.com", "SENTIMENT_MONTHLY_BUDGET=20"):
+        assert said in known.text
+    assert "ENDPOINT" not in known.text and settings.endpoint == "realtime" and not settings.firewall
+    assert (options.domain, settings.alarm_email, settings.idle_minutes) == ("mood.example.com", "me@example.com", 5)
+    known, options, settings = standing("--domain", "", "--alarm-email", "")
+    assert not options.domain and not settings.alarm_email and settings.monthly_budget == 20
+    known, options, settings = standing()
+    assert options.domain is None and not settings.alarm_email and settings.table == "again-state"
+
+
+@pytest.mark.parametrize(
+    ("kept", "words", "taken"),
+    [
+        ({"model": "released"}, (), {"model": "released"}),
+        ({"model": "released"}, ("--categories", "Books"), {"categories": "Books"}),
+        ({"model": "candidate"}, ("--categories", "Books"), {"model": "candidate", "categories": "Books"}),
+        ({"categories": "Books", "source": "s3://{category}"}, ("--rows", "500"), {"rows": 500}),
+        ({"categories": "Books"}, ("--model", "released"), {"model": "released"}),
+        ({"categories": "Books"}, ("--model", "better"), {"model": "better", "categories": "Books"}),
+        ({"model_data": "s3://b/m.tar.gz"}, ("--model", "better"), {"model": "better"}),
+        ({"model_data": "s3://b/m.tar.gz"}, ("--domain", "example.com"), {"model_data": "s3://b/m.tar.gz"}),
+        ({"model_data": "s3://b/m.tar.gz"}, ("--rows", "500"), {"rows": 500}),
+    ],
+)
+def test_what_was_chosen_goes_with_what_is_said_now(environment, monkeypatch, kept, words, taken):
+    "A model that was released or given has learnt already; one that is to learn needs its reviews."
+    monkeypatch.setattr(aws_target, "_kept", lambda *_: {"options": kept})
+    aws_target.recall(options := parsed(*words))
+    found = {n: getattr(options, n) for n in (*aws_target.MODELS, *aws_target.REVIEWS) if getattr(options, n)}
+    assert found == taken
+
+
+def test_what_cannot_be_read_is_not_taken_for_nothing(environment, monkeypatch):
+    from botocore.exceptions import ClientError
+
+    def denied(*_):
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": "not yours"}}, "GetObject")
+
+    monkeypatch.setattr(aws_target, "_kept", denied)
+    monkeypatch.setattr(aws_target, "check_account", lambda *_: [Finding("credentials", True, "ada")])
+    environment["AWS_DEFAULT_REGION"] = "us-east-1"
+    known = aws_target.recall(options := parsed())
+    with pytest.raises(SystemExit, match=r"nothing was changed: as before: .*not yours"):
+        aws_target.before(options, Machines(), known, lambda asked: [])
 
 
 def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
@@ -237,6 +380,14 @@ def test_a_deployment_goes_on_where_it_failed():
     assert [p.notebook.name[:2] for p in deploy.outdated(phases, stamps)] == ["04", "05", "06", "07"]
 
 
+def test_a_model_that_was_given_is_taken_once():
+    phases = deploy.plan({"model_data": "m.tar.gz"})
+    assert [p.title[:2] for p in phases] == ["00", "04", "05", "06", "07"]
+    assert phases == deploy.plan({"model_data": "s3://b/models/given-1/output/model.tar.gz"})  # where it then lies
+    stamps = {p.notebook.stem: p.fingerprint for p in phases}
+    assert deploy.upcoming(phases, stamps) == [] and deploy.upcoming(phases, stamps, given=True) == phases
+
+
 def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypatch):
     from engine_double import World
 
@@ -277,4 +428,46 @@ def test_the_workflow_that_deploys_stores_no_key_and_runs_by_hand_only():
     text = json.dumps(workflow)
     assert "secrets." not in text and "aws-access-key-id" not in text and "role-to-assume" in text
     steps = [step["run"] for step in job["steps"] if "infra_scripts" in step.get("run", "")]
-    assert len(steps) == 3 and not any("${{" in step for step in steps)  # what is typed is never part of a script
+    assert len(steps) == 2 and not any("${{" in step for step in steps)  # what is typed is never part of a script
+    inputs = workflow[True]["workflow_dispatch"]["inputs"]
+    assert len(inputs) <= 10  # GitHub takes no more
+    assert {name.upper() for name in inputs} <= set(job["env"])
+
+
+def test_the_workflow_says_what_was_chosen_and_nothing_else(tmp_path):
+    "Its script runs, with a python that says what it was told."
+    import yaml
+
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "deploy.yml").read_text())["jobs"].values()
+    (script,) = [step["run"] for step in job["steps"] if "deploy.py" in step.get("run", "")]
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/bash\nprintf "%s|" "${@:2}"; echo\n')
+    python.chmod(0o755)
+    env = dict.fromkeys(job["env"], "as before") | {"WHAT": "deploy", "REGION": "us-east-1", "PREFIX": "lab"}
+    env |= {"PATH": os.environ["PATH"], "DOMAIN": "none", "FIREWALL": "yes", "RESERVED_CONCURRENCY": "no"}
+    env |= {"BOUNDARY": "", "MODEL": "released"}
+    said = subprocess.check_output(["bash", "-e", "-c", script], cwd=tmp_path, env=env, text=True).splitlines()
+    given = "--target|aws|--region|us-east-1|--stack-prefix|lab|--domain||--model|released|--firewall|"
+    given += "--no-reserved-concurrency|"
+    assert said == [f"{given}--dry-run|", given]
+    words = given.split("|")[2:-1]
+    assert parsed(*words).domain == "" and parsed(*words).reserved_concurrency is False
+
+
+def test_the_runbook_stops_what_is_ours_and_nothing_else():
+    import re
+
+    from sentiment_engine.settings import endpoint_name, new_run_id, trial_name
+
+    book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r'grep -E "(.+)"', book)
+    ours, other = Settings(prefix="lab"), Settings(prefix="lab-two")
+    pattern = pattern.replace("$P", ours.prefix)
+    assert all(re.search(pattern, name(ours, new_run_id())) for name in (endpoint_name, trial_name))
+    foreign = [name(other, new_run_id()) for name in (endpoint_name, trial_name)]
+    assert not any(re.search(pattern, name) for name in (*foreign, f"my-{endpoint_name(ours, new_run_id())}"))
+    again = dict(re.findall(r"again ([a-z-]+) ([0-9]+)", book))
+    assert {name: int(share) for name, share in again.items()}.items() <= SHARES.items()
+    (stopped,) = re.findall(r"for f in (.+); do", book)
+    assert again.keys() == set(stopped.split())

@@ -121,10 +121,20 @@ def test_a_failure_is_said_in_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(teardown, "teardown", fail)
+    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
     with pytest.raises(SystemExit) as ended:
         teardown.main()
     assert str(error) in str(ended.value)
+
+
+def test_it_says_whose_account_is_meant_before_it_asks(monkeypatch, capsys):
+    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
+    monkeypatch.setattr(teardown, "_typed", lambda _: "no")
+    monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws"])
+    with pytest.raises(SystemExit, match="nothing was deleted"):
+        teardown.main()
+    assert "as user/ada in an account that ends in 9012, region us-east-1." in capsys.readouterr().out
 
 
 def test_a_training_job_that_was_left_running_is_stopped_and_no_other(sagemaker):
@@ -207,6 +217,7 @@ def test_an_interrupted_teardown_ends_in_one_line(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(teardown, "teardown", interrupt)
+    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
     with pytest.raises(SystemExit, match="Interrupted"):
         teardown.main()
@@ -233,7 +244,8 @@ def cut_off(sagemaker, monkeypatch, capsys):
     session = SimpleNamespace(client=lambda s: writing if s == "glue" else sagemaker, region_name="eu-west-1")
     monkeypatch.setattr(loose_ends, "connect", lambda target: session)
     monkeypatch.setattr(loose_ends, "_glue_job", lambda *_: "clean-reviews")
-    monkeypatch.setattr(deploy, "before", lambda *_: "")
+    monkeypatch.setattr(deploy, "recall", lambda _: None)
+    monkeypatch.setattr(deploy, "before", lambda *_: None)
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws"])
     monkeypatch.delenv("AWS_PROFILE", raising=False)
 

@@ -12,12 +12,13 @@ import pytest
 import yaml
 from botocore.stub import Stubber
 from engine_double import ROOT
+from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
 
-from sentiment_engine.account import RESERVED
+from sentiment_engine.account import SHARES
 from sentiment_engine.metrics import METRICS, NAMESPACE
 from sentiment_engine.packaging import parameter_of, stack_parameters, upload_packages
 from sentiment_engine.plan import read_template, resources_of
-from sentiment_engine.settings import Settings
+from sentiment_engine.settings import PREFIX, Settings
 from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
 
 TEMPLATE = ROOT / "infra_scripts" / "template.yaml"
@@ -99,8 +100,9 @@ def test_a_wildcard_as_a_resource_has_its_reason_beside_it(name):
 
 
 def test_what_is_reserved_is_what_the_account_is_asked_for():
-    shares = [f["ReservedConcurrentExecutions"][1] for f in of_type("AWS::Lambda::Function").values()]
-    assert sum(shares) == RESERVED and len(shares) == 7
+    functions = of_type("AWS::Lambda::Function").values()
+    shares = {f["FunctionName"].removeprefix("${Prefix}-"): f["ReservedConcurrentExecutions"][1] for f in functions}
+    assert shares == SHARES
 
 
 @pytest.mark.parametrize("name", ["template.yaml", "foundation.yaml"])
@@ -386,9 +388,15 @@ def test_nothing_is_left_after_deletion(cloud, deployed):
     assert deployed["SiteBucket"] not in [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
 
 
-def test_a_prefix_too_long_for_the_engine_is_refused_before_anything_is_trained():
-    foundation = yaml.load((ROOT / "infra_scripts" / "foundation.yaml").read_text(), Loader)
-    assert foundation["Parameters"]["Prefix"]["AllowedPattern"] == template["Parameters"]["Prefix"]["AllowedPattern"]
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prefix_too_long_for_the_engine_is_refused_before_anything_is_trained(name):
+    assert read_template(ROOT / "infra_scripts" / name)["Parameters"]["Prefix"]["AllowedPattern"] == PREFIX
+    assert re.fullmatch(PREFIX, "sentiment-engine") and not re.fullmatch(PREFIX, "a" * 18)
+
+
+def test_a_domain_is_not_made_to_speak_https_on_all_its_subdomains():
+    policy = resources["SiteHeaders"]["Properties"]["ResponseHeadersPolicyConfig"]["SecurityHeadersConfig"]
+    assert policy["StrictTransportSecurity"]["IncludeSubdomains"] is False
 
 
 monitoring = yaml.load((ROOT / "infra_scripts" / "monitoring.yaml").read_text(), Loader)["Resources"]
@@ -438,3 +446,176 @@ def test_the_endpoint_may_keep_answers_and_nothing_else_and_they_expire():
     assert [s["Resource"] for s in writes] == ["${ArtifactsBucket.Arn}/captures/*"]
     rules = foundation["ArtifactsBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
     assert [r["ExpirationInDays"] for r in rules if r.get("Prefix") == "captures/"] == [90]
+
+
+# The role that GitHub deploys with: judged as the local cloud judges, with the names of an engine filled in.
+LAB = {"Prefix": "lab", "TableName": "lab-state", "AWS::AccountId": "1" * 12, "AWS::Region": "us-east-1"}
+LAB |= {"AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com"}
+LAB |= {"HostedZoneId": "Z1", "ArtifactsBucket": "lab-foundation-artifactsbucket-1x2y"}
+BOUNDARY = f"arn:aws:iam::{'1' * 12}:policy/lab-boundary"
+NOTHING = object()
+CASES = {"UsesSns": True, "Bounded": True}
+
+
+def filled(value, known: dict, cases: dict = CASES):
+    "Work out references, and choose the sides of conditions; an ARN that a service makes up gets a name like its own."
+    if isinstance(value, list):
+        return [v for each in value if (v := filled(each, known, cases)) is not NOTHING]
+    if not isinstance(value, dict):
+        return value
+    ((name, of),) = list(value.items())[:1] or [("", None)]
+    if name == "Ref":
+        return NOTHING if of == "AWS::NoValue" else BOUNDARY if of == "Boundary" else known.get(of, of)
+    if name == "Fn::Sub":
+        return re.sub(r"\$\{([^}]+)\}", lambda m: known.get(m[1]) or arn_of(*m[1].split(".")), of)
+    if name == "Fn::GetAtt":
+        return arn_of(*of)
+    if name == "Fn::If":
+        return filled(of[1] if cases[of[0]] else of[2], known, cases)
+    return {k: v for k, each in value.items() if (v := filled(each, known, cases)) is not NOTHING}
+
+
+def arn_of(name: str, attribute: str = "") -> str:
+    "Make the ARN that AWS would give something of the engine named lab."
+    of, account = f"us-east-1:{LAB['AWS::AccountId']}", LAB["AWS::AccountId"]
+    if name.endswith("Bucket"):
+        return f"arn:aws:s3:::lab-foundation-{name.lower()}-1x2y"
+    if name.endswith("Role"):
+        return f"arn:aws:iam::{account}:role/lab-engine-{name}-1X2Y"
+    if name.endswith("Logs"):
+        folder = re.sub("(?<!^)([A-Z])", r"-\1", name.removesuffix("Logs")).lower()
+        return f"arn:aws:logs:{of}:log-group:/aws/lambda/lab-{folder}:*"
+    known = {"Table": f"arn:aws:dynamodb:{of}:table/lab-state", "DeadLetters": f"arn:aws:sqs:{of}:lab-dead-letters"}
+    return known.get(name, "lab")
+
+
+def deployer(name: str) -> dict:
+    "Read one of the policies of deployer.yaml."
+    found = read_template(ROOT / "infra_scripts" / "deployer.yaml")["Resources"][name]["Properties"]
+    (policy,) = found.get("Policies", [found])
+    return filled(policy["PolicyDocument"], LAB)
+
+
+def may(policy: dict, action: str, on: str, **context: str) -> bool:
+    known = {name.replace("_", ":").lower(): value for name, value in context.items()}
+    who = EvalContext("arn", "AssumedRole", LAB["AWS::AccountId"], action, on, "us-east-1", service_context=known)
+    return evaluate(who, [parse_policy_document(policy)]).decision == "Allow"
+
+
+def role(name: str) -> str:
+    return f"arn:aws:iam::{LAB['AWS::AccountId']}:role/{name}"
+
+
+def test_who_deploys_makes_roles_within_the_boundary_only():
+    policy = deployer("DeployRole")
+    for action in ("CreateRole", "PutRolePolicy", "PutRolePermissionsBoundary"):
+        for on in (role("lab-engine-ApiRole-1"), role("lab-foundation-GlueRole-1")):
+            assert may(policy, f"iam:{action}", on, iam_PermissionsBoundary=BOUNDARY), action
+            assert not may(policy, f"iam:{action}", on), action
+            assert not may(policy, f"iam:{action}", on, iam_PermissionsBoundary=BOUNDARY + "-two"), action
+        assert not may(policy, f"iam:{action}", role("lab-deployer"), iam_PermissionsBoundary=BOUNDARY), action
+
+
+def test_who_deploys_cannot_widen_the_boundary_or_itself():
+    policy = deployer("DeployRole")
+    for action in ("CreatePolicyVersion", "SetDefaultPolicyVersion", "DeletePolicy"):
+        assert not may(policy, f"iam:{action}", BOUNDARY), action
+    for action in ("DeleteRolePermissionsBoundary", "AttachRolePolicy"):
+        assert not may(policy, f"iam:{action}", role("lab-engine-ApiRole-1"), iam_PermissionsBoundary=BOUNDARY), action
+    itself, service = role("lab-deployer"), "lambda.amazonaws.com"
+    for action in ("PassRole", "UpdateAssumeRolePolicy", "DeleteRolePolicy"):
+        assert not may(policy, f"iam:{action}", itself, iam_PassedToService=service), action
+    stacks = f"arn:aws:cloudformation:us-east-1:{LAB['AWS::AccountId']}:stack/"
+    assert may(policy, "cloudformation:UpdateStack", f"{stacks}lab-engine/1")
+    for other in ("lab-deployer", "lab-two-engine"):
+        assert not may(policy, "cloudformation:UpdateStack", f"{stacks}{other}/1")
+
+
+def test_who_deploys_hands_roles_to_three_services_only():
+    policy, on = deployer("DeployRole"), role("lab-engine-ApiRole-1")
+    for service in ("lambda", "glue", "sagemaker"):
+        assert may(policy, "iam:PassRole", on, iam_PassedToService=f"{service}.amazonaws.com")
+    for service in ("ec2", "cloudformation", "codebuild"):
+        assert not may(policy, "iam:PassRole", on, iam_PassedToService=f"{service}.amazonaws.com")
+    assert not may(policy, "iam:PassRole", on)
+
+
+def test_records_are_changed_in_the_one_zone_only():
+    zone, action = "arn:aws:route53:::hostedzone/", "route53:ChangeResourceRecordSets"
+    records = deployer("RecordsOfThePage")
+    assert may(records, action, f"{zone}Z1") and not may(records, action, f"{zone}Z2")
+    assert not may(deployer("DeployRole"), action, f"{zone}Z1")
+    kept = resources_of(read_template(ROOT / "infra_scripts" / "deployer.yaml"), {"HostedZoneId": ""})
+    assert "RecordsOfThePage" not in kept
+
+
+@pytest.mark.parametrize(
+    "action_and_resource",
+    [
+        ("lambda:CreateFunction", "lambda:us-east-1:{}:function:lab-shutdown-endpoint"),
+        ("dynamodb:CreateTable", "dynamodb:us-east-1:{}:table/lab-state"),
+        ("sqs:CreateQueue", "sqs:us-east-1:{}:lab-dead-letters"),
+        ("s3:CreateBucket", "s3:::lab-foundation-lakebucket-1x2y"),
+        ("s3:PutObject", "s3:::lab-engine-sitebucket-1x2y/sentiment.html"),
+        ("glue:CreateJob", "glue:us-east-1:{}:job/lab-clean-reviews"),
+        ("events:PutRule", "events:us-east-1:{}:rule/lab-every-five-minutes"),
+        ("scheduler:CreateScheduleGroup", "scheduler:us-east-1:{}:schedule-group/lab"),
+        ("logs:CreateLogGroup", "logs:us-east-1:{}:log-group:/aws/apigateway/lab"),
+        ("logs:CreateLogGroup", "logs:us-east-1:{}:log-group:/aws/lambda/lab-shutdown-endpoint"),
+        ("cloudwatch:PutMetricAlarm", "cloudwatch:us-east-1:{}:alarm:lab-orphan"),
+        ("cloudwatch:PutDashboard", "cloudwatch::{}:dashboard/lab"),
+        ("sns:CreateTopic", "sns:us-east-1:{}:lab-alarms"),
+        ("ssm:PutParameter", "ssm:us-east-1:{}:parameter/lab/model"),
+        ("sagemaker:CreateTrainingJob", "sagemaker:us-east-1:{}:training-job/lab-training-1"),
+        ("budgets:ModifyBudget", "budgets::{}:budget/lab"),
+        ("wafv2:CreateWebACL", "wafv2:us-east-1:{}:global/webacl/lab/1"),
+    ],
+)
+def test_who_deploys_may_make_this_engine_and_no_other(action_and_resource):
+    action, on = action_and_resource
+    on = f"arn:aws:{on.format(LAB['AWS::AccountId'])}"
+    assert may(deployer("DeployRole"), action, on)
+    assert not may(deployer("DeployRole"), action, on.replace("lab", "shop"))
+
+
+@pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False}])
+@pytest.mark.parametrize("name", ["template.yaml", "foundation.yaml"])
+def test_every_role_is_bounded_and_within_the_boundary(name, cases):
+    roles = read_template(ROOT / "infra_scripts" / name)["Resources"]
+    roles = {n: r["Properties"] for n, r in roles.items() if r["Type"] == "AWS::IAM::Role"}
+    boundary, known = deployer("Boundary"), LAB | {"PermissionsBoundary": BOUNDARY}
+    assert len(roles) in (3, 8)
+    for who, properties in roles.items():
+        bound = filled(properties["PermissionsBoundary"], known, cases)
+        assert bound == BOUNDARY and filled(properties["PermissionsBoundary"], known, {"Bounded": False}) is NOTHING
+        for statement in filled(properties["Policies"], known, cases)[0]["PolicyDocument"]["Statement"]:
+            for action, on in asked(statement) if statement["Effect"] == "Allow" else ():
+                assert may(boundary, action, on, iam_PassedToService="scheduler.amazonaws.com"), (who, action, on)
+
+
+def asked(statement: dict) -> list[tuple[str, str]]:
+    "List what a statement allows; a star within a name stands for a name."
+    named = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+    return [(a, on if on == "*" else on.replace("*", "1x")) for a in statement["Action"] for on in named]
+
+
+def test_within_the_boundary_nobody_is_an_administrator():
+    boundary = deployer("Boundary")
+    for action, on in (
+        ("iam:CreateRole", role("lab-engine-1")),
+        ("iam:PutRolePolicy", role("lab-engine-1")),
+        ("sts:AssumeRole", role("admin")),
+        ("lambda:UpdateFunctionCode", "arn:aws:lambda:us-east-1:1:function:lab-shutdown-endpoint"),
+        ("s3:GetObject", "arn:aws:s3:::somebodys/file"),
+        ("sagemaker:CreateTrainingJob", "arn:aws:sagemaker:us-east-1:1:training-job/lab-training-1"),
+    ):
+        assert not may(boundary, action, on), action
+    assert not may(boundary, "iam:PassRole", role("lab-engine-1"), iam_PassedToService="lambda.amazonaws.com")
+
+
+def test_the_deployers_policies_fit_into_what_iam_takes():
+    most = {"Prefix": "a" * 17, "TableName": "a" * 17 + "-state", "HostedZoneId": "Z" * 32}
+    found = read_template(ROOT / "infra_scripts" / "deployer.yaml")["Resources"]
+    policies = found["Boundary"]["Properties"], found["DeployRole"]["Properties"]["Policies"][0]
+    for policy, limit in zip(policies, (6_144, 10_240), strict=True):
+        assert len(json.dumps(filled(policy["PolicyDocument"], LAB | most), separators=(",", ":"))) < limit
