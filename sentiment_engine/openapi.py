@@ -44,7 +44,7 @@ CODES |= {
 # %% ../nbs/05f_openapi.ipynb #68a1f38e
 MODEL_CODES = (
     "bad_input empty_input invalid_inputs invalid_encoding too_many_inputs unknown_field unsupported_media_type "
-    "not_acceptable"
+    "not_acceptable too_much_text"
 )
 CODES |= {
     "missing_inputs": (400, "There is no text."),
