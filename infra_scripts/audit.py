@@ -104,19 +104,27 @@ def audit_offline() -> list[str]:
     return wrong + secret_complaints(secret_findings(tracked()), known["secrets"])
 
 
-def audit_packages() -> bool:  # whether nothing is known about them
-    "Ask PyPI about every pinned package."
-    command = [
-        tool("pip-audit"),
-        "--strict",
-        "--no-deps",
-        "--disable-pip",
-        "--progress-spinner",
-        "off",
-        "-r",
-        "constraints.txt",
+def package_findings(packages: list[dict]) -> list[str]:  # as pip-audit tells them; empty: nothing is known about them
+    "Say which packages have known faults, and which could not be asked about."
+    known = [(p, fault) for p in packages for fault in p.get("vulns", ())]
+    wrong = [
+        f"{p['name']} {p['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions']) or 'no version yet'}"
+        for p, fault in known
     ]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    if known:
+        wrong.append("Raise the versions in settings.ini and constraints.txt.")
+    if unasked := [p for p in packages if "skip_reason" in p]:
+        wrong.append(
+            f"PyPI said nothing about {len(unasked)} of {len(packages)} packages, so this is not known: "
+            f"{unasked[0]['name']} ({unasked[0]['skip_reason']}) …"
+        )
+    return wrong
+
+
+def audit_packages() -> list[str]:  # what is wrong
+    "Ask PyPI about every pinned package."
+    command = [tool("pip-audit"), "--no-deps", "--disable-pip", "--progress-spinner", "off", "-f", "json"]
+    return package_findings(_json([*command, "-r", "constraints.txt"])["dependencies"])
 
 
 def main():
@@ -130,8 +138,15 @@ def main():
     if wrong:
         sys.exit("\n".join(wrong))
     print("checkov and detect-secrets: nothing beyond infra_scripts/audit_allowed.yaml")
-    if not options.offline and not audit_packages():
-        sys.exit("pip-audit: see above; raise the versions in settings.ini and constraints.txt")
+    if options.offline:
+        return
+    try:
+        wrong = audit_packages()
+    except RuntimeError as e:
+        sys.exit(str(e))
+    if wrong:
+        sys.exit("pip-audit:\n" + "\n".join(wrong))
+    print("pip-audit: nothing is known about the pinned packages")
 
 
 if __name__ == "__main__":

@@ -48,3 +48,11 @@ def test_every_exception_has_its_reason():
     known = yaml.safe_load(audit.ALLOWED.read_text())
     reasons = [entry["why"] for kind in ("checkov", "secrets") for entry in known[kind].values()]
     assert len(reasons) > 10 and all(len(reason) > 20 for reason in reasons)
+
+
+def test_what_pypi_knows_and_what_it_did_not_say_is_told_apart():
+    faulty = {"name": "leaky", "version": "1.0", "vulns": [{"id": "PYSEC-2026-1", "fix_versions": ["1.1"]}]}
+    fine, unasked = {"name": "fine", "version": "2.0", "vulns": []}, {"name": "own", "skip_reason": "not on PyPI"}
+    assert audit.package_findings([fine]) == []
+    assert audit.package_findings([faulty, fine])[0] == "leaky 1.0: PYSEC-2026-1, mended in 1.1"
+    assert audit.package_findings([fine, unasked])[0].startswith("PyPI said nothing about 1 of 2 packages")
