@@ -335,6 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would only spin beside the load
     return serve(options.model_dir, options.port, options.port_file, options.drain_seconds)
 
 # %% ../nbs/08d_serving.ipynb #d7f5d537
