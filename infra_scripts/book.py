@@ -20,11 +20,17 @@ PROGRESS = 6  # a cell that prints more often than this tells how far it is
 
 
 def worth_keeping(outputs: list[dict]) -> list[dict]:
-    "Return what belongs in the book: no warnings, and of a report of progress the end."
+    "Return what belongs in the book: no warnings, of a report of progress the end, and what was printed as one piece."
     said = [o for o in outputs if not (o["output_type"] == "stream" and o["name"] == "stderr")]
     streams = [o for o in said if o["output_type"] == "stream"]
     dropped = streams[:-1] if len(streams) > PROGRESS else []
-    return [o for o in said if not any(o is d for d in dropped)]
+    kept = []
+    for output in (o for o in said if not any(o is d for d in dropped)):
+        if kept and output["output_type"] == "stream" == kept[-1]["output_type"]:
+            kept[-1]["text"] += output["text"]
+        else:
+            kept.append(output)
+    return kept
 
 
 def run(path: Path):

@@ -3,23 +3,16 @@
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 
 import boto3
-from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud
+from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
 from sentiment_engine.endpoint import RegisteredModel, current_model
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import foundation_stack, settings_from
 from sentiment_engine.stacks import stack_outputs
-
-
-def stop_on_signals():
-    "Let SIGTERM end the demo the way Ctrl-C does, with everything cleaned up, in the background of a shell too."
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
 
 
 def told_reviews(lake: str) -> str:

@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -418,6 +419,12 @@ def _to_aws(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dic
         return deploy_given("aws", **parameters) if given else deploy("aws", **_steps(options), **parameters)
 
 
+def stop_on_signals():
+    "Let SIGTERM, which a cancelled workflow sends, end a program the way Ctrl-C does; in a shell's background too."
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
@@ -430,6 +437,7 @@ def main():
     steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
     options = parser.parse_args()
     check_options(parser, options)
+    stop_on_signals()
     try:
         outputs = _to_local(options) if options.target == "local" else _to_aws(parser, options)
     except FAILURES as e:

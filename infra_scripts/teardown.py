@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import boto3
 from aws_target import ROOT, add_account_options, check_options, chosen_environment, enter, whose
 from botocore.exceptions import BotoCoreError, ClientError
-from deploy import local_cloud
+from deploy import local_cloud, stop_on_signals
 from loose_ends import glue_runs, stop_glue, training_jobs
 
 from sentiment_engine.account import find_stack, tags_of
@@ -219,6 +219,8 @@ def _make_sure(yes: bool):  # yes: nobody need be asked
         print(f"This deletes everything of the engine {prefix!r}, the reviews and models included, as {whose()}.")
     except (ValueError, ClientError, BotoCoreError) as e:
         sys.exit(f"nothing was deleted: {e}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Nothing was deleted.")
     if not yes and _typed("Type the prefix to go on: ") != prefix:
         sys.exit("nothing was deleted")
 
@@ -230,6 +232,7 @@ def main():
     parser.add_argument("--yes", action="store_true", help="do not ask before deleting from AWS")
     options = parser.parse_args()
     check_options(parser, options)
+    stop_on_signals()
     try:
         chosen = chosen_environment(options)
     except ValueError as e:

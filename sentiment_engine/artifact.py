@@ -151,7 +151,7 @@ def _see_files(model_dir: Path) -> str:
     "Look for every file that serving needs."
     missing = [name for name in NEEDED if not (model_dir / name).is_file()]
     _demand(not missing, f"the artifact has no {', '.join(missing)}")
-    return f"{len(NEEDED)} needed files, {sum(f.stat().st_size for f in _files(model_dir)) / 2**20:.1f} MB in all"
+    return f"{len(NEEDED)} needed files, {sum(f.stat().st_size for f in _files(model_dir)) / 1e6:.1f} MB in all"
 
 # %% ../nbs/04b_artifact.ipynb #e7d978b4
 def _read_json(path: Path) -> dict:

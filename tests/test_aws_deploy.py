@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -54,12 +56,30 @@ def main(environment, monkeypatch, capsys):
     return call
 
 
+def bare(**env: str) -> dict[str, str]:
+    "The environment of somebody without any account, and what is given."
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_"))}
+    return kept | NOBODY | {"PYTHONPATH": str(ROOT)} | env
+
+
 def run(*words: str, **env: str) -> subprocess.CompletedProcess:
     "Run deploy.py as somebody without any account would."
-    bare = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_"))}
-    bare |= NOBODY | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(SCRIPTS / "deploy.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=bare | env, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=bare(**env), check=False, timeout=120)
+
+
+@pytest.mark.parametrize("script", ["deploy.py", "teardown.py"])
+def test_a_cancelled_workflow_ends_like_ctrl_c(script):
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # the way to AWS, which takes its time
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+        env = bare(HTTPS_PROXY=f"http://127.0.0.1:{deaf.getsockname()[1]}", NO_PROXY="", no_proxy="", **keys)
+        command = [sys.executable, str(SCRIPTS / script), "--target", "aws", "--region", "us-east-1"]
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deaf.settimeout(60)
+            with deaf.accept()[0]:
+                process.send_signal(signal.SIGTERM)
+                told = process.communicate(timeout=30)[1]
+    assert process.returncode == 1 and "Interrupted." in told and "Traceback" not in told
 
 
 @pytest.fixture(scope="module")

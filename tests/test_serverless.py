@@ -68,7 +68,7 @@ def test_the_reconciler_leaves_it_alone(monkeypatch):
     tags = [{"Key": "Project", "Value": world.settings.prefix}]
     name = endpoint_name(world.settings, STANDING)
     world.sagemaker.do_create_endpoint_config(
-        EndpointConfigName=name, ProductionVariants=[{"InstanceType": ""}], Tags=tags
+        EndpointConfigName=name, ProductionVariants=[{"ModelName": "words", "InstanceType": ""}], Tags=tags
     )
     world.sagemaker.do_create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tags)
     world.clock.now += 86_400

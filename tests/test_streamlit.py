@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -218,11 +219,17 @@ def test_a_busy_model_is_asked_again_and_what_was_read_is_kept(open_app, imposto
     says.append(answers)
     app, saved = open_app(address), []
     monkeypatch.setattr("streamlit.download_button", lambda label, data, *_: saved.append(data))
-    monkeypatch.setattr("time.sleep", lambda seconds: waits.append(seconds))
+    sleep = time.sleep
+
+    def waited(seconds):  # only the app's own pauses are skipped: the other threads would spin
+        of_app = sys._getframe(1).f_code.co_filename.endswith("app.py")
+        return waits.append(seconds) if of_app else sleep(seconds)
+
+    monkeypatch.setattr("time.sleep", waited)
     app.checkbox(key="lines").check()
     app = ask(app, "\n".join(["=1+1", *["good"] * 59]))
     assert "The model is busy. 50 of 60 were read." in app.error[0].value and len(app.dataframe[0].value) == 50
-    assert len([seconds for seconds in waits if seconds >= 0.8]) == 4 and answers == []
+    assert len(waits) == 4 and min(waits) >= 0.8 and answers == []
     assert saved[-1].splitlines()[1].startswith("'=1+1,")  # no spreadsheet takes it for a formula
 
 

@@ -351,7 +351,8 @@ def test_a_killed_job_goes_on_where_it_was(source, base, tmp_path):
                 process.kill()  # as spare capacity goes: without a word
                 break
     assert not (tmp_path / "model/model.onnx").exists()
-    newest = max((tmp_path / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = (tmp_path / "checkpoints").glob("checkpoint-*/trainer_state.json")  # the file that is written last
+    newest = max((state.parent for state in whole), key=lambda path: int(path.name.split("-")[1]))
     shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-36")  # one whose state arrived before its weights
     (tmp_path / "checkpoints/checkpoint-36/model.safetensors").write_bytes(b"killed while it was writ")
     shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-37")
