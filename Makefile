@@ -36,9 +36,9 @@ demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=n
 pipeline: install ## the same without the page: run the notebooks, then stop
 	@$(PY) infra_scripts/demo.py $(OPTIONS) --exit
 
-release: install ## make the released model again (40 minutes; DATA=folder of real reviews)
+release: install ## make the released model again (half an hour on a GPU, a night on two cores; DATA=folder of real reviews, TEACHERS=n)
 	@test -n "$(DATA)" || { echo "name the reviews: make release DATA=folder (with *.jsonl.gz of reviews)"; exit 1; }
-	@$(PY) infra_scripts/release_model.py --data "$(DATA)"
+	@$(PY) infra_scripts/release_model.py --data "$(DATA)" $(if $(TEACHERS),--teachers $(TEACHERS))
 
 artifact: install ## pack the released model as model.tar.gz for SageMaker (OUT=file)
 	@$(PY) infra_scripts/release_model.py --pack "$(or $(OUT),model.tar.gz)"

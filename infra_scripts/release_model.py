@@ -1,4 +1,9 @@
-"""Make the released model: choose texts, train, trim, round, calibrate, measure, and write models/released."""
+"""Make the released model: choose texts, train teachers and their student, round, calibrate, measure, write.
+
+Each of eight teachers takes about an hour of two cores, and the student two; a GPU takes about half an hour for all of
+it. What is done is kept in the work folder: a second run goes on there. --teachers 0 trains on the labels alone, in 40
+minutes of two cores.
+"""
 
 import argparse
 import hashlib
@@ -6,7 +11,8 @@ import json
 import shutil
 import tempfile
 import time
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +23,17 @@ from sentiment_engine.calibration import calibration_of, doubt_by_stars, served_
 from sentiment_engine.evaluation import expected_calibration_error, majority_baseline, scores
 from sentiment_engine.monitoring import mixes
 from sentiment_engine.onnx_export import export
-from sentiment_engine.released import pack_released, release_sample, write_sums
+from sentiment_engine.released import UNKNOWN, pack_released, release_sample, write_sums
 from sentiment_engine.serving import open_model
-from sentiment_engine.training_job import Recipe, device_name, encode, fit, load_model, share_positive
+from sentiment_engine.training_job import Recipe, device_name, encode, fit, load_model, predict, share_positive
 from sentiment_engine.vocabulary import count_pieces, coverage, pieces_to_keep, trim_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = Recipe(epochs=2, learning_rate=1.5e-4, batch_size=32, max_length=160, warmup=0.06, checkpoints=True)
+TEACHER = Recipe(epochs=2, batch_size=32, max_length=256, warmup=0.06, checkpoints=True)
+RATES = (1e-4, 1.5e-4, 1.5e-4, 2e-4, 2e-4, 1.5e-4, 1.5e-4, 1e-4)  # of the teachers in turn
+FOLDS = 4  # parts of the texts; each teacher leaves one out, so that there is a teacher who has not read a text
+STUDENT = Recipe(epochs=1.9, learning_rate=1.5e-4, batch_size=64, max_length=256, warmup=0.06, checkpoints=True)
+ALONE = replace(STUDENT, epochs=2, batch_size=32)  # without teachers
 PIECES = 10_500  # of the vocabulary; with them all files of the release are below 16 MB
 
 CARD = """# The released model
@@ -36,7 +46,6 @@ repacked as a DistilBERT, fine-tuned, with a vocabulary of {pieces:,} pieces and
 |---|---|---|
 | this model, as served | {accuracy:.3f} | {macro_f1:.3f} |
 | the same in 32 bits | {fp32:.3f} | |
-| with the whole vocabulary, 8 bits | {whole:.3f} | |
 | always the more frequent label | {majority[accuracy]:.3f} | {majority[macro_f1]:.3f} |
 
 | part of them | rows | accuracy | in 95 of 100 samples | macro-F1 |
@@ -69,46 +78,105 @@ puts it behind the page. For `transformers`, `make release` leaves the same weig
 {train_rows:,} texts from public collections of Amazon reviews: star reviews in the 2023 schema ("reviews") and
 labelled ones without stars, {originals:,} in all, and {excerpts:,} short excerpts of these: sentences, titles and
 tails. All negative star reviews, a balanced share of the positive ones. By source, named as in the files: {sources}.
-Categories: {categories}. The texts are not part of this project. Texts that quote a held-out one were left out of
-training.
+Categories: {categories}. {taught}The texts are not part of this project.
+Texts that quote a held-out one were left out of training.
 
 ## How to make it again
 `make release DATA=folder` with `*.jsonl.gz` of both kinds; nbs/03h_released_model.ipynb tells how they are chosen.
-Recipe: {recipe}. Training took {minutes:.0f} minutes on {device}.
+{teachers}Recipe: {recipe}.
+Training took {minutes:.0f} minutes on {device}.
 
 ## Limits
 - English product reviews. Three stars count as NEGATIVE; many of them are neither.
-- The held-out texts come from the same collections as the training texts, and the number of epochs and of pieces was
-  chosen while looking at them.
+- The held-out texts come from the same collections as the training texts, and the number of pieces was chosen while
+  looking at them. Everything else was chosen on other held-out texts, those of the calibration.
 - {weakest_names} mislead it: see the suite.
-- It was trained on 160 tokens of a text and reads up to eight windows of 512.
+- It was trained on {tokens} tokens of a text and reads up to eight windows of 512.
 """
 
 
-def train(sample: dict[str, pd.DataFrame], folder: Path) -> float:  # seconds
-    "Fine-tune the base model on the sample, and leave weights and tokenizer in `folder`."
+TAUGHT = """Then {more_rows:,} more: {left_out:,} positive star
+reviews that the balance left out, and {cuts:,} sentences and titles that have no label of their own. """
+TEACHERS = """{count} teachers, the same base model with its whole vocabulary, were fine-tuned first, each without
+one of {parts} parts of the texts (rates {lowest} to {highest}, {recipe}).
+The model learnt, for each text, half its label and half what the teachers say who have not read it; for sentences
+and titles, only what all of them say.
+"""
+
+
+def tune(base: Path, rows: pd.DataFrame, recipe: Recipe, folder: Path):  # the Trainer, done, and the tokenizer
+    "Fine-tune a base model, going on from what `folder` holds."
     import torch
     from transformers import AutoTokenizer, set_seed
 
+    torch.set_flush_denormal(True)
+    set_seed(recipe.seed)
+    tokenizer, model = AutoTokenizer.from_pretrained(base), load_model(str(base), recipe)
+    return fit(model, tokenizer, encode(tokenizer, rows, recipe.max_length), recipe, folder), tokenizer
+
+
+def ask_teacher(number: int, texts: pd.DataFrame, unread: np.ndarray, folder: Path) -> np.ndarray:  # shares of POSITIVE
+    "Train a teacher on the labelled texts it may read, and ask it about all; what it said once is kept."
     from sentiment_engine.base_model import build_base_model
 
-    torch.set_flush_denormal(True)
-    set_seed(RECIPE.seed)
-    base = build_base_model(folder / "base")
-    tokenizer, model = AutoTokenizer.from_pretrained(base), load_model(str(base), RECIPE)
+    said = folder / f"teacher-{number}.npy"
+    if not said.is_file():
+        recipe = replace(TEACHER, learning_rate=RATES[number % len(RATES)], seed=number)
+        base = build_base_model(folder / f"base-{number}", seed=number)
+        trainer, tokenizer = tune(base, texts[~unread], recipe, folder / f"checkpoints-{number}")
+        shares = predict(trainer, tokenizer, texts.assign(label=0))["positive"].to_numpy()
+        np.save(said.with_suffix(".new.npy"), shares)
+        said.with_suffix(".new.npy").rename(said)
+    return np.load(said)
+
+
+def soft_targets(sample: dict[str, pd.DataFrame], teachers: int, folder: Path) -> pd.DataFrame:  # text and target
+    "Mix the label of each text with what the teachers say who have not read it."
+    texts = pd.concat([sample["train"], sample["more"]], ignore_index=True)
+    parts, labelled = min(FOLDS, teachers), len(sample["train"])
+    part = np.full(len(texts), -1)  # -1: no teacher reads it
+    part[:labelled] = np.random.default_rng(5).integers(0, parts, labelled)
+    unread = np.array([(part == number % parts) | (part == -1) for number in range(teachers)])
+    said = np.array([ask_teacher(number, texts, unread[number], folder) for number in range(teachers)])
+    honest, label = (said * unread).sum(0) / unread.sum(0), texts["label"].to_numpy()
+    return texts[["text"]].assign(target=np.where(label == UNKNOWN, honest, (label + honest) / 2))
+
+
+def train(sample: dict[str, pd.DataFrame], teachers: int, folder: Path) -> float:  # seconds
+    "Train the model, after its teachers if there are any, and leave weights and small tokenizer in `folder`."
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from sentiment_engine.base_model import build_base_model
+
     began = time.monotonic()
-    rows = encode(tokenizer, sample["train"], RECIPE.max_length)
-    trainer = fit(model, tokenizer, rows, RECIPE, folder / "checkpoints")
+    rows = soft_targets(sample, teachers, folder) if teachers else sample["train"]
+    base = build_base_model(folder / "base")
+    kept = vocabulary(sample, base)[1]
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForSequenceClassification.from_pretrained(base)
+    small = trim_vocabulary(model, tokenizer, kept, folder / "small")
+    trainer, tokenizer = tune(small, rows, STUDENT if teachers else ALONE, folder / "checkpoints")
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float().cpu().eval()
     trained.save_pretrained(folder / "trained")
-    tokenizer.save_pretrained(folder / "trained")
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # as they were: training has set a length to cut at
+        shutil.copyfile(small / name, folder / "trained" / name)
     return time.monotonic() - began
 
 
-def work_folder(sample: dict[str, pd.DataFrame], root: Path) -> Path:
-    "Name a folder after texts and recipe: a rerun goes on from its checkpoints, another training never does."
-    digest = hashlib.sha256(json.dumps(asdict(RECIPE), sort_keys=True).encode())
-    digest.update(pd.util.hash_pandas_object(sample["train"][["text", "label"]], index=False).to_numpy().tobytes())
+def vocabulary(sample: dict[str, pd.DataFrame], base: Path) -> tuple[Counter, list[int]]:
+    "Count the pieces of the labelled texts, and choose those to keep."
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    counts = count_pieces(tokenizer, sample["train"]["text"].tolist())
+    return counts, pieces_to_keep(tokenizer, counts, PIECES)
+
+
+def work_folder(sample: dict[str, pd.DataFrame], teachers: int, root: Path) -> Path:
+    "Name a folder after texts and recipes: a rerun goes on from its checkpoints, another training never does."
+    recipes = [asdict(recipe) for recipe in (TEACHER, STUDENT, ALONE)]
+    digest = hashlib.sha256(json.dumps([recipes, RATES, teachers], sort_keys=True).encode())
+    for side in ("train", "more"):
+        digest.update(pd.util.hash_pandas_object(sample[side][["text", "label"]], index=False).to_numpy().tobytes())
     return root / digest.hexdigest()[:12]
 
 
@@ -161,44 +229,36 @@ def stage(onnx: Path, source: Path, folder: Path) -> Path:  # `folder`
     return folder
 
 
-def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, work: Path, minutes: float) -> dict:
-    "Trim, round, calibrate and measure a trained model, and write the release into `folder`. Return metrics.json."
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, work: Path, made: dict) -> dict:
+    "Round, calibrate and measure a trained model, and write the release into `folder`. Return metrics.json."
+    from transformers import AutoModelForSequenceClassification
 
-    def load(place: Path):
-        model = AutoModelForSequenceClassification.from_pretrained(place, attn_implementation="eager").eval()
-        return model, AutoTokenizer.from_pretrained(place)
+    from sentiment_engine.base_model import build_base_model
 
-    test, small = sample["test"], work / "transformers"
+    counts, kept = vocabulary(sample, build_base_model(work / "base"))
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary)
-        model, tokenizer = load(trained)
-        export(model, exported)
-        whole = served_logits(stage(exported / "int8.onnx", trained, exported / "whole"), test["text"])
-        counts = count_pieces(tokenizer, sample["train"]["text"].tolist())
-        kept = pieces_to_keep(tokenizer, counts, PIECES)
-        shutil.rmtree(small, ignore_errors=True)
-        model, tokenizer = load(trim_vocabulary(model, tokenizer, kept, small))
+        model = AutoModelForSequenceClassification.from_pretrained(trained, attn_implementation="eager").eval()
         gaps = export(model, exported)
-        full = served_logits(stage(exported / "fp32.onnx", small, exported / "full"), test["text"])
-        stage(exported / "int8.onnx", small, folder)
+        full = served_logits(stage(exported / "fp32.onnx", trained, exported / "full"), sample["test"]["text"])
+        stage(exported / "int8.onnx", trained, folder)
+    sources = {name: int(rows) for name, rows in sample["train"]["source"].value_counts().items()}
+    more = {name: int(rows) for name, rows in sample["more"]["source"].value_counts().items()}
     metrics = {
         "base_model": "minilm",
-        "recipe": asdict(RECIPE),
+        "recipe": asdict(STUDENT if made["teachers"] else ALONE),
         "train_rows": len(sample["train"]),
-        "sources": {name: int(rows) for name, rows in sample["train"]["source"].value_counts().items()},
+        "sources": sources,
+        "more": more if made["teachers"] else {},
         "categories": sorted(sample["train"]["category"].str.replace("_", " ").unique()),
-        "device": device_name(),
         "onnx": {
             "precision": "int8",
-            "accuracy_fp32": accuracy_of(full, test),
-            "accuracy_whole_vocabulary": accuracy_of(whole, test),
+            "accuracy_fp32": accuracy_of(full, sample["test"]),
             "largest_logit_gap": {kind: round(max(gap.values()), 6) for kind, gap in gaps.items()},
         },
         "vocabulary": {"pieces": len(kept), "coverage": round(coverage(counts, kept), 4)},
-        "minutes": round(minutes),
     }
-    return measure(metrics, sample, folder)
+    return measure(metrics | made, sample, folder)
 
 
 def measure(metrics: dict, sample: dict[str, pd.DataFrame], folder: Path) -> dict:  # metrics.json
@@ -223,6 +283,20 @@ def interval(accuracy: float, rows: int) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
+def in_words(recipe: dict, without: tuple[str, ...] = ("base_model",)) -> str:
+    "List a recipe's values."
+    return ", ".join(f"{name} {value}" for name, value in recipe.items() if name not in without)
+
+
+def by_teachers(count: int) -> str:
+    "Say how the teachers were made; nothing if there were none."
+    words = in_words(asdict(TEACHER), ("base_model", "learning_rate", "seed"))
+    parts = min(FOLDS, count)
+    return (
+        TEACHERS.format(count=count, parts=parts, lowest=min(RATES), highest=max(RATES), recipe=words) if count else ""
+    )
+
+
 def write_card(metrics: dict, calibration: dict, folder: Path):
     "Ask the suite of the model as it is served, and write metrics.json and the model card."
     suite = score_suite(served(folder))
@@ -233,7 +307,8 @@ def write_card(metrics: dict, calibration: dict, folder: Path):
         for n, p in ({"all": metrics} | metrics["by"]["part"]).items()
     ]
     weakest = suite["accuracy"].drop("all").nsmallest(3)
-    facts, sources = metrics["calibration"], metrics["sources"]
+    facts, sources, more = metrics["calibration"], metrics["sources"], metrics["more"]
+    added = sum(more.values())
     cut = sum(sources.get(name, 0) for name in ("sentences", "titles", "tails"))
     card = CARD.format_map(
         metrics
@@ -242,7 +317,6 @@ def write_card(metrics: dict, calibration: dict, folder: Path):
             "pieces": metrics["vocabulary"]["pieces"],
             "megabytes": sum((folder / n).stat().st_size for n in ("model.onnx", "tokenizer.json")) / 1e6,
             "fp32": metrics["onnx"]["accuracy_fp32"],
-            "whole": metrics["onnx"]["accuracy_whole_vocabulary"],
             "parts": "\n".join(parts),
             "suite": suite.loc["all", "accuracy"],
             "suite_rows": int(suite.loc["all", "rows"]),
@@ -254,7 +328,10 @@ def write_card(metrics: dict, calibration: dict, folder: Path):
             "categories": ", ".join(metrics["categories"]),
             "calibration": calibration,
             "doubt": ", ".join(f"{stars}: {share:.0%}" for stars, share in facts["not_sure_by_stars"].items()),
-            "recipe": ", ".join(f"{name} {value}" for name, value in metrics["recipe"].items() if name != "base_model"),
+            "taught": TAUGHT.format(more_rows=added, cuts=more["cuts"], left_out=added - more["cuts"]) if more else "",
+            "teachers": by_teachers(metrics["teachers"]),
+            "recipe": in_words(metrics["recipe"]),
+            "tokens": metrics["recipe"]["max_length"],
         }
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -268,24 +345,29 @@ def main():
     parser.add_argument(
         "--work", type=Path, default=ROOT / ".release", help="for checkpoints; a second run goes on there"
     )
+    parser.add_argument("--teachers", type=int, default=8, help="0, or at least 2; default: 8")
     parser.add_argument("--trained", type=existing_folder, help="release these weights instead of training")
     parser.add_argument("--measure", action="store_true", help="only calibrate and measure what stands in --out again")
     parser.add_argument("--minutes", type=float, default=0, help="that training them took, for the card")
+    parser.add_argument("--device", help="on what they were trained, for the card; default: this machine")
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "released")
     options = parser.parse_args()
     if options.pack:
         pack_released(options.pack, options.out)
         print(f"[done] {options.pack} {options.pack.stat().st_size / 1e6:.1f} MB")
         return
+    if options.teachers == 1 or options.teachers < 0:
+        parser.error("one teacher has read what it is asked: 0, or at least 2")
     print("[data] choosing the texts", flush=True)
     sample = release_sample(options.data)
     print("[data]", *(f"{name}={len(rows)}" for name, rows in sample.items()), flush=True)
-    work = work_folder(sample, options.work)
+    work = work_folder(sample, options.teachers, options.work)
     if options.measure:
         metrics = measure(json.loads((options.out / "metrics.json").read_text(encoding="utf-8")), sample, options.out)
     else:
-        minutes = options.minutes if options.trained else train(sample, work) / 60
-        metrics = release(sample, options.trained or work / "trained", options.out, work, minutes)
+        minutes = options.minutes if options.trained else train(sample, options.teachers, work) / 60
+        made = {"teachers": options.teachers, "minutes": round(minutes), "device": options.device or device_name()}
+        metrics = release(sample, options.trained or work / "trained", options.out, work, made)
     print(f"[done] accuracy={metrics['accuracy']} macro_f1={metrics['macro_f1']} suite={metrics['suite']['all']}")
 
 

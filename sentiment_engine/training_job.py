@@ -176,12 +176,13 @@ def has_fp16() -> bool:
 # %% ../nbs/03d_training_job.ipynb #c43792d8
 def encode(
     tokenizer,  # from AutoTokenizer, as below
-    rows: pd.DataFrame,  # columns text and label
+    rows: pd.DataFrame,  # columns text and label; or text and target, the share of POSITIVE to learn
     max_length: int,  # tokens
 ) -> list[dict]:  # input_ids, attention_mask and labels of each row
     "Turn reviews into tokens, cut to `max_length`."
     encoded = tokenizer(rows["text"].tolist(), truncation=True, max_length=max_length)
-    labels = rows["label"].astype(int)
+    soft = "target" in rows
+    labels = [[1 - share, share] for share in rows["target"]] if soft else rows["label"].astype(int)
     return [
         {"input_ids": ids, "attention_mask": mask, "labels": label}
         for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels, strict=True)
@@ -386,6 +387,13 @@ def _macro_f1(predicted) -> dict[str, float]:
     "Score the answers to validation."
     return {"macro_f1": scores(predicted.label_ids, predicted.predictions.argmax(-1))["macro_f1"]}
 
+# %% ../nbs/03d_training_job.ipynb #7a61b8c3
+def _soft_loss(outputs, targets, num_items_in_batch=None):
+    "The cross entropy with shares instead of labels."
+    import torch
+
+    return torch.nn.functional.cross_entropy(outputs.logits, targets)
+
 # %% ../nbs/03d_training_job.ipynb #9e6c633d
 def fit(
     model,  # from `load_model`
@@ -408,6 +416,7 @@ def fit(
         args=training_arguments(recipe, len(train), checkpoints),
         train_dataset=train,
         eval_dataset=validation,
+        compute_loss_func=_soft_loss if isinstance(train[0]["labels"], list) else None,
         compute_metrics=_macro_f1 if recipe.early_stopping else None,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,

@@ -96,15 +96,15 @@ def test_it_brings_what_monitoring_compares_with(metrics):
 
 @pytest.mark.slow
 def test_it_can_be_made_again_from_other_reviews(tmp_path):
-    "The whole way on generated reviews: choose, train, trim, round, calibrate, measure, write."
+    "The whole way on generated reviews: choose, teach, train, round, calibrate, measure, write."
     write_reviews(tmp_path / "data/reviews", 2_500, seed=5)
     plain = [{"text": f"Said a friend: {r['text']}", "label": int(r["rating"] >= 4)} for r in read_reviews(tmp_path)]
     (tmp_path / "data/plain.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in plain[:400]))
     command = [sys.executable, ROOT / "infra_scripts/release_model.py", "--data", tmp_path / "data"]
-    done = subprocess.run(
-        [*command, "--work", tmp_path / "work", "--out", tmp_path / "out"], capture_output=True, text=True, timeout=900
-    )
+    command += ["--work", tmp_path / "work", "--out", tmp_path / "out", "--teachers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1_500)
     assert done.returncode == 0, done.stderr[-2000:]
     made = pack_released(tmp_path / "model.tar.gz", tmp_path / "out")
     assert made["train_rows"] > 500 and made["accuracy"] > made["majority"]["accuracy"]
+    assert made["teachers"] == 2 and made["more"]["cuts"] > 100
     assert all(check.passed for check in preflight(tmp_path / "model.tar.gz", 0.5))

@@ -99,6 +99,20 @@ def test_base_model_is_the_same_every_time(base, tmp_path):
     assert (other / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
 
 
+def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
+    from transformers import AutoTokenizer, set_seed
+
+    from sentiment_engine.training_job import Recipe, encode, fit, load_model, predict
+
+    set_seed(0)
+    rows, recipe = reviews(64).iloc[:, :2], Recipe(epochs=8, learning_rate=3e-4, max_length=16)
+    taught = rows.assign(target=np.where(rows["label"] == 1, 0.8, 0.4))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    trainer = fit(load_model(str(base), recipe), tokenizer, encode(tokenizer, taught, 16), recipe, tmp_path)
+    said = predict(trainer, tokenizer, rows)["positive"]
+    assert (said - taught["target"]).abs().max() < 0.1, "a label would have taught it to be sure"
+
+
 def test_artifact_is_complete(trained):
     root, _ = trained
     files = {path.relative_to(root / "model").as_posix() for path in (root / "model").rglob("*") if path.is_file()}
