@@ -51,7 +51,8 @@ lab: install ## open the notebooks in JupyterLab, with the local cloud behind th
 		$(VENV)/bin/jupyter lab nbs; $(PY) infra_scripts/local_cloud.py stop
 
 streamlit: install ## the developer's page (a demo must be running, or set SENTIMENT_API_URL)
-	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py
+	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py \
+		--server.address 127.0.0.1 --browser.gatherUsageStats false
 
 test: install ## everything that must hold before a change is merged
 	@infra_scripts/install_chromium.sh
@@ -121,4 +122,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .audit .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test
+	rm -rf $(VENV) .audit .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz

@@ -123,7 +123,7 @@ def write_stock(name: str, artifact: Path | None, folder: Path):
     if missing := [f for f in ("model.onnx", "model.safetensors", "config.json") if not (artifact / f).is_file()]:
         raise SystemExit(f"{artifact} is no artifact to compare with: it has no {', '.join(missing)}")
     for file in artifact.iterdir():
-        if file.is_file() and file.name != "model.onnx":
+        if file.is_file() and not file.name.startswith("model.onnx"):
             shutil.copy(file, folder / file.name)
 
 
@@ -132,20 +132,22 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from sentiment_engine.onnx_export import export
+    from sentiment_engine.onnx_export import export, fuse
 
     model = AutoModelForSequenceClassification.from_pretrained(
         stock, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     export(model, folder)
     for way, exported in (("ours", "int8"), ("ours-fp32", "fp32")):
-        (folder / way).mkdir()
+        fuse(folder / f"{exported}.onnx", folder / way)
+        (folder / f"{exported}.onnx").unlink()
         for file in stock.iterdir():
             if file.suffix == ".json":
                 shutil.copy(file, folder / way / file.name)
-        (folder / f"{exported}.onnx").rename(folder / way / "model.onnx")
     if artifact:
-        shutil.copy(artifact / "model.onnx", folder / "ours/model.onnx")
+        (folder / "ours/model.onnx.data").unlink()
+        for file in artifact.glob("model.onnx*"):
+            shutil.copy(file, folder / "ours" / file.name)
 
 
 def _key(artifact: Path | None) -> str:
@@ -372,6 +374,7 @@ def started(way: Way, model: Model) -> Server:
     port, text = free_port(), model.texts[TOKENS[0]][0]
     env = {"MODEL_DIR": str(model.folder / "stock"), "BENTOML_HOME": str(CACHE / "bentoml"), "PYTHONPATH": str(ROOT)}
     env |= {"BENTOML_DO_NOT_TRACK": "True", "HF_HUB_OFFLINE": "1"}
+    env["PYTHONDONTWRITEBYTECODE"] = ""  # a second start compiles nothing again, as where nobody forbids it
     env["OMP_WAIT_POLICY"] = "PASSIVE"  # torch's threads sleep while they wait, and leave the cores to the web server
     log = CACHE / f"logs/{model.name}-{way.name}.log"
     return Server(way.command(model.folder, port), one(way, text), log, env, port)

@@ -251,8 +251,10 @@ def before(
     machines = needed(machines, titles)
     session, findings = _look(options, settings, machines)
     findings += [known, Finding("notebooks", None, unseen)] if unseen else [known]
-    print(*findings, sep="\n")
-    print(f"\nNotebooks that {'would' if options.dry_run else 'will'} run: {', '.join(titles) or 'none'}")
+    told = [f for f in findings if f.fine is not None or not options.dry_run]  # the rest ends the plan of a dry run
+    if told:
+        print(*told, "", sep="\n")
+    print(f"Notebooks that {'would' if options.dry_run else 'will'} run: {', '.join(titles) or 'none'}")
     problems = [f for f in findings if f.fine is False]
     if options.dry_run:
         asked = any(f.what == "credentials" and f.fine for f in findings)

@@ -15,6 +15,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -181,16 +182,20 @@ def model_server(python: Path, base: Path, patience: float = 120) -> Iterator[st
     command += [packages / "mms" / "frontend" / "*", "com.amazonaws.ml.mms.ModelServer", "--python", python]
     command += ["-f", base / "config.properties", "-s", "/", "-m", f"model={base / 'model'}"]
     with (base / "log").open("w") as log:
-        process = subprocess.Popen([*map(str, command)], env=env, cwd=base, stdout=log, stderr=log)
+        # In a session of its own, by which its workers are found: they outlive the server.
+        process = subprocess.Popen(
+            [*map(str, command)], env=env, cwd=base, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         wait_for(process, address, base / "log", patience)
         yield address
     finally:
-        process.terminate()  # it ends its workers, too
-        try:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_for(process: subprocess.Popen, address: str, log: Path, patience: float):
@@ -295,6 +300,8 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
     model = lay_out(artifact, base)
     # As the container does: what the artifact asks for is installed over what is there.
     requirements = model / "code" / "requirements.txt"
+    if not requirements.is_file():
+        raise SystemExit(f"{artifact} has no code/requirements.txt; `make artifact` packs the released model with it")
     run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements)
     yield Check("requirements", True, "code/requirements.txt installs over the container's own packages")
     predictor = Predictor(model)

@@ -7,7 +7,7 @@ import sys
 import time
 
 import boto3
-from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
+from deploy import FAILURES, ROOT, add_options, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
 from sentiment_engine.endpoint import RegisteredModel, current_model
 from sentiment_engine.local.cloud import LocalCloud
@@ -38,13 +38,14 @@ def tell(taught: bool):
         print(told_model(model), flush=True)
 
 
-def serve(cloud: LocalCloud, started: float):
+def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this program has started the cloud
     "Say where everything is and stay until Ctrl-C."
-    print(f"\nReady after {time.monotonic() - started:.0f} s. The model is asleep: open the page and press Start.\n")
+    print(f"\nReady after {time.monotonic() - started:.0f} s. The model is asleep: open the page and wake it.\n")
     print(f"  the page   {cloud.site_url}")
     print(f"  SMS inbox  {cloud.inbox_url}")
     print(f"  the cloud  {cloud.url}   (AWS_ENDPOINT_URL)")
-    print("\nCtrl-C stops it all; what was trained and stored stays for the next time.", flush=True)
+    stops = "stops it all; what was trained and stored stays for the next time"
+    print(f"\nCtrl-C {stops if ours else 'leaves it running: another program has started it'}.", flush=True)
     while cloud.running:
         time.sleep(1)
     raise SystemExit(f"the local cloud stopped by itself; its log is {cloud.log}")
@@ -56,19 +57,20 @@ def main():
     parser.add_argument("--exit", action="store_true", help="stop once the page would be served")
     options = parser.parse_args()
     stop_on_signals()
-    started = time.monotonic()
+    started, ours = time.monotonic(), not LocalCloud(ROOT / ".local-cloud").running
     try:
         parameters = chosen_parameters(options)
         with local_cloud() as cloud:
-            print(f"the local cloud is up at {cloud.url} after {time.monotonic() - started:.1f} s", flush=True)
+            since = f"is up at {cloud.url} after {time.monotonic() - started:.1f} s"
+            print(f"the local cloud {since if ours else f'runs already at {cloud.url}'}", flush=True)
             deploy("local", **parameters)
             tell(taught=options.model != "released")
             if not options.exit:
-                serve(cloud, started)
+                serve(cloud, started, ours)
     except FAILURES as e:
         sys.exit(explain(e))
     except KeyboardInterrupt:
-        print("\nStopped; nothing is running any more.")
+        print("\nStopped; " + ("nothing is running any more." if ours else "what was running before goes on."))
 
 
 if __name__ == "__main__":

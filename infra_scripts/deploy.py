@@ -7,6 +7,7 @@ the artifacts bucket, and the first phase whose fingerprint differs is where the
 import argparse
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -225,10 +226,13 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
                 progress_bar=False,
                 stdout_file=narrator,
                 kernel_name="python3",
-                extra_arguments=["--IPKernelApp.log_level=40"],  # 40: errors
+                extra_arguments=["--IPKernelApp.log_level=50"],  # a kernel that is told to stop is no news
             )
             stamps.write(phase)
             narrator.end()
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would print the cell that was broken off
+        raise
     finally:
         narrator.close()
 

@@ -8,7 +8,6 @@ __all__ = ['HANDLERS', 'WARM_UP', 'BODY_LIMIT', 'load_handlers', 'JsonLines', 'l
 
 # %% ../nbs/08d_serving.ipynb #24f61154
 import argparse
-import asyncio
 import importlib.util
 import inspect
 import json
@@ -233,10 +232,12 @@ _DRAINING = _error("draining", "this server is being stopped: ask again, another
 
 async def _counted(answering, traffic: Traffic) -> tuple[int, bytes, str]:
     "Await an answer and count it. Where the limit of draining breaks it off, the sender is told to ask again."
+    from asyncio import CancelledError
+
     traffic.under_way += 1
     try:
         answer = await answering
-    except asyncio.CancelledError:
+    except CancelledError:
         traffic.dropped += 1
         answer = 503, _DRAINING, _TYPE
     finally:
@@ -247,6 +248,8 @@ async def _counted(answering, traffic: Traffic) -> tuple[int, bytes, str]:
 # %% ../nbs/08d_serving.ipynb #020b1e11
 async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, receive) -> tuple[int, bytes, str]:
     "Answer POST /invocations: status, body, content type."
+    from asyncio import get_running_loop
+
     if traffic.draining:
         return 503, _DRAINING, _TYPE
     if not predictor.ready:
@@ -255,7 +258,7 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
     args = headers.get("content-type", _TYPE), _TYPE if wanted == "*/*" else wanted
     try:
         body = await _body(receive)
-        answer, given = await asyncio.get_running_loop().run_in_executor(pool, predictor.predict, body, *args)
+        answer, given = await get_running_loop().run_in_executor(pool, predictor.predict, body, *args)
         return 200, answer, given
     except ConnectionError:  # whoever asked is gone; nobody reads this
         return 499, b"", _TYPE
@@ -309,6 +312,8 @@ def serve(
     predictor.read_code()
     if not predictor.failure:
         threading.Thread(target=predictor.load, daemon=True).start()
+        import asyncio  # only now, like uvicorn: the model is loaded meanwhile
+
         server = _server(serving_app(predictor, traffic=traffic), predictor, traffic, drain_seconds)
         asyncio.run(server.serve([listener]))
     if predictor.failure:
@@ -330,6 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more would only spin beside the load
     return serve(options.model_dir, options.port, options.port_file, options.drain_seconds)
 
 # %% ../nbs/08d_serving.ipynb #d7f5d537

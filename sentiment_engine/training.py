@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 
 from botocore.exceptions import ClientError
 
+from .artifact import SERVE_REQUIREMENTS
 from .settings import Settings
 
 # %% ../nbs/03_model_training.ipynb #7f7df637
@@ -34,7 +35,7 @@ REQUIREMENTS = (  # what the code needs; the containers of Hugging Face have mos
     "pandas>=2.2",
     "pyarrow>=16",
     "onnx>=1.17,<2",
-    "onnxruntime>=1.20,<2",
+    SERVE_REQUIREMENTS[0],  # onnxruntime fuses the graph for the version that serves it
 )
 
 # %% ../nbs/03_model_training.ipynb #d4d539bc

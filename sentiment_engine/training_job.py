@@ -496,10 +496,10 @@ def choose_onnx(
     model,  # on the CPU, in 32 bits, with eager attention
     tokenizer,  # from AutoTokenizer
     rows: pd.DataFrame,  # text and label
-    folder: Path,  # gets model.onnx
+    folder: Path,  # gets model.onnx and model.onnx.data
 ) -> dict:  # for metrics.json: precision, accuracies, agreement and logit gaps
     "Export the model in 32 and 8 bits, ask both and keep one as model.onnx."
-    from sentiment_engine.onnx_export import export, predict_onnx
+    from sentiment_engine.onnx_export import export, fuse, predict_onnx
 
     rows, right = rows.head(INT8_ROWS), {}
     tokens = tokenizer(rows["text"].tolist(), truncation=True, max_length=EVALUATED_TOKENS)["input_ids"]
@@ -509,7 +509,7 @@ def choose_onnx(
             logits = predict_onnx(Path(exported) / f"{kind}.onnx", tokens, tokenizer.pad_token_id)
             right[kind] = logits.argmax(1) == rows["label"].to_numpy()
         precision = "int8" if good_enough(right["fp32"], right["int8"]) else "fp32"
-        (folder / "model.onnx").write_bytes((Path(exported) / f"{precision}.onnx").read_bytes())
+        fuse(Path(exported) / f"{precision}.onnx", folder)
     found = {f"accuracy_{kind}": round(float(hits.mean()), 4) for kind, hits in right.items()}
     found["agreement"] = round(float((right["fp32"] == right["int8"]).mean()), 4)
     found["largest_logit_gap"] = {kind: round(max(by_shape.values()), 6) for kind, by_shape in gaps.items()}
@@ -572,8 +572,8 @@ Recipe: {recipe}.
 - {calibrated}
 
 ## Files
-`model.onnx` and `calibration.json` (served by `code/inference.py`); `model.safetensors` (16 bits),
-`config.json` and the tokenizer's files for `transformers`; `metrics.json`.
+`model.onnx` with `model.onnx.data`, and `calibration.json` (served by `code/inference.py`);
+`model.safetensors` (16 bits), `config.json` and the tokenizer's files for `transformers`; `metrics.json`.
 """
 
 # %% ../nbs/03d_training_job.ipynb #ca11b7a7

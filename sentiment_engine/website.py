@@ -240,7 +240,7 @@ def with_answers(
     kinds, stored = examples["examples"], []
     answers = predict([example["text"] for example in kinds])
     for example, given in zip(kinds, answers, strict=True):
-        scores = {label: round(share, 4) for label, share in given["scores"].items()}
+        scores = {label: round(share, 5) for label, share in given["scores"].items()}
         answer = {"scores": scores, "sure": given.get("sure")}
         words = {"words": _telling_words(given["explanation"])} if "explanation" in given else {}
         stored.append(dict(example, answer=answer | words))

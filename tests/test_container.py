@@ -5,6 +5,7 @@ import shutil
 
 import container_test
 import numpy as np
+import psutil
 import pytest
 
 from sentiment_engine.released import pack_released
@@ -53,7 +54,11 @@ def test_the_container_answers_as_the_local_server(tmp_path_factory):
 @pytest.mark.slow
 def test_the_container_answers_with_the_released_model(tmp_path):
     pack_released(tmp_path / "model.tar.gz")
+    before = set(psutil.pids())
     found = list(container_test.checks(tmp_path / "model.tar.gz"))
+    commands = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
+    left = {pid for pid, command in commands.items() if "model_service_worker" in command}
+    assert not left - before, "the workers of the server have outlived it"
     assert len(found) == len(container_test.REQUESTS) + 2, "all but plain transformers, for which it has no weights"
     assert not [str(check) for check in found if not check.passed]
 

@@ -775,6 +775,39 @@ def test_answers_are_those_of_plain_transformers(trained):
     assert len({found["score"] for found in answers}) == len(TEXTS)
 
 
+def fused(trained: tuple, graph: str, folder: Path) -> Path:
+    "Lay out an artifact as a training does, with a fused graph."
+    from sentiment_engine.onnx_export import fuse
+
+    fuse(trained[1] / graph, folder)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((trained[1] / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("graph", ["fp32.onnx", "int8.onnx"])
+def test_a_fused_graph_answers_the_same(trained, tmp_path, graph):
+    "To the last bit, alone and in a batch; and fusing it again changes nothing."
+    model, kept = serve(trained[1], graph), fused(trained, graph, tmp_path / "model")
+    assert answer(model_fn(kept), TEXTS) == answer(model, TEXTS)
+    assert [answer(model_fn(kept), [text]) for text in TEXTS] == [answer(model, [text]) for text in TEXTS]
+    weights = {file.name: file.read_bytes() for file in kept.glob("model.onnx*")}
+    assert set(weights) == {"model.onnx", "model.onnx.data"}
+    fused(trained, graph, kept)
+    assert {file.name: file.read_bytes() for file in kept.glob("model.onnx*")} == weights
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut off", "empty"])
+def test_weights_beside_a_graph_that_are_not_whole_are_found_out(trained, tmp_path, fault):
+    path = fused(trained, "int8.onnx", tmp_path) / "model.onnx.data"
+    content = path.read_bytes()
+    path.unlink()
+    if fault != "missing":
+        path.write_bytes(content[: len(content) // 2] if fault == "cut off" else b"")
+    with pytest.raises(ValueError, match=r"model\.onnx of the artifact cannot be loaded"):
+        model_fn(tmp_path)
+
+
 def test_rounded_weights_answer_nearly_alike(trained):
     _, folder = trained
     plain, rounded = (answer(serve(folder, graph), TEXTS) for graph in ("fp32.onnx", "int8.onnx"))

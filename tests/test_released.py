@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sentiment_engine.artifact import preflight
+from sentiment_engine.artifact import preflight, unpack
 from sentiment_engine.behaviour import load_suite, score_suite, served
 from sentiment_engine.inference import Reviews, model_fn, predict_fn
 from sentiment_engine.monitoring import mixes
@@ -30,6 +30,12 @@ def test_every_file_is_the_one_that_was_released():
 def test_it_passes_the_preflight(tmp_path, metrics):
     assert pack_released(tmp_path / "model.tar.gz") == metrics
     assert all(check.passed for check in preflight(tmp_path / "model.tar.gz", 0.9))
+
+
+def test_it_answers_as_packed_what_it_answers_as_kept(tmp_path):
+    pack_released(tmp_path / "model.tar.gz")
+    packed, texts = unpack(tmp_path / "model.tar.gz", tmp_path / "model"), list(load_suite()["text"][:100])
+    assert predict_fn(texts, model_fn(packed)) == predict_fn(texts, model_fn(released_folder()))
 
 
 def test_a_changed_file_is_not_packed(tmp_path):

@@ -163,6 +163,14 @@ def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
     assert json.loads(log[-1])["event"] == "the model does not load"
 
 
+def test_the_model_is_loaded_before_the_web_server_is_imported(artifact):
+    "Whoever starts it waits for the model; what can be imported meanwhile is not in its way."
+    said = "import sys\nassert not {'asyncio', 'uvicorn'} & set(sys.modules), 'imported too early'\n"
+    (artifact / "code" / "inference.py").write_text(said + SLOW)
+    with running(artifact) as server:
+        assert server.ask("good").status_code == 200
+
+
 def test_code_that_cannot_be_imported_ends_it_too(artifact):
     (artifact / "code" / "inference.py").write_text("import nothing_of_that_name")
     command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", artifact, "--port", "0"]

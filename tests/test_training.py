@@ -116,8 +116,9 @@ def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
 def test_artifact_is_complete(trained):
     root, _ = trained
     files = {path.relative_to(root / "model").as_posix() for path in (root / "model").rglob("*") if path.is_file()}
-    weights = {"model.onnx", "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert files >= weights | {"metrics.json", "README.md", "code/inference.py", "code/requirements.txt"}
+    weights = {"model.onnx", "model.onnx.data", "model.safetensors"}
+    beside = {"config.json", "tokenizer.json", "tokenizer_config.json", "metrics.json", "README.md"}
+    assert files >= weights | beside | {"code/inference.py", "code/requirements.txt"}
     assert {path.name for path in (root / "output/data").iterdir()} == {"metrics.json", "predictions.parquet"}
 
 

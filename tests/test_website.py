@@ -285,7 +285,7 @@ def test_examples_get_the_answers_of_the_model(s3, bucket):
     publish(s3, bucket, SITE, CONFIG, with_answers(examples(), answers, "1"))
     stored = json.load(s3.get_object(Bucket=bucket, Key="examples.json")["Body"])
     assert stored["modelVersion"] == "1"
-    assert all(x["answer"]["scores"] == {"NEGATIVE": 0.0246, "POSITIVE": 0.9754} for x in stored["examples"])
+    assert all(x["answer"]["scores"] == {"NEGATIVE": 0.02459, "POSITIVE": 0.97541} for x in stored["examples"])
     words = [[i, i + 10, -0.123] for i in range(100, 105)]
     assert all(x["answer"]["sure"] is True and x["answer"]["words"] == words for x in stored["examples"])
 

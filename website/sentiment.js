@@ -180,7 +180,7 @@ function render(view, before) {
 
 function usually() {
 	const {p50, p90, starts} = app.status.typicalSeconds;
-	return !starts ? `About ${duration(p50)}, but none was measured here yet.` : `Usually ${duration(p50)}${p90 > p50 * 1.1 ? `, nine times in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
+	return !starts ? `About ${duration(p50)}; none was measured here yet.` : `Usually ${duration(p50)}${starts > 4 && p90 > p50 * 1.1 ? `, nine in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
 }
 function renderStart(waking) {
 	const s = app.status, bar = $('progress');
