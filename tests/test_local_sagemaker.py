@@ -386,7 +386,7 @@ trainer = ModelTrainer(
     sagemaker_session=Session(default_bucket="test-sdk"),
 )
 trainer.train(input_data_config=[InputData(channel_name="train", data_source="s3://test-sdk/sample/train/")], wait=True)
-print("ARTIFACT", trainer._latest_training_job.model_artifacts.s3_model_artifacts)
+print(f"ARTIFACT {trainer._latest_training_job.model_artifacts.s3_model_artifacts}")  # whole, for the log is a thread
 """
 
 
