@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_INPUTS', 'MAX_TEXT', 'MAX_CHARACTERS', 'MAX_EXPLAINED', 'BATCH_TEXTS', 'BATCH_TOKENS', 'LANES', 'MAX_TOKENS',
-           'MAX_WINDOWS', 'MAX_SPANS', 'EXPLAINED_TOKENS', 'input_fn', 'predict_fn', 'output_fn', 'Reviews',
-           'InputError', 'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap', 'thread_count', 'Reading',
-           'without_markup', 'softmax', 'word_spans', 'Hidden', 'counters', 'model_fn', 'Refusal', 'answering']
+           'SPINNING', 'MAX_WINDOWS', 'MAX_SPANS', 'EXPLAINED_TOKENS', 'input_fn', 'predict_fn', 'output_fn', 'Reviews',
+           'InputError', 'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap', 'thread_count',
+           'exact_sums', 'Reading', 'without_markup', 'softmax', 'word_spans', 'Hidden', 'counters', 'model_fn',
+           'Refusal', 'answering']
 
 # %% ../nbs/04a_inference.ipynb #73726335
 import json
@@ -396,14 +397,30 @@ def thread_count() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return int(given) if given else cores or 1
 
+# %% ../nbs/04a_inference.ipynb #6331cafe
+SPINNING = {
+    "session.intra_op.allow_spinning": "1",
+    "session.intra_op.spin_duration_us": "30",
+    "session.force_spinning_stop": "1",
+}
 
+
+def exact_sums() -> dict[str, str]:  # entry of a session's configuration
+    "Ask ONNX Runtime for 8-bit sums that cannot overflow, where the processor has no instructions of its own for them."
+    try:
+        has_vnni = re.search(r"\b(avx512_|avx_)vnni\b", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        has_vnni = None
+    return {} if has_vnni else {"session.x64quantprecision": "1"}
+
+# %% ../nbs/04a_inference.ipynb #13f40d94
 def _load_session(path: Path) -> ort.InferenceSession:
     "Load the ONNX model for this machine's CPU."
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = thread_count(), 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", "1")  # no sums that overflow where VNNI is missing
+    for entry in (SPINNING | exact_sums()).items():
+        options.add_session_config_entry(*entry)
     options.log_severity_level = 3  # errors only
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

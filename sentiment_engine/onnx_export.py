@@ -77,9 +77,12 @@ def open_session(path: Path):
     "Open an ONNX model on the CPU."
     import onnxruntime
 
+    from sentiment_engine.inference import exact_sums
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as in serving
+    for entry in exact_sums().items():
+        options.add_session_config_entry(*entry)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
