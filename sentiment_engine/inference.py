@@ -405,7 +405,7 @@ SPINNING = {
 }
 
 
-def exact_sums() -> dict[str, str]:  # entry of a session's configuration
+def exact_sums() -> dict[str, str]:  # an entry of a session's configuration, or none
     "Ask ONNX Runtime for 8-bit sums that cannot overflow, where the processor has no instructions of its own for them."
     try:
         has_vnni = re.search(r"\b(avx512_|avx_)vnni\b", Path("/proc/cpuinfo").read_text(encoding="utf-8"))

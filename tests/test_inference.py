@@ -808,6 +808,20 @@ def test_weights_beside_a_graph_that_are_not_whole_are_found_out(trained, tmp_pa
         model_fn(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("flags", "asked"), [("sse2 avx2", True), ("avx512f avx512_vnni", False), ("avx2 avx_vnni", False)]
+)
+def test_exact_sums_are_asked_for_only_where_sums_would_overflow(monkeypatch, flags, asked):
+    "Elsewhere they are exact anyhow, and asking for them makes answers two to three times slower."
+    monkeypatch.setattr(inference.Path, "read_text", lambda *_, **__: f"flags\t\t: {flags}\n")
+    assert inference.exact_sums() == ({"session.x64quantprecision": "1"} if asked else {})
+
+
+def test_without_proc_exact_sums_are_asked_for(monkeypatch):
+    monkeypatch.setattr(inference.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    assert inference.exact_sums()
+
+
 def test_rounded_weights_answer_nearly_alike(trained):
     _, folder = trained
     plain, rounded = (answer(serve(folder, graph), TEXTS) for graph in ("fp32.onnx", "int8.onnx"))

@@ -102,7 +102,7 @@ def test_it_can_be_made_again_from_other_reviews(tmp_path):
     (tmp_path / "data/plain.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in plain[:400]))
     command = [sys.executable, ROOT / "infra_scripts/release_model.py", "--data", tmp_path / "data"]
     command += ["--work", tmp_path / "work", "--out", tmp_path / "out", "--teachers", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1_500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     made = pack_released(tmp_path / "model.tar.gz", tmp_path / "out")
     assert made["train_rows"] > 500 and made["accuracy"] > made["majority"]["accuracy"]
