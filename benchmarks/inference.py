@@ -132,14 +132,15 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from sentiment_engine.onnx_export import export, fuse
+    from sentiment_engine.onnx_export import export
+    from sentiment_engine.served_graph import fuse
 
     model = AutoModelForSequenceClassification.from_pretrained(
         stock, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     export(model, folder)
     for way, exported in (("ours", "int8"), ("ours-fp32", "fp32")):
-        fuse(folder / f"{exported}.onnx", folder / way)
+        fuse(folder / f"{exported}.onnx", model.config.n_heads, folder / way)
         (folder / f"{exported}.onnx").unlink()
         for file in stock.iterdir():
             if file.suffix == ".json":
@@ -152,7 +153,9 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
 
 def _key(artifact: Path | None) -> str:
     "Return a name that changes when what a model is made of changes."
-    made_by = [ROOT / f"sentiment_engine/{name}.py" for name in ("base_model", "onnx_export", "training_job")]
+    made_by = [
+        ROOT / f"sentiment_engine/{name}.py" for name in ("base_model", "onnx_export", "served_graph", "training_job")
+    ]
     files = [Path(__file__), *made_by, *(sorted(f for f in artifact.iterdir() if f.is_file()) if artifact else [])]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_INPUTS', 'MAX_TEXT', 'MAX_CHARACTERS', 'MAX_EXPLAINED', 'BATCH_TEXTS', 'BATCH_TOKENS', 'LANES', 'MAX_TOKENS',
-           'SPINNING', 'MAX_WINDOWS', 'MAX_SPANS', 'EXPLAINED_TOKENS', 'input_fn', 'predict_fn', 'output_fn', 'Reviews',
-           'InputError', 'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap', 'thread_count',
-           'exact_sums', 'Reading', 'without_markup', 'softmax', 'word_spans', 'Hidden', 'counters', 'model_fn',
-           'Refusal', 'answering']
+           'SLOW_FUSIONS', 'SPINNING', 'MAX_WINDOWS', 'MAX_SPANS', 'EXPLAINED_TOKENS', 'input_fn', 'predict_fn',
+           'output_fn', 'Reviews', 'InputError', 'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap',
+           'thread_count', 'exact_sums', 'Reading', 'without_markup', 'softmax', 'word_spans', 'Hidden', 'counters',
+           'model_fn', 'Refusal', 'answering']
 
 # %% ../nbs/04a_inference.ipynb #73726335
 import json
@@ -398,6 +398,7 @@ def thread_count() -> int:
     return int(given) if given else cores or 1
 
 # %% ../nbs/04a_inference.ipynb #6331cafe
+SLOW_FUSIONS = ["SkipLayerNormFusion"]  # that ONNX Runtime would make: what it makes takes longer than its parts
 SPINNING = {
     "session.intra_op.allow_spinning": "1",
     "session.intra_op.spin_duration_us": "30",
@@ -422,7 +423,7 @@ def _load_session(path: Path) -> ort.InferenceSession:
     for entry in (SPINNING | exact_sums()).items():
         options.add_session_config_entry(*entry)
     options.log_severity_level = 3  # errors only
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS)
 
 # %% ../nbs/04a_inference.ipynb #c6be2735
 def _read(

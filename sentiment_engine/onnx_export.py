@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TOLERANCE', 'write_onnx', 'quantise', 'open_session', 'example_batch', 'logit_gap', 'predict_onnx',
-           'export', 'fuse']
+           'export']
 
 # %% ../nbs/03c_onnx_export.ipynb #ef99690c
 import logging
@@ -146,22 +146,3 @@ def export(
         raise RuntimeError(f"the ONNX export does not agree with torch, logits differ by {gaps}")
     quantise(plain, rounded)
     return {"fp32": gaps, "int8": logit_gap(model, rounded)}
-
-# %% ../nbs/03c_onnx_export.ipynb #a94b3f60
-def fuse(
-    path: Path,  # an ONNX model
-    folder: Path,  # made if it does not exist
-) -> Path:  # model.onnx in `folder`; model.onnx.data beside it is part of it
-    "Write a model as it is served: operations fused, weights beside the graph. Its answers stay the same."
-    import onnxruntime
-
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    fused, weights = Path(folder) / "model.onnx", "session.optimized_model_external_initializers"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(fused)
-    options.add_session_config_entry(f"{weights}_file_name", f"{fused.name}.data")
-    options.add_session_config_entry(f"{weights}_min_size_in_bytes", "1024")
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return fused

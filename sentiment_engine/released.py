@@ -228,14 +228,15 @@ def pack_released(
     folder: Path | None = None,  # of the release; None: models/released
 ) -> dict:  # its metrics
     "Check the released model and pack it with today's inference code."
-    from sentiment_engine.onnx_export import fuse
+    from sentiment_engine.served_graph import fuse
 
     folder = Path(folder or released_folder())
     check_sums(folder)
     with TemporaryDirectory() as work:
         for name in RELEASED:
             shutil.copyfile(folder / name, Path(work) / name)
-        fuse(folder / "model.onnx", Path(work))
+        heads = json.loads((folder / "config.json").read_text(encoding="utf-8"))["n_heads"]
+        fuse(folder / "model.onnx", heads, Path(work))
         add_inference_code(Path(work))
         pack(Path(work), path)
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -28,7 +28,16 @@ from .artifact import SERVE_REQUIREMENTS
 from .settings import Settings
 
 # %% ../nbs/03_model_training.ipynb #7f7df637
-MODULES = ("training_job", "evaluation", "calibration", "onnx_export", "artifact", "inference", "reviews")
+MODULES = (
+    "training_job",
+    "evaluation",
+    "calibration",
+    "onnx_export",
+    "served_graph",
+    "artifact",
+    "inference",
+    "reviews",
+)
 REQUIREMENTS = (  # what the code needs; the containers of Hugging Face have most of it
     "transformers>=5.3,<6",
     "accelerate>=1.1,<2",

@@ -499,7 +499,8 @@ def choose_onnx(
     folder: Path,  # gets model.onnx and model.onnx.data
 ) -> dict:  # for metrics.json: precision, accuracies, agreement and logit gaps
     "Export the model in 32 and 8 bits, ask both and keep one as model.onnx."
-    from sentiment_engine.onnx_export import export, fuse, predict_onnx
+    from sentiment_engine.onnx_export import export, predict_onnx
+    from sentiment_engine.served_graph import fuse
 
     rows, right = rows.head(INT8_ROWS), {}
     tokens = tokenizer(rows["text"].tolist(), truncation=True, max_length=EVALUATED_TOKENS)["input_ids"]
@@ -509,7 +510,7 @@ def choose_onnx(
             logits = predict_onnx(Path(exported) / f"{kind}.onnx", tokens, tokenizer.pad_token_id)
             right[kind] = logits.argmax(1) == rows["label"].to_numpy()
         precision = "int8" if good_enough(right["fp32"], right["int8"]) else "fp32"
-        fuse(Path(exported) / f"{precision}.onnx", folder)
+        fuse(Path(exported) / f"{precision}.onnx", model.config.n_heads, folder)
     found = {f"accuracy_{kind}": round(float(hits.mean()), 4) for kind, hits in right.items()}
     found["agreement"] = round(float((right["fp32"] == right["int8"]).mean()), 4)
     found["largest_logit_gap"] = {kind: round(max(by_shape.values()), 6) for kind, by_shape in gaps.items()}
