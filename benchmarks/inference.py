@@ -140,7 +140,9 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
     ).eval()
     export(model, folder)
     for way, exported in (("ours", "int8"), ("ours-fp32", "fp32")):
-        fuse(folder / f"{exported}.onnx", model.config.n_heads, folder / way)
+        (folder / way).mkdir()
+        if why := fuse(folder / f"{exported}.onnx", model.config.to_dict(), folder / way):
+            raise SystemExit(f"the model has no graph of its own to be measured: {why}")
         (folder / f"{exported}.onnx").unlink()
         for file in stock.iterdir():
             if file.suffix == ".json":
@@ -153,9 +155,8 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
 
 def _key(artifact: Path | None) -> str:
     "Return a name that changes when what a model is made of changes."
-    made_by = [
-        ROOT / f"sentiment_engine/{name}.py" for name in ("base_model", "onnx_export", "served_graph", "training_job")
-    ]
+    modules = ("base_model", "onnx_export", "served_graph", "training_job", "inference")
+    made_by = [ROOT / f"sentiment_engine/{name}.py" for name in modules]
     files = [Path(__file__), *made_by, *(sorted(f for f in artifact.iterdir() if f.is_file()) if artifact else [])]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 

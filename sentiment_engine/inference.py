@@ -6,8 +6,8 @@
 __all__ = ['MAX_INPUTS', 'MAX_TEXT', 'MAX_CHARACTERS', 'MAX_EXPLAINED', 'BATCH_TEXTS', 'BATCH_TOKENS', 'LANES', 'MAX_TOKENS',
            'SLOW_FUSIONS', 'SPINNING', 'MAX_WINDOWS', 'MAX_SPANS', 'EXPLAINED_TOKENS', 'input_fn', 'predict_fn',
            'output_fn', 'Reviews', 'InputError', 'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap',
-           'thread_count', 'exact_sums', 'Reading', 'without_markup', 'softmax', 'word_spans', 'Hidden', 'counters',
-           'model_fn', 'Refusal', 'answering']
+           'thread_count', 'exact_sums', 'open_session', 'Reading', 'without_markup', 'softmax', 'word_spans', 'Hidden',
+           'counters', 'model_fn', 'Refusal', 'answering']
 
 # %% ../nbs/04a_inference.ipynb #73726335
 import json
@@ -415,8 +415,8 @@ def exact_sums() -> dict[str, str]:  # an entry of a session's configuration, or
     return {} if has_vnni else {"session.x64quantprecision": "1"}
 
 # %% ../nbs/04a_inference.ipynb #13f40d94
-def _load_session(path: Path) -> ort.InferenceSession:
-    "Load the ONNX model for this machine's CPU."
+def open_session(path: Path) -> ort.InferenceSession:
+    "Load an ONNX model for this machine's CPU."
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = thread_count(), 1
@@ -460,7 +460,7 @@ def _load(model_dir: Path) -> Classifier:
     max_tokens = min(MAX_TOKENS, int(config.get("max_position_embeddings") or MAX_TOKENS))
     calibration = model_dir / "calibration.json"
     return Classifier(
-        session=_read(model_dir / "model.onnx", _load_session),
+        session=_read(model_dir / "model.onnx", open_session),
         tokenizer=_read(model_dir / "tokenizer.json", lambda path: _load_tokenizer(path, max_tokens)),
         labels=labels,
         max_tokens=max_tokens,

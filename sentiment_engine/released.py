@@ -235,8 +235,7 @@ def pack_released(
     with TemporaryDirectory() as work:
         for name in RELEASED:
             shutil.copyfile(folder / name, Path(work) / name)
-        heads = json.loads((folder / "config.json").read_text(encoding="utf-8"))["n_heads"]
-        fuse(folder / "model.onnx", heads, Path(work))
+        fuse(folder / "model.onnx", json.loads((folder / "config.json").read_text(encoding="utf-8")), Path(work))
         add_inference_code(Path(work))
         pack(Path(work), path)
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -510,11 +510,12 @@ def choose_onnx(
             logits = predict_onnx(Path(exported) / f"{kind}.onnx", tokens, tokenizer.pad_token_id)
             right[kind] = logits.argmax(1) == rows["label"].to_numpy()
         precision = "int8" if good_enough(right["fp32"], right["int8"]) else "fp32"
-        fuse(Path(exported) / f"{precision}.onnx", model.config.n_heads, folder)
+        if why := fuse(Path(exported) / f"{precision}.onnx", model.config.to_dict(), folder):
+            say("export", served="as ONNX Runtime fuses it", because=why)
     found = {f"accuracy_{kind}": round(float(hits.mean()), 4) for kind, hits in right.items()}
     found["agreement"] = round(float((right["fp32"] == right["int8"]).mean()), 4)
     found["largest_logit_gap"] = {kind: round(max(by_shape.values()), 6) for kind, by_shape in gaps.items()}
-    return {"precision": precision, "rows": len(rows)} | found
+    return {"precision": precision, "graph_of_its_own": why is None, "rows": len(rows)} | found
 
 # %% ../nbs/03d_training_job.ipynb #daea6073
 def calibrate(

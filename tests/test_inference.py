@@ -775,56 +775,92 @@ def test_answers_are_those_of_plain_transformers(trained):
     assert len({found["score"] for found in answers}) == len(TEXTS)
 
 
-def fused(trained: tuple, graph: str, folder: Path) -> Path:
-    "Lay out an artifact as a training does, with the graph that is served."
+def fused(trained: tuple, graph: str, folder: Path, **change) -> str | None:
+    "Lay out an artifact as a training does; `change` is of what is known of the model."
     from sentiment_engine.served_graph import fuse
 
-    fuse(trained[1] / graph, trained[0].config.n_heads, folder)
+    folder.mkdir(exist_ok=True)
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_bytes((trained[1] / name).read_bytes())
-    return folder
+    return fuse(trained[1] / graph, trained[0].config.to_dict() | change, folder)
 
 
 def positive(answers: list[dict]) -> list[float]:
     return [found["scores"]["POSITIVE"] for found in answers]
 
 
-@pytest.mark.parametrize(("graph", "gap"), [("fp32.onnx", 2e-6), ("int8.onnx", 0.1)])  # rounding alone: 0.06
+def weights_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("model.onnx*")}
+
+
+@pytest.mark.parametrize(
+    ("graph", "gap"),
+    [("fp32.onnx", 2e-6), ("int8.onnx", 0.1)],  # the rounding of the export alone moves an answer by 0.06
+)
 def test_a_fused_graph_answers_the_same(trained, tmp_path, graph, gap):
-    "Alone and in a batch, as near as its rounding allows; and fusing it again changes nothing."
-    exported, kept = serve(trained[1], graph), fused(trained, graph, tmp_path / "model")
-    served = model_fn(kept)
+    "Alone and in a batch, as near as rounding allows; and fusing it again changes nothing."
+    exported, kept = serve(trained[1], graph), tmp_path / "model"
+    assert fused(trained, graph, kept) is None
+    served, weights = model_fn(kept), weights_of(kept)
     assert positive(answer(served, TEXTS)) == pytest.approx(positive(answer(exported, TEXTS)), abs=gap)
     for text in TEXTS:
         assert positive(answer(served, [text])) == pytest.approx(positive(answer(exported, [text])), abs=gap)
-    weights = {file.name: file.read_bytes() for file in kept.glob("model.onnx*")}
-    assert set(weights) == {"model.onnx", "model.onnx.data"}
     fused(trained, graph, kept)
-    assert {file.name: file.read_bytes() for file in kept.glob("model.onnx*")} == weights
+    assert weights_of(kept) == weights and set(weights) == {"model.onnx", "model.onnx.data"}
 
 
-def test_only_a_graph_that_answers_the_same_is_served(trained, tmp_path):
-    "Two heads of attention for four are another model, what is no DistilBERT is none at all; what was there is kept."
+def test_a_fused_graph_has_only_what_an_answer_takes(trained, tmp_path):
+    "ONNX Runtime puts nothing slower in the place of what was written."
     import onnx
 
-    from sentiment_engine.served_graph import fuse
+    assert fused(trained, "int8.onnx", tmp_path / "model") is None
+    graph = onnx.load(tmp_path / "model/model.onnx", load_external_data=False).graph
+    found = [node.op_type for node in graph.node]
+    assert found.count("QAttention") == found.count("MultiHeadAttention") == 1  # of two layers
+    assert found.count("LayerNormalization") == 5 and "SkipLayerNormalization" not in found
+    assert len(found) < 40
 
-    kept = fused(trained, "fp32.onnx", tmp_path / "model")
-    weights = {file.name: file.read_bytes() for file in kept.iterdir()}
-    with pytest.raises(RuntimeError, match=r"does not agree with fp32\.onnx"):
-        fuse(trained[1] / "fp32.onnx", 2, kept)
-    other = onnx.load(trained[1] / "fp32.onnx")
-    for node in other.graph.node:
-        node.name = node.name.replace("distilbert", "bert")
-    onnx.save(other, tmp_path / "bert.onnx")
-    with pytest.raises(ValueError, match=r"bert\.onnx is no exported DistilBERT classifier"):
-        fuse(tmp_path / "bert.onnx", 4, kept)
-    assert {file.name: file.read_bytes() for file in kept.iterdir()} == weights
+
+@pytest.mark.parametrize("graph", ["fp32.onnx", "int8.onnx"])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"n_heads": 2}, "its answers disagree"),
+        ({"n_heads": 5}, "num_heads"),
+        ({"activation": "relu"}, "activation is relu"),
+    ],
+)
+def test_a_model_that_has_no_graph_of_its_own_is_served_all_the_same(trained, tmp_path, graph, change, why):
+    "With the answers of its export, to the last bit."
+    exported, kept = serve(trained[1], graph), tmp_path / "model"
+    assert why in fused(trained, graph, kept, **change)
+    assert set(weights_of(kept)) == {"model.onnx", "model.onnx.data"}
+    assert answer(model_fn(kept), TEXTS) == answer(exported, TEXTS)
+
+
+def test_a_graph_is_gone_while_its_weights_are_replaced(trained, tmp_path, monkeypatch):
+    "Weights of one model under the graph of another would load, and answer anything."
+    import shutil
+
+    kept, moved = tmp_path / "model", shutil.move
+
+    def move(source, target):
+        if target.name == "model.onnx":
+            raise OSError("no space left on device")
+        return moved(source, target)
+
+    fused(trained, "int8.onnx", kept)
+    monkeypatch.setattr(shutil, "move", move)
+    with pytest.raises(OSError, match="no space left"):
+        fused(trained, "fp32.onnx", kept)
+    with pytest.raises(ValueError, match=r"the artifact has no model\.onnx"):
+        model_fn(kept)
 
 
 @pytest.mark.parametrize("fault", ["missing", "cut off", "empty"])
 def test_weights_beside_a_graph_that_are_not_whole_are_found_out(trained, tmp_path, fault):
-    path = fused(trained, "int8.onnx", tmp_path) / "model.onnx.data"
+    assert fused(trained, "int8.onnx", tmp_path) is None
+    path = tmp_path / "model.onnx.data"
     content = path.read_bytes()
     path.unlink()
     if fault != "missing":
