@@ -11,6 +11,7 @@ LitServe and BentoML get environments of their own in .bench/, which share torch
 """
 
 import argparse
+import compileall
 import hashlib
 import json
 import os
@@ -181,6 +182,8 @@ def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
         add_inference_code(folder / way)
     (folder / "stock/code").mkdir(exist_ok=True)
     shutil.copy(PEERS / "stock.py", folder / "stock/code/inference.py")
+    for way in ("ours", "ours-fp32", "stock"):  # as pip does with the packages that all of them import
+        compileall.compile_dir(folder / way / "code", quiet=1)
     with safe_open(folder / "stock/model.safetensors", "np") as weights:
         parameters = sum(int(np.prod(weights.get_slice(k).get_shape())) for k in weights.keys())  # noqa: SIM118
     tokenizer = Tokenizer.from_file(str(folder / "stock/tokenizer.json"))

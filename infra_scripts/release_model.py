@@ -23,7 +23,7 @@ from sentiment_engine.calibration import calibration_of, doubt_by_stars, served_
 from sentiment_engine.evaluation import expected_calibration_error, majority_baseline, scores
 from sentiment_engine.monitoring import mixes
 from sentiment_engine.onnx_export import export
-from sentiment_engine.released import UNKNOWN, pack_released, release_sample, write_sums
+from sentiment_engine.released import UNKNOWN, lay_out, pack_released, release_sample, write_sums
 from sentiment_engine.serving import open_model
 from sentiment_engine.training_job import Recipe, device_name, encode, fit, load_model, predict, share_positive
 from sentiment_engine.vocabulary import count_pieces, coverage, pieces_to_keep, trim_vocabulary
@@ -264,14 +264,19 @@ def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, work: 
 def measure(metrics: dict, sample: dict[str, pd.DataFrame], folder: Path) -> dict:  # metrics.json
     "Calibrate and score the model in `folder` as it is served, and write all that goes with it."
     test, validation = sample["test"], sample["validation"]
-    calibration = calibration_of(served_logits(folder, validation["text"]), validation["label"])
-    (folder / "calibration.json").write_text(json.dumps(calibration, indent=2), encoding="utf-8")
-    logits = served_logits(folder, test["text"])
+    with tempfile.TemporaryDirectory() as temporary:
+        laid_out = lay_out(folder, Path(temporary))
+        calibration = calibration_of(served_logits(laid_out, validation["text"]), validation["label"])
+        for place in (folder, laid_out):
+            (place / "calibration.json").write_text(json.dumps(calibration, indent=2), encoding="utf-8")
+        logits, answers = served_logits(laid_out, test["text"]), open_model(laid_out)(test["text"])
+        suite = score_suite(served(laid_out))
     metrics = metrics | measured(logits, test, sample["train"])
     metrics["onnx"] = metrics["onnx"] | {"accuracy_int8": accuracy_of(logits, test)}
     metrics["calibration"] = calibrated(logits, test, calibration)
-    metrics["reference"] = {name: dict(mix) for name, mix in mixes(open_model(folder)(test["text"])).items()}
-    write_card(metrics, calibration, folder)
+    metrics["reference"] = {name: dict(mix) for name, mix in mixes(answers).items()}
+    metrics["suite"] = {name: round(float(row.accuracy), 4) for name, row in suite.iterrows()}
+    write_card(metrics, calibration, suite, folder)
     write_sums(folder)
     return metrics
 
@@ -297,10 +302,8 @@ def by_teachers(count: int) -> str:
     )
 
 
-def write_card(metrics: dict, calibration: dict, folder: Path):
-    "Ask the suite of the model as it is served, and write metrics.json and the model card."
-    suite = score_suite(served(folder))
-    metrics["suite"] = {name: round(float(row.accuracy), 4) for name, row in suite.iterrows()}
+def write_card(metrics: dict, calibration: dict, suite: pd.DataFrame, folder: Path):
+    "Write metrics.json and the model card."
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     parts = [
         f"| {n} | {p['rows']:,} | {p['accuracy']:.3f} | {interval(p['accuracy'], p['rows'])} | {p['macro_f1']:.3f} |"

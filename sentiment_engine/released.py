@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'SENTENCE', 'UNKNOWN', 'CUTS', 'COLUMNS', 'STARS', 'EXCERPTS', 'RELEASED', 'SUMS', 'tidy_text', 'labelled',
            'read_texts', 'side_of', 'split_texts', 'even_share', 'balance_stars', 'one_or_two_sentences', 'excerpts',
-           'cut_texts', 'release_sample', 'released_folder', 'write_sums', 'check_sums', 'pack_released']
+           'cut_texts', 'release_sample', 'released_folder', 'write_sums', 'check_sums', 'lay_out', 'pack_released']
 
 # %% ../nbs/03h_released_model.ipynb #cef0165f
 import hashlib
@@ -13,6 +13,7 @@ import html
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -223,19 +224,32 @@ def check_sums(folder: Path):
             raise ValueError(f"{name} of the released model is not the file that was released: check it out again")
 
 # %% ../nbs/03h_released_model.ipynb #05ba1857
+def lay_out(
+    folder: Path,  # of a release, or of what is to be one
+    target: Path,
+) -> Path:  # `target`
+    "Copy a release as it is served. Warns if it cannot have a graph of its own."
+    from sentiment_engine.served_graph import fuse
+
+    for name in RELEASED:
+        if name != "model.onnx" and (folder / name).exists():
+            shutil.copyfile(folder / name, target / name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if why := fuse(folder / "model.onnx", config, target):
+        warnings.warn(
+            f"the released model is served with the graph of its export, which is slower: {why}", stacklevel=2
+        )
+    return target
+
+
 def pack_released(
     path: Path,  # the model.tar.gz to write
     folder: Path | None = None,  # of the release; None: models/released
 ) -> dict:  # its metrics
     "Check the released model and pack it with today's inference code."
-    from sentiment_engine.served_graph import fuse
-
     folder = Path(folder or released_folder())
     check_sums(folder)
     with TemporaryDirectory() as work:
-        for name in RELEASED:
-            shutil.copyfile(folder / name, Path(work) / name)
-        fuse(folder / "model.onnx", json.loads((folder / "config.json").read_text(encoding="utf-8")), Path(work))
-        add_inference_code(Path(work))
+        add_inference_code(lay_out(folder, Path(work)))
         pack(Path(work), path)
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

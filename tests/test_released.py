@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,32 @@ def test_every_file_is_the_one_that_was_released():
     assert sum(path.stat().st_size for path in released_folder().iterdir()) <= 16_000_000
 
 
-def test_it_passes_the_preflight(tmp_path, metrics):
-    assert pack_released(tmp_path / "model.tar.gz") == metrics
-    assert all(check.passed for check in preflight(tmp_path / "model.tar.gz", 0.9))
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, metrics) -> Path:
+    "The model as it is deployed."
+    path = tmp_path_factory.mktemp("archive") / "model.tar.gz"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert pack_released(path) == metrics
+    return path
 
 
-def test_it_answers_as_packed_what_it_answers_as_kept(tmp_path):
-    "The graph that is served rounds at other places than the one that is kept, and nowhere to another label."
-    pack_released(tmp_path / "model.tar.gz")
-    packed, texts = unpack(tmp_path / "model.tar.gz", tmp_path / "model"), list(load_suite()["text"][:100])
+@pytest.fixture(scope="module")
+def packed(archive) -> Path:
+    return unpack(archive, archive.with_name("model"))
+
+
+def test_it_passes_the_preflight(archive):
+    assert all(check.passed for check in preflight(archive, 0.9))
+
+
+def test_it_answers_as_packed_what_it_answers_as_kept(packed):
+    "The served graph rounds at other places than the one that is kept: a label may turn where it is in two minds."
+    import onnx
+
+    texts = list(load_suite()["text"][:100])
+    graph = onnx.load(packed / "model.onnx", load_external_data=False).graph
+    assert sum(node.op_type == "QAttention" for node in graph.node) == 5  # of six layers: it is the served one
     pairs = zip(predict_fn(texts, model_fn(packed)), predict_fn(texts, model_fn(released_folder())), strict=True)
     for text, (sent, kept) in zip(texts, pairs, strict=True):
         assert sent["score"] == pytest.approx(kept["score"], abs=0.02), text
@@ -50,8 +68,8 @@ def test_a_changed_file_is_not_packed(tmp_path):
         pack_released(tmp_path / "model.tar.gz", tmp_path)
 
 
-def test_it_does_on_the_suite_what_its_card_says(metrics):
-    found, card = score_suite(served(released_folder())), (released_folder() / "README.md").read_text()
+def test_it_does_on_the_suite_what_its_card_says(packed, metrics):
+    found, card = score_suite(served(packed)), (released_folder() / "README.md").read_text()
     for name, row in found.iterrows():  # processors round differently, so a sentence or two may turn
         assert abs(row["accuracy"] - metrics["suite"][name]) <= (0.01 if name == "all" else 2.01 / row["rows"]), name
     assert set(found.index) == set(metrics["suite"])
@@ -61,19 +79,19 @@ def test_it_does_on_the_suite_what_its_card_says(metrics):
     assert f"{calibration['sure_from']:.3f}" in card and f"Temperature {calibration['temperature']}" in card
 
 
-def test_company_moves_an_answer_only_a_little():
-    model, texts = model_fn(released_folder()), list(load_suite()["text"][:200])
+def test_company_moves_an_answer_only_a_little(packed):
+    model, texts = model_fn(packed), list(load_suite()["text"][:200])
     alone = [predict_fn([text], model)[0] for text in texts]
     moved = [abs(a["score"] - b["score"]) for a, b in zip(alone, predict_fn(texts, model), strict=True)]
     other = sum(a["label"] != b["label"] for a, b in zip(alone, predict_fn(texts, model), strict=True))
-    assert sum(moved) / len(moved) < 0.03 and other <= 6, "8-bit activations are scaled over a batch"
+    assert sum(moved) / len(moved) < 0.03 and other <= 10, "8-bit activations are scaled over a batch"
     sure = [(a, b) for a, b in zip(alone, predict_fn(texts, model), strict=True) if a["sure"] and b["sure"]]
     assert all(a["label"] == b["label"] for a, b in sure) and len(sure) > 100
 
 
-def test_asking_why_changes_no_answer():
+def test_asking_why_changes_no_answer(packed):
     model, texts = (
-        model_fn(released_folder()),
+        model_fn(packed),
         [*load_suite()["text"][::60], "a" * 200, "\u8d28\u91cf\u5f88\u5dee " * 30],
     )
     plain = [predict_fn([text], model)[0] for text in texts]
@@ -84,9 +102,9 @@ def test_asking_why_changes_no_answer():
         assert {k: v for k, v in explained.items() if k != "explanation"} == one
 
 
-def test_what_it_cannot_read_is_never_sure():
+def test_what_it_cannot_read_is_never_sure(packed):
     texts = ["\U0001f92e\U0001f92e\U0001f92e \U0001f4a9", "\U0001f621" * 3, "\u8d28\u91cf\u5f88\u5dee", "\u200b"]
-    told = predict_fn(texts, model_fn(released_folder()))
+    told = predict_fn(texts, model_fn(packed))
     assert [one["sure"] for one in told] == [False] * 4 and told[3]["tokens"] == 0
 
 

@@ -127,7 +127,7 @@ def test_metrics_say_what_was_measured(trained):
     metrics = json.loads((root / "model/metrics.json").read_text())
     assert metrics["rows"] == 12 and np.sum(metrics["confusion"]) == 12 and metrics["train_rows"] == 64
     assert metrics["majority"]["accuracy"] == 0.5 and metrics["recipe"]["max_steps"] == 6
-    assert metrics["onnx"]["largest_logit_gap"]["fp32"] < 1e-3
+    assert metrics["onnx"]["largest_logit_gap"]["fp32"] < 1e-3 and metrics["onnx"]["graph_of_its_own"] is True
     assert "[train] step=6/6" in printed and "[done] accuracy=" in printed
     assert f"{metrics['accuracy']:.3f}" in (root / "model/README.md").read_text()
 
