@@ -25,7 +25,7 @@ $(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name yours with make PYTHON=/path/to/python"; exit 1; }
 	@echo "Installing into $(VENV) (about 270 packages, 3 GB; three minutes with a warm cache)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e ".[etl,train,local,dev]"
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[etl,train,local,dev]"
 	@touch $@
 
 install: $(VENV)/installed ## make .venv with everything in it
