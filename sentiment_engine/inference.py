@@ -354,7 +354,7 @@ class Classifier:
     sure_from: float | None = None  # the score from which an answer is sure; None: nobody has measured that
 
     def __post_init__(self):
-        self.counters = Counters()
+        self.counters, self.inputs = Counters(), [each.name for each in self.session.get_inputs()]
         self.queue = BatchQueue(lambda windows: _batch_shares(self, windows))
 
 # %% ../nbs/04a_inference.ipynb #90d0efba
@@ -557,8 +557,10 @@ def _batch_shares(
     for row, tokens in enumerate(ids):
         input_ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1
-    given = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
-    logits = model.session.run(None, {i.name: given[i.name] for i in model.session.get_inputs()})[0]
+    given = {"input_ids": input_ids, "attention_mask": mask}
+    if "token_type_ids" in model.inputs:
+        given["token_type_ids"] = np.zeros_like(input_ids)
+    logits = model.session.run(None, {name: given[name] for name in model.inputs})[0]
     if logits.shape != (len(ids), len(model.labels)) or not np.isfinite(logits).all():
         raise RuntimeError(f"the model gave {logits.shape} logits for {len(ids)} windows, or some that are no numbers")
     model.counters.count(batches=1, windows=len(ids))
@@ -584,7 +586,8 @@ def _answer(
     shares: np.ndarray,  # (windows, labels)
 ) -> dict:
     "Write one answer."
-    scores = _scores(model.labels, np.average(shares, axis=0, weights=reading.weights))
+    whole = shares[0] if len(shares) == 1 else np.average(shares, axis=0, weights=reading.weights)
+    scores = _scores(model.labels, whole)
     label = max(scores, key=scores.__getitem__)
     sure = None if model.sure_from is None else scores[label] >= model.sure_from and 2 * reading.known > reading.tokens
     answer = {"label": label, "score": scores[label], "scores": scores, "sure": sure}

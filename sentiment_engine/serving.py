@@ -285,7 +285,7 @@ def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
         async def on_tick(self, counter: int) -> bool:
             return await super().on_tick(counter) or predictor.failure is not None
 
-    more = {"lifespan": "off", "ws": "none", "http": "h11", "log_config": None, "log_level": "warning"}
+    more = {"lifespan": "off", "ws": "none", "http": "httptools", "log_config": None, "log_level": "warning"}
     return Server(uvicorn.Config(app, timeout_graceful_shutdown=drain_seconds, **more))
 
 # %% ../nbs/08d_serving.ipynb #5a4f525f

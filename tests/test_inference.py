@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -596,7 +597,7 @@ def test_what_was_done_is_counted(tmp_path):
     start = counters(model)
     predict_fn(["good"] * 40, model)
     answer(model, ["love it"], explain=True)
-    broken = dataclasses.replace(model, session=None)
+    broken = dataclasses.replace(model, session=SimpleNamespace(get_inputs=list))  # and no run
     with pytest.raises(AttributeError):
         predict_fn(["good"], broken)
     now = counters(model)
