@@ -90,6 +90,9 @@ def join(
     return Weights(weight, bias, np.concatenate([np.broadcast_to(each.scale, each.bias.shape) for each in layers]))
 
 # %% ../nbs/03i_served_graph.ipynb #0f849d97
+_ROUNDED_PRODUCT = "com.microsoft.DynamicQuantizeMatMul ({x}, {weight}, {scale}, , {bias})"
+
+
 def _hold_weights(graph: Graph, name: str, weights: Weights) -> dict[str, str]:  # the names of what it has
     parts = {"weight": weights.weight, "bias": weights.bias, "scale": weights.scale, "zero_point": weights.zero_point}
     return {part: graph.hold(f"{name}_{part}", held) for part, held in parts.items() if held is not None}
@@ -102,9 +105,6 @@ def multiply(graph: Graph, x: str, name: str, *layers: str) -> str:
         return graph.line(name, _ROUNDED_PRODUCT.format(x=x, **of))
     product = graph.line(f"{name}_product", f"MatMul ({x}, {of['weight']})")
     return graph.line(name, f"Add ({product}, {of['bias']})")
-
-
-_ROUNDED_PRODUCT = "com.microsoft.DynamicQuantizeMatMul ({x}, {weight}, {scale}, , {bias})"
 
 # %% ../nbs/03i_served_graph.ipynb #bb7cd907
 def normalise(graph: Graph, x: str, name: str, module: str) -> str:
