@@ -287,7 +287,8 @@ def _start_job_run(self: GlueRuns, params: dict) -> dict:
         data[run_id] |= {"LastModifiedOn": now, "Arguments": params.get("Arguments", {}), "ExecutionTime": 0}
         data[run_id] |= {"Timeout": params.get("Timeout") or job.get("Timeout") or 2880}
         data[run_id] |= {"LogGroupName": "/aws-glue/jobs", "GlueVersion": job.get("GlueVersion", "5.1")}
-    run = Run(self.state / "glue" / run_id, self.aws, job, data[run_id], lambda **f: self._changed(run_id, f))
+    aws = self.aws.acting_as(job.get("Role", ""), "glue")
+    run = Run(self.state / "glue" / run_id, aws, job, data[run_id], lambda **f: self._changed(run_id, f))
     self.working[run_id] = run
     threading.Thread(target=run.run, daemon=True, name=f"glue-{run_id}").start()
     return {"JobRunId": run_id}

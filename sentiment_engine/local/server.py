@@ -11,6 +11,7 @@ __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'emulator_environment', 'changes', 'Sav
 import argparse
 import asyncio
 import errno
+import functools
 import json
 import logging
 import os
@@ -29,11 +30,12 @@ from pathlib import Path
 from . import clock
 from .aws import ACCOUNT, REGION, Aws, aws_environment
 from .glue import GlueRuns
-from .permissions import judge_of, mend_schedule_arns, needs_of, refusal
+from .permissions import assume_role, judge_of, mend_schedule_arns, needs_of, refusal
 from .records import AwsError
 from .sagemaker import SageMaker
 from .site import site_app
 from .sms import Textbelt
+from .strict import EVENT_LEAD, NEW_ACCOUNT, decryption_refusal, gateway_refusal
 
 # %% ../../nbs/08l_local_server.ipynb #46f748f5
 def emulator_environment(
@@ -365,11 +367,19 @@ async def respond(send, status: int, headers: dict[str, str], body: bytes):
 class LocalServer:
     "The ASGI application of the local cloud."
 
-    def __init__(self, state: Path, port: int, endpoint_delay: float):
+    def __init__(
+        self,
+        state: Path,
+        port: int,
+        endpoint_delay: float = 0.0,  # seconds
+        strict: bool = False,  # whether it is as unforgiving as a new AWS account
+    ):
         self.state, self.url, self.clock_file = state, f"http://127.0.0.1:{port}", str(state / "clock")
-        self.emulator = Emulator()
-        aws = Aws(self.url, emit=Events(self.emulator.put_event).emit)
-        self.sagemaker = SageMaker(state, aws, endpoint_delay)
+        self.emulator, self.strict = Emulator(), strict
+        assume = functools.partial(assume_role, strict=strict)
+        aws = Aws(self.url, emit=Events(self.emulator.put_event).emit, assume=assume)
+        lead = EVENT_LEAD if strict else 0.0
+        self.sagemaker = SageMaker(state, aws, endpoint_delay, event_lead=lead, checks_access=strict)
         self.glue = GlueRuns(state, aws)
         self.textbelt = Textbelt(state, self._sns_messages)
         self.ready, self.turns = False, defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
@@ -406,6 +416,12 @@ AT_ONCE = 4  # calls of one route that run at the same time
 async def _call_api(self: LocalServer, scope, receive, send):
     "Let a request to an HTTP API wait for its turn."
     host = dict(scope["headers"]).get(b"host", b"")
+    if self.strict:
+        body = await read_body(receive)
+        if refused := gateway_refusal(body):
+            status, answer = refused
+            return await respond(send, status, {"content-type": "application/json"}, json.dumps(answer).encode())
+        receive = again(body)
     async with self.turns[host, scope["method"], scope["path"]]:
         await self.emulator.app(scope, receive, send)
 
@@ -418,11 +434,13 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
     path, method = scope["path"], scope["method"]
     if path.startswith("/_aws/execute-api/") or ".execute-api." in headers.get("host", ""):
         return await self._call_api(scope, receive, send)
-    if path.startswith("/schedules/") and method == "POST":
+    if (path.startswith("/schedules/") and method == "POST") or (self.strict and _reads_secrets(headers)):
         body = await read_body(receive)
-        if refused := self._refusal("scheduler", scope, headers, body):
+        if refused := self._refusal_of_ministack(scope, headers, body):
             return await respond(send, *refused.to_response())
         receive = again(body)
+    if "authorization" in headers:
+        scope = scope | {"headers": [*scope["headers"], (b"x-forwarded-proto", b"https")]}
     direct = path.startswith("/_") or path.endswith("/invocations")
     keys = [] if direct else self.emulator.state_keys(method, path, headers)
     if "cloudformation" in keys:
@@ -440,7 +458,20 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
     await self.emulator.app(scope, receive, send_saved)
 
 
-LocalServer._pass_on = _pass_on
+def _reads_secrets(headers: dict) -> bool:
+    return headers.get("x-amz-target", "").startswith("AmazonSSM.GetParameter")
+
+
+def _refusal_of_ministack(self: LocalServer, scope, headers: dict, body: bytes) -> AwsError | None:
+    "Check what ministack does not: which role a schedule is given, and who may decrypt a SecureString."
+    from ministack.core import router
+
+    if scope["path"].startswith("/schedules/"):
+        return self._refusal("scheduler", scope, headers, body)
+    return decryption_refusal(router.extract_access_key_id(headers, {}), headers, body)
+
+
+LocalServer._pass_on, LocalServer._refusal_of_ministack = _pass_on, _refusal_of_ministack
 
 # %% ../../nbs/08l_local_server.ipynb #0e20a49d
 async def _own(self: LocalServer, scope, headers: dict, body: bytes) -> tuple[int, dict, bytes]:
@@ -506,12 +537,19 @@ def _lock_folder(state: Path):
     return lock  # held as long as it is referred to
 
 # %% ../../nbs/08l_local_server.ipynb #f73e794f
-async def run_server(state: Path, gateway: socket.socket, site: socket.socket, endpoint_delay: float, attached: bool):
+async def run_server(
+    state: Path,
+    gateway: socket.socket,
+    site: socket.socket,
+    endpoint_delay: float = 0.0,  # seconds
+    attached: bool = False,  # whether it ends with standard input
+    strict: bool = False,
+):
     "Serve the local cloud until SIGTERM, SIGINT or, if `attached`, the end of standard input."
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
 
-    server = LocalServer(state, gateway.getsockname()[1], endpoint_delay)
+    server = LocalServer(state, gateway.getsockname()[1], endpoint_delay, strict)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
@@ -576,13 +614,14 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=4566)
     parser.add_argument("--site-port", type=int, default=8080)
     parser.add_argument("--endpoint-delay", type=float, default=0.0)
+    parser.add_argument("--strict", action="store_true", help="be as unforgiving as a new AWS account")
     parser.add_argument("--attached", action="store_true", help="end when standard input ends")
     return parser.parse_args(argv)
 
 
-def _prepare(state: Path, port: int):
+def _prepare(state: Path, port: int, strict: bool = False):
     "Set the environment for ministack and for Lambda's workers, start the clock, and clear the temporary files."
-    os.environ.update(emulator_environment(state, port))
+    os.environ.update(emulator_environment(state, port) | (NEW_ACCOUNT if strict else {}))
     clock.follow(str(state / "clock"))
     clock.write_sitecustomize(str(state / "lambda"), str(state / "clock"))
     os.environ["PYTHONPATH"] = str(state / "lambda")  # for Lambda's workers, which are started from here
@@ -606,10 +645,10 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another ser
         print(e, file=sys.stderr)
         return 1
     port = gateway.getsockname()[1]
-    _prepare(state, port)
+    _prepare(state, port, options.strict)
     place = {"pid": os.getpid(), "port": port, "site_port": site.getsockname()[1]}
     (state / "cloud.json").write_text(json.dumps(place))
-    asyncio.run(run_server(state, gateway, site, options.endpoint_delay, options.attached))
+    asyncio.run(run_server(state, gateway, site, options.endpoint_delay, options.attached, options.strict))
     lock.close()
     return 0
 
