@@ -334,7 +334,9 @@ def test_the_local_cloud_has_no_gpu_either_unless_this_machine_has_one(cloud, so
     name = start_training(connect("local"), Settings(prefix="gpu-tests"), job)
     with pytest.raises(TrainingFailed) as failed:
         wait_for_training(sagemaker, cloud.client("logs"), name)
-    assert ("ml.g4dn.xlarge, which has a GPU, but torch sees none" in str(failed.value)) is not torch.cuda.is_available()
+    assert (
+        "ml.g4dn.xlarge, which has a GPU, but torch sees none" in str(failed.value)
+    ) is not torch.cuda.is_available()
 
 
 def machine(root: Path, driver: str) -> Path:
