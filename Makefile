@@ -99,8 +99,9 @@ notebooks: install ## run the notebooks' own tests
 book: install ## run all notebooks against a fresh local cloud and keep their outputs
 	@$(PY) infra_scripts/book.py
 
-docs: install ## write README.md from nbs/index.ipynb, and the site if Quarto is there
+docs: install ## write README.md from nbs/index.ipynb, docs/regions.md, and the site if Quarto is there
 	@$(PY) infra_scripts/render_readme.py
+	@$(PY) infra_scripts/render_regions.py
 	@if command -v quarto >/dev/null; then $(VENV)/bin/nbdev_docs; else echo "README.md is written; Quarto is not installed, so no site"; fi
 
 screenshots: install ## photograph every state of the page into images/

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from botocore.exceptions import ClientError
+from .training import upload_once
 
 # %% ../nbs/05_serverless_backend.ipynb #41ea8b8e
 PACKAGE = "sentiment_engine"
@@ -126,23 +126,12 @@ def upload_packages(
     bucket: str,
     lambdas: Path,  # the folder of the functions' folders
 ) -> dict[str, str]:  # S3 keys by template parameter
-    "Pack every function and upload what is not there yet."
+    "Pack every function and upload each zip whose bytes are not there yet."
     keys = {}
     for parameter, key, package in pack_functions(lambdas):
         keys[parameter] = key
-        if not _is_there(s3, bucket, key):
-            s3.put_object(Bucket=bucket, Key=key, Body=package, ContentType="application/zip")
+        upload_once(s3, bucket, key, package, "application/zip")
     return keys
-
-# %% ../nbs/05_serverless_backend.ipynb #2f4debac
-def _is_there(s3, bucket: str, key: str) -> bool:
-    try:
-        s3.head_object(Bucket=bucket, Key=key)
-    except ClientError as e:
-        if e.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
-            return False
-        raise
-    return True
 
 # %% ../nbs/05_serverless_backend.ipynb #b253eb59
 LIMITS = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "batch_limit")

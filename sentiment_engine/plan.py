@@ -191,7 +191,7 @@ class Work:
 
     workers: int = 0  # that Glue may use at most
     training: str = ""  # instance type
-    trial: str = ""  # instance type of the endpoint on which the model is tried
+    trial: bool = False  # whether the model is tried, on what visitors get
 
 
 def _machine(kind: str) -> str:
@@ -199,21 +199,24 @@ def _machine(kind: str) -> str:
     return f"{kind}, ${hourly} an hour" if hourly else f"{kind}, which is not in the price table"
 
 
-def once(work: Work) -> list[str]:
+def once(work: Work, settings: Settings) -> list[str]:
     "Say what is paid for once, at most: a sample that was learnt by the same recipe is not learnt again."
     parts = [f"Glue, ${GLUE_DPU_HOUR} an hour for each of at most {work.workers} workers"] if work.workers else []
     parts += [f"training on {_machine(work.training)}"] if work.training else []
-    return parts + ([f"a trial of the model for some ten minutes on {_machine(work.trial)}"] if work.trial else [])
+    if work.trial and settings.endpoint == "serverless":
+        return [*parts, "a trial of the model on a serverless endpoint: some twenty predictions"]
+    trial = f"a trial of the model for some ten minutes on {_machine(settings.instance_types[0])}"
+    return [*parts, trial] if work.trial else parts
 
 # %% ../nbs/07a_plan.ipynb #60e24af1
 def bill(plan: Plan, settings: Settings, work: Work = Work()) -> Iterator[str]:
     "Say what the plan costs, line by line."
     within, beside = standing_cost(Counter(plan.resources))
-    used = resting_cost()
+    used, nothing = resting_cost(), ["nothing: no notebook that is to run cleans, trains or tries a model"]
     yield f"at rest      ${used + within:.2f} a month; ${used + beside:.2f} in an account whose free share is used up"
     yield f"             (storage and the reconciler ${used:.2f}; what stands there ${within:.2f} to ${beside:.2f})"
     yield from _visit(settings)
-    for i, part in enumerate(once(work) or ["nothing: no notebook that is to run cleans, trains or tries a model"]):
+    for i, part in enumerate(once(work, settings) or nothing):
         yield f"{'' if i else 'once':12} {part}"
 
 # %% ../nbs/07a_plan.ipynb #7788e10a

@@ -437,7 +437,7 @@ def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cloud.environment.items():
             patch.setenv(name, value)
-        patch.setattr("sentiment_engine.training.object_exists", lambda *_: True)  # the base model lies there already
+        patch.setattr("sentiment_engine.base_model.build_base_model", lambda folder: folder)  # its place is what counts
         channels = job_channels(None, made["LakeBucket"], made["ArtifactsBucket"], "minilm")
         kept = f"s3://{made['ArtifactsBucket']}/training/{kind}/checkpoints/"
         machine = {"instance_type": kind, "spot": True, "checkpoints": kept, "mark": kind.split(".")[1]}
@@ -516,11 +516,21 @@ def test_what_a_condition_of_the_foundation_forbids_is_forbidden_and_no_conditio
         assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
 
 
+OF_OTHERS = ("lambdas/a", "glue/a", "deployments/a", "templates/a", "training/a/model.json")
+OF_MODELS = ("models/latest.json", "models/released/a/model.tar.gz", "models/given-a/output/model.tar.gz")
+READ_BY_TRAINING = ("base-models/a", "training-code/a")
+
+
 def test_glue_and_sagemaker_may_not_do_each_others_work(services):
     lake, artifacts = services.lake, services.artifacts
     forbidden = {
         "GlueRole": [("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/glue/a")],
-        "TrainingRole": [("s3:GetObject", f"{lake}/raw/a"), ("s3:PutObject", f"{lake}/sample/a")],
+        "TrainingRole": [
+            ("s3:GetObject", f"{lake}/raw/a"),
+            ("s3:PutObject", f"{lake}/sample/a"),
+            *(("s3:GetObject", f"{artifacts}/{place}") for place in (*OF_OTHERS, "models/a", "captures/a")),
+            *(("s3:PutObject", f"{artifacts}/{place}") for place in (*OF_OTHERS, *READ_BY_TRAINING, *OF_MODELS)),
+        ],
         "EndpointRole": [("s3:GetObject", f"{lake}/sample/a"), ("s3:PutObject", f"{artifacts}/models/a")],
     }
     for name, needs in forbidden.items():
