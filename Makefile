@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL)) \
 	$(if $(IDLE),--idle-minutes $(IDLE))
-TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring.yaml deployer.yaml)
+TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml monitoring.yaml deployer.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \

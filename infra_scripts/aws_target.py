@@ -26,8 +26,10 @@ from sentiment_engine.settings import (
     foundation_stack,
     monitoring_stack,
     settings_from,
+    site_parameters,
+    site_stack,
 )
-from sentiment_engine.stacks import stack_outputs
+from sentiment_engine.stacks import stack_outputs, upload_template
 from sentiment_engine.training import LATEST, s3_place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,14 +198,29 @@ def _planned(options: argparse.Namespace, settings: Settings, session: boto3.Ses
             cloudformation = None  # without a foundation there is no engine either
     if domain:
         zone = (find_zone(session.client("route53"), domain) if asked else None) or "Z-of-the-domain"
-    packages = package_keys(ROOT / "lambdas")
-    more = {"DomainName": domain, "HostedZoneId": zone, "PermissionsBoundary": boundary}
+    packages, site = package_keys(ROOT / "lambdas"), _site_origins(cloudformation, settings, domain)
+    more = {"PermissionsBoundary": boundary}
     given = {
         foundation_stack(settings): foundation_parameters(settings, boundary),
-        engine_stack(settings): stack_parameters(settings, bucket, packages, **more),
+        site_stack(settings): site_parameters(settings, domain, zone),
+        engine_stack(settings): stack_parameters(settings, bucket, packages, site, **more),
         monitoring_stack(settings): monitoring_parameters(settings, f"{settings.prefix}-dead-letters"),
     }
-    return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown)
+
+    def stored(template: Path) -> str:
+        return upload_template(session.client("s3"), bucket, template)
+
+    return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown, stored)
+
+
+def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, str]:  # cloudformation: None: not asked
+    "Read where the page is or will be; the address at CloudFront is known once the site stands."
+    try:
+        found = stack_outputs(cloudformation, site_stack(settings)) if cloudformation else {}
+    except LookupError:
+        found = {}
+    at_cloudfront = found.get("DistributionOrigin", "https://the-page.cloudfront.net")
+    return {"DistributionOrigin": at_cloudfront, "SiteOrigin": f"https://{domain}" if domain else at_cloudfront}
 
 
 def _look(options: argparse.Namespace, settings: Settings, training: str) -> tuple[boto3.Session, list[Finding]]:

@@ -1,7 +1,7 @@
 """Deploy the engine: run the numbered notebooks with papermill, in order, on this machine or on AWS.
 
-What is up to date is left alone: each phase leaves a fingerprint of its notebook, its parameters and the sources in
-the artifacts bucket, and the first phase whose fingerprint differs is where the work begins.
+What is up to date is left alone: each phase leaves a fingerprint of its notebook, its parameters, the sources and the
+phases before it in the artifacts bucket, and the phases whose fingerprints differ run.
 """
 
 import argparse
@@ -46,7 +46,14 @@ from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.ingest import category_addresses
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.reviews import check_reviews, find_files
-from sentiment_engine.settings import connect, engine_stack, environment_of, foundation_stack, settings_from
+from sentiment_engine.settings import (
+    connect,
+    engine_stack,
+    environment_of,
+    foundation_stack,
+    settings_from,
+    site_parameters,
+)
 from sentiment_engine.stacks import stack_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +62,8 @@ RUNS = ROOT / "runs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
 SETTLED = "05"  # from this phase on the settings of the environment matter; nobody trains again for another alarm_email
 TRYING = "04"  # which tries the model on the machines of the settings: on other machines it is tried again
+FIRST = "00"  # deploys the site, of which the phases before SETTLED know nothing; nobody trains again for a domain
+SITE = ("domain_name", "hosted_zone_id")  # parameters of the notebooks that only the site is told
 TEACHING = ("01", "02", "03")  # what the released model does without
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
 SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "sentiment_engine/*.toml", "lambdas/*/*.py", "infra_scripts/*")
@@ -79,7 +88,7 @@ class Phase:
 
     notebook: Path
     parameters: dict
-    fingerprint: str = ""
+    fingerprint: str = ""  # of the first phase: what the next ones build on, a plus sign, and the site
 
     @property
     def title(self) -> str:
@@ -105,17 +114,24 @@ def sources_fingerprint() -> str:
 def plan(parameters: dict) -> list[Phase]:
     "List the phases, each with those parameters its notebook declares and a fingerprint that includes the one before."
     phases, previous = [], sources_fingerprint() + data_fingerprint(parameters.get("data") or "")
-    settings = settings_from(os.environ)
     learnt = parameters.get("deploy_model") == "released" or parameters.get("model_data")
+    settings = settings_from(os.environ)
+    site = site_parameters(settings, *(parameters.get(name) or "" for name in SITE))
     for number in (number for number in PHASES if not (learnt and number in TEACHING)):
         (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
         declared = papermill.inspect_notebook(str(notebook))
         own = {k: v for k, v in parameters.items() if k in declared and v is not None}
-        known = own | (environment_of(settings) if number >= SETTLED else {})
+        known = {name: value for name, value in own.items() if name not in SITE}
+        known |= environment_of(settings) | site if number >= SETTLED else {}
         known |= {"machines": trial_machines(settings)} if number == TRYING else {}
-        previous = hashlib.sha256((previous + notebook.name + json.dumps(known, sort_keys=True)).encode()).hexdigest()
-        phases.append(Phase(notebook, own, previous))
+        previous = _hash(previous, notebook.name, known)
+        phases.append(Phase(notebook, own, f"{previous}+{_hash(site)}" if number == FIRST else previous))
     return phases
+
+
+def _hash(*parts: object) -> str:
+    "Hash what can be written as JSON."
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def parameters_of(target: str, given: dict) -> dict:
@@ -147,9 +163,13 @@ class Stamps:
             raise
 
     def write(self, phase: Phase):
-        "Note that `phase` stands; whatever came after it is no longer known to fit."
-        kept = {name: stamp for name, stamp in self.read().items() if name < phase.notebook.stem}
-        body = json.dumps(kept | {phase.notebook.stem: phase.fingerprint}, indent=1)
+        "Note that `phase` stands; whatever was built on another state of it is no longer known to fit."
+        stamps, name = self.read(), phase.notebook.stem
+        base, apart, _ = phase.fingerprint.partition("+")
+        # A phase that depends on the site has it in its own fingerprint, so another site is no reason to drop one.
+        same = apart and stamps.get(name, "").partition("+")[0] == base
+        kept = {other: stamp for other, stamp in stamps.items() if other < name or same}
+        body = json.dumps(kept | {name: phase.fingerprint}, indent=1)
         self.session.client("s3").put_object(Bucket=self._bucket(), Key=STAMPS, Body=body.encode())
         self.note()
 
@@ -165,11 +185,8 @@ class Stamps:
 
 
 def outdated(phases: list[Phase], stamps: dict[str, str]) -> list[Phase]:
-    "Return the phases from the first whose fingerprint is not the one that stands."
-    for i, phase in enumerate(phases):
-        if stamps.get(phase.notebook.stem) != phase.fingerprint:
-            return phases[i:]
-    return []
+    "Return the phases whose fingerprint is not the one that stands; each fingerprint covers the phases before."
+    return [phase for phase in phases if stamps.get(phase.notebook.stem) != phase.fingerprint]
 
 
 class Narrator:

@@ -29,6 +29,7 @@ from sentiment_engine.settings import (
     engine_stack,
     foundation_stack,
     monitoring_stack,
+    site_stack,
     textbelt_key_parameter,
 )
 from .training import training_image
@@ -287,9 +288,9 @@ def find_stack(cloudformation, name: str) -> dict | None:  # None: there is none
         raise
 
 
-def stack_names(settings: Settings) -> tuple[str, str, str]:
+def stack_names(settings: Settings) -> tuple[str, str, str, str]:
     "Name our stacks, in the order in which they are made."
-    return foundation_stack(settings), engine_stack(settings), monitoring_stack(settings)
+    return foundation_stack(settings), site_stack(settings), engine_stack(settings), monitoring_stack(settings)
 
 # %% ../nbs/00b_account.ipynb #9313a59b
 def check_stacks(session: boto3.Session, settings: Settings) -> Finding:

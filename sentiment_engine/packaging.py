@@ -143,9 +143,13 @@ def stack_parameters(
     settings,  # Settings
     artifacts_bucket: str,
     packages: Mapping[str, str],  # from upload_packages
+    site: Mapping[str, str],  # outputs of the site's stack
+    extra_origin: str = "",  # another origin whose pages may call the API, such as http://127.0.0.1:8501
     **more: str,  # further parameters of the template; empty ones are left to its defaults
 ) -> dict[str, str]:
     "Say what of the settings goes into which parameter of the engine's template."
+    address = settings.site_origin or site["SiteOrigin"]
+    origins = dict.fromkeys([site["DistributionOrigin"], site["SiteOrigin"], address, *filter(None, [extra_origin])])
     plain = {
         "Prefix": settings.prefix,
         "ModelId": settings.model_id,
@@ -157,10 +161,10 @@ def stack_parameters(
         "TextbeltUrl": settings.textbelt_url,
         "SmsCountries": ",".join(settings.sms_countries),
         "WebhookHosts": ",".join(settings.webhook_hosts),
-        "SiteAddress": settings.site_origin,
+        "SiteOrigins": ",".join(origins),
+        "SiteAddress": address,
         "CaptureText": str(settings.capture_text).lower(),
         "ReserveConcurrency": str(settings.reserve_concurrency).lower(),
-        "Firewall": str(settings.firewall).lower(),
     }
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
     return plain | limits | dict(packages) | {name: value for name, value in more.items() if value}

@@ -15,6 +15,7 @@ import boto3
 import deploy
 import pytest
 import render_regions
+import teardown
 from engine_double import ROOT
 from tiny_model import write_tiny_model
 
@@ -26,7 +27,7 @@ from sentiment_engine.lifecycle import measure
 from sentiment_engine.packaging import monitoring_parameters
 from sentiment_engine.plan import plan_of, read_template, resources_of
 from sentiment_engine.settings import Settings, monitoring_stack
-from sentiment_engine.stacks import delete_stack, deploy_stack
+from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
 from sentiment_engine.training import training_image
 
 SCRIPTS = ROOT / "infra_scripts"
@@ -114,7 +115,7 @@ def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
 
 
 def test_a_dry_run_lists_what_the_templates_hold(dry):
-    for file in ("foundation.yaml", "template.yaml", "monitoring.yaml"):
+    for file in ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml"):
         for kind, count in Counter(resources_of(read_template(SCRIPTS / file), {}).values()).items():
             assert f"Add     {count:3}  {kind.removeprefix('AWS::')}\n" in dry
 
@@ -123,7 +124,7 @@ def test_a_dry_run_prices_by_the_table(dry):
     visit = Visit(idle=Settings().idle_minutes)
     assert f"${run_cost('ml.t2.medium', visit.minutes * 60):.3f} for {visit.minutes:g} minutes on ml.t2.medium" in dry
     kinds = Counter()
-    for file in ("foundation.yaml", "template.yaml", "monitoring.yaml"):
+    for file in ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml"):
         kinds += Counter(resources_of(read_template(SCRIPTS / file), {}).values())
     within, beside = standing_cost(kinds)
     assert f"what stands there ${within:.2f} to ${beside:.2f}" in dry
@@ -404,6 +405,16 @@ def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
     assert changed == {"AlarmSubscription", "AccountBudgetAlert"}  # what the address is for, and nothing else
     assert {c.action for c in plan.changes if c.stack == "planned-foundation"} == {"Add"}
     assert not cloudformation.list_change_sets(StackName=name)["Summaries"]
+    s3, asked = cloud.client("s3"), []
+    s3.create_bucket(Bucket="planned-artifacts")
+    cloudformation.meta.events.register(
+        "provide-client-params.cloudformation.CreateChangeSet", lambda params, **_: asked.append(params)
+    )
+    stored = plan_of(
+        *(own, SCRIPTS, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation),
+        stored=lambda file: upload_template(s3, "planned-artifacts", file),
+    )
+    assert stored == plan and "/planned-artifacts/templates/monitoring-" in asked[0]["TemplateURL"]
     assert cloudformation.describe_stacks(StackName=name)["Stacks"][0] == before
     delete_stack(cloudformation, name)
 
@@ -455,6 +466,48 @@ def test_a_model_is_tried_again_when_visitors_get_another_machine(monkeypatch, n
     after = deploy.plan({})
     same = [a.fingerprint == b.fingerprint for a, b in zip(before, after, strict=True)]
     assert same == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("parameters", "settings"),
+    [({"domain_name": "mood.example.com", "hosted_zone_id": "Z1"}, {}), ({}, {"SENTIMENT_FIREWALL": "true"})],
+)
+def test_another_site_is_deployed_again_with_what_knows_it_and_nothing_is_trained(
+    standing, environment, parameters, settings
+):
+    stamps = deploy.Stamps(aws_target.connect("aws"), "again-foundation")
+    for phase in deploy.plan({}):
+        stamps.write(phase)
+    assert deploy.outdated(deploy.plan({}), stamps.read()) == []
+    environment.update(settings)
+    changed = deploy.plan(parameters)
+    assert [p.title[:2] for p in deploy.outdated(changed, stamps.read())] == ["00", "05", "06", "07"]
+    stamps.write(changed[0])
+    assert [p.title[:2] for p in deploy.outdated(changed, stamps.read())] == ["05", "06", "07"]
+
+
+def test_on_another_foundation_nothing_is_known_to_fit(standing, monkeypatch):
+    stamps = deploy.Stamps(aws_target.connect("aws"), "again-foundation")
+    for phase in deploy.plan({}):
+        stamps.write(phase)
+    monkeypatch.setattr(deploy, "sources_fingerprint", lambda: "other sources")
+    stamps.write(deploy.plan({})[0])
+    assert list(stamps.read()) == ["00_settings"]
+
+
+def test_the_site_stands_before_anything_is_paid_for(cloud, environment, tmp_path, monkeypatch):
+    "AWS may refuse a new account its CloudFront distribution."
+    environment |= cloud.environment | {"SENTIMENT_PREFIX": "early"}
+    monkeypatch.setattr(deploy, "RUNS", tmp_path)
+    deploy.deploy("local", only="00")
+    pages = cloud.client("cloudformation").get_paginator("list_stacks").paginate().search("StackSummaries[].StackName")
+    assert {name for name in pages if name.startswith("early-")} == {"early-foundation", "early-site"}
+    first = deploy.plan({})[0].notebook.name
+    assert first.startswith("00") and all("site_stack" not in p.notebook.read_text() for p in deploy.plan({})[1:5])
+    for name in ("early-site", "early-foundation"):
+        for bucket in teardown._buckets(cloud.client("cloudformation"), name):
+            empty_bucket(cloud.client("s3"), bucket)
+        delete_stack(cloud.client("cloudformation"), name)
 
 
 def test_a_deployment_goes_on_where_it_failed():

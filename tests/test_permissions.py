@@ -27,11 +27,12 @@ from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.permissions import sagemaker_needs
 from sentiment_engine.local.sagemaker import ENDPOINT
 from sentiment_engine.packaging import stack_parameters, upload_packages
-from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name
-from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
+from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name, site_parameters
+from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
 from sentiment_engine.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
 
 PREFIX = "least"
+SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfront.net")
 ARN = f"arn:aws:{{}}:{REGION}:{ACCOUNT}:{{}}"
 WAKE_UP_ROLE, QUEUE = f"arn:aws:iam::{ACCOUNT}:role/wake", ARN.format("sqs", f"{PREFIX}-dead-letters")
 SHUTDOWN = ARN.format("lambda", f"function:{PREFIX}-shutdown-endpoint")
@@ -144,15 +145,16 @@ def known(request, cloud):
     own = Settings(prefix=PREFIX, table="t", sms_provider=request.param)
     s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
     s3.create_bucket(Bucket=f"{name}-artifacts")
-    given = stack_parameters(own, f"{name}-artifacts", upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas"))
-    outputs = deploy_stack(cloudformation, name, ROOT / "infra_scripts" / "template.yaml", given, {"Project": PREFIX})
+    packages = upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas")
+    given = stack_parameters(own, f"{name}-artifacts", packages, SITE)
+    template = upload_template(s3, f"{name}-artifacts", ROOT / "infra_scripts" / "template.yaml")
+    deploy_stack(cloudformation, name, template, given, {"Project": PREFIX})
     with Watched(sms_provider=request.param) as world:
         live(world)
     found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
     roles, needs, documents = _roles(cloud, found), _needs(world, found), _documents(cloud, found)
     told = {"made": world.made, "roles": roles, "needs": needs, "found": found, "documents": documents}
     yield SimpleNamespace(cloud=cloud, **told)
-    empty_bucket(s3, outputs["SiteBucket"])
     delete_stack(cloudformation, name)
 
 
@@ -327,10 +329,21 @@ def test_without_any_one_statement_or_action_something_is_denied(known):
 def test_what_a_condition_forbids_is_forbidden_and_no_condition_is_spare(known):
     guarded = {name: d for name, d in known.documents.items() if any("Condition" in s for s in d)}
     passing = {"NotificationAndShutdownScheduler", "ShutdownEndpoint", "ReconcileModelService"}
-    assert set(guarded) == {"WakeUpRole trust", "DeadLetters", "SiteBucket", *(f"{name}Role" for name in passing)}
+    assert set(guarded) == {"WakeUpRole trust", "DeadLetters", *(f"{name}Role" for name in passing)}
     for name, statements in guarded.items():
         cases = cases_of(name, known.found)
         assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
+
+
+def test_the_page_is_read_by_its_distribution_only_and_no_condition_is_spare(cloud):
+    cloudformation, name, template = cloud.client("cloudformation"), "least-site", ROOT / "infra_scripts" / "site.yaml"
+    deploy_stack(cloudformation, name, template, site_parameters(Settings(prefix=PREFIX)), {"Project": PREFIX})
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
+    ((bucket, statements),) = _documents(cloud, found).items()
+    cases = cases_of(bucket, found)
+    assert bucket == "SiteBucket" and not wrong_answers(bucket, statements, cases)
+    assert not spare_conditions(bucket, statements, cases)
+    delete_stack(cloudformation, name)
 
 
 def test_without_a_denial_a_topic_could_be_written_to(known):

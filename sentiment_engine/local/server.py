@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver', 'Emulator',
-           'mend_http_apis', 'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages', 'mend_functions',
-           'Events', 'owner_of', 'read_body', 'again', 'respond', 'LocalServer', 'open_socket', 'run_server', 'main']
+           'composite_alarms', 'mend_http_apis', 'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages',
+           'mend_functions', 'Events', 'owner_of', 'read_body', 'again', 'respond', 'LocalServer', 'open_socket',
+           'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -169,10 +170,11 @@ def _put_event(self: Emulator, source: str, detail_type: str, arn: str, detail: 
 def _extend_cloudformation(self: Emulator, url: str):
     "Mend what CloudFormation does not do as our templates need it; once, at its first call."
     if not self.extended:
-        from ministack.services import apigateway, dynamodb, lambda_svc, s3
+        from ministack.services import apigateway, cloudwatch, dynamodb, lambda_svc, s3
         from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as handlers
 
         handlers.setdefault("AWS::Budgets::Budget", BUDGET)
+        handlers.setdefault("AWS::CloudWatch::CompositeAlarm", composite_alarms(cloudwatch))
         mend_http_apis(handlers["AWS::ApiGatewayV2::Api"], apigateway._apis, url)
         mend_tables(handlers["AWS::DynamoDB::Table"], dynamodb._ttl_settings, dynamodb._pitr_settings)
         mend_buckets(handlers["AWS::S3::Bucket"], s3._bucket_lifecycle)
@@ -188,6 +190,23 @@ Emulator.extend_cloudformation = _extend_cloudformation
 # %% ../../nbs/08l_local_server.ipynb #215a8704
 BUDGET = {"create": lambda name, props, stack: (f"{stack}-{name}", {}), "delete": lambda *_: None}
 BUDGET["update"] = lambda physical, *_: (physical, {})
+
+
+def composite_alarms(cloudwatch) -> dict[str, Callable]:  # cloudwatch: ministack's service
+    "Make the handler of alarms that ring by the states of others. Raises ValueError for a rule that cannot be read."
+
+    def put(properties: dict) -> tuple[str, dict]:
+        status, _, body = cloudwatch._put_composite_alarm({}, properties, False, True)
+        if status != 200:
+            raise ValueError(body.decode())
+        alarm = cloudwatch._composite_alarms[properties["AlarmName"]]
+        return alarm["AlarmName"], {"Arn": alarm["AlarmArn"]}
+
+    return {
+        "create": lambda name, properties, stack: put(properties),
+        "update": lambda physical, old, new, stack: put(new),
+        "delete": lambda physical, properties: cloudwatch._composite_alarms.pop(physical, None),
+    }
 
 
 def _afterwards(
