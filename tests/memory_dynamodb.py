@@ -236,6 +236,27 @@ def change(item: dict, word: str, path: tuple[str, ...], value: dict | None):
         parent["M"][path[-1]] = number(Decimal(before["N"]) + Decimal(value["N"]))
 
 
+ITEM_LIMIT = 400 * 1024  # bytes
+
+
+def value_bytes(value: dict) -> int:
+    "Return what a typed value takes, by DynamoDB's documented rules."
+    ((kind, plain),) = value.items()
+    if kind == "N":
+        digits = "".join(map(str, Decimal(plain).normalize().as_tuple().digits))
+        return 1 + (len(digits) + 1) // 2 + (Decimal(plain) < 0)
+    if kind == "M":
+        return 3 + sum(1 + len(name.encode()) + value_bytes(each) for name, each in plain.items())
+    if kind == "L":
+        return 3 + sum(1 + value_bytes(each) for each in plain)
+    return len(plain.encode()) if kind == "S" else 1
+
+
+def item_bytes(item: dict) -> int:
+    "Return what an item takes, names of attributes included."
+    return sum(len(name.encode()) + value_bytes(value) for name, value in item.items())
+
+
 class MemoryDynamoDB:
     "The three calls of the package. `watch` sees every write: the item before and after it."
 
@@ -259,6 +280,8 @@ class MemoryDynamoDB:
 
     def put_item(self, TableName: str, Item: dict, ConditionExpression: str):
         key, used = Item["modelId"]["S"], set()
+        if item_bytes(Item) > ITEM_LIMIT:
+            raise refuse("ValidationException", "Item size has exceeded the maximum allowed size")
         self._allowed(ConditionExpression, self.items.get(key, {}), {}, {}, used)
         before, self.items[key] = self.items.get(key), copy.deepcopy(Item)
         self.watch(before, self.items[key])
@@ -289,6 +312,8 @@ class MemoryDynamoDB:
         after = copy.deepcopy(item) | copy.deepcopy(Key)
         for planned_change in planned:
             change(after, *planned_change)
+        if item_bytes(after) > ITEM_LIMIT:
+            raise refuse("ValidationException", "Item size to update has exceeded the maximum allowed size")
         self.items[key] = after
         self.watch(before, after)
         return {"Attributes": copy.deepcopy(after)} if ReturnValues == "ALL_NEW" else {}
