@@ -120,7 +120,7 @@ def test_a_run_that_fails_says_why_and_changes_nothing(cloud, glue):
 
 def test_an_argument_that_is_missing_is_named(glue):
     failed = run(glue, "etl", {})
-    assert failed["ErrorMessage"] == "ValueError: the following arguments are required: --raw, --out, --report"
+    assert failed["ErrorMessage"] == "GlueArgumentError: the following arguments are required: --raw, --out, --report"
 
 
 def test_a_script_that_is_missing_is_named(glue):
