@@ -239,7 +239,7 @@ def test_arguments_fail_as_they_do_in_glue(words, options, said):
 
 
 def test_arguments_are_read_as_they_are_in_glue():
-    words = ["script.py", "--a=x=y", "--JOB_NAME", "a", "--b", "1", "--b", "2", "--lon", "short", "--c", "-1", "--d", ""]
+    words = ["x.py", "--a=x=y", "--JOB_NAME", "a", "--b", "1", "--b", "2", "--lon", "short", "--c", "-1", "--d", ""]
     wanted = {"a": "x=y", "b": "2", "long": "short", "c": "-1", "d": "", "TempDir": "s3://tmp"}
     found = getResolvedOptions([*words, "--other", "z", "--TempDir", "s3://tmp"], list(wanted))
     own = ("job_bookmark_from", "job_bookmark_to", "JOB_ID", "JOB_RUN_ID", "SECURITY_CONFIGURATION", "encryption_type")
