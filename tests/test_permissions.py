@@ -479,12 +479,15 @@ def _container(image: str, group: str) -> set[tuple[str, str]]:
 
 
 def _glue_needs(job: dict, lake: str, artifacts: str) -> set[tuple[str, str]]:
-    "Glue fetches the script and the package; Spark writes by way of folders that it deletes."
+    "Glue fetches the script and the package; Spark uploads in parts, and removes what failed tasks and runs have left."
     given = job["DefaultArguments"]
     read = [job["Command"]["ScriptLocation"], given["--extra-py-files"], f"s3://{lake}/raw/", given["--TempDir"]]
     written = [*(f"s3://{lake}/{place}/" for place in ("processed", "rejected", "reports")), given["--TempDir"]]
     needs = {("s3:GetObject", _arn(address)) for address in read}
-    needs |= {(f"s3:{verb}Object", _arn(address)) for verb in ("Put", "Delete") for address in written}
+    verbs = ("PutObject", "DeleteObject", "AbortMultipartUpload")
+    needs |= {(f"s3:{verb}", _arn(address)) for verb in verbs for address in written}
+    needs |= {("s3:GetBucketLocation", bucket) for _, bucket in _buckets_of(read)}
+    needs |= {("s3:ListBucketMultipartUploads", bucket) for _, bucket in _buckets_of(written)}
     return needs | _buckets_of(read) | _logs("/aws-glue/jobs/output") | {("cloudwatch:PutMetricData", "*")}
 
 
