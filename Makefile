@@ -40,7 +40,7 @@ release: install ## make the released model again (half an hour on a GPU, a nigh
 	@test -n "$(DATA)" || { echo "name the reviews: make release DATA=folder (with *.jsonl.gz of reviews)"; exit 1; }
 	@$(PY) infra_scripts/release_model.py --data "$(DATA)" $(if $(TEACHERS),--teachers $(TEACHERS))
 
-artifact: install ## pack the released model as model.tar.gz for SageMaker (OUT=file)
+artifact: install ## pack the released model as model.tar.gz for SageMaker, with the packages its container lacks (OUT=file)
 	@$(PY) infra_scripts/release_model.py --pack "$(or $(OUT),model.tar.gz)"
 
 smoke: install ## play one visit over HTTP, step by step

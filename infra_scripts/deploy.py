@@ -55,6 +55,7 @@ from sentiment_engine.settings import (
     site_parameters,
 )
 from sentiment_engine.stacks import stack_outputs
+from sentiment_engine.wheels import fetch_wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
@@ -78,6 +79,7 @@ TARGET_PARAMETERS = {
         "sample_rows": 150_000,
         "training_instance": "ml.g4dn.xlarge",
         "max_length": 256,
+        "wheels": True,
     },
 }
 
@@ -453,6 +455,8 @@ def _to_aws(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dic
         return [phase.title for phase in upcoming(phases, stamps, **_steps(options), given=given)]
 
     before(options, parameters_of("aws", parameters)["training_instance"], known, ahead)
+    if any(title.startswith("04") for title in ahead(True)):
+        fetch_wheels()  # 04 packs them; if they cannot be had, that shows before anything is paid for
     parameters |= {"asked": asked_for(options)} | places(options)
     with tied_up("aws"):
         return deploy_given("aws", **parameters) if given else deploy("aws", **_steps(options), **parameters)

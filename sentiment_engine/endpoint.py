@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONTAINER_ENVIRONMENT', 'TrainedModel', 'newest_model', 'model_version', 'model_name', 'serving_image',
-           'model_definition', 'register_model', 'create_endpoint', 'EndpointFailed', 'wait_until_in_service',
-           'delete_endpoint', 'our_names', 'delete_trials', 'trial_machines', 'start_trial', 'Prediction',
-           'PredictionFailed', 'predict', 'RegisteredModel', 'current_model', 'publish_model', 'delete_old_models']
+           'model_definition', 'upload_artifact', 'register_model', 'create_endpoint', 'EndpointFailed',
+           'wait_until_in_service', 'delete_endpoint', 'our_names', 'delete_trials', 'trial_machines', 'start_trial',
+           'Prediction', 'PredictionFailed', 'predict', 'RegisteredModel', 'current_model', 'publish_model',
+           'delete_old_models']
 
 # %% ../nbs/04_endpoint_deployment.ipynb #016b6558
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
+from .artifact import artifact_hash
 from .settings import Settings, model_parameter, new_run_id, trial_name
 from .training import LATEST
 
@@ -116,6 +118,21 @@ def _contains(found: object, wanted: object) -> bool:
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(_contains(found.get(k), v) for k, v in wanted.items())
     return found == wanted
+
+# %% ../nbs/04_endpoint_deployment.ipynb #67c12bba
+def upload_artifact(
+    s3,  # boto3 client
+    bucket: str,  # the artifacts bucket
+    artifact: Path,  # a model.tar.gz
+) -> str:  # its s3:// address
+    "Put an artifact where an endpoint finds it, unless it is there."
+    sha256, size = artifact_hash(artifact), Path(artifact).stat().st_size
+    place = {"Bucket": bucket, "Key": f"models/served/{sha256[:16]}/model.tar.gz"}
+    found = _described(s3.head_object, **place) or {"Metadata": {}}
+    if (found["Metadata"].get("sha256"), found.get("ContentLength")) != (sha256, size):
+        extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}}
+        s3.upload_file(str(artifact), **place, ExtraArgs=extra)
+    return f"s3://{bucket}/{place['Key']}"
 
 # %% ../nbs/04_endpoint_deployment.ipynb #97bad2ab
 def register_model(
