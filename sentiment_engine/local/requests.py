@@ -218,20 +218,21 @@ class _Route:
 
     operation: OperationModel
     path: re.Pattern
+    labels: list[str]  # names of the parts of the path that vary
     fixed: dict[str, str]  # what the query always says
     needed: frozenset[tuple[str, str]]  # location and name of required members
     known: frozenset[str]  # names that the query may hold
     anything: bool  # whether the query may hold any name
 
 
-_LABEL = re.compile(r"\{(\w+)(\+?)\}")
+_LABEL = re.compile(r"\{([\w-]+)(\+?)\}")
 
 
 def _route(operation: OperationModel) -> _Route:
     path, _, query = operation.http["requestUri"].partition("?")
     pieces, at = [], 0
     for label in _LABEL.finditer(path):
-        pieces += [re.escape(path[at : label.start()]), f"(?P<{label[1]}>{'.+' if label[2] else '[^/]+'})"]
+        pieces += [re.escape(path[at : label.start()]), "(.+)" if label[2] else "([^/]+)"]
         at = label.end()
     pattern = re.compile("".join(pieces) + re.escape(path[at:].rstrip("/")) + "/?")
     shape, places = operation.input_shape, []
@@ -245,7 +246,8 @@ def _route(operation: OperationModel) -> _Route:
     asked = [(wire, m) for _, where, wire, m in places if where == "querystring"]
     fixed = dict(parse_qsl(query, keep_blank_values=True))
     anything = any(m.type_name == "map" for _, m in asked)
-    return _Route(operation, pattern, fixed, frozenset(needed), frozenset(w for w, _ in asked), anything)
+    labels = [label[1] for label in _LABEL.finditer(path)]
+    return _Route(operation, pattern, labels, fixed, frozenset(needed), frozenset(w for w, _ in asked), anything)
 
 
 @functools.cache
@@ -287,7 +289,7 @@ def _rest_params(route: _Route, path: str, pairs: list[tuple[str, str]], headers
     shape = route.operation.input_shape
     if not shape:
         return {}
-    labels, found = route.path.fullmatch(path), {}
+    labels, found = dict(zip(route.labels, route.path.fullmatch(path).groups(), strict=True)), {}
     for name, member in shape.members.items():
         where, wire = member.serialization.get("location"), _wire_name(member, name)
         if where == "uri":
@@ -336,6 +338,8 @@ def _rest_body(shape: StructureShape, body: bytes, protocol: str) -> dict:
         value = _from_json(inside, json.loads(body))
     else:
         value = _from_xml(inside, ElementTree.fromstring(body))
+    if payload and not value and payload not in shape.required_members:
+        return {}  # an empty object stands for nothing
     return {payload: value} if payload else value
 
 # %% ../../nbs/08q_local_requests.ipynb #4672c074
