@@ -454,18 +454,21 @@ def test_a_cloud_that_is_told_to_records_the_calls_of_its_clients_and_their_answ
     s3, sts, table = recorded.client("s3"), recorded.client("sts"), recorded.client("dynamodb")
     s3.create_bucket(Bucket="lake")
     upload = s3.create_multipart_upload(Bucket="lake", Key="raw/ä b")["UploadId"]
+    part = s3.upload_part(Bucket="lake", Key="raw/ä b", UploadId=upload, PartNumber=1, Body=b"x")["ETag"]
     account = sts.get_caller_identity()["Account"]
     with pytest.raises(ClientError):
         table.describe_table(TableName="Nowhere")
-    lines = read_recording(recorded.record)[-4:]
+    lines = read_recording(recorded.record)[-5:]
     assert [(line["service"], line["operation"], line["error"]) for line in lines] == [
         ("s3", "CreateBucket", ""),
         ("s3", "CreateMultipartUpload", ""),
+        ("s3", "UploadPart", ""),
         ("sts", "GetCallerIdentity", ""),
         ("dynamodb", "DescribeTable", "ResourceNotFoundException"),
     ]
     assert lines[1]["params"]["Key"] == "raw/ä b" and not any(line["complaints"] for line in lines)
-    assert lines[1]["ids"][".UploadId"] == upload and lines[2]["ids"][".Account"] == account
+    assert lines[1]["ids"][".UploadId"] == upload and lines[2]["ids"][".ETag"] == part
+    assert lines[3]["ids"][".Account"] == account
 
 
 def test_the_calls_that_processes_of_the_cloud_make_are_recorded_too(recorded):

@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import botocore.session
+from botocore.awsrequest import HeadersDict
 from botocore.model import OperationModel, ServiceModel, Shape, StructureShape
 from botocore.parsers import create_parser
 from botocore.utils import parse_timestamp
@@ -521,7 +522,7 @@ def answer_of(call: Call, status: int, headers: Mapping[str, str], body: bytes) 
     model = model_of(call.service)
     operation = model.operation_model(call.operation)
     streamed = status < 300 and (operation.has_streaming_output or len(body) > _MOST)
-    told = {"status_code": status, "headers": dict(headers), "body": b"" if streamed else body}
+    told = {"status_code": status, "headers": HeadersDict(headers), "body": b"" if streamed else body}
     try:
         return create_parser(model.resolved_protocol).parse(told, None if streamed else operation.output_shape)
     except Exception:  # an emulator's answer may be anything
