@@ -123,4 +123,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .audit .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz
+	rm -rf $(VENV) .audit .moto .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz

@@ -57,8 +57,10 @@ class LocalCloud:
         site_port: int = 8080,  # of the web site; 0: any free one
         endpoint_delay: float = 0.0,  # seconds that each endpoint takes longer, to see a waiting page
         strict: bool = False,  # whether it is as unforgiving as a new AWS account
+        record: Path | None = None,  # file that gets a line about each call; None: no recording
     ):
-        self.state, self.endpoint_delay, self.strict = Path(state).resolve(), endpoint_delay, strict
+        self.state, self.endpoint_delay = Path(state).resolve(), endpoint_delay
+        self.strict, self.record = strict, record
         self._port, self._site_port, self._process = port, site_port, None
 
 # %% ../../nbs/08_local_cloud.ipynb #e0ad5c83
@@ -116,6 +118,7 @@ def _spawn(self: LocalCloud, detached: bool):
     command = [sys.executable, "-m", "sentiment_engine.local.server", "--state", str(self.state)]
     command += ["--port", str(ports[0]), "--site-port", str(ports[1]), "--endpoint-delay", str(self.endpoint_delay)]
     command += ["--strict"] if self.strict else []
+    command += ["--record", str(self.record.resolve())] if self.record else []
     with self.log.open("ab") as log:
         self._log_start = log.tell()
         self._process = subprocess.Popen(

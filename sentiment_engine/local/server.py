@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver', 'Emulator',
            'composite_alarms', 'mend_http_apis', 'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages',
-           'mend_functions', 'Events', 'owner_of', 'read_body', 'again', 'respond', 'LocalServer', 'open_socket',
-           'run_server', 'main']
+           'mend_functions', 'Events', 'owner_of', 'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -33,6 +32,7 @@ from .aws import ACCOUNT, REGION, Aws, aws_environment
 from .glue import GlueRuns
 from .permissions import assume_role, judge_of, mend_schedule_arns, needs_of, refusal
 from .records import AwsError
+from .requests import Gate, again, read_body, respond
 from .sagemaker import SageMaker
 from .site import site_app
 from .sms import Textbelt
@@ -355,33 +355,6 @@ def owner_of(
         return "sagemaker"
     return "glue" if service == "AWSGlue" and operation in _GLUE_RUNS else "ministack"
 
-# %% ../../nbs/08l_local_server.ipynb #8731feb8
-async def read_body(receive) -> bytes:
-    "Read the whole body of a request."
-    parts, more = [], True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
-
-
-def again(body: bytes) -> Callable:
-    "Return a `receive` that gives a body which has been read already."
-
-    async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive
-
-
-async def respond(send, status: int, headers: dict[str, str], body: bytes):
-    "Send a whole response."
-    pairs = [(k.encode(), v.encode("latin-1")) for k, v in headers.items()]
-    pairs.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
-
 # %% ../../nbs/08l_local_server.ipynb #a5d3db52
 class LocalServer:
     "The ASGI application of the local cloud."
@@ -580,6 +553,7 @@ async def run_server(
     endpoint_delay: float = 0.0,  # seconds
     attached: bool = False,  # whether it ends with standard input
     strict: bool = False,
+    record: Path | None = None,  # the file that every call is written to
 ):
     "Serve the local cloud until SIGTERM, SIGINT or, if `attached`, the end of standard input."
     from hypercorn.asyncio import serve
@@ -593,7 +567,7 @@ async def run_server(
         threading.Thread(target=_until_end, args=(loop, stop), daemon=True).start()
     site_application = site_app(server.emulator.app, server.url)
     jobs = []
-    for application, listener in ((server, gateway), (site_application, site)):
+    for application, listener in ((Gate(server, record) if record else server, gateway), (site_application, site)):
         config = Config()
         config.bind, config.keep_alive_timeout, config.graceful_timeout = [f"fd://{listener.detach()}"], 75, 2
         jobs.append(serve(application, config, shutdown_trigger=stop.wait, mode="asgi"))
@@ -651,6 +625,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--site-port", type=int, default=8080)
     parser.add_argument("--endpoint-delay", type=float, default=0.0)
     parser.add_argument("--strict", action="store_true", help="be as unforgiving as a new AWS account")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="add a line about each call to this file")
     parser.add_argument("--attached", action="store_true", help="end when standard input ends")
     return parser.parse_args(argv)
 
@@ -684,7 +659,9 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another ser
     _prepare(state, port, options.strict)
     place = {"pid": os.getpid(), "port": port, "site_port": site.getsockname()[1]}
     (state / "cloud.json").write_text(json.dumps(place))
-    asyncio.run(run_server(state, gateway, site, options.endpoint_delay, options.attached, options.strict))
+    asyncio.run(
+        run_server(state, gateway, site, options.endpoint_delay, options.attached, options.strict, options.record)
+    )
     lock.close()
     return 0
 
