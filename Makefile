@@ -15,8 +15,8 @@ TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml 
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run audit \
-	teardown clean
+	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run aws-acceptance \
+	audit 	teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -114,6 +114,11 @@ lighthouse: install ## print Lighthouse's four scores of the page, asleep and aw
 
 aws-dry-run: install ## what a deployment to AWS would make and cost; needs no account (OPTIONS="--domain …")
 	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
+
+aws-acceptance: install ## try the whole engine once in an AWS account, then delete it (PROFILE=name REGION=name PHONE=+1… SERIES=1 DRY=1)
+	@$(PY) infra_scripts/acceptance.py $(if $(PROFILE),--profile "$(PROFILE)") $(if $(REGION),--region "$(REGION)") \
+		$(if $(PHONE),--phone "$(PHONE)") $(if $(SERIES),--series) $(if $(ROWS),--rows $(ROWS)) $(if $(YES),--yes) \
+		$(if $(DRY),--dry-run) $(if $(IDLE),--idle-minutes $(IDLE))
 
 audit: install ## look for known faults in templates, files and packages (asks PyPI about the packages)
 	@$(PY) infra_scripts/audit.py

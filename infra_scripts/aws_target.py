@@ -186,7 +186,7 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
             parser.error(f"--{name.replace('_', '-')} is for --target aws")
 
 
-def _planned(options: argparse.Namespace, settings: Settings, session: boto3.Session, asked: bool) -> Plan:
+def planned(options: argparse.Namespace, settings: Settings, session: boto3.Session, asked: bool) -> Plan:
     "Plan the deployment; ask AWS what stands if it can be asked."
     domain, boundary = options.domain or "", options.permissions_boundary or ""
     bucket, zone, unknown = "", "", "" if asked else "needs credentials; everything counts as new"
@@ -283,9 +283,9 @@ def before(
 def _print_plan(options, settings: Settings, session, findings: list[Finding], asked: bool, work: Work):
     "Print what would be done, what it costs and what nobody could look at."
     try:
-        plan = _planned(options, settings, session, asked)
+        plan = planned(options, settings, session, asked)
     except (ClientError, BotoCoreError, RuntimeError) as e:
-        plan = replace(_planned(options, settings, session, False), unknown=str(e))
+        plan = replace(planned(options, settings, session, False), unknown=str(e))
     print(f"\nWhat would be done in {session.region_name}, by a change set where a stack stands:")
     print(*describe_plan(plan), sep="\n")
     print(f"\nWhat it costs, by the price table of nbs/07_costs.ipynb ({PRICED_REGION}):")

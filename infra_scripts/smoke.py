@@ -25,54 +25,85 @@ PRAISE = "Five weeks in and it still delights me every single day. Best purchase
 COMPLAINT = "Broke after two days and the seller refused a refund. A complete waste of money, avoid it."
 
 
+class StepFailed(RuntimeError):
+    "A step that did not show what it should."
+
+
 class Visit:
     "One visit to the page, without the page."
 
-    def __init__(self, cloud: LocalCloud, api: str):
-        self.cloud, self.http, self.step_number = cloud, httpx.Client(base_url=api, timeout=60), 0
-        self.start = time.monotonic()
+    def __init__(
+        self,
+        api: str,  # address of the API
+        pass_time: Callable[[float], object],  # lets some seconds go by: waits, or puts a clock forward
+        inbox: Callable[[], list[dict]] | None = None,  # the messages to `phone`; None: messages cannot be read
+        phone: str = "",  # who gets the SMS; empty: nobody
+        patience: float = 120,  # seconds that a start may take
+    ):
+        self.http = httpx.Client(base_url=api, timeout=60)
+        self.pass_time, self.inbox, self.phone, self.patience = pass_time, inbox, phone, patience
+        self.step_number, self.start = 0, time.monotonic()
 
     def step(self, title: str, passed: bool, seen: object):
-        "Print a step. Ends the program with what was seen if it did not pass."
+        "Print a step. Raises StepFailed if it did not pass."
         self.step_number += 1
         mark = "ok  " if passed else "FAIL"
         print(f"{mark} {self.step_number:2}. {title:44} {time.monotonic() - self.start:7.2f} s   {seen}", flush=True)
         if not passed:
-            raise SystemExit(f"smoke: step {self.step_number} failed; the local cloud's log is {self.cloud.log}")
+            raise StepFailed(f"step {self.step_number} failed: {title}")
 
     def call(self, method: str, path: str, body: dict | None = None) -> tuple[int, dict]:
-        "Call the API and return the status code and the JSON."
+        "Call the API and return the status code and the JSON; an answer that is no JSON becomes a message."
         reply = self.http.request(method, path, json=body)
-        return reply.status_code, reply.json()
+        try:
+            return reply.status_code, reply.json()
+        except ValueError:
+            return reply.status_code, {"message": reply.text[:200]}
 
     def state(self) -> str:
-        return self.call("GET", "/status")[1]["state"]
+        return self.call("GET", "/status")[1].get("state", "unknown")
 
     def wait(self, until: Callable[[], object], seconds: float = 120) -> object:
         "Poll until `until()` is true, and return that; the last answer if time runs out."
-        end = time.monotonic() + seconds
-        while not (answer := until()) and time.monotonic() < end:
-            time.sleep(0.3)
-        return answer
+        start = time.monotonic()
+        while True:
+            passed = time.monotonic() - start
+            try:
+                if (answer := until()) or passed > seconds:
+                    return answer
+            except httpx.TransportError:  # of the network, which may be back the next time
+                if passed > seconds:
+                    raise
+            time.sleep(min(5, max(0.3, passed / 20)))  # a start in AWS takes minutes: no need to ask 3,000 times
 
-    def messages(self) -> list[dict]:
-        return [m for m in httpx.get(f"{self.cloud.inbox_url}.json").json() if m["to"] == PHONE]
+    def look(self, seen: str, passed: float):
+        "Notice what a wait sees meanwhile; `passed` seconds after its beginning."
 
 
 def wake(visit: Visit):
-    "From asleep to awake, with the SMS."
+    "From asleep to awake, with the SMS if it can be read."
     code, status = visit.call("GET", "/status")
     if status.get("state") in ("CREATING", "IN_SERVICE", "STOPPING"):
         raise RuntimeError(f"the model is {status['state']}: somebody uses it. Try again when it sleeps")
     visit.step("status: asleep", code == 200 and status["state"] == "STOPPED", status.get("state", status))
-    before = len(visit.messages())
-    code, reply = visit.call("POST", "/start", {"name": "Smoke", "phone": PHONE})
+    before = len(visit.inbox()) if visit.inbox else 0
+    code, reply = visit.call("POST", "/start", {"name": "Smoke", "phone": visit.phone})
     visit.step("start: the run is won", code == 202 and reply.get("outcome") == "started", reply.get("outcome", reply))
     visit.step("start: waking", reply["state"] == "CREATING", f"{reply['state']} on {reply['instanceType']}")
-    visit.step("awake: the model answered", visit.wait(lambda: visit.state() == "IN_SERVICE"), visit.state())
-    visit.wait(lambda: len(visit.messages()) > before, 20)
-    texts = [m["text"] for m in visit.messages()[before:]]
-    visit.step("one SMS in the inbox", len(texts) == 1, texts)
+    waking = time.monotonic()
+
+    def awake() -> bool:
+        now = visit.call("GET", "/status")[1]
+        visit.look(now.get("state", "unknown"), time.monotonic() - waking)
+        if now.get("state") in ("FAILED", "STOPPED"):
+            visit.step("awake: the model answered", False, now.get("reason") or now["state"])
+        return now.get("state") == "IN_SERVICE"
+
+    visit.step("awake: the model answered", visit.wait(awake, visit.patience), visit.state())
+    if visit.inbox:
+        visit.wait(lambda: len(visit.inbox()) > before, 20)
+        texts = [m["text"] for m in visit.inbox()[before:]]
+        visit.step("one SMS in the inbox", len(texts) == 1, texts)
 
 
 def use(visit: Visit):
@@ -81,20 +112,28 @@ def use(visit: Visit):
         code, reply = visit.call("POST", "/predict", {"inputs": text})
         answer = reply["predictions"][0] if code == 200 else reply
         visit.step(f"predict: {text[:32]}…", code == 200 and answer["label"] == expected, answer)
-    before = datetime.fromisoformat(visit.call("GET", "/status")[1]["shutdownAt"])
-    visit.cloud.advance_clock(90)
-    code, status = visit.call("POST", "/extend")
-    moved = (datetime.fromisoformat(status["shutdownAt"]) - before).total_seconds() if code == 200 else 0
-    visit.step("extend: the deadline moved", code == 200 and moved > 60, f"by {moved:.0f} s")
+    status = visit.call("GET", "/status")[1]
+    pause = min(90, status["idleMinutes"] * 60 / 4)
+    visit.pass_time(pause)
+    code, reply = visit.call("POST", "/extend")
+    times = [datetime.fromisoformat(each["shutdownAt"]) for each in (status, reply) if each.get("shutdownAt")]
+    moved = (times[-1] - times[0]).total_seconds()
+    visit.step("extend: the deadline moved", code == 200 and moved > pause * 2 / 3, f"by {moved:.0f} s")
 
 
 def sleep(visit: Visit):
     "The idle shutdown, and a look at what is left."
     left = visit.call("GET", "/status")[1]["secondsLeft"]
-    visit.cloud.advance_clock(left + 5)
-    visit.step("idle: asleep again", visit.wait(lambda: visit.state() == "STOPPED", 60), visit.state())
+    visit.pass_time(left + 5)
+    waiting = time.monotonic()
+
+    def asleep() -> bool:
+        visit.look(state := visit.state(), time.monotonic() - waiting)
+        return state == "STOPPED"
+
+    visit.step("idle: asleep again", visit.wait(asleep, visit.patience / 2), visit.state())
     sagemaker, prefix = boto3.client("sagemaker"), settings_from(os.environ).prefix
-    ours = {"NameContains": prefix}
+    ours = {"NameContains": f"{prefix}-"}
     visit.wait(lambda: not sagemaker.list_endpoints(**ours)["Endpoints"], 30)  # deleting takes a moment
     endpoints = [e["EndpointName"] for e in sagemaker.list_endpoints(**ours)["Endpoints"]]
     visit.step("no endpoint left", not endpoints, endpoints)
@@ -102,6 +141,15 @@ def sleep(visit: Visit):
     visit.step("no endpoint config left", not configs, configs)
     code, reply = visit.call("POST", "/predict", {"inputs": PRAISE})
     visit.step("predict asleep: a clear no", code == 409, reply["error"]["code"] if "error" in reply else reply)
+
+
+def local_visit(cloud: LocalCloud, api: str) -> Visit:
+    "Return a visit that reads the local cloud's inbox and puts its clock forward."
+
+    def inbox() -> list[dict]:
+        return [m for m in httpx.get(f"{cloud.inbox_url}.json").json() if m["to"] == PHONE]
+
+    return Visit(api, cloud.advance_clock, inbox, PHONE)
 
 
 def main():
@@ -114,9 +162,12 @@ def main():
                 outputs = stack_outputs(boto3.client("cloudformation"), engine_stack(settings_from(os.environ)))
             except LookupError:  # nothing deployed yet
                 outputs = deploy("local", **chosen_parameters(options))
-            visit = Visit(cloud, outputs["ApiUrl"])
-            for act in (wake, use, sleep):
-                act(visit)
+            visit = local_visit(cloud, outputs["ApiUrl"])
+            try:
+                for act in (wake, use, sleep):
+                    act(visit)
+            except StepFailed as e:
+                sys.exit(f"smoke: {e}; the local cloud's log is {cloud.log}")
             print(f"smoke: {visit.step_number} passed, 0 failed")
     except (*FAILURES, httpx.HTTPError) as e:
         sys.exit(f"smoke: {explain(e)}")

@@ -18,7 +18,7 @@ from test_permissions import Watched, live
 SERVICES = (
     "s3 sagemaker sagemaker-runtime dynamodb scheduler ssm sns sqs cloudformation lambda cloudfront logs glue events "
 )
-SERVICES += "sts service-quotas route53 iam cloudwatch apigatewayv2"
+SERVICES += "sts service-quotas route53 iam cloudwatch apigatewayv2 resourcegroupstaggingapi"
 # What a client is called where its service is not named beside it.
 CALLED = {"runtime": "sagemaker-runtime", "table": "", "client": ""}
 CALLED |= {name: name for name in SERVICES.split()}

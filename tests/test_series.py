@@ -10,7 +10,7 @@ import pytest
 from demo import told_model, told_reviews
 from deploy import Stamps, deploy, outdated, plan, sources_fingerprint
 from file_server import serving
-from smoke import Visit, sleep, use, wake
+from smoke import local_visit, sleep, use, wake
 from teardown import teardown
 
 from sentiment_engine.endpoint import current_model
@@ -47,7 +47,7 @@ def test_page_is_published(series):
 
 def test_one_visit(series):
     cloud, outputs = series
-    visit = Visit(cloud, outputs["ApiUrl"])
+    visit = local_visit(cloud, outputs["ApiUrl"])
     for act in (wake, use, sleep):
         act(visit)
     assert visit.step_number == 12
@@ -112,6 +112,6 @@ def test_the_released_model_needs_no_training(tmp_path, monkeypatch):
         outputs = deploy("local", deploy_model="released")
         assert httpx.get(cloud.site_url).status_code == 200
         assert connect("local").client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
-        visit = Visit(cloud, outputs["ApiUrl"])
+        visit = local_visit(cloud, outputs["ApiUrl"])
         for act in (wake, use):
             act(visit)

@@ -1,0 +1,574 @@
+"""Try the whole engine once in a real AWS account: deploy it, visit it, check it, delete it, and write a report.
+
+The engine has a random prefix of its own, such as accept-1a2b, and cheap settings. Nothing else in the account is
+touched. The engine is always deleted again: after a failure, after Ctrl-C, and after a kill by the next call, which
+finds what was left. The report names no account, person or address, so you can attach it to an issue.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import boto3
+import phonenumbers
+from acceptance_checks import GONE_LIMIT, START_LIMIT, check_page, check_plan, visit
+from acceptance_record import Busy, Check, Failure, Memory, Record, report, verdict
+from aws_target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
+from botocore.exceptions import BotoCoreError, ClientError
+from child import Abandoned, Interrupts, run_program
+from deploy import TRIAL_INSTANCE, stop_on_signals
+from smoke import StepFailed
+from standing import by_name, by_tag
+
+from sentiment_engine import __version__
+from sentiment_engine.account import Finding, Machines, check_account
+from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
+from sentiment_engine.notifications import BadPhone, e164
+from sentiment_engine.plan import Plan
+from sentiment_engine.settings import Settings, connect, settings_from
+
+# deploy.py and teardown.py run as programs, not as functions. Their command lines are what a person uses, so that is
+# what is accepted. A program can also be stopped and waited for, and its crash leaves this one able to tear down.
+DEPLOY, TEARDOWN = "infra_scripts/deploy.py", "infra_scripts/teardown.py"
+MEMORY = ROOT / ".acceptance"
+MINUTE = 60.0
+# How long each part may take, in seconds. CloudFront alone may take a quarter of an hour each way.
+DEPLOY_LIMIT, SERIES_LIMIT, TEARDOWN_LIMIT = 90 * MINUTE, 150 * MINUTE, 120 * MINUTE
+# Even if this program is killed and never called again, the endpoint ends by itself, and no further one starts.
+SAFETY = {"SENTIMENT_MAX_RUN_MINUTES": "75", "SENTIMENT_MONTHLY_BUDGET": "1"}
+SERIES_ROWS, SERIES_INSTANCE = 10_000, "ml.m5.xlarge"
+
+
+def say(text: str = ""):
+    "Print a line. A terminal that is gone must not end a teardown."
+    with suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
+# What it is going to do
+
+
+@dataclass(frozen=True)
+class Cost:
+    "One part of the bill, in dollars."
+
+    what: str
+    usual: float
+    most: float
+
+
+def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
+    "Price the acceptance by the price table. Raises ValueError for an instance type that is not in it."
+
+    def hourly(kind: str) -> float:
+        if (price := price_per_hour(kind)) is None:
+            raise ValueError(f"{kind} is not in the price table of nbs/07_costs.ipynb: add its price there")
+        return price
+
+    _, month = standing_cost(Counter(plan.resources))
+    standing, limit = (month + resting_cost()) / HOURS_PER_MONTH, (SERIES_LIMIT if series else DEPLOY_LIMIT) / 3600
+    yield Cost(f"{len(plan.resources)} resources that stand there", standing, standing * (limit + 4))
+    trial, dearest = hourly(TRIAL_INSTANCE), max(map(hourly, settings.instance_types))
+    yield Cost(f"a trial of the model on {TRIAL_INSTANCE}", trial / 5, trial * 0.75)
+    cheapest, minutes = hourly(settings.instance_types[0]), settings.max_run_minutes
+    yield Cost(f"a visit on {' or '.join(settings.instance_types)}", cheapest / 3, dearest * (minutes + 15) / 60)
+    if series:
+        yield Cost("Glue", GLUE_DPU_HOUR * 2 / 6, GLUE_DPU_HOUR * GLUE_WORKERS * limit)
+        training = hourly(SERIES_INSTANCE)
+        yield Cost(f"training on {SERIES_INSTANCE}", training / 3, training * limit)
+
+
+def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: str, region: str):
+    "Say what would be done, where, for how long and for how much."
+    parts = list(costs(plan, settings, options.series))
+    stacks = len({change.stack for change in plan.changes})
+    hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + START_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
+    say(f"This tries the whole engine once in AWS, as {whose}, region {region}.\n")
+    say(f"  makes    an engine {settings.prefix!r} of its own: {stacks} stacks with {len(plan.resources)} resources")
+    work = f"cleans {options.rows:,} made-up reviews, trains on {SERIES_INSTANCE}" if options.series else ""
+    say(f"  does     {work or 'deploys the released model'}, wakes it, asks it, lets it fall asleep")
+    if options.phone:
+        say("  sends    one SMS to the number that you gave")
+    say("  deletes  all of it again, also after a failure or Ctrl-C, and lists what is left")
+    say(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at the very most")
+    usual, most = sum(part.usual for part in parts), sum(part.most for part in parts)
+    say(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/07_costs.ipynb (us-east-1):")
+    for part in parts:
+        say(f"             {part.what}: ${part.usual:.3f}, at most ${part.most:.2f}")
+    say(f"  writes   {options.report}, without account ids, addresses or names\n")
+
+
+def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
+    "List the ways in which a number may be written, so that none of them is printed."
+    parsed, forms = phonenumbers.parse(number), phonenumbers.PhoneNumberFormat
+    ways = [phonenumbers.format_number(parsed, way) for way in (forms.INTERNATIONAL, forms.NATIONAL, forms.RFC3966)]
+    return (number, number.lstrip("+"), str(parsed.national_number), *ways)
+
+
+# One acceptance
+
+
+class Broken(RuntimeError):
+    "A program that failed; the last lines that it printed say why."
+
+    def __init__(self, text: str, lines: list[str]):
+        super().__init__(text)
+        self.lines = lines
+
+
+class Acceptance:
+    "One acceptance at work: it runs, measures, checks and remembers."
+
+    def __init__(self, record: Record, memory: Memory, lock: int, options: argparse.Namespace):
+        self.record, self.memory, self.lock, self.options = record, memory, lock, options
+        self.secrets = phone_forms(options.phone) if options.phone else ()
+        self.begun, self._said = time.monotonic(), 0.0
+        self.settings = settings_from(os.environ)
+        self.outputs: dict[str, str] = {}
+        self.interrupts = Interrupts(
+            f"Wait. The teardown of {record.prefix} is at work. An endpoint that is left up costs money by the hour.\n"
+            f"Let it finish, which takes minutes. Press Ctrl-C again only if you will then run:\n  {self.by_hand}"
+        )
+
+    @property
+    def by_hand(self) -> str:
+        "The command that deletes this engine."
+        return f".venv/bin/python {shlex.join([TEARDOWN, *self.place])}"
+
+    @property
+    def place(self) -> list[str]:
+        "The options that lead deploy.py and teardown.py to this engine."
+        words = ["--target", "aws", "--region", self.record.region, "--stack-prefix", self.record.prefix]
+        return words + (["--profile", self.record.profile] if self.record.profile else [])
+
+    # Telling and remembering
+
+    def say(self, text: str):
+        "Print a line without the phone number."
+        for secret in self.secrets:
+            text = text.replace(secret, "<phone>")
+        say(text)
+
+    def now_and_then(self, text: str, passed: float):
+        "Print a line once a minute; `passed` seconds after the beginning of what is waited for."
+        if passed < 1:
+            self._said = 0.0
+        if passed - self._said >= MINUTE:
+            self._said = passed
+            self.say(f"     … {text}, for {passed / MINUTE:.0f} minutes now")
+
+    def remember(self):
+        "Keep the record on disk. A full disk must not end a teardown."
+        try:
+            self.memory.write(self.record)
+        except OSError as e:
+            self.say(f"     … {self.memory.file.name} could not be written: {e}")
+
+    def check(self, title: str, passed: object, seen: object = ""):
+        "Note whether something holds."
+        at = time.monotonic() - self.begun
+        self.record.checks.append(Check(title, bool(passed), str(seen), round(at, 1)))
+        self.remember()
+        self.say(f"{'ok  ' if passed else 'FAIL'} {title:52} {at:7.0f} s   {seen}")
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        "Measure a phase, and remember that it is the one at work."
+        start, self.record.phase = time.monotonic(), phase
+        self.remember()
+        try:
+            yield
+        finally:
+            self.record.seconds[phase] = time.monotonic() - start
+
+    def attempt(self, phase: str, act: Callable[[], object]) -> bool:
+        "Do one phase. A failure is noted, and does not end the acceptance."
+        try:
+            with self.timed(phase):
+                act()
+            return True
+        except StepFailed:
+            return False  # noted as a check
+        except Exception as e:
+            self.failed(phase, e)
+            return False
+
+    def failed(self, phase: str, error: BaseException):
+        "Note why a phase broke off."
+        lines = getattr(error, "lines", None) or "".join(traceback.format_exception(error)).splitlines()
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, KeyboardInterrupt):
+            lines = [said := "It was interrupted: Ctrl-C, SIGTERM or a closed terminal."]
+        self.record.failures.append(Failure(phase, lines[-15:]))
+        self.remember()
+        self.say(f"FAIL {phase} broke off. {said}")
+
+    # Programs
+
+    def run(self, script: str, words: list[str], limit: float) -> list[str]:  # what it printed
+        "Run one of our programs. Raises Broken if it fails, Late if it takes too long."
+        printed: list[str] = []
+
+        def hear(line: str):
+            printed.append(line)
+            self.say(f"   | {line}")
+            self._said = time.monotonic() - start
+            if found := re.match(r"\s+done\s+(.+?)\s+([\d.]+) s$", line):
+                self.record.seconds[f"{self.record.phase}: {found[1]}"] = float(found[2])
+
+        start, self._said = time.monotonic(), 0.0
+        status = run_program(
+            [str(ROOT / script), *self.place, *words],
+            os.environ,
+            limit,
+            self.interrupts,
+            hear,
+            lambda passed: self.now_and_then(f"{Path(script).name} is at work", passed),
+            [self.lock],  # whoever comes next sees that it still runs, also after this process was killed
+        )
+        if status:
+            raise Broken(f"{Path(script).name} ended with status {status}", printed)
+        return printed
+
+    def deploy(self):
+        "Deploy the engine as a person would."
+        options, words = self.options, ["--idle-minutes", str(self.options.idle_minutes)]
+        words += ["--instance-types", options.instance_types] if options.instance_types else []
+        words += ["--textbelt-url", options.textbelt_url] if options.textbelt_url else []
+        words += ["--sms-provider", options.sms_provider] if options.sms_provider else []
+        words += [] if self.settings.reserve_concurrency else ["--no-reserved-concurrency"]
+        if self.record.series:
+            rows, kind = str(options.rows), SERIES_INSTANCE
+            words += ["--rows", rows, "--base-model", "minilm", "--sample-rows", rows, "--training-instance", kind]
+        else:
+            words += ["--model", "released"]
+        self.run(DEPLOY, words, SERIES_LIMIT if self.record.series else DEPLOY_LIMIT)
+        self.read_stacks()
+
+    def stacks(self) -> dict[str, dict]:  # name: as describe_stacks tells
+        "Describe the engine's stacks, whichever there are."
+        pages = boto3.client("cloudformation").get_paginator("describe_stacks").paginate()
+        found = [stack for page in pages for stack in page["Stacks"]]
+        return {s["StackName"]: s for s in found if s["StackName"].startswith(f"{self.record.prefix}-")}
+
+    def resources(self, stack: str) -> list[dict]:
+        "List what a stack holds."
+        return boto3.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
+
+    def read_stacks(self):
+        "Learn where page and API are, and which ids must not get into the report."
+        outputs = [o for stack in self.stacks().values() for o in stack.get("Outputs", [])]
+        self.outputs = {output["OutputKey"]: output["OutputValue"] for output in outputs}
+        identify = ("AWS::ApiGatewayV2::Api", "AWS::CloudFront::Distribution", "AWS::CloudFront::OriginAccessControl")
+        held = [resource for stack in self.stacks() for resource in self.resources(stack)]
+        ids = {r.get("PhysicalResourceId", "") for r in held if r["ResourceType"] in identify}
+        ids |= {urlsplit(self.outputs.get(name, "")).hostname or "" for name in ("SiteUrl", "ApiUrl")}
+        self.record.known = sorted(ids - {""})
+
+    # From the beginning to the end
+
+    def work(self):
+        "Do everything up to the teardown."
+        if self.attempt("deploy", self.deploy):
+            self.attempt("page", lambda: check_page(self))
+            visit(self)
+            self.attempt("plan and reality", lambda: check_plan(self))
+
+    def tear_down(self):
+        "Delete the engine; a second try mends what only took too long."
+        for last in (False, True):
+            try:
+                printed = self.run(TEARDOWN, ["--yes"], TEARDOWN_LIMIT)
+                self.record.gone = True
+                kept = [line.removeprefix("kept").strip() for line in printed if line.startswith("kept")]
+                shared = [line for line in kept if line.startswith("log group ")]  # named by others, too
+                self.record.kept = [line for line in kept if line not in shared]
+                self.record.kept += [f"{len(shared)} log groups that all jobs of the account share"] * bool(shared)
+                return
+            except Broken:
+                if last:
+                    raise
+                self.say("     … the teardown failed; it is tried once more")
+
+    def leftovers(self):
+        "List what still carries the engine's name or tag."
+        start = time.monotonic()
+        while True:  # some lists go on naming for a minute what is deleted
+            found, unknown = by_name(connect("aws"), self.record.prefix)
+            left = [str(thing) for thing in found if not thing.kept]
+            if not left or (passed := time.monotonic() - start) > GONE_LIMIT:
+                break
+            self.now_and_then(f"{len(left)} things are still listed", passed)
+            time.sleep(5)
+        self.record.left, self.record.gone = left, self.record.gone and not left
+        self.record.kept += [str(thing) for thing in found if thing.kept]
+        self.record.unknown += unknown
+        self.check("teardown: nothing is left but what AWS keeps", not left, ", ".join(left))
+        with suppress(ClientError, BotoCoreError):
+            tagged = by_tag(connect("aws"), self.record.prefix)
+            # The index of tags goes on naming for hours what is deleted, so this is no check.
+            self.record.kept += [f"in the index of tags, which lags behind: {arn}" for arn in tagged]
+
+    def write_report(self) -> Path:
+        "Write the report."
+        path = Path(self.options.report)
+        path.write_text(report(self.record, self.secrets), encoding="utf-8")
+        return path
+
+    def end(self):
+        "Tear down, look at what is left, and report. Everything is tried, whatever fails."
+        self.interrupts.ending = True
+        self.say("\nNow everything is deleted.")
+        try:
+            self.attempt("teardown", self.tear_down)
+            self.attempt("leftovers", self.leftovers)
+        finally:
+            if self.attempt("report", self.write_report):
+                self.say(f"\nThe report is in {self.options.report}.")
+        self.say(verdict(self.record))
+        if self.record.gone:
+            self.memory.forget()
+        else:
+            self.say(
+                "The engine is not wholly deleted. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
+            )
+
+    def accept(self) -> bool:
+        "Do it all, and leave nothing behind."
+        with self.interrupts:
+            try:
+                try:
+                    self.memory.write(self.record)  # before anything is made
+                    self.work()
+                finally:
+                    self.interrupts.ending = True  # from here on a signal explains, and ends nothing
+            except Abandoned:
+                self.attempt("report", self.write_report)
+                raise
+            except BaseException as e:
+                self.failed(self.record.phase, e)
+            self.end()
+        return self.record.passed
+
+    def finish(self) -> bool:
+        "End an acceptance that an earlier process has left."
+        with self.interrupts:
+            self.record.failures.append(Failure(self.record.phase, ["The process ended here, in whatever way."]))
+            self.end()
+        return self.record.gone
+
+
+# The command
+
+
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
+    "Read the command line."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--profile", metavar="NAME", help="profile of the AWS command line")
+    add("--region", metavar="NAME", help="AWS region, such as us-east-1")
+    add("--yes", action="store_true", help="do not ask")
+    add("--dry-run", action="store_true", help="only say what would be done and what it costs; needs no account")
+    add("--finish", action="store_true", help="only tear down what an earlier acceptance has left")
+    add("--series", action="store_true", help="the whole series: clean made-up reviews, train on them, then the rest")
+    add("--rows", type=int, metavar="N", help=f"reviews to make up for --series ({SERIES_ROWS:,})")
+    add("--phone", metavar="NUMBER", help="send one SMS to this number; it is written nowhere")
+    add("--idle-minutes", type=float, default=3, metavar="M", help="minutes until the model falls asleep (%(default)g)")
+    add("--instance-types", metavar="NAMES", help="of the endpoint, in order of preference, with commas")
+    add("--sms-provider", choices=("textbelt", "sns"), help="who sends the SMS")
+    add("--textbelt-url", metavar="URL", help="a server that speaks like Textbelt")
+    add("--site-address", metavar="URL", help="where the page's domain is served, if not at the domain itself")
+    add("--state", type=Path, default=MEMORY, metavar="DIR", help="where an unfinished acceptance is remembered")
+    add("--report", default="acceptance-report.md", metavar="FILE", help="where to write the report (%(default)s)")
+    options = parser.parse_args(words)
+    if options.rows and not options.series:
+        parser.error("--rows is for --series")
+    options.rows = options.rows or SERIES_ROWS
+    try:
+        options.phone = options.phone and e164(options.phone, Settings().sms_countries)
+    except BadPhone as e:
+        parser.error(f"--phone: {e}")
+    # What the plan of a deployment also knows, and this one never has.
+    options.domain = options.permissions_boundary = options.reserved_concurrency = None
+    return options
+
+
+def lead(options: argparse.Namespace, prefix: str):
+    "Lead boto3, the settings and the programs to an engine. What the shell says about another engine is left out."
+    for name in [name for name in os.environ if name.startswith("SENTIMENT_")]:
+        del os.environ[name]
+    options.stack_prefix = prefix
+    enter(chosen_environment(options) | SAFETY)
+
+
+def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which account, and the account's last four digits
+    "Say who acts. Raises ValueError with what to do if nobody can."
+    if not session.region_name:
+        raise ValueError("no region is chosen: give --region, such as us-east-1")
+    try:
+        found = session.client("sts").get_caller_identity()
+    except (ClientError, BotoCoreError) as e:
+        advice = "Configure the AWS command line (aws configure, or aws sso login), or name a profile with --profile."
+        raise ValueError(f"AWS does not know who you are: {e}\n{advice}") from None
+    last = found["Account"][-4:]
+    return f"{found['Arn'].split(':', 5)[5]} in an account that ends in {last}", last
+
+
+def effective_profile(options: argparse.Namespace) -> str:
+    "Name the profile that acts; empty if it is no profile but keys or a role."
+    by_keys = "AWS_ACCESS_KEY_ID" in os.environ
+    return options.profile or ("" if by_keys else os.environ.get("AWS_PROFILE", ""))
+
+
+def new_prefix(session: boto3.Session) -> str:
+    "Choose a prefix that no stack in the account begins with, and name what other acceptances have left."
+    pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
+    names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
+    for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
+        say(f"Another acceptance, {other}, stands in this account. If nobody is at work on it:")
+        say(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
+    while True:
+        prefix = f"accept-{uuid.uuid4().hex[:4]}"
+        if not any(name.startswith(prefix) for name in names):
+            return prefix
+
+
+def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
+    "Look for what is in the way, and choose a smaller engine for a new account."
+    machines = Machines(TRIAL_INSTANCE, SERIES_INSTANCE if options.series else "")
+    findings = check_account(connect("aws"), settings_from(os.environ), machines)
+    problems = [finding for finding in findings if finding.fine is False]
+    small = [finding for finding in problems if finding.what == "Lambda concurrency"]
+    if small:
+        options.reserved_concurrency = False
+        lead(options, options.stack_prefix)
+        say("The account is too new for reserved concurrency: the functions share what there is.\n")
+    return [finding for finding in problems if finding not in small]
+
+
+def versions() -> dict[str, str]:
+    "Say what is at work."
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = ""
+    with suppress(OSError):
+        commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    engine = f"{__version__}, commit {commit}" if commit else __version__
+    return {
+        "sentiment-engine": engine,
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "boto3": boto3.__version__,
+    }
+
+
+def agreed(options: argparse.Namespace, prefix: str) -> bool:
+    "Ask, unless nobody need be asked."
+    if options.yes:
+        return True
+    try:
+        return input(f"Type {prefix} to go on: ").strip() == prefix
+    except EOFError:
+        return False
+
+
+def dry_run(options: argparse.Namespace) -> int:  # exit status
+    "Say what would be done. Without credentials, plan for the region of the price table."
+    lead(options, f"accept-{uuid.uuid4().hex[:4]}")
+    session = connect("aws")
+    try:
+        whose = caller(session)[0]
+    except ValueError as e:
+        whose = "whoever has credentials then"
+        say(f"{e}\n")
+        options.region = session.region_name or "us-east-1"
+        lead(options, options.stack_prefix)
+    settings = settings_from(os.environ)
+    region = connect("aws").region_name
+    explain(options, settings, planned(options, settings, connect("aws"), False), whose, region)
+    say("What the deployment would say:\n")
+    words = ["--target", "aws", "--dry-run", "--stack-prefix", settings.prefix, "--region", region]
+    words += ["--profile", options.profile] if options.profile else []
+    words += [] if options.series else ["--model", "released"]
+    return subprocess.run([sys.executable, str(ROOT / DEPLOY), *words], check=False).returncode
+
+
+def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, record: Record):
+    "Offer to tear down what an earlier acceptance has left. Ends the program if that is declined or fails."
+    hours = (time.time() - record.started) / 3600
+    say(f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours")
+    say(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
+    given, options.region = options.region, record.region
+    options.profile = options.profile or record.profile or None
+    lead(options, record.prefix)
+    whose, last = caller(connect("aws"))
+    if last != record.account:
+        raise ValueError(f"it is in an account that ends in {record.account}, and you act as {whose}")
+    say(f"This deletes everything of {record.prefix}, as {whose}.")
+    if not agreed(options, record.prefix):
+        raise ValueError(f"{record.prefix} still stands")
+    path, record.process = Path(options.report), os.getpid()
+    options.report = str(path.with_stem(f"{path.stem}-{record.prefix}"))
+    done = Acceptance(record, memory, lock, options).finish()
+    options.report, options.region = str(path), given
+    if not done:
+        raise SystemExit(1)
+
+
+def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether everything held
+    "Explain, ask and accept; finish an earlier acceptance first."
+    if earlier := memory.read():
+        finish_earlier(options, memory, lock, earlier)
+    elif options.finish:
+        say("There is no unfinished acceptance.")
+    if options.finish:
+        return True
+    lead(options, "accept")  # for the first questions only
+    session = connect("aws")
+    whose, last = caller(session)
+    prefix, region = new_prefix(session), session.region_name
+    lead(options, prefix)
+    problems = look_at_account(options)
+    settings = settings_from(os.environ)
+    explain(options, settings, planned(options, settings, connect("aws"), False), whose, region)
+    if problems:
+        raise ValueError("\n".join(map(str, ("there are problems:", *problems))))
+    if not agreed(options, prefix):
+        raise ValueError("nobody agreed")
+    record = Record(prefix, region, last, effective_profile(options), time.time(), os.getpid(), series=options.series)
+    record.versions = versions()
+    return Acceptance(record, memory, lock, options).accept()
+
+
+def main():
+    options = parsed()
+    stop_on_signals()
+    try:
+        if options.dry_run:
+            sys.exit(dry_run(options))
+        memory = Memory(options.state)
+        with memory.locked() as lock:
+            sys.exit(0 if begin(options, memory, lock) else 1)
+    except Busy as e:
+        sys.exit(f"An acceptance is at work already: {e}. Wait until it ends.")
+    except Abandoned:
+        sys.exit("\nThe teardown was left. `make aws-acceptance` offers to finish it.")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Nothing was changed.")
+    except (ValueError, KeyError, TypeError, RuntimeError, ClientError, BotoCoreError) as e:
+        sys.exit(f"Nothing was changed: {e}")
+
+
+if __name__ == "__main__":
+    main()
