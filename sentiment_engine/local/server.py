@@ -567,7 +567,8 @@ async def run_server(
         threading.Thread(target=_until_end, args=(loop, stop), daemon=True).start()
     site_application = site_app(server.emulator.app, server.url)
     jobs = []
-    for application, listener in ((Gate(server, record) if record else server, gateway), (site_application, site)):
+    entrance = Gate(server, record, strict) if strict or record else server
+    for application, listener in ((entrance, gateway), (site_application, site)):
         config = Config()
         config.bind, config.keep_alive_timeout, config.graceful_timeout = [f"fd://{listener.detach()}"], 75, 2
         jobs.append(serve(application, config, shutdown_trigger=stop.wait, mode="asgi"))
