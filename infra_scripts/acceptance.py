@@ -29,13 +29,14 @@ from acceptance_record import Busy, Check, Failure, Memory, Record, report, verd
 from aws_target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from botocore.exceptions import BotoCoreError, ClientError
 from child import Abandoned, Interrupts, run_program
-from deploy import TRIAL_INSTANCE, stop_on_signals
+from deploy import stop_on_signals
 from smoke import StepFailed
 from standing import by_name, by_tag
 
 from sentiment_engine import __version__
-from sentiment_engine.account import Finding, Machines, check_account
+from sentiment_engine.account import Finding, check_account, stack_names
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
+from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.notifications import BadPhone, e164
 from sentiment_engine.plan import Plan
 from sentiment_engine.settings import Settings, connect, settings_from
@@ -81,8 +82,8 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
     _, month = standing_cost(Counter(plan.resources))
     standing, limit = (month + resting_cost()) / HOURS_PER_MONTH, (SERIES_LIMIT if series else DEPLOY_LIMIT) / 3600
     yield Cost(f"{len(plan.resources)} resources that stand there", standing, standing * (limit + 4))
-    trial, dearest = hourly(TRIAL_INSTANCE), max(map(hourly, settings.instance_types))
-    yield Cost(f"a trial of the model on {TRIAL_INSTANCE}", trial / 5, trial * 0.75)
+    tried, dearest = trial_machines(settings), max(map(hourly, settings.instance_types))
+    yield Cost(f"a trial of the model on {' or '.join(tried)}", hourly(tried[0]) / 5, sum(map(hourly, tried)) * 0.75)
     cheapest, minutes = hourly(settings.instance_types[0]), settings.max_run_minutes
     yield Cost(f"a visit on {' or '.join(settings.instance_types)}", cheapest / 3, dearest * (minutes + 15) / 60)
     if series:
@@ -250,6 +251,7 @@ class Acceptance:
         words += ["--textbelt-url", options.textbelt_url] if options.textbelt_url else []
         words += ["--sms-provider", options.sms_provider] if options.sms_provider else []
         words += [] if self.settings.reserve_concurrency else ["--no-reserved-concurrency"]
+        words += ["--permissions-boundary", options.permissions_boundary] if options.permissions_boundary else []
         if self.record.series:
             rows, kind = str(options.rows), SERIES_INSTANCE
             words += ["--rows", rows, "--base-model", "minilm", "--sample-rows", rows, "--training-instance", kind]
@@ -380,6 +382,8 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", metavar="NAME", help="profile of the AWS command line")
     add("--region", metavar="NAME", help="AWS region, such as us-east-1")
+    add("--stack-prefix", metavar="NAME", help="name of the engine; nothing may stand under it (random by default)")
+    add("--permissions-boundary", metavar="ARN", help="a policy that no role of the engine may go beyond")
     add("--yes", action="store_true", help="do not ask")
     add("--dry-run", action="store_true", help="only say what would be done and what it costs; needs no account")
     add("--finish", action="store_true", help="only tear down what an earlier acceptance has left")
@@ -402,7 +406,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     except BadPhone as e:
         parser.error(f"--phone: {e}")
     # What the plan of a deployment also knows, and this one never has.
-    options.domain = options.permissions_boundary = options.reserved_concurrency = None
+    options.domain = options.reserved_concurrency = None
     return options
 
 
@@ -433,23 +437,25 @@ def effective_profile(options: argparse.Namespace) -> str:
     return options.profile or ("" if by_keys else os.environ.get("AWS_PROFILE", ""))
 
 
-def new_prefix(session: boto3.Session) -> str:
-    "Choose a prefix that no stack in the account begins with, and name what other acceptances have left."
+def new_prefix(session: boto3.Session, wanted: str = "") -> str:
+    "Choose a prefix that no stack in the account begins with. Raises ValueError if the wanted one is taken."
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
+    if wanted and (taken := names & set(stack_names(settings_from(os.environ, prefix=wanted)))):
+        raise ValueError(f"{', '.join(sorted(taken))} stands already, and an acceptance deletes what it made")
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
         say(f"Another acceptance, {other}, stands in this account. If nobody is at work on it:")
         say(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
-    while True:
+    while not wanted:
         prefix = f"accept-{uuid.uuid4().hex[:4]}"
         if not any(name.startswith(prefix) for name in names):
             return prefix
+    return wanted
 
 
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
     "Look for what is in the way, and choose a smaller engine for a new account."
-    machines = Machines(TRIAL_INSTANCE, SERIES_INSTANCE if options.series else "")
-    findings = check_account(connect("aws"), settings_from(os.environ), machines)
+    findings = check_account(connect("aws"), settings_from(os.environ), SERIES_INSTANCE if options.series else "")
     problems = [finding for finding in findings if finding.fine is False]
     small = [finding for finding in problems if finding.what == "Lambda concurrency"]
     if small:
@@ -485,7 +491,7 @@ def agreed(options: argparse.Namespace, prefix: str) -> bool:
 
 def dry_run(options: argparse.Namespace) -> int:  # exit status
     "Say what would be done. Without credentials, plan for the region of the price table."
-    lead(options, f"accept-{uuid.uuid4().hex[:4]}")
+    lead(options, options.stack_prefix or f"accept-{uuid.uuid4().hex[:4]}")
     session = connect("aws")
     try:
         whose = caller(session)[0]
@@ -534,10 +540,11 @@ def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # wh
         say("There is no unfinished acceptance.")
     if options.finish:
         return True
+    wanted = options.stack_prefix
     lead(options, "accept")  # for the first questions only
     session = connect("aws")
     whose, last = caller(session)
-    prefix, region = new_prefix(session), session.region_name
+    prefix, region = new_prefix(session, wanted or ""), session.region_name
     lead(options, prefix)
     problems = look_at_account(options)
     settings = settings_from(os.environ)
