@@ -82,7 +82,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
     _, month = standing_cost(Counter(plan.resources))
     standing, limit = (month + resting_cost()) / HOURS_PER_MONTH, (SERIES_LIMIT if series else DEPLOY_LIMIT) / 3600
     yield Cost(f"{len(plan.resources)} resources that stand there", standing, standing * (limit + 4))
-    tried, dearest = trial_machines(settings), max(map(hourly, settings.instance_types))
+    tried, dearest = list(trial_machines(settings)), max(map(hourly, settings.instance_types))
     yield Cost(f"a trial of the model on {' or '.join(tried)}", hourly(tried[0]) / 5, sum(map(hourly, tried)) * 0.75)
     cheapest, minutes = hourly(settings.instance_types[0]), settings.max_run_minutes
     yield Cost(f"a visit on {' or '.join(settings.instance_types)}", cheapest / 3, dearest * (minutes + 15) / 60)
