@@ -16,7 +16,7 @@ TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
 	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run aws-acceptance \
-	audit 	teardown clean
+	rehearsal audit teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -115,6 +115,9 @@ lighthouse: install ## print Lighthouse's four scores of the page, asleep and aw
 aws-dry-run: install ## what a deployment to AWS would make and cost; needs no account (OPTIONS="--domain …")
 	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
 
+rehearsal: install ## deploy to a strict local cloud as to AWS, twice, and ask a second emulator (ARGS="--quick")
+	@$(PY) infra_scripts/rehearsal.py $(ARGS)
+
 aws-acceptance: install ## try the whole engine once in an AWS account, then delete it (PROFILE=name REGION=name PHONE=+1… SERIES=1 DRY=1)
 	@$(PY) infra_scripts/acceptance.py $(if $(PROFILE),--profile "$(PROFILE)") $(if $(REGION),--region "$(REGION)") \
 		$(if $(PHONE),--phone "$(PHONE)") $(if $(SERIES),--series) $(if $(ROWS),--rows $(ROWS)) $(if $(YES),--yes) \
@@ -128,4 +131,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .audit .moto .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz
+	rm -rf $(VENV) .audit .moto .rehearsal .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz

@@ -82,6 +82,24 @@ def test_cloudformation_finds_its_handlers_in_a_dictionary():
     assert not {"AWS::Budgets::Budget", "AWS::CloudWatch::CompositeAlarm"} & set(handlers)
 
 
+def test_an_identity_provider_is_kept_by_its_arn():
+    from ministack.core import responses
+    from ministack.services import iam
+
+    from sentiment_engine.local.aws import ACCOUNT, REGION
+    from sentiment_engine.local.server import oidc_providers
+
+    handler = oidc_providers(iam)
+    with responses.request_scope(ACCOUNT, REGION):
+        arn, attributes = handler["create"]("Provider", {"Url": "https://hook.example", "ClientIdList": ["a"]}, "stack")
+        assert arn == attributes["Arn"] == f"arn:aws:iam::{ACCOUNT}:oidc-provider/hook.example"
+        assert iam._oidc_providers[arn]["ClientIDList"] == ["a"]
+        with pytest.raises(ValueError, match="already exists"):
+            handler["create"]("Provider", {"Url": "https://hook.example"}, "stack")
+        handler["delete"](arn, {})
+        assert arn not in iam._oidc_providers
+
+
 def test_a_composite_alarm_is_kept_by_name_and_judged_at_once():
     from ministack.core.responses import request_scope
     from ministack.services import cloudwatch

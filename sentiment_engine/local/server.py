@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver', 'Emulator',
-           'composite_alarms', 'mend_http_apis', 'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages',
-           'mend_functions', 'Events', 'owner_of', 'LocalServer', 'open_socket', 'run_server', 'main']
+           'composite_alarms', 'oidc_providers', 'mend_http_apis', 'mend_tables', 'lifecycle_rules', 'mend_buckets',
+           'mend_stages', 'mend_functions', 'Events', 'owner_of', 'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -170,11 +170,12 @@ def _put_event(self: Emulator, source: str, detail_type: str, arn: str, detail: 
 def _extend_cloudformation(self: Emulator, url: str):
     "Mend what CloudFormation does not do as our templates need it; once, at its first call."
     if not self.extended:
-        from ministack.services import apigateway, cloudwatch, dynamodb, lambda_svc, s3
+        from ministack.services import apigateway, cloudwatch, dynamodb, iam, lambda_svc, s3
         from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as handlers
 
         handlers.setdefault("AWS::Budgets::Budget", BUDGET)
         handlers.setdefault("AWS::CloudWatch::CompositeAlarm", composite_alarms(cloudwatch))
+        handlers.setdefault("AWS::IAM::OIDCProvider", oidc_providers(iam))
         mend_http_apis(handlers["AWS::ApiGatewayV2::Api"], apigateway._apis, url)
         mend_tables(handlers["AWS::DynamoDB::Table"], dynamodb._ttl_settings, dynamodb._pitr_settings)
         mend_buckets(handlers["AWS::S3::Bucket"], s3._bucket_lifecycle)
@@ -206,6 +207,24 @@ def composite_alarms(cloudwatch) -> dict[str, Callable]:  # cloudwatch: ministac
         "create": lambda name, properties, stack: put(properties),
         "update": lambda physical, old, new, stack: put(new),
         "delete": lambda physical, properties: cloudwatch._composite_alarms.pop(physical, None),
+    }
+
+
+def oidc_providers(iam) -> dict[str, Callable]:  # iam: ministack's service
+    "Make the handler of identity providers. Raises ValueError for one that exists already."
+
+    def create(name: str, properties: dict, stack: str) -> tuple[str, dict]:
+        clients = {f"ClientIDList.member.{i}": [c] for i, c in enumerate(properties.get("ClientIdList", []), 1)}
+        status, _, body = iam._create_oidc_provider({"Url": [properties["Url"]], **clients})
+        if status != 200:
+            raise ValueError(body.decode())
+        arn = next(a for a, provider in iam._oidc_providers.items() if provider["Url"] == properties["Url"])
+        return arn, {"Arn": arn}
+
+    return {
+        "create": create,
+        "update": lambda physical, *_: (physical, {"Arn": physical}),
+        "delete": lambda physical, properties: iam._oidc_providers.pop(physical, None),
     }
 
 
