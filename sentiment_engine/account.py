@@ -101,10 +101,11 @@ def check_region(session: boto3.Session, settings: Settings, training: str = "")
 def _without_images(session: boto3.Session, missing: list[str], training: str) -> str:
     "Say what a region lacks, and where else to go; regions on the same continent come first."
     region = session.region_name
-    others = sorted(regions_for(session, training), key=lambda other: other[:2] != region[:2])
-    said = f"AWS has no container image for {' and '.join(missing)} in {region}: use --region {', '.join(others[:6])}"
-    released = "the endpoint" not in missing
-    return f"{said} (docs/regions.md lists all)" + (", or --model released, which trains nothing" if released else "")
+    said = f"AWS has no container image for {' and '.join(missing)} in {region}"
+    if not (others := sorted(regions_for(session, training), key=lambda other: other[:2] != region[:2])):
+        return f"{said}, nor in any other region: choose another --training-instance"
+    released = "" if "the endpoint" in missing else ", or --model released, which trains nothing"
+    return f"{said}: use --region {', '.join(others[:6])} (docs/regions.md lists all){released}"
 
 # %% ../nbs/00b_account.ipynb #2d8a5bdf
 def check_credentials(session: boto3.Session) -> Finding:
@@ -219,8 +220,10 @@ def missing_senders(
     usable = [n for n in numbers if n and n.get("Status", "").upper() not in ("PENDING", "DELETED")]
     own = {n["Iso2CountryCode"] for n in usable if "SMS" in n.get("NumberCapabilities", ["SMS"])}
     left = [country for country in countries if country not in own]
-    found = {"a number of your own": [country for country in left if country in OWN_NUMBER]}
-    found["a registered sender ID"] = [country for country in left if country in OWN_NAME and not name]
+    found = {
+        "a number of your own": [country for country in left if country in OWN_NUMBER],
+        "a registered sender ID": [country for country in left if country in OWN_NAME and not name],
+    }
     return {what: those for what, those in found.items() if those}
 
 # %% ../nbs/00b_account.ipynb #345b5bad
@@ -239,8 +242,8 @@ def _check_sns(sns, countries: tuple[str, ...]) -> Finding:
     told = sns.get_sms_attributes(attributes=["MonthlySpendLimit", "DefaultSenderID"])["attributes"]
     said = f"Amazon SNS, at most ${told.get('MonthlySpendLimit', '1')} a month"
     problems = [
-        f"numbers of {', '.join(those)} get none without {what}: request it in the console of AWS End User Messaging "
-        f"(for a sender ID, make it DefaultSenderID), or leave {', '.join(those)} out of --sms-countries"
+        f"nobody in {', '.join(those)} gets one without {what}: request it in the console of AWS End User Messaging "
+        f"(and make a sender ID the DefaultSenderID), or leave {', '.join(those)} out of --sms-countries"
         for what, those in missing_senders(sns, countries, told.get("DefaultSenderID", "")).items()
     ]
     if sns.get_sms_sandbox_account_status()["IsInSandbox"]:

@@ -203,6 +203,8 @@ def test_a_region_without_images_is_refused_before_anything_is_paid_for(main):
         in said
     )
     assert "eu-central-1" in said
+    said, _ = main("--target", "aws", "--region", "us-east-1", "--dry-run", "--training-instance", "ml.trn1.2xlarge")
+    assert "ml.trn1.2xlarge in us-east-1, nor in any other region: choose another --training-instance" in said
     _, end = main("--target", "aws", "--region", "ap-east-2", "--model", "released")
     assert "nothing was changed: region: AWS has no container image for the endpoint in ap-east-2" in end
 
