@@ -58,7 +58,8 @@ def _documents(name: str, resource: Mapping) -> Iterator[tuple[str, dict]]:
     "List the policy documents of a resource: what each is, and the document."
     properties = resource.get("Properties", {})
     if trust := properties.get("AssumeRolePolicyDocument"):  # what a trust policy is about, it need not say
-        yield "trust", trust | {"Statement": [s | {"Resource": arn_of(name)} for s in trust["Statement"]]}
+        on = f"arn:aws:iam::{LAB['AWS::AccountId']}:role/lab-{name}-1X2Y"
+        yield "trust", trust | {"Statement": [s | {"Resource": on} for s in trust["Statement"]]}
     for policy in properties.get("Policies", ()):
         yield policy["PolicyName"], policy["PolicyDocument"]
     if "PolicyDocument" in properties:
