@@ -1,8 +1,8 @@
 """Audit templates, files and packages, with tools in an environment of their own (.audit).
 
-checkov and detect-secrets need no network once they are installed, and run in `make test` (--offline). pip-audit asks
-PyPI what has become known about the pinned packages since yesterday, so its answer changes while nothing here does: it
-is part of `make audit` only.
+checkov, parliament (the policies, with everything filled in) and detect-secrets need no network once they are
+installed, and run in `make test` (--offline). pip-audit asks PyPI what has become known about the pinned packages since
+yesterday, so its answer changes while nothing here does: it is part of `make audit` only.
 """
 
 import argparse
@@ -10,13 +10,17 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
+from policies import policies_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".audit"
-TOOLS = ("checkov==3.3.30", "detect-secrets==1.5.0", "pip-audit==2.10.1")
+TOOLS = ("checkov==3.3.30", "parliament==1.6.4", "detect-secrets==1.5.0", "pip-audit==2.10.1")
 ALLOWED = ROOT / "infra_scripts" / "audit_allowed.yaml"
 SOURCES = ("sentiment_engine", "infra_scripts", "lambdas", "website", "tests", "nbs", "docs", "benchmarks", ".github")
 # Cell ids, hashes and test data look random; what is searched for is what looks like a key of somebody.
@@ -27,7 +31,7 @@ def tool(name: str) -> str:
     "Return the path of a tool, installed if it is not yet."
     stamp = PLACE / "installed"
     if not stamp.exists() or stamp.read_text() != "\n".join(TOOLS):
-        print("Installing checkov, detect-secrets and pip-audit into .audit (about a minute)", flush=True)
+        print("Installing checkov, parliament, detect-secrets and pip-audit into .audit (about a minute)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
         pip = [PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check"]
         subprocess.run([*pip, *TOOLS], check=True)
@@ -52,6 +56,51 @@ def template_findings(folder: Path) -> set[tuple[str, str]]:  # (check, name of 
         raise RuntimeError(f"checkov looked at nothing in {folder}")
     failed = found.get("results", {}).get("failed_checks", [])
     return {(f["check_id"], f["resource"].rpartition(".")[2]) for f in failed}
+
+
+def _of_finding(finding: dict) -> Iterator[str]:
+    "Say what a finding of parliament is about: each of its actions, or its own words."
+    detail = finding["detail"]
+    for each in detail if isinstance(detail, list) else [detail or finding["title"]]:
+        yield each["action"] if isinstance(each, dict) else each
+
+
+def policy_findings(folder: Path) -> set[tuple[str, str, str]]:  # (check, name of the resource, what is wrong)
+    "Let parliament look at every policy of the templates in `folder`. Raises RuntimeError if there is none."
+    with tempfile.TemporaryDirectory() as place:
+        for template in (path for path in sorted(folder.glob("*.yaml")) if "Resources:" in path.read_text()):
+            for i, (resource, what, document) in enumerate(policies_of(template)):
+                (Path(place) / f"{template.stem}.{what}.{i}.{resource}.json").write_text(json.dumps(document))
+        if not list(Path(place).iterdir()):
+            raise RuntimeError(f"parliament looked at nothing in {folder}")
+        done = subprocess.run(
+            [tool("parliament"), "--directory", place, "--json"], capture_output=True, text=True, check=False
+        )
+    try:
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+    except ValueError:
+        raise RuntimeError(f"parliament ended with {done.returncode}: {done.stderr[-800:]}") from None
+    if done.returncode and not found:
+        raise RuntimeError(f"parliament ended with {done.returncode}: {done.stderr[-800:]}")
+    names = [(f, Path(f["location"]["filepath"]).stem.rpartition(".")[2]) for f in found]
+    return {(f["issue"], name, what) for f, name in names for what in _of_finding(f)}
+
+
+def policy_complaints(
+    found: set[tuple[str, str, str]],  # from `policy_findings`
+    known: dict[str, list[dict]],  # by check: `resources`, and patterns of `what` is allowed there
+) -> list[str]:
+    "Say what is found in a policy and not allowed, and which pattern fits nothing."
+    allowed = {
+        (check, name, pattern)
+        for check, entries in known.items()
+        for entry in entries
+        for name in entry["resources"]
+        for pattern in entry["what"]
+    }
+    fitting = {f: [a for a in allowed if a[:2] == f[:2] and fnmatch(f[2], a[2])] for f in found}
+    needed = {a for fits in fitting.values() for a in fits}
+    return complaints({f for f, fits in fitting.items() if not fits} | needed, allowed, "parliament")
 
 
 def mark_of(text: str) -> str:
@@ -101,6 +150,7 @@ def audit_offline() -> list[str]:
     known = yaml.safe_load(ALLOWED.read_text())
     skipped = {(check, name) for check, entry in known["checkov"].items() for name in entry["resources"]}
     wrong = complaints(template_findings(ROOT / "infra_scripts"), skipped, "checkov")
+    wrong += policy_complaints(policy_findings(ROOT / "infra_scripts"), known["parliament"])
     return wrong + secret_complaints(secret_findings(tracked()), known["secrets"])
 
 
@@ -137,7 +187,7 @@ def main():
         sys.exit(str(e))
     if wrong:
         sys.exit("\n".join(wrong))
-    print("checkov and detect-secrets: nothing beyond infra_scripts/audit_allowed.yaml")
+    print("checkov, parliament and detect-secrets: nothing beyond infra_scripts/audit_allowed.yaml")
     if options.offline:
         return
     try:

@@ -23,6 +23,46 @@ def test_a_folder_without_templates_is_no_clean_bill(tmp_path):
         audit.template_findings(tmp_path)
 
 
+POLICY = """
+Conditions: { Wide: !Equals [a, b] }
+Resources:
+  Reader:
+    Type: AWS::IAM::Role
+    Properties:
+      AssumeRolePolicyDocument:
+        Version: "2012-10-17"
+        Statement: [{ Effect: Allow, Principal: { Service: lambda.amazonaws.com }, Action: "sts:AssumeRole" }]
+      Policies:
+        - PolicyName: reads
+          PolicyDocument:
+            Version: "2012-10-17"
+            Statement:
+              - { Effect: Allow, Action: ["s3:GetObject"], Resource: !Sub "arn:${AWS::Partition}:s3:::the-bucket" }
+              - !If [Wide, { Effect: Allow, Action: ["s3:ReadAll"], Resource: "*" }, !Ref "AWS::NoValue"]
+"""
+
+
+def test_a_policy_that_names_the_wrong_thing_is_found_on_either_side_of_a_condition(tmp_path):
+    (tmp_path / "role.yaml").write_text(POLICY)
+    found = audit.policy_findings(tmp_path)
+    assert found == {
+        ("RESOURCE_MISMATCH", "Reader", "s3:GetObject"),  # an object is in a bucket, and is not one
+        ("UNKNOWN_ACTION", "Reader", "Unknown action s3:ReadAll"),
+    }
+    allowed = [{"resources": ["Reader"], "what": ["s3:Get*", "s3:Put*"], "why": "a test"}]
+    said = audit.policy_complaints(found, {"RESOURCE_MISMATCH": allowed})
+    assert said == [
+        "parliament: UNKNOWN_ACTION Reader Unknown action s3:ReadAll",
+        "parliament: nothing needs RESOURCE_MISMATCH Reader s3:Put* in audit_allowed.yaml",
+    ]
+
+
+def test_a_folder_without_policies_is_no_clean_bill(tmp_path):
+    (tmp_path / "open.yaml").write_text(OPEN)
+    with pytest.raises(RuntimeError, match="parliament looked at nothing"):
+        audit.policy_findings(tmp_path)
+
+
 def test_a_key_is_found(tmp_path):
     key = "AKIA" + "Q3EGRZ7LKXBMPL4Z"
     (tmp_path / "leaked.py").write_text(f"key = '{key}'\n")
@@ -47,6 +87,7 @@ def test_what_is_found_and_what_is_allowed_must_be_the_same():
 def test_every_exception_has_its_reason():
     known = yaml.safe_load(audit.ALLOWED.read_text())
     reasons = [entry["why"] for kind in ("checkov", "secrets") for entry in known[kind].values()]
+    reasons += [entry["why"] for entries in known["parliament"].values() for entry in entries]
     assert len(reasons) > 10 and all(len(reason) > 20 for reason in reasons)
 
 
