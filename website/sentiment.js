@@ -8,6 +8,8 @@ const WARN_SECONDS = 120;
 const UNSURE = 0.6; // below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
+const BUSY_TRIES = 4;
+const WAKE_SECONDS = 180; // how long a serverless model is waited for
 
 const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0, queued: false};
 const $ = (id) => document.getElementById(id);
@@ -144,7 +146,7 @@ function accept(status, mine = false) {
 const WORDS = { // tab, title, lead
 	asleep: () => ['Asleep', 'The model is asleep', 'It reads reviews and says whether they praise or complain, as soon as somebody wakes it. That can be you.'],
 	waking: () => ['Waking up', 'The model is waking up', 'Leave this tab open, reload it or close it: the waking goes on. You can write a review meanwhile.'],
-	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays by the request, a fraction of a cent each. After a pause the first answer takes some seconds longer.'
+	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays by the request, a fraction of a cent each. After a pause the first answer can take a minute.'
 		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest: no run may be longer.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
 	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. In a minute or so you can wake it again.'],
 	failed: () => ['Failed', 'The model has failed', 'It did not come up, or it broke down while it was awake. Nothing of yours is lost.'],
@@ -198,8 +200,7 @@ function renderStart(waking) {
 	show('longer', s.longerThanUsual);
 	bar.setAttribute('aria-valuenow', Math.round(100 * wakingShare()));
 	bar.setAttribute('aria-valuetext', toGo());
-	const again = s.elapsedSeconds - (Date.parse(s.now) - Date.parse(s.since)) / 1000 > 2; // it is younger than the start
-	text('phase', `${again ? 'The first kind was not to be had, so another one' : 'One'} (${s.instanceType}) is found and switched on, the model is loaded and answers a test review. ${usually()}`);
+	text('phase', `${s.reason ? `An earlier machine did not come up: ${s.reason} Another one` : 'One'} (${s.instanceType}) is found and switched on, the model is loaded and answers a test review. ${usually()}`);
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
 }
 
@@ -383,15 +384,31 @@ async function predict(inputs, more) {
 	}
 	return reply;
 }
-async function patiently(inputs) { // who is busy is asked again, each time later
+function again(e, tries, waited) { // seconds after which to ask again; throws if that is of no use
+	const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4);
+	if (wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable|waking)?$/.test(e.code)) throw e;
+	if (e.code !== 'waking' && tries > BUSY_TRIES) throw e;
+	if (e.code === 'waking' && waited + wait > WAKE_SECONDS) {
+		throw new Problem('refused', `The model did not wake up within ${duration(WAKE_SECONDS)}. Try again in a few`
+			+ ' minutes, or with fewer reviews.');
+	}
+	return wait;
+}
+// Asks again while the model is busy, and while a serverless one wakes up. `tell` shows why, and for how long.
+async function patiently(inputs, tell, more) {
+	const begun = Date.now(), waited = () => (Date.now() - begun) / 1000;
 	for (let tries = 1; ; tries++) {
-		try { return await predict(inputs); } catch (e) {
+		try { return await predict(inputs, more); } catch (e) {
 			said(e);
-			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4);
-			if (tries > 4 || wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable)?$/.test(e.code)) throw e;
-			text('read-hint', `It is busy: asked again in ${Math.ceil(wait)} s.`);
-			await new Promise((go) => setTimeout(go, wait * 1000));
-			text('read-hint', '');
+			const until = waited() + again(e, tries, waited()), waking = e.code === 'waking';
+			const why = waking ? 'It wakes up after a pause, which can take a minute' : 'It is busy';
+			if (waking && tries === 1) announce(`${why}. Your text is kept, and this page asks again by itself.`);
+			for (let rest; (rest = until - waited()) > 0;) {
+				const since = waking ? `, waiting for ${clock(waited())}` : '';
+				tell(`${why}: asked again in ${Math.ceil(rest)} s${since}.`);
+				await new Promise((go) => setTimeout(go, Math.min(1, rest) * 1000));
+			}
+			tell(waking ? `${why}: asking …` : '');
 		}
 	}
 }
@@ -407,7 +424,9 @@ async function read() {
 	bar.max = list.length; bar.value = before; bar.hidden = list.length <= size;
 	try {
 		while (found.length < list.length) {
-			const part = list.slice(found.length, found.length + size), reply = await patiently(part);
+			const part = list.slice(found.length, found.length + size);
+			const reply = await patiently(part, (why) => text('read-hint', why));
+			text('read-hint', '');
 			reply.predictions.forEach((p, k) => found.push({...p, text: part[k]}));
 			now.latency += reply.latencyMs || 0; now.version = reply.modelVersion;
 			bar.value = found.length;
@@ -470,7 +489,8 @@ async function why({text: review}) {
 	if (app.reading || button.ariaDisabled === 'true') return;
 	busy('why', 'Looking …'); text('tool-text', '');
 	try {
-		const {predictions: [p], latencyMs: latency, modelVersion: version} = await predict([review], {explain: true});
+		const tell = (why) => { if (here()) text('tool-text', why); };
+		const {predictions: [p], latencyMs: latency, modelVersion: version} = await patiently([review], tell, {explain: true});
 		if (!Array.isArray(p.explanation)) throw new Problem('gateway', 'This model cannot say why.');
 		if (!here()) return;
 		answer([{...p, text: review}], {latency, version}, true);
