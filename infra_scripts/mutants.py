@@ -160,7 +160,7 @@ MUTANTS = [
         LIFE,
         'status == "InService" and row.state in (CREATING, IN_SERVICE)',
         "row.state in (CREATING, IN_SERVICE)",
-        "tests/test_lifecycle.py::test_an_event_that_was_overtaken_is_checked_against_sagemaker",
+        "tests/test_lifecycle.py::test_the_last_try_of_an_early_event_is_left_to_the_reconciler",
     ),
     Mutant(
         "orphans without tags", LIFE, "if run_id != alive and _is_tagged(engine, run_id, arn)", "if run_id != alive"
