@@ -263,12 +263,14 @@ MUTANTS = [
         STATE,
         '"reason": _reasons(row, reason, several=True), "leftover": row.leftover or row.runId}',
         '"reason": _reasons(row, reason, several=True), "leftover": ""}',
+        "tests/test_lifecycle.py::test_no_second_endpoint_is_created_before_the_first_is_deleted",
     ),
     Mutant(
         "failed run forgets its endpoint",
         STATE,
         '"reason": _reasons(row, reason), "leftover": row.leftover or row.runId}',
         '"reason": _reasons(row, reason), "leftover": ""}',
+        "tests/test_lifecycle.py::test_a_start_waits_until_what_an_earlier_run_left_is_deleted",
     ),
     Mutant(
         "hopeless failures are retried",
