@@ -389,7 +389,7 @@ async function patiently(inputs, tell, more) { // asks again while it is busy or
 			said(e);
 			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4), waited = (Date.now() - begun) / 1000, waking = e.code === 'waking';
 			if (wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable|waking)?$/.test(e.code) || (!waking && tries > 4)) throw e;
-			if (waited + wait > 180) throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
+			if (waking && waited + wait > 180) throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
 			const why = waking ? 'It wakes up after a pause, which can take a minute' : 'It is busy';
 			if (tries === 1) announce(`${why}. Your text is kept.`);
 			tell(`${why}: asked again in ${Math.ceil(wait)} s${waking ? `, after ${clock(waited)}` : ''}.`);
