@@ -57,6 +57,7 @@ CODES |= {
     "too_many_explained": (400, "There are more texts than are explained at a time."),
     **dict.fromkeys(MODEL_CODES.split(), (400, "The model cannot read this.")),
     "busy": (503, "The model has too much to do."),
+    "waking": (503, "A serverless model is being loaded after a pause; retryAfterSeconds says when to ask again."),
     "model_error": (502, "The model failed."),
     "model_timeout": (504, "The model did not answer in time."),
 }
@@ -69,7 +70,7 @@ REFUSALS: dict[str, str] = {  # path: codes
     "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown address_cooldown too_many_starts "
     "too_many_waiting stopping no_model start_failed invalid_webhook no_sms_quota",
     "/predict": f"{_BODY} missing_inputs not_text empty_text text_too_long too_many_texts invalid_text not_in_service "
-    f"invalid_explain too_many_explained no_model busy model_error model_timeout {MODEL_CODES}",
+    f"invalid_explain too_many_explained no_model busy waking model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
     "/openapi.json": _ALWAYS,
 }
@@ -138,7 +139,7 @@ def _status(settings: Settings) -> dict:
         "idleMinutes": {"type": "number", "description": "It sleeps this long after the last prediction."},
         "maxRunMinutes": {"type": "number", "description": "It sleeps this long after its start, whatever is asked."},
         "subscribers": {"type": "integer", "minimum": 0, "description": "How many wait for a message."},
-        "reason": _or_null("string", "Why the last start or run failed."),
+        "reason": _or_null("string", "Why the last start or run failed; while CREATING: why other instance types did."),
         "textLimit": {"type": "integer", "description": "Characters of one text.", "examples": [settings.text_limit]},
         "batchLimit": {"type": "integer", "description": "Texts at a time.", "examples": [settings.batch_limit]},
     }
@@ -252,6 +253,10 @@ def _error(status: int, codes: list[str]) -> dict:
     error = _object(given | _MORE.get(status, {}))
     if status == 409:
         error["properties"]["etaSeconds"] = {"type": ["integer", "null"], "minimum": 0}
+    if "waking" in codes:
+        error["properties"]["retryAfterSeconds"] = _WAIT
+        wakes, waits = {"properties": {"code": {"const": "waking"}}}, {"required": ["retryAfterSeconds"]}
+        error |= {"if": wakes, "then": waits, "else": {"properties": {"retryAfterSeconds": False}}}
     return _object({"error": error})
 
 # %% ../nbs/05f_openapi.ipynb #52195710
@@ -271,7 +276,8 @@ def _refusal(status: int, codes: list[str]) -> dict:
         body = {"anyOf": [body, _GATEWAY]}
     said = "\n".join(f"- `{code}`: {CODES[code][1]}" for code in codes) or "There are too many requests."
     answer = {"description": said, "content": {"application/json": {"schema": body}}}
-    return answer | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
+    headers = _RETRY if "waking" in codes else _HEADERS.get(status)
+    return answer | ({"headers": headers} if headers else {})
 
 
 def _refusals(path: str) -> dict:

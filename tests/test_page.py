@@ -214,9 +214,11 @@ def test_a_number_can_be_left_while_it_wakes(visitor, engine, asleep):
 
 
 def test_a_second_attempt_is_told(visitor, engine):
-    visitor.hear(engine, "CREATING", instanceType="ml.m5.large", since="2026-01-01T00:00:30Z")
+    visitor.hear(engine, "CREATING", instanceType="ml.m5.large", reason="ml.t2.medium: no capacity.")
     page = visitor.arrive("waking")
-    assert "first kind was not to be had, so another one (ml.m5.large)" in text_of(page, "#phase")
+    assert "An earlier machine did not come up: ml.t2.medium: no capacity. Another one (ml.m5.large) is" in text_of(
+        page, "#phase"
+    )
 
 
 @pytest.mark.parametrize("end", ["STOPPED", "FAILED"])

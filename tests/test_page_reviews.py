@@ -1,6 +1,7 @@
 "The page while the model is awake: reviews, files, answers, words, links."
 
 import json
+import re
 import subprocess
 import sys
 
@@ -139,6 +140,65 @@ def test_a_busy_model_is_asked_again(visitor, awake):
     expect(page.locator("#read-hint")).to_have_text("It is busy: asked again in 1 s.")
     expect(page.locator("#answer .verdict strong")).to_have_text("Negative")
     assert predictions(visitor) == 3 and text_of(page, "#review-error") == ""
+
+
+SERVERLESS = dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "costSoFar", "pricePerHour"))
+SERVERLESS |= {"shutdownAt": None, "secondsLeft": None, "endpoint": "serverless"}
+
+
+def wakes(seconds: float) -> dict:
+    "Return what the service says of a serverless model that is being loaded."
+    return {"error": {"code": "waking", "message": "The model is waking up.", "retryAfterSeconds": seconds}}
+
+
+def test_a_serverless_model_that_wakes_up_is_asked_again_until_it_answers(visitor, engine, awake):
+    visitor.tolerated = ("Failed to load resource",)
+    page = visitor.arrive("awake")
+    visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
+    page.reload()
+    expect(page.locator("#lead")).to_contain_text("After a pause the first answer can take a minute.")
+    page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1.5)), times=6)  # more than busy may
+    ask(page, COMPLAINT)
+    hint = "It wakes up after a pause, which can take a minute: asked again in 2 s, after 0:00."
+    expect(page.locator("#read-hint")).to_have_text(hint)
+    expect(page.locator("#announce")).to_contain_text(
+        "It wakes up after a pause, which can take a minute. Your text is kept."
+    )
+    assert page.locator("#review").input_value() == COMPLAINT
+    expect(page.locator("#trouble")).to_be_hidden()
+    expect(page.locator("#read-hint")).to_have_text(re.compile("after 0:0[1-9]"))
+    expect(page.locator("#answer .verdict strong")).to_have_text("Negative")
+    expect(page.locator("#read-hint")).to_have_text("or press Ctrl + Enter")
+    assert predictions(visitor) == 7 and text_of(page, "#review-error") == ""
+
+
+def test_a_serverless_model_that_does_not_wake_up_is_given_up_and_the_text_is_kept(visitor, engine):
+    visitor.tolerated = ("Failed to load resource",)
+    visitor.page.clock.install()
+    visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
+    page = visitor.arrive("awake")
+    page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(50)))
+    ask(page, COMPLAINT)
+    for n in range(1, 5):
+        expect(page.locator("#read-hint" if n < 4 else "#review-error")).to_contain_text("again in")
+        assert predictions(visitor) == n
+        page.clock.run_for(51_000)
+    said = text_of(page, "#review-error")
+    assert said == "The model did not wake up within 3 minutes. Try again later. Your text is kept."
+    assert page.locator("#review").input_value() == COMPLAINT
+    expect(page.locator("#read")).to_have_attribute("aria-disabled", "false")
+
+
+def test_words_are_asked_for_again_while_a_serverless_model_wakes_up(visitor, awake):
+    visitor.tolerated = ("Failed to load resource",)
+    page = visitor.arrive("awake")
+    ask(page, "A good sound.")
+    why = page.get_by_role("button", name="Which words count?")
+    why.wait_for()
+    page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1)), times=1)
+    why.click()
+    expect(page.locator("#tool-text")).to_contain_text("It wakes up after a pause")
+    expect(page.locator("#words")).to_be_focused()
 
 
 def test_the_words_that_count_are_marked_when_somebody_asks(visitor, awake):

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from engine_double import ADA, BOB, ROOT
+from engine_double import ADA, BOB, ROOT, Logs
 from fault_world import CAPACITY, FaultWorld, Gate
 from local_models import until
 from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
@@ -52,6 +52,8 @@ class Watched(FaultWorld):
         super().__init__(prefix=PREFIX, **given)
         self.folder, self.made = "", defaultdict(list)  # function: (service, operation, arguments)
         self.clients["sns"] = Gate(self, "sns", SimpleNamespace(publish=self.publish))
+        self.logs = Logs(page=2)
+        self.clients["logs"] = Gate(self, "logs", self.logs)
         self.clients["sqs"] = Gate(self, "sqs", SimpleNamespace(get_queue_attributes=self.depth_of))
 
     def publish(self, **_):
@@ -69,7 +71,7 @@ class Watched(FaultWorld):
 
     def invoke(self, folder, event):
         self.folder = folder
-        places = {"dead_letters": QUEUE, "dead_letters_url": "https://queue"}
+        places = {"dead_letters": QUEUE, "dead_letters_url": "https://queue", "log_days": 14}
         self.warm.setdefault(
             folder, Engine(self.settings, self.clients.__getitem__, SHUTDOWN, WAKE_UP_ROLE, PREFIX, **places)
         )
@@ -87,6 +89,8 @@ class Watched(FaultWorld):
 def live(world: Watched):
     "Play what every function is there for, and what it does when others fail."
     do = world.do
+    for name in ("trial-aaaaaaaaaaaa", "bbbbbbbbbbbb", "serverless"):
+        world.logs.write(f"{PREFIX}-{name}", world.clock.now - 20 * 86_400)
     world.awake(ADA)
     do(("many", ("status",), ("clock", 600), ("predict",), ("clock", 600), ("extend",)))
     do(("many", ("clock", 700), ("wake", 0, False), ("clock", 1900), ("wake", 0, True)))  # too early, then in time
@@ -134,7 +138,9 @@ def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]
         role = [("iam:PassRole", given["Target"]["RoleArn"])] if "Target" in given else []
         on = ARN.format("scheduler", f"schedule/{given['GroupName']}/{given['Name']}") if "Name" in given else "*"
         return [(f"scheduler:{name}", on), *role]
-    on = {"dynamodb": lambda: ARN.format("dynamodb", f"table/{given['TableName']}"), "sqs": lambda: QUEUE}
+    group = given.get("logGroupName", given.get("logGroupNamePrefix"))  # the list cannot be limited to a prefix
+    on = {"logs": lambda: ARN.format("logs", f"log-group:{group}") if "logGroupName" in given else "*"}
+    on |= {"dynamodb": lambda: ARN.format("dynamodb", f"table/{given['TableName']}"), "sqs": lambda: QUEUE}
     on |= {"ssm": lambda: ARN.format("ssm", f"parameter{given['Name']}"), "sns": lambda: "*"}
     return [(f"{service}:{name}", on[service]())]
 

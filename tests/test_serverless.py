@@ -3,11 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from conftest import TestCloud
-from engine_double import ADA, World, aws_error
+from engine_double import ADA, ROOT, World, aws_error
 from local_models import HANDLERS, predict, register, until
 
+from sentiment_engine.api import WAKE_SECONDS
+from sentiment_engine.lifecycle import client_of
 from sentiment_engine.packaging import stack_parameters
+from sentiment_engine.plan import read_template
 from sentiment_engine.serverless import (
     STANDING,
     delete_serverless,
@@ -62,6 +66,71 @@ def test_without_a_deployed_model_the_answer_says_so(world):
     world.sagemaker.errors["invoke_endpoint"] = [aws_error("ValidationError", "Endpoint x not found.")]
     code, body = world.request("POST", "/predict", {"inputs": "Great value."})
     assert (code, body["error"]["code"]) == (503, "no_model")
+
+
+def model_error(**more) -> ClientError:
+    "Make SageMaker's ModelError, with what the container said."
+    error = {"Code": "ModelError", "Message": "Received server error"}
+    return ClientError({"Error": error, **more}, "InvokeEndpoint")
+
+
+TIMED_OUT = "Your invocation timed out while waiting for a response from container primary."
+COLD = {
+    "no answer in time": ReadTimeoutError(endpoint_url="https://x"),
+    "ModelNotReadyException": aws_error("ModelNotReadyException"),
+    "ThrottlingException": aws_error("ThrottlingException", "Rate exceeded"),
+    "ServiceUnavailable": aws_error("ServiceUnavailable"),
+    "InternalDependencyException": aws_error("InternalDependencyException"),
+    "ModelError of SageMaker": model_error(OriginalStatusCode=0, OriginalMessage=TIMED_OUT),
+    "ModelError without a word": model_error(),
+    "no worker yet": model_error(OriginalStatusCode=503, OriginalMessage='{"code": 503, "message": "no worker"}'),
+}
+
+
+@pytest.mark.parametrize("cold", COLD)
+def test_a_cold_endpoint_is_waking_and_says_when_to_ask_again(world, cold):
+    world.sagemaker.errors["invoke_endpoint"] = [COLD[cold]]
+    code, body = world.request("POST", "/predict", {"inputs": "Great value."})  # headers are checked by the contract
+    assert (code, body["error"]["code"], body["error"]["retryAfterSeconds"]) == (503, "waking", WAKE_SECONDS)
+    assert world.request("POST", "/predict", {"inputs": "Great value."})[0] == 200
+
+
+@pytest.mark.parametrize("cold", COLD)
+def test_an_instance_is_never_waking(monkeypatch, cold):
+    world = World(monkeypatch)
+    world.in_service()
+    world.sagemaker.errors["invoke_endpoint"] = [COLD[cold]]
+    code, body = world.request("POST", "/predict", {"inputs": "Great value."})
+    assert code in (502, 503, 504) and body["error"]["code"] in ("busy", "model_error", "model_timeout")
+
+
+COMPLAINT = '{"error": {"code": "empty_input", "message": "Text 1 is empty."}}'
+WARM = [  # what a container that is up says, and who cannot be reached at all
+    (model_error(OriginalStatusCode=400, OriginalMessage=COMPLAINT), 400, "empty_input"),
+    (model_error(OriginalStatusCode=500, OriginalMessage="Traceback"), 502, "model_error"),
+    (EndpointConnectionError(endpoint_url="https://x"), 504, "model_timeout"),
+    (aws_error("AccessDeniedException"), 502, "model_error"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "code"), WARM)
+def test_what_is_no_cold_start_is_not_called_one(world, error, status, code):
+    world.sagemaker.errors["invoke_endpoint"] = [error]
+    got, body = world.request("POST", "/predict", {"inputs": "Great value."})
+    assert (got, body["error"]["code"]) == (status, code) and "retryAfterSeconds" not in body["error"]
+
+
+def test_a_cold_start_is_answered_before_the_gateway_gives_up_and_the_page_may_read_the_header(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    resources = read_template(ROOT / "infra_scripts" / "template.yaml")["Resources"]
+    config = client_of("sagemaker-runtime").meta.config
+    assert config.retries["total_max_attempts"] == 1
+    assert (
+        config.connect_timeout + config.read_timeout
+        <= resources["InvokeSagemakerEndpoint"]["Properties"]["Timeout"] - 3
+    )
+    cors = resources["Api"]["Properties"]["CorsConfiguration"]
+    assert "retry-after" in cors["ExposeHeaders"]
 
 
 def test_the_reconciler_leaves_it_alone(monkeypatch):

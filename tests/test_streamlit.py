@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from streamlit.delta_generator import DeltaGenerator
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.local_script_runner import LocalScriptRunner
 
@@ -231,6 +232,35 @@ def test_a_busy_model_is_asked_again_and_what_was_read_is_kept(open_app, imposto
     assert "The model is busy. 50 of 60 were read." in app.error[0].value and len(app.dataframe[0].value) == 50
     assert len(waits) == 4 and min(waits) >= 0.8 and answers == []
     assert saved[-1].splitlines()[1].startswith("'=1+1,")  # no spreadsheet takes it for a formula
+
+
+WAKING = {"code": "waking", "message": "The model is waking up after a pause.", "retryAfterSeconds": 5}
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_a_serverless_model_that_wakes_up_is_waited_for_but_not_for_ever(open_app, impostor, monkeypatch, wakes):
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
+    answered = {"predictions": [PREDICTION], "latencyMs": 5, "modelVersion": "7"}
+    refused = [503, json.dumps({"error": WAKING}).encode()]
+    answers = [*[refused] * (7 if wakes else 99), [200, json.dumps(answered).encode()]]
+    says.append(answers)
+    app, waits, told, sleep = open_app(address), [], [], time.sleep
+
+    def waited(seconds):
+        of_app = sys._getframe(1).f_code.co_filename.endswith("app.py")
+        return waits.append(seconds) if of_app else sleep(seconds)
+
+    monkeypatch.setattr("time.sleep", waited)
+    info = DeltaGenerator.info
+    monkeypatch.setattr(DeltaGenerator, "info", lambda self, said: told.append(said) or info(self, said))
+    app = ask(app, "Great value.")
+    assert set(waits) == {5.0} and told[1].startswith("The model is waking up after a pause. Waiting for 0:0")
+    assert app.text_area(key="text").value == "Great value."
+    if wakes:
+        assert len(waits) == 7 and not app.error and "POSITIVE" in [metric.label for metric in app.metric]
+    else:
+        assert 34 <= len(waits) <= 36 and "did not wake up within 3 minutes" in app.error[0].value
 
 
 def test_a_serverless_model_needs_no_button(open_app, impostor):

@@ -81,8 +81,9 @@ def test_the_table_expires_numbers_and_is_paid_by_use():
     assert table["BillingMode"] == "PAY_PER_REQUEST"
 
 
-# What knows no resources in IAM, and a phone number, which has no ARN.
+# What knows no resources in IAM, the list of log groups, which takes all or none, and a phone number without an ARN.
 WITHOUT_RESOURCE = {
+    "logs:DescribeLogGroups",
     "scheduler:ListSchedules",
     "sagemaker:ListEndpoints",
     "sagemaker:ListEndpointConfigs",

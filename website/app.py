@@ -23,6 +23,7 @@ KEPT = 50  # calls that the log remembers
 CHUNK = 50  # reviews in one call, so that a long list shows its progress
 EXPLAINED = 10  # reviews that the API explains at a time
 TRIES = 4  # of a part of a long list, while the API is busy
+WAKE_SECONDS = 180  # that a serverless model is waited for
 MONTH_HOURS = 730
 NAMED = re.compile(r"^(comment|content|feedback)s?$|(review|text|body)s?$", re.IGNORECASE)  # a column of reviews
 MEANING = {
@@ -254,15 +255,31 @@ def show_answers(answered: dict):
     st.caption(f"{answered['latencyMs']} ms · model {answered['modelVersion'] or '–'}")
 
 
+def error_of(call: Call) -> dict:  # code, message and perhaps more; empty: no error of this API
+    "Return the error in an answer."
+    error = call.reply.get("error") if isinstance(call.reply, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
 def ask_patiently(sent: dict) -> Call:
-    "Ask the model, and ask again, each time later, while the API is busy."
-    for tries in range(1, TRIES + 1):
-        call = ask("POST", "/predict", sent)
-        error = call.reply.get("error") if isinstance(call.reply, dict) else None
-        code = error.get("code") if isinstance(error, dict) else None
-        if call.code not in (429, 503) or code not in (None, "busy", "unavailable") or tries == TRIES:
+    "Ask the model again while the API is busy, each time later, and while a serverless model wakes up."
+    tries, waited, hint = 0, 0.0, st.empty()
+    while True:
+        call, tries = ask("POST", "/predict", sent), tries + 1
+        error, waited = error_of(call), waited + call.milliseconds / 1000
+        if call.code == 503 and error.get("code") == "waking":
+            pause = float(error.get("retryAfterSeconds") or 5)
+            if waited + pause > WAKE_SECONDS:
+                call.problem = f"The model did not wake up within {WAKE_SECONDS // 60} minutes. Try again later."
+                break
+            hint.info(f"{call.problem} Waiting for {clock(waited)}.")
+        elif call.code in (429, 503) and error.get("code") in (None, "busy", "unavailable") and tries < TRIES:
+            pause = 2**tries * random.uniform(0.4, 0.6)
+        else:
             break
-        time.sleep(2**tries * random.uniform(0.4, 0.6))
+        time.sleep(pause)
+        waited += pause
+    hint.empty()
     return call
 
 

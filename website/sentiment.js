@@ -1,5 +1,5 @@
-// The page of a model that sleeps. What it shows follows from the answer of GET /status: `accept(status)` is the only
-// way into a state, `fail(problem)` into trouble. Text is only ever set as text.
+// The page of a model that sleeps. `accept(status)`, with an answer of GET /status, is the only way into a state,
+// `fail(problem)` into trouble. Text is only ever set as text.
 'use strict';
 {
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
@@ -82,7 +82,7 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 
 const TROUBLES = {
 	offline: ['You are offline', 'Your device has no connection.'],
-	unreachable: ['The service does not answer', 'It may be your network, a filter in the browser, or the service itself.'],
+	unreachable: ['The service does not answer', 'It may be your network, a browser filter or the service.'],
 	slow: ['The service is silent', 'It did not answer in time.'],
 	busy: ['The service asks for patience', 'It gets more requests than it takes.'],
 	gateway: ['The service has a problem', 'It answered with an error that is not yours.'],
@@ -142,12 +142,12 @@ function accept(status, mine = false) {
 }
 
 const WORDS = { // tab, title, lead
-	asleep: () => ['Asleep', 'The model is asleep', 'It reads reviews and says whether they praise or complain, as soon as somebody wakes it. That can be you.'],
-	waking: () => ['Waking up', 'The model is waking up', 'Leave this tab open, reload it or close it: the waking goes on. You can write a review meanwhile.'],
-	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays by the request, a fraction of a cent each. After a pause the first answer takes some seconds longer.'
+	asleep: () => ['Asleep', 'The model is asleep', 'It says whether reviews praise or complain, once somebody wakes it. That can be you.'],
+	waking: () => ['Waking up', 'The model is waking up', 'You can close or reload this tab, and write a review meanwhile.'],
+	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays a fraction of a cent a request. After a pause the first answer can take a minute.'
 		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest: no run may be longer.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
-	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. In a minute or so you can wake it again.'],
-	failed: () => ['Failed', 'The model has failed', 'It did not come up, or it broke down while it was awake. Nothing of yours is lost.'],
+	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. You can wake it again in a minute.'],
+	failed: () => ['Failed', 'The model has failed', 'It did not come up, or it broke down. Nothing of yours is lost.'],
 };
 const standing = () => app.status.endpoint === 'serverless';
 const idle = () => app.status.idleMinutes * 60; // seconds
@@ -169,7 +169,7 @@ function render(view, before) {
 	}
 	if (view === 'failed') {
 		text('failure-reason', s.reason || 'The service gave no reason.');
-		text('failure-money', `The machine is deleted; if AWS refuses that, it is tried again every few minutes.${number(s.costSoFar) ? ` This run cost its owner ${money(s.costSoFar)}.` : ''} You pay nothing.`);
+		text('failure-money', `The machine is deleted; if AWS refuses, this is repeated.${number(s.costSoFar) ? ` This run cost its owner ${money(s.costSoFar)}.` : ''} You pay nothing.`);
 	}
 	if (/asleep|failed|waking/.test(view)) renderStart(view === 'waking');
 	renderNotify();
@@ -185,10 +185,10 @@ function usually() {
 function renderStart(waking) {
 	const s = app.status, bar = $('progress');
 	text('fact-time', usually());
-	text('fact-cost', `You: nothing. Its owner: ${number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'the hours'} while it is up; asleep the machine is gone, and the rest costs cents to a few dollars a month.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
-	text('fact-idle', `By itself, ${duration(idle())} after the last review, and ${duration(s.maxRunMinutes * 60)} after its start at the latest.`);
+	text('fact-cost', `You: nothing. Its owner: ${number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'the hours'} while it is up; asleep, cents to a few dollars a month.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
+	text('fact-idle', `${duration(idle())} after the last review, and ${duration(s.maxRunMinutes * 60)} after its start at the latest.`);
 	show('last-failure', app.view === 'asleep' && s.reason);
-	text('last-failure', `The last start did not work; you can try again. Why: ${s.reason}`);
+	text('last-failure', `The last start failed; you can try again. Why: ${s.reason}`);
 	const by = app.provider;
 	text('consent-text', `Send me one message${by ? ` through ${by}` : ''} when it is ready, or if it fails. My number is deleted right after${by ? `; ${by} may keep its record` : ''}.`);
 	text('start-title', waking ? 'Be told when it is up' : 'Wake it');
@@ -198,8 +198,7 @@ function renderStart(waking) {
 	show('longer', s.longerThanUsual);
 	bar.setAttribute('aria-valuenow', Math.round(100 * wakingShare()));
 	bar.setAttribute('aria-valuetext', toGo());
-	const again = s.elapsedSeconds - (Date.parse(s.now) - Date.parse(s.since)) / 1000 > 2; // it is younger than the start
-	text('phase', `${again ? 'The first kind was not to be had, so another one' : 'One'} (${s.instanceType}) is found and switched on, the model is loaded and answers a test review. ${usually()}`);
+	text('phase', `${s.reason ? `An earlier machine did not come up: ${s.reason} Another one` : 'One'} (${s.instanceType}) is found and switched on, and the model is loaded and tested. ${usually()}`);
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
 }
 
@@ -251,10 +250,10 @@ function tick() {
 		if (soon && !app.warned) announce($('soon').textContent);
 		app.warned = soon;
 		placeSun(0.96 - 0.62 * Math.min(1, rest / idle()));
-		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; up day and night it would be ${money(price * 730)} a month` : ''}.`);
+		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; all month it would be ${money(price * 730)}` : ''}.`);
 	}
 	if (standing()) placeSun(0.4);
-	// Whoever stood on a control that has just gone is taken to the heading.
+	// Focus on a control that is gone moves to the heading.
 	if (!document.activeElement.getClientRects().length) $('title').focus();
 	root.dataset.late = soon;
 	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Next to nothing' : standing() ? 'By the request' : number(price) ? `${money(price)}/h` : '–');
@@ -383,22 +382,26 @@ async function predict(inputs, more) {
 	}
 	return reply;
 }
-async function patiently(inputs) { // who is busy is asked again, each time later
+async function patiently(inputs, tell, more) { // asks again while it is busy or wakes up
+	const begun = Date.now();
 	for (let tries = 1; ; tries++) {
-		try { return await predict(inputs); } catch (e) {
+		try { return await predict(inputs, more); } catch (e) {
 			said(e);
-			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4);
-			if (tries > 4 || wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable)?$/.test(e.code)) throw e;
-			text('read-hint', `It is busy: asked again in ${Math.ceil(wait)} s.`);
+			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4), waited = (Date.now() - begun) / 1000, waking = e.code === 'waking';
+			if (wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable|waking)?$/.test(e.code) || (!waking && tries > 4)) throw e;
+			if (waking && waited + wait > 180) throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
+			const why = waking ? 'It wakes up after a pause, which can take a minute' : 'It is busy';
+			if (tries === 1) announce(`${why}. Your text is kept.`);
+			tell(`${why}: asked again in ${Math.ceil(wait)} s${waking ? `, after ${clock(waited)}` : ''}.`);
 			await new Promise((go) => setTimeout(go, wait * 1000));
-			text('read-hint', '');
+			tell(`${why}.`);
 		}
 	}
 }
 async function read() {
 	const list = reviews(), size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
-	// What was read of a list that broke off is not read again, unless by another model.
+	// A list that broke off goes on where it did, unless the model has changed.
 	const key = [app.status.modelVersion, ...list].join('\n'), now = app.broken?.key === key ? app.broken : {key, found: [], latency: 0};
 	const {found} = now, before = found.length;
 	app.broken = null;
@@ -407,7 +410,9 @@ async function read() {
 	bar.max = list.length; bar.value = before; bar.hidden = list.length <= size;
 	try {
 		while (found.length < list.length) {
-			const part = list.slice(found.length, found.length + size), reply = await patiently(part);
+			const part = list.slice(found.length, found.length + size);
+			const reply = await patiently(part, (why) => text('read-hint', why));
+			text('read-hint', '');
 			reply.predictions.forEach((p, k) => found.push({...p, text: part[k]}));
 			now.latency += reply.latencyMs || 0; now.version = reply.modelVersion;
 			bar.value = found.length;
@@ -448,7 +453,7 @@ function single(p) {
 		p.windows > 1 ? el('p.small', `A long one: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
 	];
 }
-function words(p) { // on which the answer hangs; offsets count characters, not UTF-16 units
+function words(p) { // offsets count characters, not UTF-16 units
 	const letters = [...p.text], say = (from, to) => letters.slice(from, to).join(''), weight = (w) => Math.abs(w.influence);
 	const ranked = [...p.explanation].sort((x, y) => weight(y) - weight(x)), most = ranked[0] ? weight(ranked[0]) : 0;
 	const telling = ranked.filter((w) => weight(w) >= Math.max(0.01, most / 5)).slice(0, 10);
@@ -462,7 +467,7 @@ function words(p) { // on which the answer hangs; offsets count characters, not 
 	const points = (w) => `${say(w.start, w.end)} ${w.influence > 0 ? '+' : '−'}${(weight(w) * 100).toFixed(0)}`;
 	const sides = ['POSITIVE', 'NEGATIVE'].map((side) => [side, telling.filter((w) => label(w) === side)]).filter(([, found]) => found.length);
 	return el('div.why', box, ...sides.map(([side, found]) => el('p', el('b', `${sign(side)} For ${side.toLowerCase()}: `), found.map(points).join(', '))), el('p.small', telling.length
-		? 'In points: how far “positive” falls (+) or rises (−) when the model reads the review without the word.'
+		? 'Points: how far “positive” falls (+) or rises (−) without the word.'
 		: 'It hangs on no single word: without any of them the answer stays.'));
 }
 async function why({text: review}) {
@@ -470,7 +475,8 @@ async function why({text: review}) {
 	if (app.reading || button.ariaDisabled === 'true') return;
 	busy('why', 'Looking …'); text('tool-text', '');
 	try {
-		const {predictions: [p], latencyMs: latency, modelVersion: version} = await predict([review], {explain: true});
+		const tell = (why) => { if (here()) text('tool-text', why); };
+		const {predictions: [p], latencyMs: latency, modelVersion: version} = await patiently([review], tell, {explain: true});
 		if (!Array.isArray(p.explanation)) throw new Problem('gateway', 'This model cannot say why.');
 		if (!here()) return;
 		answer([{...p, text: review}], {latency, version}, true);
@@ -508,7 +514,7 @@ function answer(list, facts, again = false) { // facts: latency, version, stored
 async function copy(what, value) {
 	try { await navigator.clipboard.writeText(value); text('tool-text', `Copied: ${what}.`); } catch { text('tool-text', 'This browser does not let a page copy.'); }
 }
-// What follows # stays in the browser: no server sees it.
+// What follows # stays in the browser.
 const linkTo = (list) => `${location.href.split('#')[0]}#review${list[1] ? 's' : ''}=${encodeURIComponent(list.map((p) => p.text).join('\n'))}`;
 const asCurl = (inputs) => `curl '${app.api}/predict' -H 'content-type: application/json' -d '${`{"inputs": ${inputs}}`.replaceAll("'", "'\\''")}'`;
 const asPython = (inputs) => `import json
@@ -641,7 +647,7 @@ window.ondragover = (e) => { if (e.dataTransfer.types.includes('Files')) e.preve
 window.ondrop = (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } };
 document.onvisibilitychange = () => { if (!document.hidden && Date.now() - app.at > 3000) look(); };
 setInterval(tick, 1000);
-if (notices() === 'default') notified(NAME); // shown to nobody: may it be made at all?
+if (notices() === 'default') notified(NAME); // may it be made at all?
 checkPhone();
 renderPast();
 takeLink();
