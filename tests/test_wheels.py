@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile, ZipInfo
 
+import aws_target
 import deploy
 import pytest
 from packaging.requirements import Requirement
@@ -18,6 +19,7 @@ from packaging.utils import parse_wheel_filename
 from tiny_model import write_tiny_model
 
 from sentiment_engine import wheels
+from sentiment_engine.account import Finding
 from sentiment_engine.artifact import PreflightError, add_inference_code, artifact_hash, pack, preflight, unpack
 from sentiment_engine.endpoint import serving_image, upload_artifact
 from sentiment_engine.local.hosting import ModelServer
@@ -364,3 +366,19 @@ def test_aws_gets_the_wheels_and_one_machine_does_not():
         for target in ("aws", "local")
     }
     assert by_target["aws"].parameters["wheels"] is True and "wheels" not in by_target["local"].parameters
+
+
+def test_wheels_that_cannot_be_had_stop_a_deployment_before_it_costs_anything(index, tmp_path, monkeypatch):
+    "Notebook 04 packs them after the cleaning and the training, which are paid for."
+    (index / NAMES[0]).unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(aws_target, "check_account", lambda *_: [Finding("region", True, "us-east-1")])
+    monkeypatch.setattr(deploy, "recall", lambda _: Finding("as before", True, "nothing"))
+    monkeypatch.setattr(deploy.Stamps, "read", lambda _: {})
+    monkeypatch.setattr(deploy, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
+    monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws", "--region", "us-east-1"])
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with pytest.raises(SystemExit, match="pip cannot fetch tiny-a"):
+        deploy.main()
