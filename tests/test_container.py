@@ -10,6 +10,7 @@ import pytest
 
 from sentiment_engine.released import pack_released
 from sentiment_engine.serving import Predictor
+from sentiment_engine.wheels import add_wheels, fetch_wheels, read_lock
 
 TEXTS = [*container_test.EXAMPLES, container_test.LONG]
 
@@ -45,21 +46,33 @@ def test_an_artifact_loads_with_plain_transformers_and_says_the_same(artifact):
 
 @pytest.mark.slow
 def test_the_container_answers_as_the_local_server(tmp_path_factory):
-    "Installs a gigabyte once; it is kept under .container-test."
-    found = list(container_test.checks(None))
-    assert len(found) == len(container_test.REQUESTS) + 3
-    assert not [str(check) for check in found if not check.passed]
+    "Installs gigabytes once; they are kept under .container-test."
+    found = {check.name: check for check in container_test.checks(None)}
+    assert len(found) == len(container_test.REQUESTS) + 5
+    assert not [str(check) for check in found.values() if not check.passed]
+    assert "no package index in reach" in found["requirements"].saw
+    assert f"onnxruntime {read_lock().pins['onnxruntime']}" in found["versions"].saw
+
+
+@pytest.mark.slow
+def test_the_container_installs_no_wheel_that_was_tampered_with(artifact, tmp_path):
+    other = shutil.copytree(artifact, tmp_path / "other", ignore=shutil.ignore_patterns("__pycache__"))
+    add_wheels(other, fetch_wheels())
+    wheel = next((other / "code" / "wheels").glob("flatbuffers*"))
+    wheel.write_bytes(wheel.read_bytes() + b"more")
+    *_, last = container_test.checks(other)
+    assert not last.passed and last.name in ("wheels", "requirements") and "HASHES" in last.saw.upper()
 
 
 @pytest.mark.slow
 def test_the_container_answers_with_the_released_model(tmp_path):
-    pack_released(tmp_path / "model.tar.gz")
+    pack_released(tmp_path / "model.tar.gz", wheels=fetch_wheels())
     before = set(psutil.pids())
     found = list(container_test.checks(tmp_path / "model.tar.gz"))
     commands = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
     left = {pid for pid, command in commands.items() if "model_service_worker" in command}
     assert not left - before, "the workers of the server have outlived it"
-    assert len(found) == len(container_test.REQUESTS) + 2, "all but plain transformers, for which it has no weights"
+    assert len(found) == len(container_test.REQUESTS) + 4, "all but plain transformers, for which it has no weights"
     assert not [str(check) for check in found if not check.passed]
 
 

@@ -217,7 +217,8 @@ def test_the_log_is_lines_of_json_without_what_people_wrote(artifact):
         httpx.post(f"{server.url}/invocations", content=b"my private review")
         server.process.send_signal(signal.SIGTERM)
         log = server.end()
-    assert [e["event"] for e in log][:1] == ["ready"] and log[0]["load_seconds"] > 0
+    assert log[0]["event"].startswith("answering with Python") and log[0]["logger"] == "inference"
+    assert log[1]["event"] == "ready" and log[1]["load_seconds"] > 0
     failed = [e for e in log if e["event"] == "request failed"]
     assert len(failed) == 1 and failed[0]["error"] == "RuntimeError" and failed[0]["level"] == "error"
     assert any("predict_fn" in place for place in failed[0]["at"])
