@@ -16,7 +16,7 @@ TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
 	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run audit \
-	teardown clean
+	second-opinion teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -113,6 +113,9 @@ lighthouse: install ## print Lighthouse's four scores of the page, asleep and aw
 
 aws-dry-run: install ## what a deployment to AWS would make and cost; needs no account (OPTIONS="--domain …")
 	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
+
+second-opinion: install ## let moto judge the calls for our templates, or a recording (RECORDING=file)
+	@$(PY) infra_scripts/second_opinion.py $(if $(RECORDING),"$(RECORDING)")
 
 audit: install ## look for known faults in templates, files and packages (asks PyPI about the packages)
 	@$(PY) infra_scripts/audit.py
