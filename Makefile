@@ -15,8 +15,8 @@ TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml 
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run aws-acceptance \
-	rehearsal audit teardown clean
+	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run \
+	rehearsal second-opinion aws-acceptance audit teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -122,6 +122,9 @@ aws-acceptance: install ## try the whole engine once in an AWS account, then del
 	@$(PY) infra_scripts/acceptance.py $(if $(PROFILE),--profile "$(PROFILE)") $(if $(REGION),--region "$(REGION)") \
 		$(if $(PHONE),--phone "$(PHONE)") $(if $(SERIES),--series) $(if $(ROWS),--rows $(ROWS)) $(if $(YES),--yes) \
 		$(if $(DRY),--dry-run) $(if $(IDLE),--idle-minutes $(IDLE))
+
+second-opinion: install ## let moto judge the calls for our templates, or a recording (RECORDING=file)
+	@$(PY) infra_scripts/second_opinion.py $(if $(RECORDING),"$(RECORDING)")
 
 audit: install ## look for known faults in templates, files and packages (asks PyPI about the packages)
 	@$(PY) infra_scripts/audit.py

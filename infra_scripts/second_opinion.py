@@ -42,6 +42,7 @@ import yaml
 from botocore import xform_name
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from template_calls import Made, Stack, calls_of, deletions_of, unmade
 
 from sentiment_engine.local.requests import complaints, identifiers, read_recording
@@ -68,26 +69,47 @@ def installed() -> Path:
     return PLACE / "bin" / "moto_server"
 
 
+@dataclass
+class Moto:
+    "A running moto."
+
+    url: str
+    log: Path  # what it writes
+    read: int = 0  # bytes of the log that were looked at
+
+    def why(self) -> str:
+        "Return the exception that moto's last answer with status 500 came from."
+        with self.log.open("rb") as file:
+            file.seek(self.read)
+            text = file.read().decode("utf-8", "replace")
+            self.read = file.tell()
+        return ([line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)] or [""])[-1]
+
+
 @contextlib.contextmanager
-def moto(account: str) -> Iterator[str]:  # its address
+def moto(account: str) -> Iterator[Moto]:
     "Run moto for a while. Raises RuntimeError if it does not start."
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    env = os.environ | {"MOTO_ACCOUNT_ID": account}
-    server = subprocess.Popen([installed(), "-H", "127.0.0.1", "-p", str(port)], env=env, **quiet)
-    try:
-        for _ in range(300):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.1)
-        else:
-            raise RuntimeError("moto did not start within half a minute")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    command, env = [installed(), "-H", "127.0.0.1", "-p", str(port)], os.environ | {"MOTO_ACCOUNT_ID": account}
+    with tempfile.NamedTemporaryFile(prefix="moto-", suffix=".log") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _await(port)
+            yield Moto(f"http://127.0.0.1:{port}", Path(log.name))
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _await(port: int):
+    "Wait until moto listens."
+    for _ in range(300):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError("moto did not start within half a minute")
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,7 @@ class Verdict:
 class Replay:
     "Plays calls to moto."
 
-    url: str
+    moto: Moto
     standing: dict[str, str] = field(default_factory=dict)  # an identifier of the recording → moto's
     clients: dict = field(default_factory=dict)
 
@@ -125,17 +147,21 @@ class Replay:
         service, operation, params = made
         if service not in self.clients:
             config = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
-            self.clients[service] = boto3.client(service, endpoint_url=self.url, config=config, **KEYS)
+            self.clients[service] = boto3.client(service, endpoint_url=self.moto.url, config=config, **KEYS)
         call = getattr(self.clients[service], xform_name(operation))
         about = {"service": service, "operation": operation, "ours": ours, "derived": derived}
         try:
             answer = call(**self.translated(params))
-        except ClientError as e:
-            status, error = e.response["ResponseMetadata"]["HTTPStatusCode"], e.response["Error"]
-            known = status < 500 and error["Code"] not in UNKNOWN
-            return Verdict(**about, theirs=error["Code"], reason=error["Message"], known=known)
-        except BotoCoreError as e:
-            return Verdict(**about, theirs=type(e).__name__, reason=str(e), known=False)
+        except (ClientError, ResponseParserError) as e:
+            answer = getattr(e, "response", {})
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+            code, reason = answer.get("Error", {}).get("Code", "500"), answer.get("Error", {}).get("Message", "")
+            if status >= 500:
+                reason = self.moto.why()
+            known = code not in UNKNOWN and not reason.startswith("NotImplementedError")
+            return Verdict(**about, theirs=code, reason=reason, known=known)
+        except BotoCoreError as e:  # boto3 did not send it
+            return Verdict(**about, theirs=type(e).__name__, reason=str(e))
         if operation == "PutBucketPolicy":
             self.clients[service].delete_bucket_policy(Bucket=params["Bucket"])
         for path, text in identifiers(answer):
@@ -158,7 +184,7 @@ class Replay:
         if isinstance(value, list):
             return [self._value(item, key) for item in value]
         if key == "QueueUrl" and isinstance(value, str):
-            return re.sub(r"^https?://[^/]+", self.url, value)
+            return re.sub(r"^https?://[^/]+", self.moto.url, value)
         return self.standing.get(value, value) if isinstance(value, str) else value
 
 
@@ -236,9 +262,9 @@ def _identity(call: Made) -> tuple | None:
     return (call[1], next(iter(call[2].values()))) if call[1].startswith("Create") else None
 
 
-def judged(lines: list[dict], url: str, account: str) -> tuple[list[Verdict], list[str], Counter]:
+def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict], list[str], Counter]:
     "Play a recording; return the verdicts, what botocore's description forbids, and what nobody judges."
-    replay, stacks, verdicts, wrong, left = Replay(url), Stacks(lines, account), [], [], Counter()
+    replay, stacks, verdicts, wrong, left = Replay(judge), Stacks(lines, account), [], [], Counter()
     for line in lines:
         made = (line["service"], line["operation"], line["params"])
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"] if not line["error"]]
@@ -304,8 +330,8 @@ def main(argv: list[str] | None = None) -> int:
     recording = parser.parse_args(argv).recording
     lines = read_recording(recording) if recording else lines_of_templates()
     account = account_of(lines)
-    with moto(account) as url:
-        verdicts, wrong, left = judged(lines, url, account)
+    with moto(account) as judge:
+        verdicts, wrong, left = judged(lines, judge, account)
     return report(verdicts, wrong, left, yaml.safe_load(ALLOWED.read_text())["refusals"] or [])
 
 
