@@ -15,8 +15,8 @@ TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
-	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse aws-dry-run aws-acceptance \
-	audit 	teardown clean
+	bench-etl bench-inference bench-training bench-recipe check notebooks book docs screenshots lighthouse \
+	aws-dry-run aws-acceptance audit teardown clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24

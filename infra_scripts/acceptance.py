@@ -174,7 +174,7 @@ class Acceptance:
         "Keep the record on disk. A full disk must not end a teardown."
         try:
             self.memory.write(self.record)
-        except OSError as e:
+        except Exception as e:
             self.say(f"     … {self.memory.file.name} could not be written: {e}")
 
     def check(self, title: str, passed: object, seen: object = ""):
@@ -359,7 +359,8 @@ class Acceptance:
                 self.attempt("report", self.write_report)
                 raise
             except BaseException as e:
-                self.failed(self.record.phase, e)
+                with suppress(Exception):
+                    self.failed(self.record.phase, e)
             self.end()
         return self.record.passed
 
@@ -509,8 +510,8 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     hours = (time.time() - record.started) / 3600
     say(f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours")
     say(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
-    given, options.region = options.region, record.region
-    options.profile = options.profile or record.profile or None
+    given = vars(options).copy()
+    options.region, options.profile = record.region, options.profile or record.profile or None
     lead(options, record.prefix)
     whose, last = caller(connect("aws"))
     if last != record.account:
@@ -521,7 +522,7 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     path, record.process = Path(options.report), os.getpid()
     options.report = str(path.with_stem(f"{path.stem}-{record.prefix}"))
     done = Acceptance(record, memory, lock, options).finish()
-    options.report, options.region = str(path), given
+    vars(options).update(given)
     if not done:
         raise SystemExit(1)
 
