@@ -80,7 +80,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
     _, month = standing_cost(Counter(plan.resources))
     standing, limit = (month + resting_cost()) / HOURS_PER_MONTH, (SERIES_LIMIT if series else DEPLOY_LIMIT) / 3600
-    yield Cost(f"{len(plan.resources)} resources that stand there", standing, standing * (limit + 4))
+    yield Cost(f"{len(plan.resources)} resources at rest", standing, standing * (limit + 4))
     trial, dearest = hourly(TRIAL_INSTANCE), max(map(hourly, settings.instance_types))
     yield Cost(f"a trial of the model on {TRIAL_INSTANCE}", trial / 5, trial * 0.75)
     cheapest, minutes = hourly(settings.instance_types[0]), settings.max_run_minutes
@@ -92,7 +92,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
 
 def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: str, region: str):
-    "Say what would be done, where, for how long and for how much."
+    "Print what is done, where, how long it takes and what it costs."
     parts = list(costs(plan, settings, options.series))
     stacks = len({change.stack for change in plan.changes})
     hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + START_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
@@ -331,7 +331,7 @@ class Acceptance:
     def end(self):
         "Tear down, look at what is left, and report. Everything is tried, whatever fails."
         self.interrupts.ending = True
-        self.say("\nNow everything is deleted.")
+        self.say("\nDeleting everything now.")
         try:
             self.attempt("teardown", self.tear_down)
             self.attempt("leftovers", self.leftovers)
@@ -402,13 +402,13 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         options.phone = options.phone and e164(options.phone, Settings().sms_countries)
     except BadPhone as e:
         parser.error(f"--phone: {e}")
-    # What the plan of a deployment also knows, and this one never has.
+    # Options of deploy.py that its plan reads and an acceptance never uses.
     options.domain = options.permissions_boundary = options.reserved_concurrency = None
     return options
 
 
 def lead(options: argparse.Namespace, prefix: str):
-    "Lead boto3, the settings and the programs to an engine. What the shell says about another engine is left out."
+    "Point boto3, the settings and the programs to one engine. Settings of another engine in the shell are dropped."
     for name in [name for name in os.environ if name.startswith("SENTIMENT_")]:
         del os.environ[name]
     options.stack_prefix = prefix
@@ -416,7 +416,7 @@ def lead(options: argparse.Namespace, prefix: str):
 
 
 def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which account, and the account's last four digits
-    "Say who acts. Raises ValueError with what to do if nobody can."
+    "Describe the caller. Raises ValueError with advice if AWS does not know one."
     if not session.region_name:
         raise ValueError("no region is chosen: give --region, such as us-east-1")
     try:
@@ -435,11 +435,11 @@ def effective_profile(options: argparse.Namespace) -> str:
 
 
 def new_prefix(session: boto3.Session) -> str:
-    "Choose a prefix that no stack in the account begins with, and name what other acceptances have left."
+    "Choose a prefix that no stack uses, and name the engines that other acceptances have left."
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
-        say(f"Another acceptance, {other}, stands in this account. If nobody is at work on it:")
+        say(f"Another acceptance, {other}, exists in this account. If no process works on it, delete it:")
         say(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
     while True:
         prefix = f"accept-{uuid.uuid4().hex[:4]}"
@@ -448,7 +448,7 @@ def new_prefix(session: boto3.Session) -> str:
 
 
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
-    "Look for what is in the way, and choose a smaller engine for a new account."
+    "List the problems of the account. A new account gets an engine without reserved concurrency."
     machines = Machines(TRIAL_INSTANCE, SERIES_INSTANCE if options.series else "")
     findings = check_account(connect("aws"), settings_from(os.environ), machines)
     problems = [finding for finding in findings if finding.fine is False]
@@ -456,12 +456,12 @@ def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
     if small:
         options.reserved_concurrency = False
         lead(options, options.stack_prefix)
-        say("The account is too new for reserved concurrency: the functions share what there is.\n")
+        say("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
     return [finding for finding in problems if finding not in small]
 
 
 def versions() -> dict[str, str]:
-    "Say what is at work."
+    "Return the versions of everything that takes part."
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = ""
     with suppress(OSError):
@@ -475,7 +475,7 @@ def versions() -> dict[str, str]:
 
 
 def agreed(options: argparse.Namespace, prefix: str) -> bool:
-    "Ask, unless nobody need be asked."
+    "Ask for the prefix, unless --yes was given."
     if options.yes:
         return True
     try:
@@ -485,13 +485,13 @@ def agreed(options: argparse.Namespace, prefix: str) -> bool:
 
 
 def dry_run(options: argparse.Namespace) -> int:  # exit status
-    "Say what would be done. Without credentials, plan for the region of the price table."
+    "Print the plan and the price. Works without credentials, for us-east-1 unless a region is given."
     lead(options, f"accept-{uuid.uuid4().hex[:4]}")
     session = connect("aws")
     try:
         whose = caller(session)[0]
     except ValueError as e:
-        whose = "whoever has credentials then"
+        whose = "the credentials that you will have"
         say(f"{e}\n")
         options.region = session.region_name or "us-east-1"
         lead(options, options.stack_prefix)
@@ -546,7 +546,7 @@ def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # wh
     if problems:
         raise ValueError("\n".join(map(str, ("there are problems:", *problems))))
     if not agreed(options, prefix):
-        raise ValueError("nobody agreed")
+        raise ValueError("the prefix was not typed")
     record = Record(prefix, region, last, effective_profile(options), time.time(), os.getpid(), series=options.series)
     record.versions = versions()
     return Acceptance(record, memory, lock, options).accept()

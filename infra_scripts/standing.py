@@ -77,7 +77,7 @@ def _pages(client, look: Look) -> Iterator[dict]:
         yield getattr(client, look.operation)(**look.given)
 
 
-def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[str]]:  # things, and what nobody could ask
+def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[str]]:  # things, and failed questions
     "List everything whose name contains `prefix`, which therefore has to be a rare one."
     found, unknown = [], []
     for look in LOOKS:
