@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL)) \
 	$(if $(IDLE),--idle-minutes $(IDLE))
-TEMPLATES := $(addprefix infra_scripts/,template.yaml foundation.yaml monitoring.yaml deployer.yaml)
+TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml monitoring.yaml deployer.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
@@ -40,7 +40,7 @@ release: install ## make the released model again (half an hour on a GPU, a nigh
 	@test -n "$(DATA)" || { echo "name the reviews: make release DATA=folder (with *.jsonl.gz of reviews)"; exit 1; }
 	@$(PY) infra_scripts/release_model.py --data "$(DATA)" $(if $(TEACHERS),--teachers $(TEACHERS))
 
-artifact: install ## pack the released model as model.tar.gz for SageMaker (OUT=file)
+artifact: install ## pack the released model as model.tar.gz for SageMaker, with the packages its container lacks (OUT=file)
 	@$(PY) infra_scripts/release_model.py --pack "$(or $(OUT),model.tar.gz)"
 
 smoke: install ## play one visit over HTTP, step by step
@@ -99,8 +99,9 @@ notebooks: install ## run the notebooks' own tests
 book: install ## run all notebooks against a fresh local cloud and keep their outputs
 	@$(PY) infra_scripts/book.py
 
-docs: install ## write README.md from nbs/index.ipynb, and the site if Quarto is there
+docs: install ## write README.md from nbs/index.ipynb, docs/regions.md, and the site if Quarto is there
 	@$(PY) infra_scripts/render_readme.py
+	@$(PY) infra_scripts/render_regions.py
 	@if command -v quarto >/dev/null; then $(VENV)/bin/nbdev_docs; else echo "README.md is written; Quarto is not installed, so no site"; fi
 
 screenshots: install ## photograph every state of the page into images/
@@ -127,4 +128,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .audit .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz
+	rm -rf $(VENV) .audit .moto .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz

@@ -29,13 +29,14 @@ from acceptance_record import Busy, Check, Failure, Memory, Record, report, verd
 from aws_target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from botocore.exceptions import BotoCoreError, ClientError
 from child import Abandoned, Interrupts, run_program
-from deploy import TRIAL_INSTANCE, stop_on_signals
+from deploy import stop_on_signals
 from smoke import StepFailed
 from standing import by_name, by_tag
 
 from sentiment_engine import __version__
-from sentiment_engine.account import Finding, Machines, check_account
+from sentiment_engine.account import Finding, check_account, find_stack, stack_names
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
+from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.notifications import BadPhone, e164
 from sentiment_engine.plan import Plan
 from sentiment_engine.settings import Settings, connect, settings_from
@@ -81,8 +82,8 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
     _, month = standing_cost(Counter(plan.resources))
     standing, limit = (month + resting_cost()) / HOURS_PER_MONTH, (SERIES_LIMIT if series else DEPLOY_LIMIT) / 3600
     yield Cost(f"{len(plan.resources)} resources at rest", standing, standing * (limit + 4))
-    trial, dearest = hourly(TRIAL_INSTANCE), max(map(hourly, settings.instance_types))
-    yield Cost(f"a trial of the model on {TRIAL_INSTANCE}", trial / 5, trial * 0.75)
+    tried, dearest = list(trial_machines(settings)), max(map(hourly, settings.instance_types))
+    yield Cost(f"a trial of the model on {' or '.join(tried)}", hourly(tried[0]) / 5, sum(map(hourly, tried)) * 0.75)
     cheapest, minutes = hourly(settings.instance_types[0]), settings.max_run_minutes
     yield Cost(f"a visit on {' or '.join(settings.instance_types)}", cheapest / 3, dearest * (minutes + 15) / 60)
     if series:
@@ -250,6 +251,7 @@ class Acceptance:
         words += ["--textbelt-url", options.textbelt_url] if options.textbelt_url else []
         words += ["--sms-provider", options.sms_provider] if options.sms_provider else []
         words += [] if self.settings.reserve_concurrency else ["--no-reserved-concurrency"]
+        words += ["--permissions-boundary", options.permissions_boundary] if options.permissions_boundary else []
         if self.record.series:
             rows, kind = str(options.rows), SERIES_INSTANCE
             words += ["--rows", rows, "--base-model", "minilm", "--sample-rows", rows, "--training-instance", kind]
@@ -260,9 +262,9 @@ class Acceptance:
 
     def stacks(self) -> dict[str, dict]:  # name: as describe_stacks tells
         "Describe the engine's stacks, whichever there are."
-        pages = boto3.client("cloudformation").get_paginator("describe_stacks").paginate()
-        found = [stack for page in pages for stack in page["Stacks"]]
-        return {s["StackName"]: s for s in found if s["StackName"].startswith(f"{self.record.prefix}-")}
+        cloudformation = boto3.client("cloudformation")
+        found = {name: find_stack(cloudformation, name) for name in stack_names(self.settings)}
+        return {name: stack for name, stack in found.items() if stack}
 
     def resources(self, stack: str) -> list[dict]:
         "List what a stack holds."
@@ -381,6 +383,8 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", metavar="NAME", help="profile of the AWS command line")
     add("--region", metavar="NAME", help="AWS region, such as us-east-1")
+    add("--stack-prefix", metavar="NAME", help="name of the engine; nothing may stand under it (random by default)")
+    add("--permissions-boundary", metavar="ARN", help="a policy that no role of the engine may go beyond")
     add("--yes", action="store_true", help="do not ask")
     add("--dry-run", action="store_true", help="only say what would be done and what it costs; needs no account")
     add("--finish", action="store_true", help="only tear down what an earlier acceptance has left")
@@ -403,7 +407,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     except BadPhone as e:
         parser.error(f"--phone: {e}")
     # Options of deploy.py that its plan reads and an acceptance never uses.
-    options.domain = options.permissions_boundary = options.reserved_concurrency = None
+    options.domain = options.reserved_concurrency = None
     return options
 
 
@@ -434,23 +438,25 @@ def effective_profile(options: argparse.Namespace) -> str:
     return options.profile or ("" if by_keys else os.environ.get("AWS_PROFILE", ""))
 
 
-def new_prefix(session: boto3.Session) -> str:
-    "Choose a prefix that no stack uses, and name the engines that other acceptances have left."
+def new_prefix(session: boto3.Session, wanted: str = "") -> str:
+    "Choose a prefix that no stack uses, and name other acceptances. Raises ValueError if the wanted one is taken."
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
+    if wanted and (taken := names & set(stack_names(settings_from(os.environ, prefix=wanted)))):
+        raise ValueError(f"{', '.join(sorted(taken))} stands already, and an acceptance deletes what it made")
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
         say(f"Another acceptance, {other}, exists in this account. If no process works on it, delete it:")
         say(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
-    while True:
+    while not wanted:
         prefix = f"accept-{uuid.uuid4().hex[:4]}"
         if not any(name.startswith(prefix) for name in names):
             return prefix
+    return wanted
 
 
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
     "List the problems of the account. A new account gets an engine without reserved concurrency."
-    machines = Machines(TRIAL_INSTANCE, SERIES_INSTANCE if options.series else "")
-    findings = check_account(connect("aws"), settings_from(os.environ), machines)
+    findings = check_account(connect("aws"), settings_from(os.environ), SERIES_INSTANCE if options.series else "")
     problems = [finding for finding in findings if finding.fine is False]
     small = [finding for finding in problems if finding.what == "Lambda concurrency"]
     if small:
@@ -486,7 +492,7 @@ def agreed(options: argparse.Namespace, prefix: str) -> bool:
 
 def dry_run(options: argparse.Namespace) -> int:  # exit status
     "Print the plan and the price. Works without credentials, for us-east-1 unless a region is given."
-    lead(options, f"accept-{uuid.uuid4().hex[:4]}")
+    lead(options, options.stack_prefix or f"accept-{uuid.uuid4().hex[:4]}")
     session = connect("aws")
     try:
         whose = caller(session)[0]
@@ -510,7 +516,7 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     hours = (time.time() - record.started) / 3600
     say(f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours")
     say(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
-    given = vars(options).copy()
+    given, shell = vars(options).copy(), dict(os.environ)
     options.region, options.profile = record.region, options.profile or record.profile or None
     lead(options, record.prefix)
     whose, last = caller(connect("aws"))
@@ -522,9 +528,11 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     path, record.process = Path(options.report), os.getpid()
     options.report = str(path.with_stem(f"{path.stem}-{record.prefix}"))
     done = Acceptance(record, memory, lock, options).finish()
-    vars(options).update(given)
     if not done:
         raise SystemExit(1)
+    vars(options).update(given)
+    os.environ.clear()  # the new acceptance may be in another account
+    os.environ.update(shell)
 
 
 def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether everything held
@@ -535,10 +543,11 @@ def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # wh
         say("There is no unfinished acceptance.")
     if options.finish:
         return True
+    wanted = options.stack_prefix
     lead(options, "accept")  # for the first questions only
     session = connect("aws")
     whose, last = caller(session)
-    prefix, region = new_prefix(session), session.region_name
+    prefix, region = new_prefix(session, wanted or ""), session.region_name
     lead(options, prefix)
     problems = look_at_account(options)
     settings = settings_from(os.environ)

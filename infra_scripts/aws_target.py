@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sentiment_engine.account import Finding, Machines, check_account, check_credentials, find_stack, find_zone, tags_of
+from sentiment_engine.account import Finding, check_account, check_credentials, find_stack, find_zone, tags_of
 from sentiment_engine.artifact import artifact_hash
 from sentiment_engine.endpoint import model_version
 from sentiment_engine.packaging import monitoring_parameters, package_keys, stack_parameters
@@ -26,8 +26,10 @@ from sentiment_engine.settings import (
     foundation_stack,
     monitoring_stack,
     settings_from,
+    site_parameters,
+    site_stack,
 )
-from sentiment_engine.stacks import stack_outputs
+from sentiment_engine.stacks import stack_outputs, upload_template
 from sentiment_engine.training import LATEST, s3_place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +43,8 @@ BEFORE_A_PROFILE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_T
 BEFORE_A_PROFILE += ("AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")
 # What is remembered of a deployment beside the settings, so that the next one need not be told again.
 REVIEWS, MODELS = ("data", "categories", "rows", "source"), ("model", "model_data")
-REMEMBERED = ("domain", "permissions_boundary", *MODELS, *REVIEWS)
+TRAINING = ("base_model", "sample_rows", "training_instance")
+REMEMBERED = ("domain", "permissions_boundary", *MODELS, *REVIEWS, *TRAINING)
 CHOICES = "deployments/choices.json"  # key in the artifacts bucket
 BEFORE = "as before"  # what the finding about them is called
 GLUE_WORKERS = 10  # the default of infra_scripts/foundation.yaml
@@ -122,14 +125,15 @@ def _kept(session: boto3.Session, settings: Settings) -> dict:  # options and se
 
 
 def _fitting(options: argparse.Namespace, kept: Mapping[str, object]) -> dict[str, object]:
-    "Leave out what was said anew, and what does not go with it: a model that is given has learnt already."
+    "Leave out what was said anew and what does not go with it: a model that is given is not trained."
     anew = {name for name in REMEMBERED if getattr(options, name, None) is not None}
     for group in (REVIEWS, MODELS):
         anew |= set(group) if anew & set(group) else set()
     left = {name: value for name, value in kept.items() if name in REMEMBERED and name not in anew}
+    of_training = {*REVIEWS, *TRAINING}
     if options.model == "released" or options.model_data:
-        return {name: value for name, value in left.items() if name not in REVIEWS}
-    if anew & set(REVIEWS):
+        return {name: value for name, value in left.items() if name not in of_training}
+    if anew & of_training:
         return {n: value for n, value in left.items() if n != "model_data" and (n, value) != ("model", "released")}
     return left
 
@@ -194,22 +198,37 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
             cloudformation = None  # without a foundation there is no engine either
     if domain:
         zone = (find_zone(session.client("route53"), domain) if asked else None) or "Z-of-the-domain"
-    packages = package_keys(ROOT / "lambdas")
-    more = {"DomainName": domain, "HostedZoneId": zone, "PermissionsBoundary": boundary}
+    packages, site = package_keys(ROOT / "lambdas"), _site_origins(cloudformation, settings, domain)
+    more = {"PermissionsBoundary": boundary}
     given = {
         foundation_stack(settings): foundation_parameters(settings, boundary),
-        engine_stack(settings): stack_parameters(settings, bucket, packages, **more),
+        site_stack(settings): site_parameters(settings, domain, zone),
+        engine_stack(settings): stack_parameters(settings, bucket, packages, site, **more),
         monitoring_stack(settings): monitoring_parameters(settings, f"{settings.prefix}-dead-letters"),
     }
-    return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown)
+
+    def stored(template: Path) -> str:
+        return upload_template(session.client("s3"), bucket, template)
+
+    return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown, stored)
 
 
-def _look(options: argparse.Namespace, settings: Settings, machines: Machines) -> tuple[boto3.Session, list[Finding]]:
+def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, str]:  # cloudformation: None: not asked
+    "Read where the page is or will be; the address at CloudFront is known once the site stands."
+    try:
+        found = stack_outputs(cloudformation, site_stack(settings)) if cloudformation else {}
+    except LookupError:
+        found = {}
+    at_cloudfront = found.get("DistributionOrigin", "https://the-page.cloudfront.net")
+    return {"DistributionOrigin": at_cloudfront, "SiteOrigin": f"https://{domain}" if domain else at_cloudfront}
+
+
+def _look(options: argparse.Namespace, settings: Settings, training: str) -> tuple[boto3.Session, list[Finding]]:
     "Look at the account; a plan without a region is one for the region of the price table."
     session, chosen = connect("aws"), True
     if options.dry_run and not session.region_name:
         session, chosen = boto3.Session(region_name=PRICED_REGION), False
-    found = check_account(session, settings, machines, options.domain or "", options.model_data or "")
+    found = check_account(session, settings, training, options.domain or "", options.model_data or "")
     if not chosen:
         found[0] = Finding("region", None, f"none is chosen, so the plan is for {PRICED_REGION}: give --region")
     return session, found
@@ -221,12 +240,6 @@ def places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  
     if options.domain and asked and (zone := find_zone(connect("aws").client("route53"), options.domain)):
         found |= {"domain_name": options.domain, "hosted_zone_id": zone}
     return found
-
-
-def needed(machines: Machines, titles: list[str]) -> Machines:
-    "Leave out the machines of notebooks that are not to run."
-    numbers = {title[:2] for title in titles}
-    return Machines(machines.trial if "04" in numbers else "", machines.training if "03" in numbers else "")
 
 
 def _upcoming(phases: Callable[[bool], list[str]], asked: bool) -> tuple[list[str], str]:
@@ -241,15 +254,16 @@ def _upcoming(phases: Callable[[bool], list[str]], asked: bool) -> tuple[list[st
 
 def before(
     options: argparse.Namespace,
-    machines: Machines,
+    training: str,  # instance type of the training job
     known: Finding,  # from `recall`
     phases: Callable[[bool], list[str]],  # whether AWS can be asked → titles of the notebooks that are to run
 ):
     "Print what is found and planned. Ends the program after a dry run, and where something is in the way."
     settings = settings_from(os.environ)
     titles, unseen = _upcoming(phases, known.fine is not None)
-    machines = needed(machines, titles)
-    session, findings = _look(options, settings, machines)
+    numbers = {title[:2] for title in titles}
+    training = training if "03" in numbers else ""
+    session, findings = _look(options, settings, training)
     findings += [known, Finding("notebooks", None, unseen)] if unseen else [known]
     told = [f for f in findings if f.fine is not None or not options.dry_run]  # the rest ends the plan of a dry run
     if told:
@@ -258,7 +272,7 @@ def before(
     problems = [f for f in findings if f.fine is False]
     if options.dry_run:
         asked = any(f.what == "credentials" and f.fine for f in findings)
-        work = Work(GLUE_WORKERS if any(t.startswith("01") for t in titles) else 0, machines.training, machines.trial)
+        work = Work(GLUE_WORKERS if "01" in numbers else 0, training, "04" in numbers)
         _print_plan(options, settings, session, findings, asked, work)
         raise SystemExit(1 if problems else 0)
     missing = [f for f in findings if f.fine is None and f.what in ("credentials", BEFORE)]

@@ -1,13 +1,13 @@
 """The script of the Glue job: cleans the raw reviews of the lake.
 
 Arguments, each an s3:// address: --raw, --processed and --rejected (prefixes) and --report (one JSON file).
-May be left out: --drift, how far the stars may move, and the rules, each by its name, as --balance 2.
+Optional: --drift, how far the stars may move, and the rules, each by its name, as --balance 2.
 """
 
 import sys
 from dataclasses import fields
 
-from sentiment_engine.etl import Rules, clean_reviews, rules_from, start_spark
+from sentiment_engine.etl import Rules, clean_reviews, rules_from
 from sentiment_engine.quality import Expectations
 
 PLACES = ("raw", "processed", "rejected", "report")
@@ -16,13 +16,20 @@ CHOICES = ("drift", *(rule.name for rule in fields(Rules)))
 
 def main(argv: list[str]) -> None:
     "Clean what is in --raw. Any exception fails the run, and its message is the run's."
-    from awsglue.utils import getResolvedOptions  # only Glue has it
+    from awsglue.context import GlueContext  # only Glue has this package
+    from awsglue.job import Job
+    from awsglue.utils import getResolvedOptions
+    from pyspark import SparkContext
 
-    given = {word.partition("=")[0].removeprefix("--") for word in argv[1:]}
-    options = getResolvedOptions(argv, [*PLACES, *(name for name in CHOICES if name in given)])
-    expected = Expectations(drift=float(options.get("drift", Expectations.drift)))
+    given = {word[2:].partition("=")[0] for word in argv[1:] if word.startswith("--")}
+    options = getResolvedOptions(argv, ["JOB_NAME", *PLACES, *(name for name in CHOICES if name in given)])
+    rules, expected = rules_from(options), Expectations(drift=float(options.get("drift", Expectations.drift)))
+    glue = GlueContext(SparkContext.getOrCreate())
+    job = Job(glue)
+    job.init(options["JOB_NAME"], options)
     places = [options[place].rstrip("/") for place in PLACES]
-    report = clean_reviews(start_spark(), *places, rules_from(options), expected)
+    report = clean_reviews(glue.spark_session, *places, rules, expected)
+    job.commit()
     print(f"kept {report['kept']:,} of {report['read']:,} reviews, rejected {report['rejected']}")
 
 

@@ -2,8 +2,11 @@
 
 On AWS, Amazon's model server (Java) receives a request, hands it to the Hugging Face toolkit, and that calls the
 handlers of our `code/inference.py`. All of it is on PyPI. So this script installs it into an environment of its own
-under `.container-test/`, lays the artifact out as the container does, starts the model server with the environment
-variables of our endpoints, and sends it what InvokeEndpoint would send. Only SageMaker itself is left out.
+under `.container-test/`, lays the artifact out as the container does, lets the toolkit install the artifact's wheels
+with no package index in reach, starts the model server with the environment variables of our endpoints, and sends it
+what InvokeEndpoint would send. Only SageMaker itself is left out.
+The container's Python is taken if this machine has it. With another Python, the artifact gets the same packages as
+wheels for that one, and pip only looks whether the container could install its own.
 PyPI's toolkit imports with transformers 4; the deployed image has transformers 5 and a toolkit of its own, which only
 the trial endpoint of notebook 04 meets.
 """
@@ -14,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -22,15 +26,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+
+from packaging.tags import platform_tags
 
 from sentiment_engine.artifact import Check, add_inference_code, unpack
 from sentiment_engine.endpoint import CONTAINER_ENVIRONMENT
 from sentiment_engine.released import pack_released
 from sentiment_engine.serving import Predictor, error_answer
+from sentiment_engine.wheels import Lock, add_wheels, fetch_wheels, has_wheels, lock_text, parse_lock, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".container-test"
@@ -88,14 +95,30 @@ def run(*command, **options):
     return done.stdout
 
 
+def version_of(python: Path | str) -> str:  # such as 3.12; empty: it does not start
+    "Ask a Python for its version."
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    with suppress(OSError):
+        return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def container_python() -> Path:
+    "Find the container's Python on this machine, also where pyenv keeps it; otherwise return this one."
+    wanted = read_lock().python
+    known = [sys.executable, shutil.which(f"python{wanted}") or ""]
+    known += sorted((Path.home() / ".pyenv" / "versions").glob(f"{wanted}.*/bin/python"))
+    return Path(next((python for python in known if python and version_of(python) == wanted), sys.executable))
+
+
 def make_environment(folder: Path) -> Path:  # its python
     "Install the container's software, unless that is done."
-    python, stamp = folder / "bin" / "python", folder / "installed"
-    wanted = hashlib.sha256(repr((TOOLKIT, PACKAGES, sys.version)).encode()).hexdigest()
+    python, stamp, base = folder / "bin" / "python", folder / "installed", container_python()
+    wanted = hashlib.sha256(repr((TOOLKIT, PACKAGES, str(base), version_of(base))).encode()).hexdigest()
     if not (stamp.is_file() and stamp.read_text() == wanted):
         say(f"Installing {len(PACKAGES) + 1} packages and what they need into {folder}")
         shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
+        run(base, "-m", "venv", folder)
         pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
         run(*pip, *PACKAGES)
         run(*pip, "--no-deps", *TOOLKIT)
@@ -158,6 +181,48 @@ def free_port() -> int:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise SystemExit("no port between 20000 and 32767 is free")
+
+
+def lock_for(python: Path) -> Lock:
+    "Return the lock of this release if `python` can install it, or the same packages for `python`."
+    lock, own = read_lock(), replace(read_lock(), python=version_of(python), platforms=tuple(platform_tags()))
+    fits = own.python == lock.python and set(lock.platforms) <= set(own.platforms)
+    return lock if fits else parse_lock(lock_text(own, lock.pins))
+
+
+def pip_for_the_container(python: Path, model: Path) -> Check:
+    "Let pip choose the artifact's wheels for the container's Python, without installing them."
+    lock, code = read_lock(), model / "code"
+    command = [python, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--no-index", "--find-links", code / "wheels", "--python-version", lock.python, "--dest", model.parent]
+    command += [f"--platform={platform}" for platform in lock.platforms]
+    lines = [line for line in (code / "requirements.txt").read_text().splitlines() if "--hash" in line]
+    (model.parent / "locked.txt").write_text("\n".join(lines))
+    run(*command, "-r", model.parent / "locked.txt", env=os.environ | {"PIP_CONFIG_FILE": os.devnull})
+    return Check("wheels", True, f"pip would install {', '.join(lock.pins)} on Python {lock.python}")
+
+
+# What the toolkit does before it starts the server, from the folder that it does it in.
+INSTALL = "from sagemaker_inference import model_server; model_server._install_requirements()"
+NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
+
+
+def install(python: Path, base: Path) -> Iterator[Check]:
+    "Install what the artifact asks for as the container does: with its wheels, if it has any, and no index in reach."
+    model, lock, env = base / "model", read_lock(), server_environment(python, base)
+    if has_wheels(model):
+        yield pip_for_the_container(python, model)
+        if (own := lock_for(python)) != lock:
+            add_wheels(model, fetch_wheels(base.with_name("wheels"), own), own)
+        env |= NO_INDEX
+    else:
+        env |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    run(python, "-m", "pip", "uninstall", "-q", "-y", *lock.pins)
+    begun = time.monotonic()
+    done = subprocess.run([python, "-c", INSTALL], env=env, cwd="/", capture_output=True, text=True, check=False)
+    found = f"{time.monotonic() - begun:.1f} s, {'no' if has_wheels(model) else 'a'} package index in reach"
+    why = " ".join((done.stdout + done.stderr).split())[-600:]
+    yield Check("requirements", not done.returncode, f"{why}; {found}" if done.returncode else f"installed in {found}")
 
 
 # The toolkit writes the server's configuration itself; of it, only the addresses are changed: this machine's alone.
@@ -298,12 +363,14 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
     "Yield what was found, one request at a time."
     python, base = make_environment(folder / "environment"), folder / "opt-ml"
     model = lay_out(artifact, base)
-    # As the container does: what the artifact asks for is installed over what is there.
-    requirements = model / "code" / "requirements.txt"
-    if not requirements.is_file():
+    if not (model / "code" / "requirements.txt").is_file():
         raise SystemExit(f"{artifact} has no code/requirements.txt; `make artifact` packs the released model with it")
-    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements)
-    yield Check("requirements", True, "code/requirements.txt installs over the container's own packages")
+    if artifact is None:
+        add_wheels(model, fetch_wheels())
+    installed = list(install(python, base))
+    yield from installed
+    if not all(check.passed for check in installed):
+        return
     predictor = Predictor(model)
     predictor.load()
     yield Check("local server", predictor.ready, str(predictor.failure or "answers"))
@@ -313,6 +380,8 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
         yield plain_transformers(python, base, predictor)
     with model_server(python, base) as address:
         yield from compare(address, predictor)
+    said = re.findall(r"answering with (Python .*)", (base / "log").read_text())
+    yield Check("versions", bool(said), said[0] if said else "the log does not say which versions answer")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -327,7 +396,7 @@ def main(argv: list[str] | None = None) -> int:
     failed, folder = 0, options.folder.resolve()
     released = folder / "released.tar.gz"
     if not options.artifact:
-        pack_released(released)
+        pack_released(released, wheels=fetch_wheels())
     for artifact in [options.artifact] if options.artifact else [None, released]:
         say(f"{artifact.name if artifact else 'untrained'}:")
         for check in checks(artifact, folder):

@@ -1,7 +1,7 @@
 """Deploy the engine: run the numbered notebooks with papermill, in order, on this machine or on AWS.
 
-What is up to date is left alone: each phase leaves a fingerprint of its notebook, its parameters and the sources in
-the artifacts bucket, and the first phase whose fingerprint differs is where the work begins.
+What is up to date is left alone: each phase leaves a fingerprint of its notebook, its parameters, the sources and the
+phases before it in the artifacts bucket, and the phases whose fingerprints differ run.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ import boto3
 import papermill
 from aws_target import (
     CHOICES,
+    REVIEWS,
+    TRAINING,
     add_account_options,
     add_variant_options,
     adopt_model,
@@ -39,19 +42,29 @@ from loose_ends import tie_up
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from sentiment_engine.account import Machines
+from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.ingest import category_addresses
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.reviews import check_reviews, find_files
-from sentiment_engine.settings import connect, engine_stack, environment_of, foundation_stack, settings_from
+from sentiment_engine.settings import (
+    connect,
+    engine_stack,
+    environment_of,
+    foundation_stack,
+    settings_from,
+    site_parameters,
+)
 from sentiment_engine.stacks import stack_outputs
+from sentiment_engine.wheels import fetch_wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 RUNS = ROOT / "runs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
-TRIAL_INSTANCE = "ml.m5.large"  # the default of 04, which tries a model on an endpoint of its own
 SETTLED = "05"  # from this phase on the settings of the environment matter; nobody trains again for another alarm_email
+TRYING = "04"  # which tries the model on the machines of the settings: on other machines it is tried again
+FIRST = "00"  # deploys the site, of which the phases before SETTLED know nothing; nobody trains again for a domain
+SITE = ("domain_name", "hosted_zone_id")  # parameters of the notebooks that only the site is told
 TEACHING = ("01", "02", "03")  # what the released model does without
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
 SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "sentiment_engine/*.toml", "lambdas/*/*.py", "infra_scripts/*")
@@ -66,6 +79,7 @@ TARGET_PARAMETERS = {
         "sample_rows": 150_000,
         "training_instance": "ml.g4dn.xlarge",
         "max_length": 256,
+        "wheels": True,
     },
 }
 
@@ -76,7 +90,7 @@ class Phase:
 
     notebook: Path
     parameters: dict
-    fingerprint: str = ""
+    fingerprint: str = ""  # of the first phase: what the next ones build on, a plus sign, and the site
 
     @property
     def title(self) -> str:
@@ -103,14 +117,23 @@ def plan(parameters: dict) -> list[Phase]:
     "List the phases, each with those parameters its notebook declares and a fingerprint that includes the one before."
     phases, previous = [], sources_fingerprint() + data_fingerprint(parameters.get("data") or "")
     learnt = parameters.get("deploy_model") == "released" or parameters.get("model_data")
+    settings = settings_from(os.environ)
+    site = site_parameters(settings, *(parameters.get(name) or "" for name in SITE))
     for number in (number for number in PHASES if not (learnt and number in TEACHING)):
         (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
         declared = papermill.inspect_notebook(str(notebook))
         own = {k: v for k, v in parameters.items() if k in declared and v is not None}
-        known = own | (environment_of(settings_from(os.environ)) if number >= SETTLED else {})
-        previous = hashlib.sha256((previous + notebook.name + json.dumps(known, sort_keys=True)).encode()).hexdigest()
-        phases.append(Phase(notebook, own, previous))
+        known = {name: value for name, value in own.items() if name not in SITE}
+        known |= environment_of(settings) | site if number >= SETTLED else {}
+        known |= {"machines": trial_machines(settings)} if number == TRYING else {}
+        previous = _hash(previous, notebook.name, known)
+        phases.append(Phase(notebook, own, f"{previous}+{_hash(site)}" if number == FIRST else previous))
     return phases
+
+
+def _hash(*parts: object) -> str:
+    "Hash what can be written as JSON."
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def parameters_of(target: str, given: dict) -> dict:
@@ -142,9 +165,13 @@ class Stamps:
             raise
 
     def write(self, phase: Phase):
-        "Note that `phase` stands; whatever came after it is no longer known to fit."
-        kept = {name: stamp for name, stamp in self.read().items() if name < phase.notebook.stem}
-        body = json.dumps(kept | {phase.notebook.stem: phase.fingerprint}, indent=1)
+        "Note that `phase` stands; whatever was built on another state of it is no longer known to fit."
+        stamps, name = self.read(), phase.notebook.stem
+        base, apart, _ = phase.fingerprint.partition("+")
+        # A phase that depends on the site has it in its own fingerprint, so another site is no reason to drop one.
+        same = apart and stamps.get(name, "").partition("+")[0] == base
+        kept = {other: stamp for other, stamp in stamps.items() if other < name or same}
+        body = json.dumps(kept | {name: phase.fingerprint}, indent=1)
         self.session.client("s3").put_object(Bucket=self._bucket(), Key=STAMPS, Body=body.encode())
         self.note()
 
@@ -160,11 +187,8 @@ class Stamps:
 
 
 def outdated(phases: list[Phase], stamps: dict[str, str]) -> list[Phase]:
-    "Return the phases from the first whose fingerprint is not the one that stands."
-    for i, phase in enumerate(phases):
-        if stamps.get(phase.notebook.stem) != phase.fingerprint:
-            return phases[i:]
-    return []
+    "Return the phases whose fingerprint is not the one that stands; each fingerprint covers the phases before."
+    return [phase for phase in phases if stamps.get(phase.notebook.stem) != phase.fingerprint]
 
 
 class Narrator:
@@ -326,6 +350,13 @@ def _at_least(least: float, kind: type) -> Callable[[str], float]:
     return read
 
 
+def _instance_type(text: str) -> str:
+    "Read an instance type of SageMaker."
+    if not re.fullmatch(r"ml\.[a-z0-9-]+\.[a-z0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an instance type of SageMaker, such as ml.g4dn.xlarge")
+    return text
+
+
 def add_options(parser: argparse.ArgumentParser):
     "Add the options that choose data and sizes."
     rows, minutes = _at_least(100, int), _at_least(0.1, float)
@@ -337,13 +368,19 @@ def add_options(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--model", choices=("better", "candidate", "released"), help="what to deploy; released: without any training"
     )
+    base = "what the model is fine-tuned from: minilm, or a name on the Hugging Face hub"
+    parser.add_argument("--base-model", metavar="NAME", help=base)
+    parser.add_argument("--sample-rows", type=rows, metavar="N", help="most reviews to train on")
+    parser.add_argument("--training-instance", type=_instance_type, metavar="TYPE", help="machine of the training job")
     parser.add_argument("--idle-minutes", type=minutes, metavar="M", help="minutes from the last prediction to the end")
 
 
 def chosen_parameters(options: argparse.Namespace) -> dict:
     "Turn the options of `add_options` into notebook parameters."
-    if options.model == "released" and (options.data or options.categories or options.rows):
-        raise SystemExit("--model released has learnt already: leave --data, --categories and --rows out")
+    of_training = {name: getattr(options, name) for name in (*REVIEWS, *TRAINING)}
+    if options.model == "released" and (useless := [name for name, value in of_training.items() if value]):
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
+        raise SystemExit(f"--model released is not trained: leave {said} out")
     data = str(Path(options.data).expanduser().resolve()) if options.data else None
     if data and not Path(data).is_dir():
         raise SystemExit(f"--data: {options.data} is not a folder")
@@ -352,8 +389,8 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
     categories = "" if data or options.rows else options.categories  # "": not those of the target either
     if categories:
         category_addresses(categories, options.source)
-    reviews = {"data": data, "categories": categories, "source": options.source, "rows": options.rows}
-    return reviews | {"idle_minutes": options.idle_minutes, "deploy_model": options.model}
+    reviews = {"data": data, "categories": categories}
+    return of_training | reviews | {"idle_minutes": options.idle_minutes, "deploy_model": options.model}
 
 
 FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, PapermillExecutionError)
@@ -417,7 +454,9 @@ def _to_aws(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dic
         phases = plan(parameters_of("aws", parameters | places(options, asked)))
         return [phase.title for phase in upcoming(phases, stamps, **_steps(options), given=given)]
 
-    before(options, Machines(TRIAL_INSTANCE, TARGET_PARAMETERS["aws"]["training_instance"]), known, ahead)
+    before(options, parameters_of("aws", parameters)["training_instance"], known, ahead)
+    if any(title.startswith("04") for title in ahead(True)):
+        fetch_wheels()  # 04 packs them; if they cannot be had, that shows before anything is paid for
     parameters |= {"asked": asked_for(options)} | places(options)
     with tied_up("aws"):
         return deploy_given("aws", **parameters) if given else deploy("aws", **_steps(options), **parameters)

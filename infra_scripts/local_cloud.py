@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time that each endpoint takes longer to start, to see a waiting page (%(default)s)",
     )
+    start.add_argument("--record", type=Path, metavar="FILE", help="add a line about each call to this file")
     commands.add_parser("stop", parents=[shared], help="stop the cloud and all its processes; its state is kept")
     commands.add_parser("status", parents=[shared], help="say whether and where it runs; exit status 1 if not")
     commands.add_parser("env", parents=[shared], help="print export lines for a shell")
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     "Run one command and return the exit status."
     options = parser().parse_args(argv)
     if options.command == "start":
-        cloud = LocalCloud(options.state, options.port, options.site_port, options.endpoint_delay)
+        cloud = LocalCloud(options.state, options.port, options.site_port, options.endpoint_delay, options.record)
         ran = cloud.running
         try:
             cloud.start()

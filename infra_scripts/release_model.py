@@ -27,6 +27,7 @@ from sentiment_engine.released import UNKNOWN, lay_out, pack_released, release_s
 from sentiment_engine.serving import open_model
 from sentiment_engine.training_job import Recipe, device_name, encode, fit, load_model, predict, share_positive
 from sentiment_engine.vocabulary import count_pieces, coverage, pieces_to_keep, trim_vocabulary
+from sentiment_engine.wheels import WheelError, fetch_wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = Recipe(epochs=2, batch_size=32, max_length=256, warmup=0.06, checkpoints=True)
@@ -356,7 +357,10 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "released")
     options = parser.parse_args()
     if options.pack:
-        pack_released(options.pack, options.out)
+        try:
+            pack_released(options.pack, options.out, fetch_wheels())
+        except WheelError as e:
+            raise SystemExit(f"nothing was packed: {e}") from None
         print(f"[done] {options.pack} {options.pack.stat().st_size / 1e6:.1f} MB")
         return
     if options.teachers == 1 or options.teachers < 0:

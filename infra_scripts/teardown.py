@@ -26,6 +26,7 @@ from sentiment_engine.settings import (
     model_parameter,
     monitoring_stack,
     settings_from,
+    site_stack,
     textbelt_key_parameter,
 )
 from sentiment_engine.stacks import delete_stack, empty_bucket
@@ -91,6 +92,11 @@ def delete_engine(session: boto3.Session, settings: Settings) -> Iterator[tuple[
     "Delete the engine: from then on nobody can press Start."
     yield from _delete_whole(session, settings, monitoring_stack(settings))
     yield from _delete_whole(session, settings, engine_stack(settings))
+
+
+def delete_site(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    "Delete the page, its bucket and its CloudFront distribution, which takes minutes."
+    return _delete_whole(session, settings, site_stack(settings))
 
 
 def delete_foundation(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
@@ -191,6 +197,7 @@ def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was 
         delete_endpoints,
         delete_models,
         stop_jobs,
+        delete_site,
         wait_for_jobs,
         delete_foundation,
         delete_leftovers,

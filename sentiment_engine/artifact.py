@@ -16,14 +16,14 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from .reviews import LABELS
 
 # %% ../nbs/04b_artifact.ipynb #4960b9e1
-SERVE_REQUIREMENTS = ("onnxruntime==1.32.0", "tokenizers>=0.22,<0.24", "numpy>=2.2,<3")  # serve_requirements
+SERVE_REQUIREMENTS = ("onnxruntime==1.32.0", "tokenizers>=0.22,<0.24", "numpy>=1.26,<3")  # serve_requirements
 
 # %% ../nbs/04b_artifact.ipynb #9129a279
 def add_inference_code(
@@ -113,9 +113,11 @@ class Check:
     name: str
     passed: bool
     saw: str  # what was found, in words
+    warning: bool = False  # passed, and yet worth a change
 
     def __str__(self):
-        return f"{'ok    ' if self.passed else 'FAILED'} {self.name:16} {self.saw}"
+        mark = "FAILED" if not self.passed else "WARN" if self.warning else "ok"
+        return f"{mark:6} {self.name:16} {self.saw}"
 
 
 class PreflightError(RuntimeError):
@@ -169,6 +171,14 @@ def _see_labels(model_dir: Path) -> str:
     found = _read_json(model_dir / "config.json").get("id2label")
     _demand(found == {str(i): label for i, label in enumerate(LABELS)}, f"id2label is {found}")
     return ", ".join(LABELS)
+
+# %% ../nbs/04b_artifact.ipynb #96703012
+def _see_packages(model_dir: Path) -> Check:
+    "Look at what the container will install, and from where."
+    from sentiment_engine.wheels import has_wheels, see_wheels
+
+    found = _checked("packages", lambda: see_wheels(model_dir))
+    return replace(found, warning=found.passed and not has_wheels(model_dir))
 
 # %% ../nbs/04b_artifact.ipynb #3a84ee11
 PROBES = {
@@ -312,6 +322,7 @@ def preflight(
         if all(check.passed for check in checks):
             checks += [
                 _checked("files", lambda: _see_files(model_dir)),
+                _see_packages(model_dir),
                 _checked("labels", lambda: _see_labels(model_dir)),
                 *_answer_checks(model_dir),
                 _checked("score", lambda: _see_score(model_dir, macro_f1_floor)),

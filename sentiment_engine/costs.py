@@ -19,6 +19,7 @@ PRICES: dict[str, float] = {  # dollars an hour of a SageMaker real-time endpoin
     "ml.t2.medium": 0.056,
     "ml.c5.large": 0.102,
     "ml.m5.large": 0.115,
+    "ml.m5.xlarge": 0.230,
     "ml.g4dn.xlarge": 0.736,
 }
 
@@ -81,6 +82,7 @@ class Standing:
 
 STANDING: dict[str, Standing] = {  # by CloudFormation's type; what is not named here is paid by use, or is free
     "AWS::CloudWatch::Alarm": Standing(0.10, free=10),
+    "AWS::CloudWatch::CompositeAlarm": Standing(0.50),
     "AWS::CloudWatch::Dashboard": Standing(3.00, free=3),
     "AWS::WAFv2::WebACL": Standing(6.00),  # 5 for the list, 1 for its one rule
 }

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['CONTAINER_ENVIRONMENT', 'TrainedModel', 'newest_model', 'model_version', 'model_name', 'serving_image',
-           'model_definition', 'register_model', 'create_endpoint', 'EndpointFailed', 'wait_until_in_service',
-           'delete_endpoint', 'our_names', 'delete_trials', 'Prediction', 'PredictionFailed', 'predict',
-           'RegisteredModel', 'current_model', 'publish_model', 'delete_old_models']
+           'model_definition', 'upload_artifact', 'register_model', 'create_endpoint', 'EndpointFailed',
+           'wait_until_in_service', 'delete_endpoint', 'our_names', 'delete_trials', 'trial_machines', 'start_trial',
+           'Prediction', 'PredictionFailed', 'predict', 'RegisteredModel', 'current_model', 'publish_model',
+           'delete_old_models']
 
 # %% ../nbs/04_endpoint_deployment.ipynb #016b6558
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from .settings import Settings, model_parameter, trial_name
+from .artifact import artifact_hash
+from .settings import Settings, model_parameter, new_run_id, trial_name
 from .training import LATEST
 
 # %% ../nbs/04_endpoint_deployment.ipynb #54729a57
@@ -117,6 +119,21 @@ def _contains(found: object, wanted: object) -> bool:
         return isinstance(found, dict) and all(_contains(found.get(k), v) for k, v in wanted.items())
     return found == wanted
 
+# %% ../nbs/04_endpoint_deployment.ipynb #67c12bba
+def upload_artifact(
+    s3,  # boto3 client
+    bucket: str,  # the artifacts bucket
+    artifact: Path,  # a model.tar.gz
+) -> str:  # its s3:// address
+    "Put an artifact where an endpoint finds it, unless it is there."
+    sha256, size = artifact_hash(artifact), Path(artifact).stat().st_size
+    place = {"Bucket": bucket, "Key": f"models/served/{sha256[:16]}/model.tar.gz"}
+    found = _described(s3.head_object, **place) or {"Metadata": {}}
+    if (found["Metadata"].get("sha256"), found.get("ContentLength")) != (sha256, size):
+        extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}}
+        s3.upload_file(str(artifact), **place, ExtraArgs=extra)
+    return f"s3://{bucket}/{place['Key']}"
+
 # %% ../nbs/04_endpoint_deployment.ipynb #97bad2ab
 def register_model(
     sagemaker,  # boto3 client
@@ -137,13 +154,12 @@ def create_endpoint(
     sagemaker,  # boto3 client
     name: str,  # of the endpoint and of its config
     model: str,  # name of a registered model
-    instance_type: str,
+    machine: Mapping[str, object],  # from `trial_machines`: what the production variant says of it
     tags: dict[str, str],
 ):
     "Ask for an endpoint. Raises what SageMaker raises, with no config left behind."
     tag_list = [{"Key": key, "Value": value} for key, value in tags.items()]
-    variant = {"VariantName": "AllTraffic", "ModelName": model, "InstanceType": instance_type}
-    variant["InitialInstanceCount"] = 1
+    variant = {"VariantName": "AllTraffic", "ModelName": model, **machine}
     sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tag_list)
     try:
         sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tag_list)
@@ -226,6 +242,40 @@ def delete_trials(sagemaker, settings: Settings) -> int:  # how many there were
     for name in names:
         delete_endpoint(sagemaker, name)
     return len(names)
+
+# %% ../nbs/04_endpoint_deployment.ipynb #9fd6ba4d
+def trial_machines(settings: Settings) -> dict[str, dict]:  # name → what a production variant says of it
+    "Say on what a model is tried: on what visitors get, first choice first."
+    if settings.endpoint == "serverless":
+        size = {"MemorySizeInMB": settings.serverless_memory_mb, "MaxConcurrency": 1}
+        return {"a serverless endpoint": {"ServerlessConfig": size}}
+    return {kind: {"InstanceType": kind, "InitialInstanceCount": 1} for kind in settings.instance_types[:2]}
+
+
+def start_trial(
+    sagemaker,  # boto3 client
+    settings: Settings,
+    model: str,  # name of a registered model
+    tell: Callable[[str], object] = print,  # gets a line for each machine
+    timeout: float = 2400,  # seconds for each machine
+) -> str:  # name of the endpoint, which is in service
+    "Start a trial endpoint. Raises EndpointFailed if the model comes up on no machine; then nothing is left."
+    machines, failed = trial_machines(settings), []
+    for kind, machine in machines.items():
+        name = trial_name(settings, new_run_id())
+        try:
+            create_endpoint(sagemaker, name, model, machine, {"Project": settings.prefix, "Purpose": "trial"})
+            seconds = wait_until_in_service(sagemaker, name, timeout)
+        except (ClientError, EndpointFailed, TimeoutError) as e:
+            failed.append(f"on {kind} the model did not come up: {e}")
+            tell(failed[-1])
+            delete_endpoint(sagemaker, name)
+        else:
+            tell(f"in service on {kind} after {seconds:.0f} s")
+            if failed:
+                tell(f"to start on it first: --instance-types {','.join(reversed(machines))}")
+            return name
+    raise EndpointFailed("; ".join(failed))
 
 # %% ../nbs/04_endpoint_deployment.ipynb #aca8ced2
 @dataclass(frozen=True)

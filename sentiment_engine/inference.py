@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import platform
 import re
 import threading
 import time
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import tokenizers
 from tokenizers import Encoding, Tokenizer
 
 # %% ../nbs/04a_inference.ipynb #32e64218
@@ -713,6 +715,8 @@ def model_fn(
         predict_fn(["It works.", "It does not work, and nobody answers."], model)
     except Exception as e:
         raise ValueError(f"the model loads and does not answer: {type(e).__name__}: {e}") from e
+    versions = ", ".join(f"{library.__name__} {library.__version__}" for library in (ort, tokenizers, np))
+    logging.getLogger("inference").info("answering with Python %s, %s", platform.python_version(), versions)
     return model
 
 # %% ../nbs/04a_inference.ipynb #c994d535

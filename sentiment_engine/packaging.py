@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from botocore.exceptions import ClientError
+from .training import upload_once
 
 # %% ../nbs/05_serverless_backend.ipynb #41ea8b8e
 PACKAGE = "sentiment_engine"
@@ -126,23 +126,12 @@ def upload_packages(
     bucket: str,
     lambdas: Path,  # the folder of the functions' folders
 ) -> dict[str, str]:  # S3 keys by template parameter
-    "Pack every function and upload what is not there yet."
+    "Pack every function and upload each zip whose bytes are not there yet."
     keys = {}
     for parameter, key, package in pack_functions(lambdas):
         keys[parameter] = key
-        if not _is_there(s3, bucket, key):
-            s3.put_object(Bucket=bucket, Key=key, Body=package, ContentType="application/zip")
+        upload_once(s3, bucket, key, package, "application/zip")
     return keys
-
-# %% ../nbs/05_serverless_backend.ipynb #2f4debac
-def _is_there(s3, bucket: str, key: str) -> bool:
-    try:
-        s3.head_object(Bucket=bucket, Key=key)
-    except ClientError as e:
-        if e.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
-            return False
-        raise
-    return True
 
 # %% ../nbs/05_serverless_backend.ipynb #b253eb59
 LIMITS = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "batch_limit")
@@ -154,9 +143,13 @@ def stack_parameters(
     settings,  # Settings
     artifacts_bucket: str,
     packages: Mapping[str, str],  # from upload_packages
+    site: Mapping[str, str],  # outputs of the site's stack
+    extra_origin: str = "",  # another origin whose pages may call the API, such as http://127.0.0.1:8501
     **more: str,  # further parameters of the template; empty ones are left to its defaults
 ) -> dict[str, str]:
     "Say what of the settings goes into which parameter of the engine's template."
+    address = settings.site_origin or site["SiteOrigin"]
+    origins = dict.fromkeys([site["DistributionOrigin"], site["SiteOrigin"], address, *filter(None, [extra_origin])])
     plain = {
         "Prefix": settings.prefix,
         "ModelId": settings.model_id,
@@ -168,10 +161,10 @@ def stack_parameters(
         "TextbeltUrl": settings.textbelt_url,
         "SmsCountries": ",".join(settings.sms_countries),
         "WebhookHosts": ",".join(settings.webhook_hosts),
-        "SiteAddress": settings.site_origin,
+        "SiteOrigins": ",".join(origins),
+        "SiteAddress": address,
         "CaptureText": str(settings.capture_text).lower(),
         "ReserveConcurrency": str(settings.reserve_concurrency).lower(),
-        "Firewall": str(settings.firewall).lower(),
     }
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
     return plain | limits | dict(packages) | {name: value for name, value in more.items() if value}

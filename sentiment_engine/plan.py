@@ -10,7 +10,7 @@ __all__ = ['TEMPLATES', 'UPDATABLE', 'read_template', 'with_defaults', 'resource
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from sentiment_engine.costs import (
     serverless_month,
     standing_cost,
 )
-from .settings import Settings
+from .settings import Settings, foundation_stack
+from .stacks import template_argument
 
 # %% ../nbs/07a_plan.ipynb #79640127
 class _Loader(yaml.SafeLoader):
@@ -124,12 +125,12 @@ def _wait_for_change_set(cloudformation, names: Mapping[str, str]) -> dict:
     return found
 
 # %% ../nbs/07a_plan.ipynb #520d71cd
-def change_set(cloudformation, stack: str, template: Path, given: Mapping[str, object]) -> list[Change]:
+def change_set(cloudformation, stack: str, template: Path | str, given: Mapping[str, object]) -> list[Change]:
     "Ask AWS what an update of a stack that stands would do, and change nothing."
     names = {"StackName": stack, "ChangeSetName": f"plan-{uuid.uuid4().hex[:8]}"}
     cloudformation.create_change_set(
         **names,
-        TemplateBody=template.read_text(encoding="utf-8"),
+        **template_argument(template),
         Parameters=[{"ParameterKey": k, "ParameterValue": str(v)} for k, v in given.items()],
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
         ChangeSetType="UPDATE",
@@ -140,7 +141,7 @@ def change_set(cloudformation, stack: str, template: Path, given: Mapping[str, o
         cloudformation.delete_change_set(**names)
 
 # %% ../nbs/07a_plan.ipynb #cd5e3269
-TEMPLATES = ("foundation.yaml", "template.yaml", "monitoring.yaml")  # in the order of `stack_names`
+TEMPLATES = ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml")  # in the order of `stack_names`
 
 
 @dataclass(frozen=True)
@@ -172,16 +173,20 @@ def plan_of(
     cloudformation=None,  # boto3 client; None: nobody can be asked, and everything counts as new
     region: str = "us-east-1",
     unknown: str = "",  # why nobody can be asked
+    stored: Callable[[Path], Path | str] = Path,  # puts a template where CloudFormation reads it; as it is: inline
 ) -> Plan:
-    "Plan a deployment of our three stacks. One that is somebody else's, or never came up, is not asked about."
+    "Plan a deployment of our four stacks. One that is somebody else's, or never came up, is not asked about."
     changes, kinds = [], []
     for stack, file in zip(stack_names(settings), TEMPLATES, strict=True):
         resources = resources_of(read_template(folder / file), given.get(stack, {}), region)
         kinds += resources.values()
         found = cloudformation and find_stack(cloudformation, stack)
-        stands = found and _is_ours(found, settings) and found["StackStatus"] in UPDATABLE
-        known = given.get(stack, {})
-        changes += change_set(cloudformation, stack, folder / file, known) if stands else new_stack(stack, resources)
+        if found and _is_ours(found, settings) and found["StackStatus"] in UPDATABLE:
+            # The foundation makes the bucket of the others' templates, so its own is always sent inline.
+            template = folder / file if stack == foundation_stack(settings) else stored(folder / file)
+            changes += change_set(cloudformation, stack, template, given.get(stack, {}))
+        else:
+            changes += new_stack(stack, resources)
     return Plan(changes, kinds, unknown)
 
 # %% ../nbs/07a_plan.ipynb #be963c44
@@ -191,7 +196,7 @@ class Work:
 
     workers: int = 0  # that Glue may use at most
     training: str = ""  # instance type
-    trial: str = ""  # instance type of the endpoint on which the model is tried
+    trial: bool = False  # whether the model is tried, on what visitors get
 
 
 def _machine(kind: str) -> str:
@@ -199,21 +204,24 @@ def _machine(kind: str) -> str:
     return f"{kind}, ${hourly} an hour" if hourly else f"{kind}, which is not in the price table"
 
 
-def once(work: Work) -> list[str]:
+def once(work: Work, settings: Settings) -> list[str]:
     "Say what is paid for once, at most: a sample that was learnt by the same recipe is not learnt again."
     parts = [f"Glue, ${GLUE_DPU_HOUR} an hour for each of at most {work.workers} workers"] if work.workers else []
     parts += [f"training on {_machine(work.training)}"] if work.training else []
-    return parts + ([f"a trial of the model for some ten minutes on {_machine(work.trial)}"] if work.trial else [])
+    if work.trial and settings.endpoint == "serverless":
+        return [*parts, "a trial of the model on a serverless endpoint: some twenty predictions"]
+    trial = f"a trial of the model for some ten minutes on {_machine(settings.instance_types[0])}"
+    return [*parts, trial] if work.trial else parts
 
 # %% ../nbs/07a_plan.ipynb #60e24af1
 def bill(plan: Plan, settings: Settings, work: Work = Work()) -> Iterator[str]:
     "Say what the plan costs, line by line."
     within, beside = standing_cost(Counter(plan.resources))
-    used = resting_cost()
+    used, nothing = resting_cost(), ["nothing: no notebook that is to run cleans, trains or tries a model"]
     yield f"at rest      ${used + within:.2f} a month; ${used + beside:.2f} in an account whose free share is used up"
     yield f"             (storage and the reconciler ${used:.2f}; what stands there ${within:.2f} to ${beside:.2f})"
     yield from _visit(settings)
-    for i, part in enumerate(once(work) or ["nothing: no notebook that is to run cleans, trains or tries a model"]):
+    for i, part in enumerate(once(work, settings) or nothing):
         yield f"{'' if i else 'once':12} {part}"
 
 # %% ../nbs/07a_plan.ipynb #7788e10a

@@ -245,11 +245,16 @@ def lay_out(
 def pack_released(
     path: Path,  # the model.tar.gz to write
     folder: Path | None = None,  # of the release; None: models/released
+    wheels: Path | None = None,  # from `fetch_wheels`; None: the container fetches them itself, at every start
 ) -> dict:  # its metrics
     "Check the released model and pack it with today's inference code."
+    from sentiment_engine.wheels import add_wheels
+
     folder = Path(folder or released_folder())
     check_sums(folder)
     with TemporaryDirectory() as work:
         add_inference_code(lay_out(folder, Path(work)))
+        if wheels:
+            add_wheels(Path(work), wheels)
         pack(Path(work), path)
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'PREFIX', 'OWN', 'PROBE', 'Settings', 'check_prefix', 'settings_from', 'environment_of',
-           'foundation_stack', 'engine_stack', 'monitoring_stack', 'model_parameter', 'captures_address',
-           'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name', 'connect', 'foundation_parameters']
+           'foundation_stack', 'site_stack', 'engine_stack', 'monitoring_stack', 'model_parameter', 'captures_address',
+           'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name', 'connect', 'foundation_parameters',
+           'site_parameters']
 
 # %% ../nbs/00_settings.ipynb #15bbc554
 import os
@@ -72,7 +73,7 @@ class Settings:
 # %% ../nbs/00_settings.ipynb #cf278bff
 PREFIX = "[a-z][a-z0-9-]{1,15}[a-z0-9]"  # what a prefix looks like; the templates say the same
 # What the names of an engine's own things go on with.
-OWN = ("trial", "model", "serverless", "foundation", "monitoring", "deployer", "boundary")
+OWN = ("trial", "model", "serverless", "foundation", "site", "monitoring", "deployer", "boundary")
 
 
 def check_prefix(prefix: str):
@@ -127,8 +128,13 @@ def foundation_stack(settings: Settings) -> str:
     return f"{settings.prefix}-foundation"
 
 
+def site_stack(settings: Settings) -> str:
+    "Name the CloudFormation stack of the page's bucket and its CloudFront distribution."
+    return f"{settings.prefix}-site"
+
+
 def engine_stack(settings: Settings) -> str:
-    "Name the CloudFormation stack of table, Lambdas, API and site."
+    "Name the CloudFormation stack of table, Lambdas and API."
     return f"{settings.prefix}-engine"
 
 
@@ -200,3 +206,14 @@ def foundation_parameters(
 ) -> dict[str, str]:
     "Say what the foundation's template is told."
     return {"Prefix": settings.prefix, "PermissionsBoundary": boundary}
+
+# %% ../nbs/00_settings.ipynb #001f5638
+def site_parameters(
+    settings: Settings,
+    domain: str = "",  # a domain of your own for the page
+    zone: str = "",  # id of its Route 53 zone
+    api_origin: str = "",  # origin of the API, if it is not at API Gateway's usual address
+) -> dict[str, str]:
+    "Return the parameters of the site's template."
+    given = {"ApiOrigin": api_origin, "DomainName": domain, "HostedZoneId": zone}
+    return {"Prefix": settings.prefix, "Firewall": str(settings.firewall).lower()} | given

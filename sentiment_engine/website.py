@@ -51,7 +51,7 @@ def renamed(
 ) -> str:
     "Let `html` ask for files under their new names."
     pattern = "|".join(re.escape(name) for name in names)
-    return re.sub(f'"({pattern})"', lambda found: f'"{names[found[1]]}"', html) if names else html
+    return re.sub(f'"(/?)({pattern})"', lambda found: f'"{found[1]}{names[found[2]]}"', html) if names else html
 
 # %% ../nbs/06_website.ipynb #35d43f4e
 _ANY_API = "connect-src 'self' https: http://127.0.0.1:*"
@@ -141,7 +141,7 @@ def _in_use(
     if any(abs(time.time() - standing[key]["LastModified"].timestamp()) < patience for key in pages):
         return None
     texts = [s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode() for key in pages]
-    return {name for html in texts for name in re.findall(r'"([^"\s]+)"', html)}
+    return {name for html in texts for name in re.findall(r'"/?([^"\s]+)"', html)}
 
 # %% ../nbs/06_website.ipynb #dc49c1d5
 def invalidate(

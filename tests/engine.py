@@ -17,8 +17,8 @@ from sentiment_engine.artifact import add_inference_code, pack
 from sentiment_engine.endpoint import RegisteredModel, model_definition, publish_model, register_model
 from sentiment_engine.inference import input_fn, model_fn, predict_fn
 from sentiment_engine.packaging import stack_parameters, upload_packages
-from sentiment_engine.settings import Settings, engine_stack, foundation_stack
-from sentiment_engine.stacks import deploy_stack
+from sentiment_engine.settings import Settings, engine_stack, foundation_stack, site_parameters, site_stack
+from sentiment_engine.stacks import deploy_stack, upload_template
 from sentiment_engine.website import publish, with_answers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ class Engine:
 
     cloud: TestCloud
     settings: Settings
-    outputs: dict[str, str]  # of both stacks
+    outputs: dict[str, str]  # of all stacks
     models: dict[str, RegisteredModel]  # good, and broken: it never comes up
 
     @property
@@ -128,16 +128,19 @@ def _models(
     return {name: _register(cloud, settings, foundation, folder / name, name) for name in ("good", "broken")}
 
 
-def _deploy(cloud: TestCloud, settings: Settings) -> dict[str, str]:  # the outputs of both stacks
-    "Deploy foundation and engine, as the notebooks do."
-    cloudformation, tags = cloud.client("cloudformation"), {"Project": settings.prefix}
-    template = ROOT / "infra_scripts" / "foundation.yaml"
-    base = deploy_stack(cloudformation, foundation_stack(settings), template, {"Prefix": settings.prefix}, tags)
-    packages = upload_packages(cloud.client("s3"), base["ArtifactsBucket"], ROOT / "lambdas")
-    origin = cloud.site_url.rstrip("/")
-    given = stack_parameters(settings, base["ArtifactsBucket"], packages, ExtraOrigin=origin, ExtraConnect=cloud.url)
-    template = ROOT / "infra_scripts" / "template.yaml"
-    return base | deploy_stack(cloudformation, engine_stack(settings), template, given, tags)
+def _deploy(cloud: TestCloud, settings: Settings) -> dict[str, str]:  # the outputs of all stacks
+    "Deploy foundation, site and engine, as the notebooks do."
+    cloudformation, s3, tags = cloud.client("cloudformation"), cloud.client("s3"), {"Project": settings.prefix}
+    templates = ROOT / "infra_scripts"
+    given = {"Prefix": settings.prefix}
+    base = deploy_stack(cloudformation, foundation_stack(settings), templates / "foundation.yaml", given, tags)
+    bucket = base["ArtifactsBucket"]
+    template = upload_template(s3, bucket, templates / "site.yaml")
+    given = site_parameters(settings, api_origin=cloud.url)
+    site = deploy_stack(cloudformation, site_stack(settings), template, given, tags)
+    template = upload_template(s3, bucket, templates / "template.yaml")
+    given = stack_parameters(settings, bucket, upload_packages(s3, bucket, ROOT / "lambdas"), site)
+    return base | site | deploy_stack(cloudformation, engine_stack(settings), template, given, tags)
 
 
 def _publish(engine: Engine, model_folder: Path):

@@ -230,6 +230,48 @@ class Scheduler:
         return [self.schedules.pop(n)[1] for n in ready]
 
 
+class Logs:
+    "Log groups in a dictionary; they are listed `page` at a time."
+
+    def __init__(self, page: int = 50):
+        self.groups, self.page, self.calls = {}, page, []
+
+    def write(self, endpoint: str, at: float, **more):
+        "Let an endpoint write into its log, for the first time `at`."
+        group = {"logGroupName": f"/aws/sagemaker/Endpoints/{endpoint}", "creationTime": int(at * 1000)}
+        self.groups[group["logGroupName"]] = group | {"storedBytes": 1} | more
+
+    def describe_log_groups(self, logGroupNamePrefix, after=""):
+        names = sorted(n for n in self.groups if n.startswith(logGroupNamePrefix) and n > after)
+        more = names[self.page - 1] if len(names) > self.page else ""
+        return {"logGroups": [dict(self.groups[n]) for n in names[: self.page]], "next": more}
+
+    def get_paginator(self, operation):
+        def paginate(**given):
+            page = {"next": ""}
+            while page := self.describe_log_groups(**given, after=page["next"]):
+                yield page
+                if not page["next"]:
+                    return
+
+        assert operation == "describe_log_groups"
+        return SimpleNamespace(paginate=paginate)
+
+    def _find(self, name):
+        if name not in self.groups:
+            raise aws_error("ResourceNotFoundException", "The specified log group does not exist.")
+        return self.groups[name]
+
+    def put_retention_policy(self, logGroupName, retentionInDays):
+        self.calls.append(("limited", logGroupName))
+        self._find(logGroupName)["retentionInDays"] = retentionInDays
+
+    def delete_log_group(self, logGroupName):
+        self.calls.append(("deleted", logGroupName))
+        self._find(logGroupName)
+        del self.groups[logGroupName]
+
+
 class Phone:
     "A sender that remembers, and fails for the numbers in `broken`."
 
@@ -260,6 +302,7 @@ class World:
 
     def __init__(self, monkeypatch, **settings):
         self.clock, self.sagemaker, self.scheduler, self.phone = Clock(), SageMaker(), Scheduler(), Phone()
+        self.logs = Logs()
         for module in (api, lifecycle, model_state):
             monkeypatch.setattr(module, "time", self.clock)
         name = f"state-{uuid.uuid4().hex[:8]}"
@@ -274,9 +317,10 @@ class World:
         self.model = {"modelName": "sentiment-engine-model", "version": "7"}
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
-        self.engine = Engine(
-            self.settings, clients.__getitem__, "shutdown", "role", "group", captures="s3://artifacts/captures"
-        )
+        clients |= {"logs": self.logs}
+        given = {"captures": "s3://artifacts/captures", "log_days": 14}
+        self.clients = clients
+        self.engine = Engine(self.settings, clients.__getitem__, "shutdown", "role", "group", **given)
         self.engine.__dict__["sender"] = self.phone
         self.handlers = {path.name: load_handler(path.name) for path in (ROOT / "lambdas").iterdir() if path.is_dir()}
         for handler in self.handlers.values():
@@ -318,11 +362,12 @@ class World:
     def row(self):
         return read_row(self.engine.table)
 
-    def event(self, status: str, run_id: str | None = None) -> str:
-        "Deliver an event about an endpoint, by default that of the run in the row."
+    def event(self, status: str, run_id: str | None = None, at: float | None = None) -> str:
+        "Deliver an event about an endpoint, by default that of the run in the row, and of now."
         name = endpoint_name(self.settings, run_id or self.row.runId)
         detail = {"EndpointName": name, "EndpointStatus": status}
         event = {"source": "aws.sagemaker", "detail-type": "SageMaker Endpoint State Change", "detail": detail}
+        event["time"] = lifecycle.instant(self.clock.now if at is None else at)
         return self.handlers["notification-and-shutdown-scheduler"].handler(event, None)["outcome"]
 
     def endpoint_becomes(self, status: str, reason: str = "", event: bool = True) -> str | None:

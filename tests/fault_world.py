@@ -136,10 +136,13 @@ class Log:
 
 
 class SageMaker:
-    "Endpoints and configs. One being created cannot be deleted; one being deleted lasts a while."
+    """Endpoints and configs. One being created cannot be deleted; one being deleted lasts a while.
 
-    def __init__(self, world: "FaultWorld", page: int, deleting: float):
-        self.world, self.page, self.deleting = world, page, deleting
+    What an endpoint has become is told by its description `lag` seconds later.
+    """
+
+    def __init__(self, world: "FaultWorld", page: int, deleting: float, lag: float):
+        self.world, self.page, self.deleting, self.lag = world, page, deleting, lag
         self.endpoints, self.configs, self.rubbish = {}, {}, False
         self.endpoints[FOREIGN] = {"status": "InService", "reason": "", "tags": [OTHERS], "until": 0}
         self.configs[FOREIGN] = {"tags": [OTHERS]}
@@ -170,7 +173,17 @@ class SageMaker:
     def describe_endpoint(self, EndpointName):
         found = self._find("endpoints", EndpointName)
         arn = f"arn:aws:sagemaker:us-east-1:1:endpoint/{EndpointName}"
+        if found.get("at", -1e12) + self.lag > self.world.clock.now:
+            return {"EndpointStatus": "Creating", "EndpointArn": arn}
         return {"EndpointStatus": found["status"], "FailureReason": found["reason"], "EndpointArn": arn}
+
+    def become(self, name: str, status: str, reason: str = ""):
+        "Let an endpoint change its state; report it in an event."
+        found = self.endpoints[name]
+        late = {"at": self.world.clock.now} if found["status"] == "Creating" else {}
+        found.update(status=status, reason=reason, **late)
+        told = {"InService": "IN_SERVICE", "Failed": "FAILED"}[status]
+        self.world.events.append((name, told, lifecycle.instant(self.world.clock.now)))
 
     def delete_endpoint(self, EndpointName):
         found = self._find("endpoints", EndpointName)
@@ -304,21 +317,22 @@ def handlers() -> dict:
 class FaultWorld:
     "The engine in a hostile AWS. `do` plays one action; every write and call is watched."
 
-    def __init__(self, page: int = 100, deleting: float = 0, **given):
+    def __init__(self, page: int = 100, deleting: float = 0, lag: float = 0, **given):
         self.clock, self.ids = Clock(), itertools.count()
         known = {f.name for f in fields(Settings)}
         self.settings = Settings(
             table="t", site_origin="https://site.example", **{k: v for k, v in given.items() if k in known}
         )
         self.dynamodb = MemoryDynamoDB(self.watch)
-        self.sagemaker, self.scheduler = SageMaker(self, page, deleting), Scheduler()
+        self.sagemaker, self.scheduler = SageMaker(self, page, deleting, lag), Scheduler()
         self.model, self.sms, self.calm = True, "works", False
         self.plan, self.count, self.depth, self.current = {}, 0, 0, ""
-        self.events: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str, str]] = []  # endpoint, state and instant
         self.excused: set[str] = set()  # endpoints that AWS or a fault kept us from deleting
         self.answered: set[str] = set()  # endpoints that gave a sane answer
         self.hurt = False  # whether a fault has struck during this start's life
         self.starts = 0  # ordinal of the last won start
+        self.tried: list[str] = []  # instance types of this start
         self.claimed = 0  # the start whose subscriber this invocation has claimed last
         self.opened: set[int] = set()  # starts that became ready
         self.delivered: list[tuple[int, str]] = []  # (start, number) of each message that may have arrived
@@ -370,7 +384,11 @@ class FaultWorld:
         if was.state != now.state:
             must((was.state, now.state) in EDGES, "states follow their transitions", (was.state, now.state))
         won = now.state == CREATING and was.state in (STOPPED, FAILED)
+        if won:
+            self.tried = []
         if was.runId != now.runId:
+            self.tried.append(now.instanceType)
+            must(len(set(self.tried)) == len(self.tried), "each instance type is tried once", self.tried)
             must(won or was.state == now.state == CREATING, "a run id changes on start and retry only", (was, now))
         else:
             must(not won, "every start has a run id of its own", now.runId)
@@ -465,6 +483,8 @@ class FaultWorld:
         )
         row, ours = self.row, [(n, e) for n, e in self.sagemaker.endpoints.items() if n != FOREIGN]
         mine = self.name(row.runId) if row.state in LIVE else None
+        paid = [n for n, e in ours if e["status"] in ("InService", "Creating")]
+        must(len(paid) <= 1, "never two paid endpoints", paid)
         stray = [n for n, e in ours if e["status"] in ("InService", "Creating") and n != mine and n not in self.excused]
         must(not stray, "nobody pays for an endpoint of no run", (stray, row.state))
         twice = {x for x in self.delivered if self.delivered.count(x) > 1}
@@ -559,6 +579,8 @@ class FaultWorld:
             self.warm.pop(folder, None)
         except (ClientError, BotoCoreError, OSError):
             must(not self.calm, "nothing is raised in a calm AWS", repr(sys.exc_info()[1]))
+        except lifecycle.TooEarly as e:
+            must(self.sagemaker.lag and folder.startswith("notification"), "an event is early only if it is", repr(e))
         except RuntimeError as e:
             must("reconciler" in str(e), "only the reconciler reports what failed", repr(e))
             must(not self.calm, "the reconciler fails in no calm AWS", repr(e))
@@ -619,9 +641,9 @@ class FaultWorld:
         if picked := self._pick(self.events, i):
             if not again:
                 self.events.remove(picked)
-            name, status = picked
-            detail = {"EndpointName": name, "EndpointStatus": status}
-            self.invoke("notification-and-shutdown-scheduler", {"source": "aws.sagemaker", "detail": detail})
+            name, status, at = picked
+            event = {"source": "aws.sagemaker", "time": at, "detail": {"EndpointName": name, "EndpointStatus": status}}
+            self.invoke("notification-and-shutdown-scheduler", event)
 
     def do_drop(self, i: int):
         if picked := self._pick(self.events, i):
@@ -648,15 +670,13 @@ class FaultWorld:
 
     def do_up(self, i: int):
         if name := self._pick(self._ours("Creating"), i):
-            self.sagemaker.endpoints[name]["status"] = "InService"
-            self.events.append((name, "IN_SERVICE"))
+            self.sagemaker.become(name, "InService")
 
     def do_down(self, i: int, reason: str):
         "Let an endpoint that is being created, or one in service, fail."
         if name := self._pick(self._ours("Creating", "InService"), i):
             self.hurt = True
-            self.sagemaker.endpoints[name].update(status="Failed", reason=reason)
-            self.events.append((name, "FAILED"))
+            self.sagemaker.become(name, "Failed", reason)
 
     def do_vanish(self, i: int):
         if name := self._pick(self._ours("InService", "Failed"), i):

@@ -1,7 +1,8 @@
 "One DynamoDB table in memory: exactly the expressions that the package writes; whatever else it meets is an error."
 
-import copy
+import pickle
 import re
+import threading
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -15,6 +16,11 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
 }
+
+
+def clone(value: Any) -> Any:
+    "Copy plain data, faster than copy.deepcopy."
+    return pickle.loads(pickle.dumps(value))
 
 
 def refuse(code: str, message: str = "") -> ClientError:
@@ -226,7 +232,7 @@ def change(item: dict, word: str, path: tuple[str, ...], value: dict | None):
     if parent is None or "M" not in parent:
         raise refuse("ValidationException", "The document path provided in the update expression is invalid for update")
     if word == "SET":
-        parent["M"][path[-1]] = copy.deepcopy(value)
+        parent["M"][path[-1]] = clone(value)
     elif word == "REMOVE":
         parent["M"].pop(path[-1], None)
     else:
@@ -236,12 +242,33 @@ def change(item: dict, word: str, path: tuple[str, ...], value: dict | None):
         parent["M"][path[-1]] = number(Decimal(before["N"]) + Decimal(value["N"]))
 
 
+ITEM_LIMIT = 400 * 1024  # bytes
+
+
+def value_bytes(value: dict) -> int:
+    "Return what a typed value takes, by DynamoDB's documented rules."
+    ((kind, plain),) = value.items()
+    if kind == "N":
+        digits = "".join(map(str, Decimal(plain).normalize().as_tuple().digits))
+        return 1 + (len(digits) + 1) // 2 + (Decimal(plain) < 0)
+    if kind == "M":
+        return 3 + sum(1 + len(name.encode()) + value_bytes(each) for name, each in plain.items())
+    if kind == "L":
+        return 3 + sum(1 + value_bytes(each) for each in plain)
+    return len(plain.encode()) if kind == "S" else 1
+
+
+def item_bytes(item: dict) -> int:
+    "Return what an item takes, names of attributes included."
+    return sum(len(name.encode()) + value_bytes(value) for name, value in item.items())
+
+
 class MemoryDynamoDB:
     "The three calls of the package. `watch` sees every write: the item before and after it."
 
     def __init__(self, watch: Callable[[dict | None, dict], None] = lambda before, after: None):
         self.items: dict[str, dict] = {}
-        self.watch = watch
+        self.watch, self.lock = watch, threading.RLock()
 
     def _key(self, key: dict) -> str:
         ((name, value),) = key.items()
@@ -251,7 +278,7 @@ class MemoryDynamoDB:
     def get_item(self, TableName: str, Key: dict, ConsistentRead: bool) -> dict:
         assert ConsistentRead
         found = self.items.get(self._key(Key))
-        return {"Item": copy.deepcopy(found)} if found is not None else {}
+        return {"Item": clone(found)} if found is not None else {}
 
     def _allowed(self, text: str, item: dict, names: dict, values: dict, used: set):
         if not Expression(text, item, names, values, used).whole_condition():
@@ -259,8 +286,10 @@ class MemoryDynamoDB:
 
     def put_item(self, TableName: str, Item: dict, ConditionExpression: str):
         key, used = Item["modelId"]["S"], set()
+        if item_bytes(Item) > ITEM_LIMIT:
+            raise refuse("ValidationException", "Item size has exceeded the maximum allowed size")
         self._allowed(ConditionExpression, self.items.get(key, {}), {}, {}, used)
-        before, self.items[key] = self.items.get(key), copy.deepcopy(Item)
+        before, self.items[key] = self.items.get(key), clone(Item)
         self.watch(before, self.items[key])
         return {}
 
@@ -275,10 +304,16 @@ class MemoryDynamoDB:
         ReturnValues: str = "NONE",
     ) -> dict:
         key, names, values = self._key(Key), ExpressionAttributeNames or {}, ExpressionAttributeValues or {}
+        with self.lock:
+            after = self._updated(key, Key, (UpdateExpression, ConditionExpression), names, values)
+        return {"Attributes": clone(after)} if ReturnValues == "ALL_NEW" else {}
+
+    def _updated(self, key: str, whole_key: dict, expressions: tuple[str, str], names: dict, values: dict) -> dict:
+        "Carry out an update and return the item after it."
         before, used = self.items.get(key), set()
         item = before or {}
-        changes = Expression(UpdateExpression, item, names, values, used)
-        allowed = Expression(ConditionExpression, item, names, values, used).whole_condition()
+        changes = Expression(expressions[0], item, names, values, used)
+        allowed = Expression(expressions[1], item, names, values, used).whole_condition()
         if not allowed:
             raise refuse("ConditionalCheckFailedException", "The conditional request failed")
         planned = changes.changes()
@@ -286,9 +321,11 @@ class MemoryDynamoDB:
             raise refuse("ValidationException", f"unused in expressions: {sorted(unused)}")
         if overlap([path for _, path, _ in planned]):
             raise refuse("ValidationException", "Two document paths overlap with each other")
-        after = copy.deepcopy(item) | copy.deepcopy(Key)
+        after = clone(item) | clone(whole_key)
         for planned_change in planned:
             change(after, *planned_change)
+        if item_bytes(after) > ITEM_LIMIT:
+            raise refuse("ValidationException", "Item size to update has exceeded the maximum allowed size")
         self.items[key] = after
         self.watch(before, after)
-        return {"Attributes": copy.deepcopy(after)} if ReturnValues == "ALL_NEW" else {}
+        return after

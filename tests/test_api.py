@@ -216,7 +216,7 @@ def test_a_table_that_does_not_answer(world, monkeypatch, error):
 
 
 def test_too_many_who_wait(world, monkeypatch):
-    monkeypatch.setattr(model_state, "SUBSCRIBER_LIMIT", 0)
+    monkeypatch.setattr(model_state, "ITEM_LIMIT", 0)
     status, got = world.start(ADA)
     assert (status, got["error"]["code"]) == (429, "too_many_waiting")
     assert world.start()[0] == 202

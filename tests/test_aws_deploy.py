@@ -1,5 +1,6 @@
 "A deployment to AWS before it happens: what is printed, refused and looked at, with no account and with the local one."
 
+import itertools
 import json
 import os
 import signal
@@ -10,20 +11,24 @@ from collections import Counter
 from unittest.mock import patch
 
 import aws_target
+import boto3
 import deploy
 import pytest
+import render_regions
+import teardown
 from engine_double import ROOT
 from tiny_model import write_tiny_model
 
-from sentiment_engine.account import SHARES, Finding, Machines, check_account
+from sentiment_engine.account import SHARES, Finding, check_account, check_region, missing_images, regions_for
 from sentiment_engine.artifact import add_inference_code, pack
 from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
-from sentiment_engine.endpoint import newest_model
+from sentiment_engine.endpoint import newest_model, serving_image
 from sentiment_engine.lifecycle import measure
 from sentiment_engine.packaging import monitoring_parameters
 from sentiment_engine.plan import plan_of, read_template, resources_of
 from sentiment_engine.settings import Settings, monitoring_stack
-from sentiment_engine.stacks import delete_stack, deploy_stack
+from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
+from sentiment_engine.training import training_image
 
 SCRIPTS = ROOT / "infra_scripts"
 
@@ -96,7 +101,6 @@ def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
         "region",
         "credentials",
         "endpoint quota",
-        "trial quota",
         "training quota",
         "Lambda concurrency",
         "SMS",
@@ -111,7 +115,7 @@ def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
 
 
 def test_a_dry_run_lists_what_the_templates_hold(dry):
-    for file in ("foundation.yaml", "template.yaml", "monitoring.yaml"):
+    for file in ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml"):
         for kind, count in Counter(resources_of(read_template(SCRIPTS / file), {}).values()).items():
             assert f"Add     {count:3}  {kind.removeprefix('AWS::')}\n" in dry
 
@@ -120,7 +124,7 @@ def test_a_dry_run_prices_by_the_table(dry):
     visit = Visit(idle=Settings().idle_minutes)
     assert f"${run_cost('ml.t2.medium', visit.minutes * 60):.3f} for {visit.minutes:g} minutes on ml.t2.medium" in dry
     kinds = Counter()
-    for file in ("foundation.yaml", "template.yaml", "monitoring.yaml"):
+    for file in ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml"):
         kinds += Counter(resources_of(read_template(SCRIPTS / file), {}).values())
     within, beside = standing_cost(kinds)
     assert f"what stands there ${within:.2f} to ${beside:.2f}" in dry
@@ -131,11 +135,12 @@ def test_a_dry_run_names_the_notebooks_and_prices_what_they_do_once(dry, main):
         "Notebooks that would run: 00 settings, 01 glue etl, 02 data exploration, 03 model training, 04 "
     )
     assert "once         Glue, $0.44 an hour for each of at most 10 workers\n" in dry
-    assert "training on ml.g4dn.xlarge, $0.736 an hour\n" in dry and "minutes on ml.m5.large, $0.115 an hour\n" in dry
+    assert "training on ml.g4dn.xlarge, $0.736 an hour\n" in dry
+    assert "a trial of the model for some ten minutes on ml.t2.medium, $0.056 an hour\n" in dry  # as visitors get
     said, _ = main("--target", "aws", "--dry-run", "--model", "released")
     assert "would run: 00 settings, 04 " in said and "Glue, $" not in said and "training quota" not in said
     said, _ = main("--target", "aws", "--dry-run", "--only", "06")
-    assert "would run: 06 website\n" in said and "trial quota" not in said and "once         nothing" in said
+    assert "would run: 06 website\n" in said and "training quota" not in said and "once         nothing" in said
 
 
 def test_the_variants_show_in_the_plan(main, environment):
@@ -154,10 +159,56 @@ def test_the_variants_show_in_the_plan(main, environment):
         assert line in said
     assert "ok       region" in said and "a visit" not in said
     assert "\nserverless quota: needs credentials" in said and "endpoint quota" not in said
+    assert "a trial of the model on a serverless endpoint" in said
     for name in environment.keys() - before.keys():
         del environment[name]
     said, _ = main("--target", "aws", "--dry-run", "--idle-minutes", "5", "--instance-types", "ml.c5.large")
-    assert "for 15 minutes on ml.c5.large" in said
+    assert "for 15 minutes on ml.c5.large" in said and "ten minutes on ml.c5.large, " in said
+
+
+def test_the_machine_that_trains_is_the_one_that_was_asked_for(main):
+    said, _ = main("--target", "aws", "--dry-run", "--training-instance", "ml.m5.large")
+    assert "training on ml.m5.large, $0.115 an hour\n" in said and "ml.g4dn.xlarge" not in said
+    for words in (("--training-instance", "g4dn.xlarge"), ("--sample-rows", "5")):
+        assert "error: argument" in main("--target", "aws", "--dry-run", *words)[1]
+
+
+SESSION = boto3.Session()
+EVERYWHERE = {p: SESSION.get_available_regions("sagemaker", p) for p in SESSION.get_available_partitions()}
+GPU = deploy.TARGET_PARAMETERS["aws"]["training_instance"]
+
+
+@pytest.mark.parametrize("training", [GPU, ""])
+def test_a_region_has_the_images_that_its_roles_may_fetch_or_is_refused_with_one_that_has(training):
+    foundation = (SCRIPTS / "foundation.yaml").read_text(encoding="utf-8")
+    fine = regions_for(SESSION, training)
+    for region in itertools.chain(*EVERYWHERE.values()):
+        session = boto3.Session(region_name=region)
+        found = check_region(session, Settings(), training)
+        assert found.fine is (region in fine), region
+        if found.fine:
+            for image in [serving_image(region), *([training_image(region, training)] if training else [])]:
+                registry, repository = image.partition(":")[0].split("/")
+                assert registry.split(".", 1)[1] == f"dkr.ecr.{region}.amazonaws.com"
+                assert f':ecr:${{AWS::Region}}:*:repository/{repository}"' in foundation
+        elif region in EVERYWHERE["aws"]:
+            named = found.text.partition("--region ")[2].partition(" (")[0].split(", ")
+            assert set(named) <= set(fine) and ("--model released" in found.text) is (not missing_images(region))
+
+
+def test_a_region_without_images_is_refused_before_anything_is_paid_for(main):
+    said, _ = main("--target", "aws", "--region", "eu-central-2", "--dry-run")
+    assert (
+        "PROBLEM  region               AWS has no container image for training on ml.g4dn.xlarge in eu-central-2"
+        in said
+    )
+    assert "eu-central-1" in said
+    _, end = main("--target", "aws", "--region", "ap-east-2", "--model", "released")
+    assert "nothing was changed: region: AWS has no container image for the endpoint in ap-east-2" in end
+
+
+def test_the_page_of_regions_is_what_the_checks_say():
+    assert render_regions.PAGE.read_text(encoding="utf-8") == render_regions.page()
 
 
 @pytest.mark.parametrize(
@@ -178,6 +229,7 @@ def test_the_variants_show_in_the_plan(main, environment):
         (("--target", "aws", "--stack-prefix", "engine-of-the-whole-lab"), "the prefix is 3 to 17 of a-z, 0-9 and -"),
         (("--target", "aws", "--stack-prefix", "lab-trial"), "the prefix must not end in -trial"),
         (("--target", "local", "--no-reserved-concurrency"), "--reserved-concurrency is for --target aws"),
+        (("--model", "released", "--sample-rows", "500"), "--model released is not trained: leave --sample-rows out"),
     ],
 )
 def test_what_cannot_be_deployed_is_refused_before_anything_is_changed(main, words, why):
@@ -211,8 +263,6 @@ def parsed(*words: str):
 
 def test_the_profile_that_is_named_acts_whatever_the_shell_holds(environment, tmp_path):
     "Keys in the environment, and AWS_DEFAULT_PROFILE, would win over AWS_PROFILE."
-    import boto3
-
     lines = [f"[{name}]\naws_access_key_id = {name}\naws_secret_access_key = x\n" for name in ("meant", "other")]
     (tmp_path / "credentials").write_text("".join(lines))
     environment |= {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"), "AWS_DEFAULT_PROFILE": "other"}
@@ -230,8 +280,7 @@ def test_a_problem_ends_a_dry_run_with_1(monkeypatch, fine, status, capsys):
     monkeypatch.setattr(aws_target, "check_account", lambda *_: found)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with pytest.raises(SystemExit) as ended:
-        machines = Machines("ml.m5.large", "ml.g4dn.xlarge")
-        aws_target.before(parsed("--dry-run"), machines, KNOWN, lambda asked: ["04 endpoint deployment"])
+        aws_target.before(parsed("--dry-run"), "ml.g4dn.xlarge", KNOWN, lambda asked: ["04 endpoint deployment"])
     assert ended.value.code == status and ("PROBLEM  endpoint quota" in capsys.readouterr().out) is not fine
 
 
@@ -251,8 +300,6 @@ def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
 
 def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
     "The local cloud stands for an account; what it does not know is unknown, and nothing is an error of ours."
-    import boto3
-
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     own = Settings(prefix="nobody", table="NobodysState", textbelt_url=cloud.textbelt_url)
@@ -265,8 +312,6 @@ def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
 @pytest.fixture
 def standing(cloud, environment, monkeypatch):
     "A foundation of ours on the local cloud, which stands for an account; what was asked for can be noted there."
-    import boto3
-
     monkeypatch.setattr(aws_target, "connect", lambda _: boto3.Session())
     environment.update(cloud.environment)
     cloudformation = cloud.client("cloudformation")
@@ -315,13 +360,23 @@ def test_what_was_chosen_is_kept_until_it_is_taken_back(standing):
         ({"model_data": "s3://b/m.tar.gz"}, ("--model", "better"), {"model": "better"}),
         ({"model_data": "s3://b/m.tar.gz"}, ("--domain", "example.com"), {"model_data": "s3://b/m.tar.gz"}),
         ({"model_data": "s3://b/m.tar.gz"}, ("--rows", "500"), {"rows": 500}),
+        (
+            {"base_model": "minilm", "sample_rows": 900},
+            ("--sample-rows", "500"),
+            {"base_model": "minilm", "sample_rows": 500},
+        ),
+        ({"training_instance": "ml.m5.large"}, ("--rows", "500"), {"training_instance": "ml.m5.large", "rows": 500}),
+        ({"sample_rows": 900, "categories": "Books"}, ("--model", "released"), {"model": "released"}),
+        ({"model": "released"}, ("--base-model", "minilm"), {"base_model": "minilm"}),
+        ({"model_data": "s3://b/m.tar.gz"}, ("--sample-rows", "500"), {"sample_rows": 500}),
     ],
 )
 def test_what_was_chosen_goes_with_what_is_said_now(environment, monkeypatch, kept, words, taken):
-    "A model that was released or given has learnt already; one that is to learn needs its reviews."
+    "A model that was released or given is not trained; one that is trained needs its reviews and recipe."
     monkeypatch.setattr(aws_target, "_kept", lambda *_: {"options": kept})
     aws_target.recall(options := parsed(*words))
-    found = {n: getattr(options, n) for n in (*aws_target.MODELS, *aws_target.REVIEWS) if getattr(options, n)}
+    kinds = (*aws_target.MODELS, *aws_target.REVIEWS, *aws_target.TRAINING)
+    found = {name: getattr(options, name) for name in kinds if getattr(options, name)}
     assert found == taken
 
 
@@ -336,7 +391,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(environment, monkeypatch):
     environment["AWS_DEFAULT_REGION"] = "us-east-1"
     known = aws_target.recall(options := parsed())
     with pytest.raises(SystemExit, match=r"nothing was changed: as before: .*not yours"):
-        aws_target.before(options, Machines(), known, lambda asked: [])
+        aws_target.before(options, "", known, lambda asked: [])
 
 
 def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
@@ -350,6 +405,16 @@ def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
     assert changed == {"AlarmSubscription", "AccountBudgetAlert"}  # what the address is for, and nothing else
     assert {c.action for c in plan.changes if c.stack == "planned-foundation"} == {"Add"}
     assert not cloudformation.list_change_sets(StackName=name)["Summaries"]
+    s3, asked = cloud.client("s3"), []
+    s3.create_bucket(Bucket="planned-artifacts")
+    cloudformation.meta.events.register(
+        "provide-client-params.cloudformation.CreateChangeSet", lambda params, **_: asked.append(params)
+    )
+    stored = plan_of(
+        *(own, SCRIPTS, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation),
+        stored=lambda file: upload_template(s3, "planned-artifacts", file),
+    )
+    assert stored == plan and "/planned-artifacts/templates/monitoring-" in asked[0]["TemplateURL"]
     assert cloudformation.describe_stacks(StackName=name)["Stacks"][0] == before
     delete_stack(cloudformation, name)
 
@@ -367,8 +432,6 @@ def test_no_change_set_is_made_of_a_stack_of_somebody_else(cloud):
 
 
 def test_a_model_that_exists_becomes_the_newest(cloud, tmp_path, monkeypatch):
-    import boto3
-
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     own, cloudformation = Settings(prefix="given"), cloud.client("cloudformation")
@@ -396,6 +459,57 @@ def test_settings_count_from_the_backend_on(monkeypatch):
     assert same == [True] * 5 + [False] * 3
 
 
+@pytest.mark.parametrize("name", ["SENTIMENT_INSTANCE_TYPES", "SENTIMENT_ENDPOINT"])
+def test_a_model_is_tried_again_when_visitors_get_another_machine(monkeypatch, name):
+    before = deploy.plan({})
+    monkeypatch.setenv(name, "serverless" if name == "SENTIMENT_ENDPOINT" else "ml.c5.large")
+    after = deploy.plan({})
+    same = [a.fingerprint == b.fingerprint for a, b in zip(before, after, strict=True)]
+    assert same == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("parameters", "settings"),
+    [({"domain_name": "mood.example.com", "hosted_zone_id": "Z1"}, {}), ({}, {"SENTIMENT_FIREWALL": "true"})],
+)
+def test_another_site_is_deployed_again_with_what_knows_it_and_nothing_is_trained(
+    standing, environment, parameters, settings
+):
+    stamps = deploy.Stamps(aws_target.connect("aws"), "again-foundation")
+    for phase in deploy.plan({}):
+        stamps.write(phase)
+    assert deploy.outdated(deploy.plan({}), stamps.read()) == []
+    environment.update(settings)
+    changed = deploy.plan(parameters)
+    assert [p.title[:2] for p in deploy.outdated(changed, stamps.read())] == ["00", "05", "06", "07"]
+    stamps.write(changed[0])
+    assert [p.title[:2] for p in deploy.outdated(changed, stamps.read())] == ["05", "06", "07"]
+
+
+def test_on_another_foundation_nothing_is_known_to_fit(standing, monkeypatch):
+    stamps = deploy.Stamps(aws_target.connect("aws"), "again-foundation")
+    for phase in deploy.plan({}):
+        stamps.write(phase)
+    monkeypatch.setattr(deploy, "sources_fingerprint", lambda: "other sources")
+    stamps.write(deploy.plan({})[0])
+    assert list(stamps.read()) == ["00_settings"]
+
+
+def test_the_site_stands_before_anything_is_paid_for(cloud, environment, tmp_path, monkeypatch):
+    "AWS may refuse a new account its CloudFront distribution."
+    environment |= cloud.environment | {"SENTIMENT_PREFIX": "early"}
+    monkeypatch.setattr(deploy, "RUNS", tmp_path)
+    deploy.deploy("local", only="00")
+    pages = cloud.client("cloudformation").get_paginator("list_stacks").paginate().search("StackSummaries[].StackName")
+    assert {name for name in pages if name.startswith("early-")} == {"early-foundation", "early-site"}
+    first = deploy.plan({})[0].notebook.name
+    assert first.startswith("00") and all("site_stack" not in p.notebook.read_text() for p in deploy.plan({})[1:5])
+    for name in ("early-site", "early-foundation"):
+        for bucket in teardown._buckets(cloud.client("cloudformation"), name):
+            empty_bucket(cloud.client("s3"), bucket)
+        delete_stack(cloud.client("cloudformation"), name)
+
+
 def test_a_deployment_goes_on_where_it_failed():
     phases = deploy.plan({})
     stamps = {p.notebook.stem: p.fingerprint for p in phases[:4]}
@@ -420,13 +534,6 @@ def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypa
     monkeypatch.setattr(lifecycle, "emit", lambda prefix, **values: reported.append(values))
     measure(world.engine)
     assert len(reported[0]) + 1 == RESTING_METRICS  # and DeadLetters, where there is a queue
-
-
-def test_the_trial_is_asked_for_on_the_machine_that_the_notebook_names():
-    import papermill
-
-    (notebook,) = (ROOT / "nbs").glob("04_*.ipynb")
-    assert json.loads(papermill.inspect_notebook(str(notebook))["instance_type"]["default"]) == deploy.TRIAL_INSTANCE
 
 
 def test_the_runbook_explains_every_alarm():

@@ -34,6 +34,8 @@ def test_the_champion_is_uploaded_once_and_answers(s3, tmp_path):
     written = s3.head_object(Bucket=BUCKET, Key=s3_place(champion.artifact)[1])["LastModified"]
     assert upload_released(s3, BUCKET) == champion and len(keys(s3)) == 1
     assert s3.head_object(Bucket=BUCKET, Key=s3_place(champion.artifact)[1])["LastModified"] == written
+    s3.put_object(Bucket=BUCKET, Key=s3_place(champion.artifact)[1], Body=b"somebody else's")
+    assert upload_released(s3, BUCKET) == champion
     s3.download_file(*s3_place(champion.artifact), str(tmp_path / "model.tar.gz"))
     assert all(check.passed for check in preflight(tmp_path / "model.tar.gz", 0.75))
 

@@ -17,6 +17,7 @@ from sentiment_engine.training import s3_place
 SETTINGS = Settings(prefix="endpoint-tests")
 BUCKET = "endpoint-tests-artifacts"
 ROLE = "arn:aws:iam::111122223333:role/endpoint"
+MACHINE = {"InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
 IMAGE = "registry/huggingface-pytorch-inference:cpu"
 
 
@@ -56,7 +57,7 @@ def model(aws, model_dir):
 def running(aws, model):
     "A trial endpoint that is in service."
     name = trial_name(SETTINGS, new_run_id())
-    ep.create_endpoint(aws.sagemaker, name, model, "ml.m5.large", {"Project": SETTINGS.prefix})
+    ep.create_endpoint(aws.sagemaker, name, model, MACHINE, {"Project": SETTINGS.prefix})
     ep.wait_until_in_service(aws.sagemaker, name, timeout=60)
     yield name
     ep.delete_endpoint(aws.sagemaker, name, timeout=60)
@@ -189,7 +190,7 @@ def test_a_failure_gives_its_reason_and_can_be_deleted(aws, model_dir, tmp_path)
     broken = copytree(model_dir, tmp_path / "broken")
     (broken / "tokenizer.json").write_text("{")
     name = trial_name(SETTINGS, new_run_id())
-    ep.create_endpoint(aws.sagemaker, name, register(aws, broken, "broken"), "ml.m5.large", {})
+    ep.create_endpoint(aws.sagemaker, name, register(aws, broken, "broken"), MACHINE, {})
     with pytest.raises(ep.EndpointFailed, match="is Failed: "):
         ep.wait_until_in_service(aws.sagemaker, name, timeout=60)
     assert ep.delete_endpoint(aws.sagemaker, name, timeout=60) and not left(aws, name)
@@ -205,8 +206,78 @@ def test_an_endpoint_that_is_refused_leaves_no_config(aws, model):
         create_endpoint=refuse,
     )
     with pytest.raises(ClientError, match="no quota"):
-        ep.create_endpoint(client, "endpoint-tests-refused", model, "ml.m5.large", {})
+        ep.create_endpoint(client, "endpoint-tests-refused", model, MACHINE, {})
     assert not left(aws, "endpoint-tests-refused")
+
+
+# Trying
+
+
+class Refusing:
+    "SageMaker as it is, but it refuses or fails what is asked of some machines."
+
+    def __init__(self, real, refused=(), failed=(), model: str = ""):
+        self.real, self.refused, self.failed, self.model, self.asked = real, refused, failed, model, []
+
+    def __getattr__(self, name: str):
+        return getattr(self.real, name)
+
+    def create_endpoint_config(self, ProductionVariants, **more):
+        (variant,) = ProductionVariants
+        kind = variant.get("InstanceType", "serverless")
+        self.asked.append(kind)
+        if kind in self.refused:
+            said = f"Value '{kind}' at 'productionVariants.1.member.instanceType' failed to satisfy constraint"
+            raise ClientError({"Error": {"Code": "ValidationException", "Message": said}}, "CreateEndpointConfig")
+        broken = {"ModelName": self.model} if kind in self.failed else {}
+        return self.real.create_endpoint_config(ProductionVariants=[variant | broken], **more)
+
+
+@pytest.fixture(scope="module")
+def broken(aws, model_dir, tmp_path_factory) -> str:
+    "The name of a model that does not come up."
+    folder = copytree(model_dir, tmp_path_factory.mktemp("broken") / "model")
+    (folder / "tokenizer.json").write_text("{")
+    return register(aws, folder, "broken-trial")
+
+
+def trials(aws, settings: Settings) -> set[str]:
+    kinds = ("endpoint", "endpoint_config")
+    return {name for kind in kinds for name in ep.our_names(aws.sagemaker, settings, kind, trial_name(settings, ""))}
+
+
+def test_a_model_is_tried_on_what_visitors_get(aws, model):
+    for kind, settings in {
+        "ml.t2.medium": Settings(prefix="endpoint-tests-trying"),
+        "ml.c5.large": Settings(prefix="endpoint-tests-trying", instance_types=("ml.c5.large", "ml.m5.large")),
+        "serverless": Settings(prefix="endpoint-tests-trying", endpoint="serverless"),
+    }.items():
+        sagemaker, told = Refusing(aws.sagemaker), []
+        name = ep.start_trial(sagemaker, settings, model, told.append, timeout=60)
+        assert sagemaker.asked == [kind] and len(told) == 1 and told[0].startswith("in service on ")
+        assert ep.predict(aws.runtime, name, "I love it")[0].label == "POSITIVE"
+        assert trials(aws, settings) == {name} and ep.delete_trials(aws.sagemaker, settings) == 1
+
+
+@pytest.mark.parametrize("trouble", ["refused", "failed"])
+def test_what_does_not_come_up_is_deleted_and_tried_once_on_the_next_machine(aws, model, broken, trouble):
+    settings = Settings(prefix="endpoint-tests-next", instance_types=("ml.t2.medium", "ml.m5.large", "ml.c5.large"))
+    sagemaker, told = Refusing(aws.sagemaker, **{trouble: ["ml.t2.medium"]}, model=broken), []
+    name = ep.start_trial(sagemaker, settings, model, told.append, timeout=60)
+    assert sagemaker.asked == ["ml.t2.medium", "ml.m5.large"] and trials(aws, settings) == {name}
+    assert told[0].startswith("on ml.t2.medium the model did not come up: ")
+    assert told[1].startswith("in service on ml.m5.large") and told[2].endswith(
+        "--instance-types ml.m5.large,ml.t2.medium"
+    )
+    ep.delete_trials(aws.sagemaker, settings)
+
+
+def test_a_model_that_comes_up_nowhere_says_why_and_leaves_nothing(aws, model, broken):
+    settings = Settings(prefix="endpoint-tests-nowhere")
+    sagemaker = Refusing(aws.sagemaker, refused=["ml.t2.medium"], failed=["ml.m5.large"], model=broken)
+    with pytest.raises(ep.EndpointFailed, match=r"on ml\.t2\.medium .*constraint; on ml\.m5\.large .*is Failed"):
+        ep.start_trial(sagemaker, settings, model, lambda line: None, timeout=60)
+    assert sagemaker.asked == ["ml.t2.medium", "ml.m5.large"] and not trials(aws, settings)
 
 
 # Going
@@ -214,7 +285,7 @@ def test_an_endpoint_that_is_refused_leaves_no_config(aws, model):
 
 def test_deleting_can_be_repeated(aws, model):
     name = trial_name(SETTINGS, new_run_id())
-    ep.create_endpoint(aws.sagemaker, name, model, "ml.m5.large", {})
+    ep.create_endpoint(aws.sagemaker, name, model, MACHINE, {})
     assert ep.delete_endpoint(aws.sagemaker, name, timeout=60) is True  # even while it is being created
     assert not left(aws, name)
     assert ep.delete_endpoint(aws.sagemaker, name) is False

@@ -2,15 +2,26 @@
 
 import gzip
 import html
+import importlib.util
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import permutations
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
-import pyarrow.dataset as ds
+import boto3
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from botocore.stub import Stubber
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from object_store import WAYS, ObjectStore
 from pyarrow.fs import LocalFileSystem
 
 from sentiment_engine import etl
@@ -20,15 +31,15 @@ from sentiment_engine.etl import (
     QualityError,
     Rules,
     clean_reviews,
+    package_zip,
     run_glue_job,
-    settle,
     start_spark,
-    swap,
     transform,
     upload_job,
 )
-from sentiment_engine.exploration import open_reviews
+from sentiment_engine.exploration import newest_reviews, open_reviews
 from sentiment_engine.ingest import upload_reviews
+from sentiment_engine.local import glue_options
 from sentiment_engine.quality import Expectations
 from sentiment_engine.reviews import find_files
 from sentiment_engine.stacks import deploy_stack
@@ -56,9 +67,17 @@ def good_lines(count: int = 300) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def spark():
+def classes(tmp_path_factory) -> Path:
+    "A folder on Spark's class path."
+    return tmp_path_factory.mktemp("classes")
+
+
+@pytest.fixture(scope="module")
+def spark(classes):
     "One Spark for all tests of this file."
-    session = start_spark("tests")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(etl.ONE_MACHINE, "spark.driver.extraClassPath", str(classes))
+        session = start_spark("tests")
     session.conf.set("spark.sql.shuffle.partitions", "3")  # small data, less to wait for
     yield session
     session.stop()
@@ -77,14 +96,25 @@ class Lake:
         data = "\n".join(lines).encode()
         (self.raw / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
 
+    def report(self) -> dict:
+        "Read the report of the current run."
+        return json.loads((self.root / "reports/etl.json").read_text())
+
     def rows(self) -> list[dict]:
         "Read the clean reviews, by id."
-        table = ds.dataset(self.root / "processed", format="parquet", partitioning="hive").to_table()
+        files = LocalFileSystem()
+        table = open_reviews(files, newest_reviews(files, str(self.root))).to_table()
         return sorted(table.to_pylist(), key=lambda row: row["review_id"])
 
     def rejected(self) -> list[dict]:
         "Read what was put aside."
-        return [json.loads(text) for path in (self.root / "rejected").rglob("*.json") for text in path.open()]
+        folder = self.root / "rejected" / self.report()["run"]
+        return [json.loads(text) for path in folder.rglob("*.json") for text in path.open()]
+
+    def seen(self) -> tuple:
+        "Return all that a reader sees, without what differs from run to run."
+        report = {name: self.report()[name] for name in ("read", "kept", "repeats", "rejected", "by_split")}
+        return self.rows(), sorted(row["line"] for row in self.rejected()), report
 
     def files(self) -> dict[str, bytes]:
         "Read every file that the job has written."
@@ -123,7 +153,7 @@ def test_every_line_is_accounted_for(cleaned):
     assert report["read"] == 300 + 3 + 2 + sum(map(len, FAULTS.values()))  # blank lines and other files are no rows
     assert report["read"] == report["kept"] + report["repeats"] + sum(report["rejected"].values())
     assert report["kept"] == len(lake.rows()) == sum(report["by_stars"].values()) == sum(report["by_label"].values())
-    assert json.loads((lake.root / "reports/etl.json").read_text()) == report
+    assert lake.report() == report
 
 
 def test_of_equal_texts_the_oldest_stays(cleaned):
@@ -173,7 +203,7 @@ def test_a_rerun_gives_the_same_once(spark, cleaned):
     again = clean_reviews(spark, *lake.places)
     assert lake.rows() == before and len(lake.files()) == len(contents)
     assert again["drift"] == 0 and first["drift"] is None
-    apart = {"seconds", "finished", "drift", "checks"}
+    apart = {"run", "seconds", "finished", "drift", "checks"}
     assert {k: v for k, v in again.items() if k not in apart} == {k: v for k, v in first.items() if k not in apart}
 
 
@@ -271,94 +301,404 @@ def test_no_text_is_on_two_sides_whatever_the_order(spark, lines, random, rules)
     assert all(len(side) == 1 for side in sides.values())
 
 
-class Failing:
-    "A file system that fails at one of its calls, before or after it has done what was asked."
-
-    def __init__(self, files, count, at, after):
-        self.files, self.count, self.at, self.after = files, count, at, after
-
-    def __getattr__(self, name):
-        def call(*arguments):
-            self.count.append(name)
-            if len(self.count) == self.at and not self.after:
-                raise OSError(f"injected before {name}")
-            done = getattr(self.files, name)(*arguments)
-            if len(self.count) == self.at:
-                raise OSError(f"injected after {name}")
-            return done
-
-        return call
+# ---- a store that works as S3 does, and fails
 
 
 @pytest.fixture(scope="module")
-def two_runs(spark, tmp_path_factory) -> list[tuple[Lake, list[dict]]]:
-    "Two lakes, cleaned, and what their rows are."
-    lakes = []
-    for name, odd in (("old", 2), ("new", 5)):
-        lake = Lake(tmp_path_factory.mktemp(name))
-        lake.put("Books.jsonl", ["oops"] * odd + good_lines(300 + odd))
-        clean_reviews(spark, *lake.places)
-        lakes.append((lake, lake.rows()))
-    return lakes
+def store(spark, classes) -> ObjectStore:
+    "What every s3:// address of these tests means."
+    return ObjectStore(spark, classes)
 
 
-@given(at=st.integers(1, 60), after=st.booleans())
-@few
-def test_a_run_that_fails_anywhere_mixes_nothing(spark, two_runs, tmp_path_factory, at, after):
-    (old, old_rows), (new, new_rows) = two_runs
-    root = tmp_path_factory.mktemp("failing")
-    shutil.copytree(old.root, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("raw"))
-    lake = Lake(root, new.raw)
-    count, path = [], etl._path
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etl, "_path", lambda *which: (Failing(path(*which)[0], count, at, after), path(*which)[1]))
+class World:
+    "A lake in the store that holds the output of one run, and the raw reviews of the next."
+
+    places = ("s3://lake/raw", "s3://lake/processed", "s3://lake/rejected", "s3://lake/reports/etl.json")
+
+    def __init__(self, spark, store: ObjectStore, folders):
+        self.spark, self.store, self.folders = spark, store, folders
+        store.put("raw/Books.jsonl", "\n".join(["oops"] * 2 + good_lines(302)))
+        self.run()
+        self.old = self.seen()
+        store.put("raw/Books.jsonl", "\n".join(["oops"] * 5 + good_lines(305)))
+        self.start = store.java.snapshot()
+        self.run()
+        self.new, self.requests = self.seen(), store.requests
+        self.commit = self.requests.index("PUT reports/etl.json") + 1
+
+    def run(self, at: int = 0, way: str = "") -> bool:
+        "Run the job; let its request number `at` fail. Say whether the job says that it has succeeded."
+        self.store.fail(at, way)
         try:
-            clean_reviews(spark, *lake.places)
-        except OSError as error:
-            assert "injected" in str(error)
+            clean_reviews(self.spark, *self.places)
+        except (RuntimeError, ValueError, OSError) as error:
+            assert at, error
+            return False
+        finally:
+            if at:
+                self.store.fail(0, "")
+        return True
+
+    def seen(self) -> tuple:
+        "Return what a reader sees."
+        return Lake(self.store.copy_to(self.folders.mktemp("seen"))).seen()
+
+    def check(self, crashes: list[tuple[int, str]]):
+        "Let runs fail one after the other. Readers must see the old or the new output all the time."
+        self.store.java.restore(self.start)
+        for at, way in crashes:
+            done, seen = self.run(at, way), self.seen()
+            assert seen in (self.old, self.new), (at, way)
+            assert seen == self.new or not done, (at, way)
+        assert self.run() and self.seen() == self.new
+        self.check_that_nothing_is_left()
+
+    def check_that_nothing_is_left(self):
+        objects = self.store.objects()
+        run = json.loads(objects["reports/etl.json"])["run"]
+        beside = {key for key in objects if not key.startswith((f"processed/{run}/split=", f"rejected/{run}/part-"))}
+        assert beside == {"raw/Books.jsonl", "reports/etl.json"}
+
+
+@pytest.fixture(scope="module")
+def world(spark, store, tmp_path_factory) -> World:
+    return World(spark, store, tmp_path_factory)
+
+
+def test_the_report_is_the_only_object_that_is_replaced(world):
+    "One request makes a run the current one: all before it writes to places of its own, all after it removes."
+    run, commit = json.loads(world.store.objects()["reports/etl.json"])["run"], world.commit
+    before, after = world.requests[: commit - 1], world.requests[commit:]
+    assert all(f"/{run}/" in request for request in before)
+    assert after and all(request.startswith("DELETE") and run not in request for request in after)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("beside", [0, 1])
+def test_a_run_that_fails_around_its_commit_leaves_the_old_or_the_new(world, way, beside):
+    world.check([(world.commit + beside, way)])
+
+
+@given(crashes=st.lists(st.tuples(st.integers(1, 60), st.sampled_from(WAYS)), min_size=1, max_size=3))
+@settings(few, max_examples=4)
+def test_runs_that_fail_one_after_the_other_leave_the_old_or_the_new(world, crashes):
+    world.check(crashes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_fails_at_any_request_leaves_the_old_or_the_new(world, way):
+    for at in range(1, len(world.requests) + 2):
+        world.check([(at, way)])
+
+
+def test_a_first_run_that_fails_leaves_nothing_to_read(world, tmp_path):
+    raw = {key: data for key, data in world.store.objects().items() if key.startswith("raw/")}
+    world.store.java.restore(world.spark._jvm.java.util.TreeMap(raw))
+    assert not world.run(world.commit, "the machine dies")
+    with pytest.raises(FileNotFoundError, match=r"there are no cleaned reviews in .*: run 01_glue_etl first"):
+        newest_reviews(LocalFileSystem(), str(world.store.copy_to(tmp_path)))
+    assert world.run() and world.seen() == world.new
+    world.check_that_nothing_is_left()
+
+
+def test_a_failed_task_of_spark_fails_the_run(world):
+    "Whatever number of its requests is lost, a run does not succeed with part of the reviews."
+    written = [at for at, request in enumerate(world.requests, 1) if "attempt_" in request and "PUT" in request]
+    world.check([(written[-1], "the request fails")])
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_leaves_the_old_or_the_new(tmp_path, cleaned):
+    "Real processes, killed at random moments from the first file on."
+    code = "import sys; from sentiment_engine.etl import *; clean_reviews(start_spark(), *sys.argv[1:])"
+    lake = Lake(tmp_path)
+    lake.put("Books.jsonl", ["oops"] * 2 + good_lines(302))
+    subprocess.run([sys.executable, "-c", code, *lake.places], check=True)
+    old, rng = lake.seen(), random.Random(5)
+    lake.put("Books.jsonl", ["oops"] * 5 + good_lines(305))
+    for _ in range(10):
+        before = set((lake.root / "processed").iterdir())
+        job = subprocess.Popen([sys.executable, "-c", code, *lake.places], start_new_session=True)
+        while job.poll() is None and set((lake.root / "processed").iterdir()) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 4))
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        assert lake.seen()[2]["read"] in (304, 310)
+        assert lake.seen() == old or lake.seen()[2]["read"] == 310
+    subprocess.run([sys.executable, "-c", code, *lake.places], check=True)
+    assert lake.seen()[2]["read"] == 310 and len(list((lake.root / "processed").iterdir())) == 1
+
+
+# ---- the script in Glue
+
+SCRIPT = ROOT / "infra_scripts/clean_reviews.py"
+CONTEXT = """
+from pyspark import SparkContext
+from pyspark.sql import SparkSession
+
+calls = []
+
+
+class GlueContext:
+    def __init__(self, sparkContext, **options):
+        assert isinstance(sparkContext, SparkContext) and not options
+        self.spark_session = SparkSession.builder.getOrCreate().newSession()
+        self.spark_session.conf.set("spark.sql.parquet.compression.codec", "gzip")
+        self.spark_session.conf.set("spark.sql.shuffle.partitions", "2")
+        calls.append(("session", self.settings()))
+
+    def settings(self):
+        rows = self.spark_session.sql("SET").collect()
+        return dict(map(tuple, rows)) | dict(self.spark_session.sparkContext.getConf().getAll())
+"""
+JOB = """
+from awsglue.context import GlueContext, calls
+
+
+class Job:
+    def __init__(self, glue_context):
+        assert isinstance(glue_context, GlueContext)
+        self.context = glue_context
+
+    def init(self, job_name, args={}):
+        calls.append(("init", job_name, args))
+
+    def commit(self):
+        calls.append(("commit", self.context.settings()))
+"""
+
+
+def script() -> ModuleType:
+    "Load the job's script, as often as it is asked for."
+    spec = importlib.util.spec_from_file_location("clean_reviews_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def awsglue(tmp_path, monkeypatch) -> list[tuple]:
+    "Put a package with the documented interface of Glue's where a script finds it; return what is called."
+    folder = tmp_path / "glue/awsglue"
+    folder.mkdir(parents=True)
+    for name, text in {"__init__": "", "context": CONTEXT, "job": JOB}.items():
+        (folder / f"{name}.py").write_text(text)
+    shutil.copy(glue_options.__file__, folder / "utils.py")
+    monkeypatch.syspath_prepend(str(tmp_path / "glue"))
+    yield importlib.import_module("awsglue.context").calls
+    for name in [name for name in sys.modules if name.partition(".")[0] == "awsglue"]:
+        del sys.modules[name]
+
+
+def glue_arguments(lake: Lake, *more: str) -> list[str]:
+    "Return the words that Glue starts the script with: its own arguments, the job's and the run's."
+    own = ["--job-bookmark-option", "job-bookmark-disable", "--JOB_ID", "j_1", "--enable-metrics", "true"]
+    own += ["--TempDir", "s3://lake/tmp/", "--JOB_RUN_ID", "jr_1", "--extra-py-files", "s3://code/sentiment_engine.zip"]
+    own += ["--enable-auto-scaling", "true", "--job-language", "python", "--enable-continuous-cloudwatch-log", "true"]
+    places = zip(("--raw", "--processed", "--rejected", "--report"), lake.places, strict=True)
+    given = [word for name, place in places for word in (name, place)]
+    return ["/tmp/clean_reviews.py", *own, *given, *more, "--JOB_NAME", "balance"]  # a name that is an option's too
+
+
+def test_the_script_works_in_the_session_that_glue_gives_and_changes_no_setting(spark, lake, awsglue):
+    lake.put("Books.jsonl", good_lines())
+    script().main(glue_arguments(lake, "--three_stars", "dropped", "--drift", "9"))
+    assert [call[0] for call in awsglue] == ["session", "init", "commit"]
+    assert awsglue[0][1] == awsglue[2][1]  # the settings before and after
+    assert awsglue[1][1] == "balance" and awsglue[1][2]["JOB_RUN_ID"] == "jr_1"
+    names = [name for name in lake.files() if name.endswith(".parquet")]
+    assert names and all(name.endswith(".gz.parquet") for name in names)  # as only that session writes them
+    assert lake.report()["rules"]["three_stars"] == "dropped" and lake.report()["rules"]["balance"] == 0
+
+
+def test_a_run_that_fails_is_not_committed(spark, lake, awsglue):
+    lake.put("Books.jsonl", good_lines(20))
+    with pytest.raises(QualityError, match="rows kept: 20"):
+        script().main(glue_arguments(lake))
+    assert [call[0] for call in awsglue] == ["session", "init"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--balance", "much"], "--balance is float, not 'much'"),
+        (["--balance", "--three_stars"], "argument --balance: expected one argument"),
+        (["--three_stars", "positive"], "three_stars is negative or dropped"),
+    ],
+)
+def test_wrong_arguments_are_named_before_spark_is_asked(lake, awsglue, more, said):
+    with pytest.raises(Exception, match=said):
+        script().main(glue_arguments(lake, *more))
+    assert awsglue == []
+
+
+def test_no_argument_can_be_taken_for_another():
+    "Glue completes names that are cut short, so none may be the beginning of another one."
+    module = script()
+    names = (*module.PLACES, *module.CHOICES, *glue_options.RESERVED, *glue_options.FOLDERS, "JOB_NAME")
+    given = [word[2:] for word in glue_arguments(Lake(Path("/tmp"), Path("/tmp"))) if word.startswith("--")]
+    mixed_up = [(a, b) for a, b in permutations({*names, *given}, 2) if b.startswith(a)]
+    assert mixed_up == []
+
+
+def test_the_script_imports_only_what_glue_has(tmp_path):
+    "The package comes from the zip; beside it there are Python, Spark and boto3."
+    (tmp_path / "sentiment_engine.zip").write_bytes(package_zip(ROOT / "sentiment_engine"))
+    code = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+has = {*sys.stdlib_module_names, "sentiment_engine", "pyspark", "py4j", "numpy", "pandas", "pyarrow"}
+has |= {"boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six", "urllib3", "clean_reviews", "__mp_main__"}
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in has and not name.startswith("_sysconfigdata"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, sys.argv[2])
+import clean_reviews
+import sentiment_engine.etl
+
+assert sentiment_engine.etl.__file__.startswith(sys.argv[1]), sentiment_engine.etl.__file__
+assert "awsglue" not in sys.modules
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "sentiment_engine.zip"), str(SCRIPT.parent)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- following a run
+
+ROLE_ERROR = "Role arn:aws:iam::1:role/r should be given assume role permissions for Glue Service."
+STATES = boto3.client("glue", region_name="us-east-1").meta.service_model.shape_for("JobRunState").enum
+
+
+@pytest.fixture
+def glue():
+    "A Glue client that answers as it is told, by botocore's own description of Glue."
+    client = boto3.client("glue", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
+    with Stubber(client) as stub:
+        yield SimpleNamespace(client=client, stub=stub)
+        stub.assert_no_pending_responses()
+
+
+def answers(glue, *states: str, **more):
+    "Let Glue start a run that goes through `states`; `more` goes with the last."
+    glue.stub.add_response("start_job_run", {"JobRunId": "jr_1"})
+    for place, state in enumerate(states, 1):
+        run = {"Id": "jr_1", "JobRunState": state} | (more if place == len(states) else {})
+        glue.stub.add_response("get_job_run", {"JobRun": run})
+
+
+def follow(glue, **options) -> tuple[dict, list[str]]:
+    said = []
+    return run_glue_job(glue.client, "clean", {"--raw": "s3://lake/raw/"}, said.append, 0.001, **options), said
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_that_a_run_can_have_is_followed(glue, state):
+    if state in ("STARTING", "RUNNING", "STOPPING", "WAITING"):
+        answers(glue, state, "SUCCEEDED")
+        assert follow(glue)[1] == [state, "SUCCEEDED"]
+    elif state == "SUCCEEDED":
+        answers(glue, state)
+        assert follow(glue)[0]["JobRunState"] == "SUCCEEDED"
+    else:
+        answers(glue, "RUNNING", state, ErrorMessage="QualityError: 3 rows", LogGroupName="/aws-glue/jobs/")
+        logs = r"\(log: /aws-glue/jobs/output and /aws-glue/jobs/error, stream jr_1\)"
+        with pytest.raises(RuntimeError, match=f"clean: {state}. QualityError: 3 rows {logs}"):
+            follow(glue)
+
+
+def test_why_a_run_waits_is_said(glue):
+    answers(glue, "WAITING", "SUCCEEDED")
+    glue.stub._queue[1]["response"][1]["JobRun"]["StateDetail"] = "no workers are free"
+    assert follow(glue)[1][0] == "WAITING (no workers are free)"
+
+
+@pytest.mark.parametrize(
+    "message", [ROLE_ERROR, "Service is unable to assume provided role. Please verify role's TrustPolicy"]
+)
+@pytest.mark.parametrize("when", ["at the start", "in the run"])
+def test_a_role_that_is_new_is_waited_for(glue, message, when):
+    def refuse():
+        if when == "at the start":
+            glue.stub.add_client_error("start_job_run", "InvalidInputException", message)
         else:
-            assert len(count) < at  # there are fewer calls
-    if (root / "processed/_swap").exists():
-        with pytest.raises(RuntimeError, match="being replaced"):
-            open_reviews(LocalFileSystem(), str(root / "processed"))
-    else:
-        assert lake.rows() in (old_rows, new_rows)
-    clean_reviews(spark, *lake.places)
-    assert lake.rows() == new_rows and len(lake.files()) == len(new.files())
-    assert len(lake.rejected()) == 5
+            answers(glue, "FAILED", ErrorMessage=f"JobName:clean failed to execute with exception {message}")
+
+    refuse()
+    answers(glue, "RUNNING", "SUCCEEDED")
+    found, said = follow(glue)
+    assert found["JobRunState"] == "SUCCEEDED" and "Glue cannot use the role yet, trying again" in said
+    refuse()
+    with pytest.raises(RuntimeError, match="assume"):
+        follow(glue, patience=-1)
 
 
-@pytest.mark.parametrize("after", range(3))
-def test_an_interrupted_swap_is_finished_by_the_next_run(spark, tmp_path, monkeypatch, after):
-    for name in ("x/1.old", "2.old", "_new/x/1.new", "_new/2.new"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_text(name)
-    moves, move = [], etl._move
-
-    def failing(*paths):
-        if len(moves) == after:
-            raise OSError("the disk is gone")
-        moves.append(move(*paths))
-
-    monkeypatch.setattr(etl, "_move", failing)
-    if after < 2:
-        with pytest.raises(OSError, match="gone"):
-            swap(spark, str(tmp_path))
-        assert {"x/1.old", "2.old"} <= {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.old")}
-    else:
-        swap(spark, str(tmp_path))
-    monkeypatch.undo()
-    settle(spark, str(tmp_path))
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == ["2.new", "x/1.new"]
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("ConcurrentRunsExceededException", "the Glue job clean is running already"),
+        ("EntityNotFoundException", "there is no Glue job clean: deploy the foundation first"),
+        ("ResourceNumberLimitExceededException", r"no more Glue runs or workers now \(told so\)"),
+        ("InvalidInputException", "InvalidInputException.*told so"),
+        ("AccessDeniedException", "AccessDeniedException.*told so"),
+    ],
+)
+def test_a_start_that_is_refused_says_why_at_once(glue, code, said):
+    glue.stub.add_client_error("start_job_run", code, "told so")
+    with pytest.raises(Exception, match=said):
+        follow(glue)
 
 
-def test_a_run_stopped_before_the_swap_changes_nothing(spark, tmp_path):
-    for name in ("1.old", "_new/1.new"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    settle(spark, str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["1.old"]
+@pytest.mark.parametrize("code", ["ThrottlingException", "InternalServiceException", "OperationTimeoutException"])
+def test_a_poll_without_an_answer_does_not_end_the_watch(glue, code):
+    answers(glue, "RUNNING")
+    glue.stub.add_client_error("get_job_run", code)
+    glue.stub.add_response("get_job_run", {"JobRun": {"Id": "jr_1", "JobRunState": "SUCCEEDED"}})
+    assert follow(glue)[1] == ["RUNNING", "SUCCEEDED"]
+    answers(glue)
+    glue.stub.add_client_error("get_job_run", code)
+    with pytest.raises(RuntimeError, match="the run jr_1 of clean may still go on and cost money"):
+        follow(glue, patience=-1)
+
+
+def test_a_poll_that_is_refused_says_that_the_run_may_go_on(glue):
+    answers(glue)
+    glue.stub.add_client_error("get_job_run", "ExpiredTokenException", "log in again")
+    with pytest.raises(RuntimeError, match=r"log in again.*the run jr_1 of clean may still go on and cost money"):
+        follow(glue)
+
+
+def test_a_network_that_breaks_off_does_not_end_the_watch():
+    looks = iter([EndpointConnectionError(endpoint_url="https://glue"), {"Id": "jr_1", "JobRunState": "SUCCEEDED"}])
+
+    def look(**_):
+        if isinstance(found := next(looks), Exception):
+            raise found
+        return {"JobRun": found}
+
+    glue = SimpleNamespace(start_job_run=lambda **_: {"JobRunId": "jr_1"}, get_job_run=look)
+    assert run_glue_job(glue, "clean", {}, lambda _: None, 0.001)["JobRunState"] == "SUCCEEDED"
+
+
+def test_interrupting_the_watch_stops_the_run(glue, monkeypatch):
+    answers(glue, "RUNNING")
+    glue.stub.add_response("batch_stop_job_run", {}, {"JobName": "clean", "JobRunIds": ["jr_1"]})
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        follow(glue)
 
 
 def test_entities_are_read_as_browsers_do(spark):
@@ -442,14 +782,9 @@ def test_glue_runs_the_script_and_a_failure_leaves_the_lake_alone(cloud, foundat
     assert job()["JobRunState"] == "SUCCEEDED"
     report = json.load(s3.get_object(Bucket=bucket, Key="reports/etl.json")["Body"])
     assert (report["kept"], report["rejected"]) == (300, {"malformed": 1})  # Old.jsonl is gone from the lake
-    folders = {key.rsplit("/", 1)[0] for key in written()}
-    assert folders == {
-        "processed/split=train",
-        "processed/split=validation",
-        "processed/split=test",
-        "rejected",
-        "reports",
-    }
+    folders, run = {key.rsplit("/", 1)[0] for key in written()}, report["run"]
+    sides = {f"processed/{run}/split={side}" for side in ("train", "validation", "test")}
+    assert folders == {*sides, f"rejected/{run}", "reports"}
     before = written()
     (tmp_path / "Books.jsonl").write_text("\n".join(line(f"fine {i}") for i in range(200)))
     upload_reviews(s3, bucket, find_files(tmp_path))

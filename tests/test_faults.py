@@ -52,8 +52,9 @@ def test_fault_3_a_start_that_throws_leaves_nothing_behind(world, operation, err
     assert world.start(ADA)[1]["outcome"] == "started"
 
 
-def test_fault_3_a_failed_endpoint_is_not_ignored(world):
+def test_fault_3_a_failed_endpoint_is_not_ignored(monkeypatch):
     "FAILED events were ignored."
+    world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     world.endpoint_becomes("Failed", "The image could not be pulled.")
     status = world.status()

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ReadTimeoutError
-from engine_double import ADA, BOB, CAROL, World, aws_error
+from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error
 
 from sentiment_engine import lifecycle, model_state
 from sentiment_engine.model_state import StartRequest, Subscriber
+from sentiment_engine.plan import read_template
 from sentiment_engine.settings import endpoint_name
 
 
@@ -85,10 +86,61 @@ def test_a_late_event_of_an_earlier_run_changes_nothing(world):
     assert world.row == before and not world.phone.tried
 
 
-def test_an_event_that_was_overtaken_is_checked_against_sagemaker(world):
+EARLY = [("IN_SERVICE", "InService", "ready"), ("FAILED", "Failed", "failed")]
+
+
+@pytest.mark.parametrize(("told", "status", "outcome"), EARLY)
+def test_an_event_that_overtakes_sagemakers_description_is_tried_again(world, told, status, outcome):
     world.start(ADA)
-    assert world.event("IN_SERVICE") == "ignored"  # SageMaker still says Creating
+    sent = world.clock.now
+    with pytest.raises(lifecycle.TooEarly):
+        world.event(told)  # SageMaker still says Creating
     assert world.status()["state"] == "CREATING" and not world.phone.tried
+    world.clock.now = sent + 75
+    world.endpoint_becomes(status, "no capacity", event=False)
+    assert world.event(told, at=sent) == outcome and world.clock.now == sent + 75
+
+
+@pytest.mark.parametrize(("told", "status", "outcome"), EARLY)
+def test_a_description_that_is_seconds_late_is_waited_for(world, monkeypatch, told, status, outcome):
+    world.start(ADA)
+    sleep = world.clock.sleep
+
+    def become(seconds):
+        sleep(seconds)
+        world.endpoint_becomes(status, event=False)
+
+    monkeypatch.setattr(world.clock, "sleep", become)
+    assert world.event(told) == outcome
+
+
+def test_the_last_try_of_an_early_event_is_left_to_the_reconciler(world):
+    "A third error would be a dead letter, and ring an alarm for what is about to be repaired."
+    world.start(ADA)
+    sent, errors = world.clock.now, 0
+    for wait in (0, 60, 120):  # how Lambda repeats an asynchronous event
+        world.clock.now += wait
+        try:
+            assert world.event("IN_SERVICE", at=sent) == "ignored"
+        except lifecycle.TooEarly:
+            errors += 1
+    alarms = read_template(ROOT / "infra_scripts" / "monitoring.yaml")["Resources"]
+    assert errors == 2 < alarms["NotificationAndShutdownSchedulerErrors"]["Properties"]["Threshold"]
+    world.endpoint_becomes("InService", event=False)
+    assert world.reconcile()["repair"] == "ready" and len(world.phone.sent) == 1
+
+
+def test_an_early_event_that_is_stale_is_harmless(world):
+    first = world.in_service()
+    world.pass_time(1900)
+    world.start(BOB)
+    world.sagemaker.endpoints[endpoint_name(world.settings, first)] = {"status": "Creating", "reason": "", "tags": []}
+    before, now = world.row, world.clock.now
+    assert world.event("IN_SERVICE", first) == "ignored" and (world.row, world.clock.now) == (before, now)
+    world.endpoint_becomes("InService")
+    open_row = world.row
+    world.sagemaker.endpoints[endpoint_name(world.settings, open_row.runId)]["status"] = "Creating"
+    assert world.event("IN_SERVICE") == "ignored" and world.row == open_row
 
 
 def test_a_foreign_endpoint_is_ignored(world):
@@ -114,7 +166,8 @@ def test_a_canary_that_fails_once_is_tried_again(world):
     assert world.status()["state"] == "IN_SERVICE"
 
 
-def test_a_failed_endpoint_is_reported_deleted_and_can_be_started_again(world):
+def test_a_failed_endpoint_is_reported_deleted_and_can_be_started_again(monkeypatch):
+    world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     assert world.endpoint_becomes("Failed", "The container did not pass the ping health check.") == "failed"
     status = world.status()
@@ -124,15 +177,190 @@ def test_a_failed_endpoint_is_reported_deleted_and_can_be_started_again(world):
 
 
 CAPACITY = "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error."
+UNHEALTHY = "The primary container for production variant AllTraffic did not pass the ping health check."
+NO_TYPE = (  # what a create says of an instance type that this region or account does not have
+    ("ResourceLimitExceeded", "The account-level service limit 'ml.t2.medium for endpoint usage' is 0 Instances"),
+    (
+        "ValidationException",
+        "1 validation error detected: Value 'ml.t2.medium' at 'productionVariants.1.member.instanceType' failed to "
+        "satisfy constraint: Member must satisfy enum value set: [ml.m5.large, ml.c5.large]",
+    ),
+    ("ValidationException", "The requested instance type ml.t2.medium is not supported in region eu-south-2."),
+)
+
+
+def alive(world) -> list[str]:
+    "List the endpoints that are, or are about to be, paid."
+    return [n for n, e in world.sagemaker.endpoints.items() if e["status"] in ("Creating", "InService")]
+
+
+def types_tried(world) -> list[str]:
+    "List the instance types of all configs that were created, in order."
+    made = [given for call, given in world.sagemaker.calls if call == "create_endpoint_config"]
+    return [given["ProductionVariants"][0]["InstanceType"] for given in made]
 
 
 @pytest.mark.parametrize("operation", ["create_endpoint_config", "create_endpoint"])
-def test_no_quota_for_one_instance_type_takes_the_next(world, operation):
-    world.sagemaker.errors[operation] = [aws_error("ResourceLimitExceeded", "The account-level limit is 0")]
-    code, body = world.start(ADA)
-    assert code == 202 and body["instanceType"] == "ml.m5.large"
+@pytest.mark.parametrize(("code", "message"), NO_TYPE)
+def test_an_instance_type_that_is_refused_takes_the_next(world, operation, code, message):
+    world.sagemaker.errors[operation] = [aws_error(code, message)]
+    status, body = world.start(ADA)
+    assert status == 202 and body["instanceType"] == "ml.m5.large"
     assert [c["type"] for c in world.sagemaker.configs.values()] == ["ml.m5.large"]
     assert len(world.sagemaker.endpoints) == 1 and world.status()["subscribers"] == 1
+
+
+def test_instance_types_that_are_all_refused_end_the_start_with_every_reason(world):
+    world.sagemaker.errors["create_endpoint_config"] = [aws_error(*NO_TYPE[0]), aws_error(*NO_TYPE[2])]
+    code, body = world.start(ADA)
+    assert (code, body["error"]["code"]) == (503, "start_failed")
+    for said in (body["error"]["message"], world.status()["reason"]):
+        assert "ml.t2.medium: The account-level" in said and "ml.m5.large: The endpoint could not be created" in said
+    assert types_tried(world) == ["ml.t2.medium", "ml.m5.large"] and world.nothing_left()
+
+
+def comes_up_and_does_not_answer(world):
+    world.sagemaker.errors["invoke_endpoint"] = [aws_error("ModelError", "Received server error (0)")] * 3
+    world.endpoint_becomes("InService")
+
+
+def is_not_ready_in_time(world):
+    world.clock.now += world.settings.creating_minutes * 60 + 1
+    assert world.reconcile()["repair"] == "failed"
+    if left := world.row.leftover:  # SageMaker deletes no endpoint that it is creating
+        world.sagemaker.endpoints[endpoint_name(world.settings, left)]["status"] = "Failed"
+        world.reconcile()
+
+
+NOT_UP = {  # why an endpoint did not come up: how that is found out
+    CAPACITY: lambda world: world.endpoint_becomes("Failed", CAPACITY),
+    UNHEALTHY: lambda world: world.endpoint_becomes("Failed", UNHEALTHY),
+    "CannotStartContainerError": lambda world: (
+        world.endpoint_becomes("Failed", "CannotStartContainerError", event=False),
+        world.reconcile(),
+    ),
+    "SageMaker gave no reason": lambda world: world.endpoint_becomes("Failed"),
+    "test prediction failed": comes_up_and_does_not_answer,
+    "not ready within 45 minutes": is_not_ready_in_time,
+}
+
+
+@pytest.mark.parametrize("reason", NOT_UP)
+def test_an_endpoint_that_does_not_come_up_is_tried_once_on_each_instance_type(world, reason):
+    world.start(ADA)
+    first = world.row.runId
+    NOT_UP[reason](world)
+    status = world.status()
+    assert (status["state"], status["instanceType"], status["subscribers"]) == ("CREATING", "ml.m5.large", 1)
+    assert status["reason"].startswith("ml.t2.medium: ") and reason in status["reason"]
+    assert alive(world) == [endpoint_name(world.settings, world.row.runId)] and world.row.runId != first
+    NOT_UP[reason](world)
+    world.reconcile()
+    assert world.status()["state"] == "FAILED" and world.nothing_left() and len(world.phone.sent) == 1
+    assert types_tried(world) == ["ml.t2.medium", "ml.m5.large"]
+    told = world.status()["reason"]
+    assert told.count(reason) == 2 and "ml.t2.medium: " in told and "ml.m5.large: " in told
+
+
+@pytest.mark.parametrize("reason", NOT_UP)
+def test_the_next_instance_type_opens_like_the_first(world, reason):
+    world.start(ADA)
+    NOT_UP[reason](world)
+    world.clock.now += 250
+    assert world.endpoint_becomes("InService") == "ready" and len(world.phone.sent) == 1
+    status = world.status()
+    assert (status["state"], status["reason"]) == ("IN_SERVICE", None)
+    assert status["typicalSeconds"] == {"p50": 250, "p90": 250, "starts": 1}  # of this instance type
+
+
+HOPELESS = (
+    "Failed to download model data for container. Please ensure that there is an object located at the URL and that "
+    "the role passed to CreateModel has permissions to download the model.",
+    "AccessDeniedException: User is not authorized to perform ecr:BatchGetImage",
+    'Could not find model "sentiment-engine-model".',
+    "The image 'pytorch-inference:2.6' does not exist.",
+)
+
+
+@pytest.mark.parametrize("reason", HOPELESS)
+def test_what_no_other_instance_type_can_help_ends_the_run_at_once(world, reason):
+    world.start(ADA)
+    world.endpoint_becomes("Failed", reason)
+    status = world.status()
+    assert (status["state"], status["reason"]) == ("FAILED", reason) and world.nothing_left()
+    assert types_tried(world) == ["ml.t2.medium"] and len(world.phone.sent) == 1
+
+
+def test_an_instance_type_that_is_listed_twice_is_tried_once(monkeypatch):
+    world = World(monkeypatch, instance_types=("ml.t2.medium", "ml.t2.medium"))
+    world.start()
+    world.endpoint_becomes("Failed", CAPACITY)
+    assert world.status()["state"] == "FAILED" and types_tried(world) == ["ml.t2.medium"]
+
+
+@pytest.mark.parametrize("way", ["event", "reconciler"])
+def test_no_second_endpoint_is_created_before_the_first_is_deleted(world, way):
+    world.start(ADA)
+    first = world.row.runId
+    world.clock.now += 46 * 60
+    world.reconcile()
+    stuck = endpoint_name(world.settings, first)
+    for _ in range(3):  # SageMaker does not delete it yet
+        world.clock.now += 300
+        world.reconcile()
+        assert alive(world) == [stuck] and world.status()["state"] == "CREATING"
+    world.sagemaker.endpoints[stuck]["status"] = "InService"
+    if way == "event":
+        assert world.event("IN_SERVICE", first) == "deleted"
+    else:
+        assert world.reconcile()["repair"] == "waiting"
+    row = world.row
+    assert alive(world) == [endpoint_name(world.settings, row.runId)] and row.runId != first
+    assert (row.state, row.instanceType, row.since) == ("CREATING", "ml.m5.large", int(world.clock.now))
+    assert world.endpoint_becomes("InService") == "ready" and len(world.phone.sent) == 1
+
+
+def test_an_endpoint_that_is_never_deleted_ends_the_run(world):
+    world.start(ADA)
+    world.clock.now += 46 * 60
+    world.reconcile()
+    world.clock.now += 46 * 60
+    world.reconcile()
+    status = world.status()
+    assert status["state"] == "FAILED" and "not deleted the endpoint of an earlier attempt" in status["reason"]
+    assert len(world.phone.sent) == 1
+
+
+@pytest.mark.parametrize("operation", ["delete_endpoint", "delete_endpoint_config"])
+def test_a_start_waits_until_what_an_earlier_run_left_is_deleted(monkeypatch, operation):
+    world = World(monkeypatch, instance_types=("ml.m5.large",))
+    world.start()
+    world.sagemaker.errors[operation] = [aws_error("InternalFailure")]
+    world.endpoint_becomes("Failed", UNHEALTHY)
+    assert world.status()["state"] == "FAILED"
+    world.sagemaker.errors[operation] = [aws_error("InternalFailure")]
+    code, body = world.start(ADA)
+    assert (code, body["outcome"]) == (202, "started") and not alive(world)
+    assert world.reconcile()["repair"] == "waiting" and len(alive(world)) == 1
+    assert world.endpoint_becomes("InService") == "ready" and len(world.phone.sent) == 1
+
+
+def test_two_who_find_the_first_endpoint_deleted_create_one(world, monkeypatch):
+    world.start(ADA)
+    world.clock.now += 46 * 60
+    world.reconcile()
+    next(iter(world.sagemaker.endpoints.values()))["status"] = "Failed"
+    clear, others = model_state.clear, []
+
+    def clear_after_somebody_else(table, row):
+        if not others:
+            others.append(1)
+            world.reconcile()
+        return clear(table, row)
+
+    monkeypatch.setattr(model_state, "clear", clear_after_somebody_else)
+    world.reconcile()
+    assert types_tried(world) == ["ml.t2.medium", "ml.m5.large"] and len(alive(world)) == 1
 
 
 def test_no_capacity_found_out_later_takes_the_next_and_keeps_who_waits(world):
@@ -333,7 +561,8 @@ def test_lost_events_are_made_up_for(world):
     assert world.reconcile()["repair"] == "ready" and len(world.phone.sent) == 1
 
 
-def test_a_lost_failure_is_made_up_for(world):
+def test_a_lost_failure_is_made_up_for(monkeypatch):
+    world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     world.endpoint_becomes("Failed", "no", event=False)
     assert world.reconcile()["repair"] == "failed" and world.nothing_left()
@@ -348,7 +577,8 @@ def test_a_start_that_died_before_it_created_anything(world):
     assert world.phone.tried == [ADA] and world.nothing_left()
 
 
-def test_a_start_that_takes_for_ever_is_failed_and_deleted_in_the_end(world):
+def test_a_start_that_takes_for_ever_is_failed_and_deleted_in_the_end(monkeypatch):
+    world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     world.clock.now += 46 * 60
     assert world.reconcile()["repair"] == "failed" and "45 minutes" in world.status()["reason"]
@@ -458,3 +688,97 @@ def test_an_endpoint_keeps_a_sample_of_its_answers_and_no_text(world):
     place = f"s3://artifacts/captures/{config['model']}"
     assert config["capture"]["DestinationS3Uri"] == place, "answers of one model are not held against another's"
     assert config["capture"]["CaptureOptions"] == [{"CaptureMode": "Output"}]
+
+
+# --- the hard limit
+
+
+def refuse_to(operation: str):
+    def break_it(world, monkeypatch):
+        def refuse(**_):
+            raise aws_error("ValidationException", "Item size to update has exceeded the maximum allowed size")
+
+        monkeypatch.setattr(world.dynamodb if operation == "update_item" else world.sagemaker, operation, refuse)
+
+    return break_it
+
+
+TROUBLES = {
+    "the row cannot be written": refuse_to("update_item"),
+    "SageMaker describes nothing": refuse_to("describe_endpoint"),
+    "nobody can be told": lambda world, monkeypatch: monkeypatch.setattr(
+        model_state, "claim", lambda *_: (_ for _ in ()).throw(aws_error("ValidationException"))
+    ),
+}
+
+
+@pytest.mark.parametrize("state", ["CREATING", "IN_SERVICE"])
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_no_trouble_lets_an_endpoint_outlive_the_hard_limit(world, monkeypatch, trouble, state):
+    world.start(ADA)
+    if state == "IN_SERVICE":
+        world.endpoint_becomes("InService", event=False)
+        model_state.ready(world.engine.table, world.row, int(world.clock.now) + 1800)
+    else:
+        world.sagemaker.endpoints[endpoint_name(world.settings, world.row.runId)]["status"] = "InService"
+    with monkeypatch.context() as patch:
+        TROUBLES[trouble](world, patch)
+        world.clock.now = world.row.startedAt + world.settings.max_run_minutes * 60
+        try:
+            world.reconcile()
+        except RuntimeError as e:
+            assert "reconciler" in str(e)
+        assert not world.sagemaker.endpoints and not world.sagemaker.configs
+    world.reconcile()
+    assert world.status()["state"] in ("STOPPED", "FAILED") and world.nothing_left()
+
+
+# --- the logs of endpoints
+
+
+DAY = 86_400
+
+
+def test_logs_of_endpoints_expire_and_those_of_old_runs_are_deleted(world):
+    now, run = world.clock.now, endpoint_name(world.settings, world.in_service())
+    gone, old = f"sentiment-engine-{'a' * 12}", f"sentiment-engine-{'b' * 12}"
+    trial, old_trial = f"sentiment-engine-trial-{'c' * 12}", f"sentiment-engine-trial-{'d' * 12}"
+    for name in (run, gone, trial):
+        world.logs.write(name, now)
+    for name in (old, old_trial):
+        world.logs.write(name, now - 16 * DAY, retentionInDays=14)
+    foreign = ["sentiment-engine-production", "sentiment-engine-two", f"sentiment-engine-two-{'e' * 12}"]
+    foreign += [f"my-sentiment-engine-{'f' * 12}", f"sentiment-engine-{'a' * 12}-x"]
+    for name in foreign:
+        world.logs.write(name, now - 99 * DAY)
+    assert world.reconcile()["expire_endpoint_logs"] == {"limited": 3, "deleted": 2}
+    kept = {name.rpartition("/")[2]: group.get("retentionInDays") for name, group in world.logs.groups.items()}
+    assert kept == dict.fromkeys((run, gone, trial), 14) | dict.fromkeys(foreign)
+    assert world.reconcile()["expire_endpoint_logs"] == {"limited": 0, "deleted": 0}
+
+
+def test_the_log_of_an_endpoint_that_is_alive_is_never_deleted(world):
+    run = endpoint_name(world.settings, world.in_service())
+    world.logs.write(run, world.clock.now - 99 * DAY)
+    assert world.reconcile()["expire_endpoint_logs"] == {"limited": 1, "deleted": 0}
+
+
+@pytest.mark.parametrize(("stored", "deleted"), [(5, 0), (0, 1)])
+def test_the_log_of_a_serverless_endpoint_that_is_gone_is_deleted_once_it_is_empty(world, stored, deleted):
+    world.logs.write("sentiment-engine-serverless", world.clock.now - 99 * DAY, storedBytes=stored, retentionInDays=14)
+    assert world.reconcile()["expire_endpoint_logs"] == {"limited": 0, "deleted": deleted}
+
+
+def test_many_old_logs_are_deleted_a_few_at_a_time(world):
+    world.logs.page = 7
+    for n in range(45):
+        world.logs.write(f"sentiment-engine-{n:012x}", world.clock.now - 16 * DAY)
+    rounds = [world.reconcile()["expire_endpoint_logs"]["deleted"] for _ in range(4)]
+    assert rounds == [20, 20, 5, 0] and not world.logs.groups
+
+
+def test_a_log_that_somebody_else_deletes_is_no_error(world, monkeypatch):
+    world.logs.write(f"sentiment-engine-{'a' * 12}", world.clock.now - 16 * DAY)
+    listed = world.logs.describe_log_groups(logGroupNamePrefix="/")
+    monkeypatch.setattr(world.logs, "describe_log_groups", lambda **_: listed)
+    assert [world.reconcile()["expire_endpoint_logs"]["deleted"] for _ in range(2)] == [1, 1]

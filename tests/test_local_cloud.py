@@ -46,7 +46,11 @@ def own(tmp_path):
 def role(cloud):
     "Make the role of this test's functions, unless it is there. It may do everything."
     iam, name = cloud.client("iam"), ROLE.rpartition("/")[2]
-    trust = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    trust = {
+        "Effect": "Allow",
+        "Principal": {"Service": ["lambda.amazonaws.com", "sagemaker.amazonaws.com"]},
+        "Action": "sts:AssumeRole",
+    }
     everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
     if name not in [r["RoleName"] for r in iam.list_roles()["Roles"]]:
         iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy(trust))

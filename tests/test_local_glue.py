@@ -2,11 +2,17 @@
 
 import io
 import json
+import os
+import time
 import zipfile
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
 from local_models import ROLE, bucket, until
+
+from sentiment_engine.local.glue import Stage
+from sentiment_engine.local.glue_options import getResolvedOptions
 
 LAKE = "test-glue"
 
@@ -120,7 +126,7 @@ def test_a_run_that_fails_says_why_and_changes_nothing(cloud, glue):
 
 def test_an_argument_that_is_missing_is_named(glue):
     failed = run(glue, "etl", {})
-    assert failed["ErrorMessage"] == "ValueError: the following arguments are required: --raw, --out, --report"
+    assert failed["ErrorMessage"] == "GlueArgumentError: the following arguments are required: --raw, --out, --report"
 
 
 def test_a_script_that_is_missing_is_named(glue):
@@ -162,3 +168,80 @@ def test_spark_runs(cloud, glue):
     counts = {k.split("/")[2]: json.loads(v)["count"] for k, v in written.items() if k.endswith(".json")}
     assert counts == {"value=bad": 1, "value=good": 2}
     assert not [key for key in written if key.endswith(".crc")]
+
+
+class DyingStore(dict):
+    "An S3 that stops working after so many requests that change something."
+
+    def __init__(self, objects: dict[str, str], requests: int):
+        super().__init__(objects)
+        self.requests = requests
+
+    def get_paginator(self, _):
+        return self
+
+    def paginate(self, Bucket, Prefix):
+        return [{"Contents": [{"Key": key} for key in sorted(self) if key.startswith(Prefix)]}]
+
+    def download_file(self, bucket, key, path):
+        Path(path).write_text(self[key])
+
+    def change(self):
+        self.requests -= 1
+        if self.requests < 0:
+            raise ConnectionError("the store is gone")
+
+    def upload_file(self, path, bucket, key):
+        self.change()
+        self[key] = Path(path).read_text()
+
+    def delete_object(self, Bucket, Key):
+        self.change()
+        del self[Key]
+
+
+@pytest.mark.parametrize("requests", range(6))
+def test_what_is_written_last_reaches_s3_last(tmp_path, requests):
+    "A job that commits by its last file keeps its promise in S3, wherever the transfer breaks off."
+    store = DyingStore({"z/old/1": "old", "z/old/2": "old", "a/current": "old"}, requests)
+    stage = Stage(store, tmp_path)
+    places = [Path(stage.enter(f"s3://lake/{key}")) for key in ("z/", "a/current")]
+    (places[0] / "new").mkdir()
+    for at, path in enumerate([places[0] / "new/2", places[0] / "new/1", places[1]], 1):
+        path.write_text("new")
+        os.utime(path, ns=(time.time_ns() + at, time.time_ns() + at))
+    for old in (places[0] / "old").iterdir():
+        old.unlink()
+    if requests < 5:
+        with pytest.raises(ConnectionError):
+            stage.leave()
+    else:
+        stage.leave()
+    current = store["a/current"]
+    assert current == ("new" if requests >= 3 else "old")
+    assert [store[f"z/{current}/{name}"] for name in (1, 2)] == [current] * 2
+    assert requests < 5 or not [key for key in store if key.startswith("z/old")]
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "said"),
+    [
+        (["--a", "1"], ["a", "b"], "the following arguments are required: --b"),
+        (["--a", "--b"], ["a"], "argument --a: expected one argument"),
+        (["--long=1"], ["longer", "longest"], "ambiguous option: --long=1 could match --longer, --longest"),
+        (["--JOB_RUN_ID", "jr"], ["JOB_RUN_ID"], "Using reserved arguments --JOB_RUN_ID"),
+        (["--job-bookmark-option", "on"], [], "argument --job-bookmark-option: invalid choice: 'on'"),
+    ],
+)
+def test_arguments_fail_as_they_do_in_glue(words, options, said):
+    with pytest.raises(Exception, match=said):
+        getResolvedOptions(["script.py", *words], options)
+
+
+def test_arguments_are_read_as_they_are_in_glue():
+    words = ["x.py", "--a=x=y", "--JOB_NAME", "a", "--b", "1", "--b", "2", "--lon", "short", "--c", "-1", "--d", ""]
+    wanted = {"a": "x=y", "b": "2", "long": "short", "c": "-1", "d": "", "TempDir": "s3://tmp"}
+    found = getResolvedOptions([*words, "--other", "z", "--TempDir", "s3://tmp"], list(wanted))
+    own = ("job_bookmark_from", "job_bookmark_to", "JOB_ID", "JOB_RUN_ID", "SECURITY_CONFIGURATION", "encryption_type")
+    beside = {"RedshiftTempDir": "s3://tmp", "job_bookmark_option": "job-bookmark-disable"} | dict.fromkeys(own)
+    assert found == wanted | beside  # and no JOB_NAME, because it was not asked for

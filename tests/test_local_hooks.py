@@ -79,7 +79,18 @@ def test_cloudformation_finds_its_handlers_in_a_dictionary():
 
     handlers = provisioners._RESOURCE_HANDLERS
     assert {"create", "update", "delete"} <= set(handlers["AWS::ApiGatewayV2::Api"])
-    assert "AWS::Budgets::Budget" not in handlers
+    assert not {"AWS::Budgets::Budget", "AWS::CloudWatch::CompositeAlarm"} & set(handlers)
+
+
+def test_a_composite_alarm_is_kept_by_name_and_judged_at_once():
+    from ministack.core.responses import request_scope
+    from ministack.services import cloudwatch
+
+    with request_scope("000000000000", "us-east-1"):
+        given = {"AlarmName": "hook", "AlarmRule": "TRUE", "AlarmActions": []}
+        assert cloudwatch._put_composite_alarm({}, given, False, True)[0] == 200
+        assert cloudwatch._composite_alarms.pop("hook")["StateValue"] == "ALARM"
+        assert cloudwatch._put_composite_alarm({}, given | {"AlarmRule": "ALARM("}, False, True)[0] == 400
 
 
 def test_an_http_api_made_by_cloudformation_is_in_the_gateways_table():

@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError
 from engine_double import dynamodb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory_dynamodb import MemoryDynamoDB
+from memory_dynamodb import ITEM_LIMIT, MemoryDynamoDB, item_bytes
 
 KEY = {"modelId": {"S": "m"}}
 numbers = st.integers(-3, 3).map(lambda n: {"N": str(n)})
@@ -100,6 +100,22 @@ def test_both_do_the_same(table, writes):
         assert ours == theirs, (update, condition, a, b)
     theirs = dynamodb().get_item(TableName=table, Key=KEY, ConsistentRead=True)["Item"]
     assert memory.get_item(TableName=table, Key=KEY, ConsistentRead=True)["Item"] == theirs
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_both_take_an_item_of_400_kilobytes_and_no_byte_more(table, over):
+    odd = {"ключ": {"S": "𝒜"}, "b": {"BOOL": True}, "l": {"L": [{"N": "-12"}, {"N": "1234567891"}, {"NULL": True}]}}
+    almost = KEY | start | {"o": {"M": odd}}
+    almost["s"] = {"S": "a" * (ITEM_LIMIT - 2 - item_bytes(almost) + 1 + over)}  # SET #x = :a adds two bytes
+    memory = MemoryDynamoDB()
+    memory.put_item(TableName=table, Item=almost, ConditionExpression="attribute_not_exists(modelId)")
+    dynamodb().put_item(TableName=table, Item=almost)
+    for client in (memory, dynamodb()):
+        done, told = write(client, table, "SET #x = :a", "#n = :one", {"S": "a"}, {})
+        assert (done, told) == ("refused", "ValidationException") if over else done == "done"
+        with pytest.raises(ClientError, match="Item size has exceeded the maximum allowed size"):
+            more = almost | {"y": {"S": "aaa"}}
+            client.put_item(TableName=table, Item=more, ConditionExpression="attribute_exists(modelId)")
 
 
 @pytest.mark.parametrize("text", ["contains(#n, :a)", "#n BETWEEN :a AND :b", "NOT #n = :a", "#n[0] = :a"])

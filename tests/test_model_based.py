@@ -17,6 +17,7 @@ OFF = {name: 0 for name in LOW if "cool" in name} | {
     "monthly_budget": 1e6,
 }
 
+DENIED = "The role has no permission to download the model."
 TIGHT = OFF | {"monthly_budget": 1.0}
 
 plans = st.one_of(
@@ -37,10 +38,11 @@ class Life(RuleBasedStateMachine):
     @initialize(
         page=st.sampled_from([1, 100]),
         deleting=st.sampled_from([0, 40]),
+        lag=st.sampled_from([0, 10, 100]),
         guards=st.sampled_from([OFF, LOW, TIGHT]),
     )
-    def begin(self, page, deleting, guards):
-        self.world = FaultWorld(page, deleting, **guards).__enter__()
+    def begin(self, page, deleting, lag, guards):
+        self.world = FaultWorld(page, deleting, lag, **guards).__enter__()
 
     @rule(phone=st.sampled_from([None, *PHONES]), plan=plans)
     def start(self, phone, plan):
@@ -66,7 +68,7 @@ class Life(RuleBasedStateMachine):
     def up(self, i):
         self.world.do(("up", i))
 
-    @rule(i=which, reason=st.sampled_from([CAPACITY, "The container did not answer /ping.", ""]))
+    @rule(i=which, reason=st.sampled_from([CAPACITY, "The container did not answer /ping.", "", DENIED]))
     def down(self, i, reason):
         self.world.do(("down", i, reason))
 

@@ -1,12 +1,16 @@
 "The row: every action in every state, as one conditional write that names the state and the run it leaves."
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
+import memory_dynamodb
 import pytest
-from engine_double import ADA, BOB, World, aws_error
+from engine_double import ADA, BOB, CAROL, World, aws_error
+from memory_dynamodb import ITEM_LIMIT, MemoryDynamoDB, item_bytes
 
 from sentiment_engine import model_state as states
-from sentiment_engine.guards import Refused
+from sentiment_engine.api import subscriber_of
+from sentiment_engine.guards import Refused, mark_of
 from sentiment_engine.model_state import STATES, TRANSITIONS, Row, StartRequest, Subscriber
 from sentiment_engine.settings import Settings
 
@@ -99,8 +103,9 @@ def test_start_keeps_who_still_waits_from_a_failed_run(table):
 
 
 def test_the_list_is_finite(table, monkeypatch):
-    monkeypatch.setattr(states, "SUBSCRIBER_LIMIT", 1)
     start(table, RUN, ADA)
+    row = states.read_row(table)
+    monkeypatch.setattr(states, "ITEM_LIMIT", states.row_size(row) + states.RESERVE)  # not a byte is left
     with pytest.raises(Refused, match="No more messages"):
         start(table, OTHER, BOB)
     assert start(table, OTHER)[0] == "joined"
@@ -169,3 +174,155 @@ def test_a_guard_holds_for_two_who_read_the_row_at_once(table, monkeypatch, sett
     with pytest.raises(Refused):
         states.start_or_join(table, guarded, StartRequest(OTHER[::-1], Subscriber(BOB), "192.0.2.7"))
     assert len(read(table).subscribers) == 1
+
+
+# --- a full row
+
+
+ROOMY = {"number_cooldown_minutes": 15, "address_cooldown_seconds": 60, "daily_messages": 100_000}
+ROOMY |= {"webhook_hosts": ("hooks.example.com",)}
+KINDS = {  # what the API admits, at its longest and its shortest
+    "webhooks": lambda n: {
+        "webhook": {"url": f"https://hooks.example.com/{n:06}/".ljust(500, "x"), "secret": "~" * 256}
+    },
+    "long names": lambda n: {"phone": f"+1202555{n:04}", "name": "𝒜" * 80},
+    "umlauts": lambda n: {"phone": f"+1202555{n:04}", "name": "ÄöÜß" * 20},
+    "no names": lambda n: {"phone": f"+1202555{n:04}"},
+}
+
+
+@pytest.fixture
+def roomy(monkeypatch):
+    "An engine that could tell everybody, with a table in memory."
+    world = World(monkeypatch, **ROOMY)
+    world.dynamodb = world.clients["dynamodb"] = MemoryDynamoDB()
+    world.engine.__dict__["webhook"] = world.phone
+    return world
+
+
+def ask(world, kind: str, n: int) -> tuple[int, dict]:
+    return world.request("POST", "/start", KINDS[kind](n), address=f"192.0.2.{n % 256}")
+
+
+def fill(world, kind: str) -> int:  # subscribers
+    "Let so many come that the next one is refused: most are put into the item, the last ones come by the API."
+    assert ask(world, kind, 0)[0] == 202
+    item, numbers = world.dynamodb.items[world.settings.model_id], itertools.count(1)
+    now, more = {"N": str(int(world.clock.now))}, subscriber_of(KINDS[kind](0), world.settings)
+
+    def room() -> int:
+        return (states.ITEM_LIMIT - states.RESERVE - states.row_size(world.row)) // states.entry_size(more) - 3
+
+    while (fit := room()) > 0:
+        for n in itertools.islice(numbers, fit):
+            whom = subscriber_of(KINDS[kind](n), world.settings)
+            entry = {"to": {"S": whom.to}, "name": {"S": whom.name}, "secret": {"S": whom.secret}, "at": now}
+            item["subscribers"]["M"][whom.key] = {"M": entry}
+            item["told"]["M"][mark_of(whom.to)] = item["seen"]["M"][f"{n:06x}"] = now
+    for n in numbers:
+        status, body = ask(world, kind, n)
+        if status != 202 and "cooldown" not in body["error"]["code"]:  # of so many, two have the same mark now and then
+            assert (status, body["error"]["code"]) == (429, "too_many_waiting")
+            return len(world.row.subscribers)
+    raise AssertionError("the list is never full")
+
+
+def bytes_now(world) -> int:
+    return item_bytes(world.dynamodb.items[world.settings.model_id])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rows_size_decides_how_many_can_wait_and_a_full_row_lives_through_a_whole_run(roomy, kind):
+    waiting = fill(roomy, kind)
+    size = states.row_size(roomy.row)  # with all claims
+    assert states.ITEM_LIMIT - states.RESERVE - states.ENTRY_LIMIT < size <= states.ITEM_LIMIT - states.RESERVE
+    assert roomy.start()[0] == 202 and ask(roomy, kind, 0)[0] == 202  # nobody is added
+    long = "x" * 400
+    for reason in (long, long):  # another instance type, and a start that failed, with all that a row can be told
+        row = states.retry(roomy.engine.table, roomy.row, "b" * 12, "ml.m5.large", reason)
+        assert row and states.clear(roomy.engine.table, row)
+    history = [{"instanceType": "ml.g4dn.12xlarge", "seconds": 2700, "at": int(roomy.clock.now)}] * states.HISTORY
+    roomy.dynamodb.items[roomy.settings.model_id]["history"] = states.TypeSerializer().serialize(history)
+    row = states.ready(roomy.engine.table, roomy.row, int(roomy.clock.now) + 1800)
+    assert row and len(row.subscribers) == waiting
+    first, *others = states.waiting(row)
+    claim = {"claim": {"S": "0" * 32}, "claimedAt": {"N": str(int(roomy.clock.now))}}
+    for key in others:  # claimed, and not settled yet
+        roomy.dynamodb.items[roomy.settings.model_id]["subscribers"]["M"][key]["M"] |= claim
+    token, _ = states.claim(roomy.engine.table, row.runId, first)
+    assert bytes_now(roomy) <= ITEM_LIMIT and states.settle(roomy.engine.table, first, token, True)
+    stopping = states.begin_stopping(roomy.engine.table, row.runId, row.shutdownAt)
+    ended = states.stopped(roomy.engine.table, states.read_row(roomy.engine.table))
+    assert stopping and (ended.smsSent, ended.smsFailed) == (1, waiting - 1)
+
+
+def test_a_full_row_is_told_and_put_to_sleep_by_the_functions_themselves(roomy, monkeypatch):
+    for module in (states, memory_dynamodb):
+        monkeypatch.setattr(module, "ITEM_LIMIT", 80_000)  # of 400 KB it takes long
+    waiting = fill(roomy, "webhooks")
+    assert roomy.endpoint_becomes("InService") == "ready"
+    assert roomy.row.smsSent == waiting == len(set(roomy.phone.tried)) and not roomy.row.subscribers
+    roomy.pass_time(1900)
+    assert roomy.status()["state"] == "STOPPED" and roomy.nothing_left()
+
+
+def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_message(roomy):
+    waiting = fill(roomy, "long names")
+    states.fail(roomy.engine.table, roomy.row, "𝒜" * 10_000)
+    roomy.clock.now += 3600
+    assert ask(roomy, "long names", 9999)[1]["error"]["code"] == "too_many_waiting"
+    assert roomy.start()[1]["outcome"] == "started" and len(roomy.row.subscribers) == waiting
+
+
+@pytest.mark.parametrize("left", [0, 1, 500, 900, 3000, 6000])
+def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monkeypatch, left):
+    "All have read the row before any of them writes."
+    ask(roomy, "webhooks", 0)
+    stale, table = roomy.row, roomy.engine.table
+    limit = states.row_size(stale) + states.RESERVE + left
+    monkeypatch.setattr(states, "ITEM_LIMIT", limit)
+    read, joined = states.read_row, 0
+    for n in range(1, 12):
+        reads = iter([stale])
+        monkeypatch.setattr(states, "read_row", lambda table, reads=reads: next(reads, None) or read(table))
+        size = {"url": f"https://hooks.example.com/{n:06}/".ljust(500 if n % 2 else 60, "x"), "secret": "~" * 256}
+        whom = Subscriber(size["url"], secret=size["secret"])
+        try:
+            outcome, row = states.start_or_join(table, Settings(**ROOMY), StartRequest(OTHER, whom, f"192.0.2.{n}"))
+        except Refused as e:
+            assert e.code == "too_many_waiting"
+            continue
+        joined += outcome == "joined"
+        assert states.row_size(row) <= limit - states.RESERVE
+    assert len(read(table).subscribers) == 1 + joined
+
+
+def test_an_entry_that_was_replaced_since_the_row_was_read_is_noticed(table):
+    "One who was settled makes room for one more in the count, but perhaps not in bytes."
+    start(table, RUN, ADA)
+    start(table, OTHER, BOB)
+    stale = states.read_row(table)
+    table.dynamodb.update_item(
+        TableName=table.name,
+        Key=table.key,
+        UpdateExpression="REMOVE subscribers.#k ADD smsFailed :one",
+        ExpressionAttributeNames={"#k": Subscriber(BOB).key},
+        ExpressionAttributeValues={":one": {"N": "1"}},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        reads, read, seen = iter([stale]), states.read_row, []
+        patch.setattr(states, "read_row", lambda table: seen.append(1) or next(reads, None) or read(table))
+        assert start(table, OTHER, CAROL)[0] == "joined"
+    assert len(seen) == 2  # the first write was refused, the row was read again
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_is_never_estimated_too_low(roomy, kind):
+    for n in range(3):
+        ask(roomy, kind, n)
+        row = roomy.row
+        assert bytes_now(roomy) <= states.row_size(row)
+    before = states.row_size(row)
+    entry = subscriber_of(KINDS[kind](7), roomy.settings)
+    ask(roomy, kind, 7)
+    assert before < states.row_size(roomy.row) <= before + states.entry_size(entry) <= before + states.ENTRY_LIMIT

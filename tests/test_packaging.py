@@ -1,5 +1,6 @@
 "The zips of the Lambdas: what is in them, that they are reproducible, and that they import little and alone."
 
+import hashlib
 import io
 import json
 import subprocess
@@ -88,6 +89,7 @@ def test_what_is_there_is_not_uploaded_again():
     def head_object(Bucket, Key):
         if Key not in stored:
             raise aws_error("404")
+        return {"ETag": f'"{hashlib.md5(stored[Key]).hexdigest()}"'}
 
     def put_object(Bucket, Key, Body, ContentType):
         stored[Key] = Body
@@ -96,5 +98,8 @@ def test_what_is_there_is_not_uploaded_again():
     puts, s3 = [], SimpleNamespace(head_object=head_object, put_object=put_object)
     keys = upload_packages(s3, "artifacts", LAMBDAS)
     assert upload_packages(s3, "artifacts", LAMBDAS) == keys and len(puts) == 7
+    tampered, whole = next(iter(stored.items()))
+    stored[tampered] = b"somebody else's"
+    assert upload_packages(s3, "artifacts", LAMBDAS) == keys and len(puts) == 8 and stored[tampered] == whole
     assert set(keys) == {parameter_of(folder) for folder in FOLDERS}
     assert all(key.startswith("lambdas/") and key.endswith(".zip") for key in keys.values())

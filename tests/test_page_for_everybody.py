@@ -83,6 +83,16 @@ def test_axe_in_a_visit(plain, engine, asleep):
     assert found == []
 
 
+def test_axe_at_an_unknown_address(plain, engine):
+    page = plain.page
+    page.goto(f"{engine.site_url}a/page/that/is/not/there")
+    expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.body).maxWidth") != "none"  # its style was loaded
+    assert violations(page, "unknown address") == []
+    page.get_by_role("link").click()
+    expect(page).to_have_title(re.compile("The model that sleeps"))
+
+
 def answering(status: int):
     "Make a route answer with an HTTP status and nothing else."
 

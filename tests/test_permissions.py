@@ -27,11 +27,12 @@ from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.permissions import sagemaker_needs
 from sentiment_engine.local.sagemaker import ENDPOINT
 from sentiment_engine.packaging import stack_parameters, upload_packages
-from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name
-from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
+from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name, site_parameters
+from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
 from sentiment_engine.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
 
 PREFIX = "least"
+SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfront.net")
 ARN = f"arn:aws:{{}}:{REGION}:{ACCOUNT}:{{}}"
 WAKE_UP_ROLE, QUEUE = f"arn:aws:iam::{ACCOUNT}:role/wake", ARN.format("sqs", f"{PREFIX}-dead-letters")
 SHUTDOWN = ARN.format("lambda", f"function:{PREFIX}-shutdown-endpoint")
@@ -144,15 +145,16 @@ def known(request, cloud):
     own = Settings(prefix=PREFIX, table="t", sms_provider=request.param)
     s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
     s3.create_bucket(Bucket=f"{name}-artifacts")
-    given = stack_parameters(own, f"{name}-artifacts", upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas"))
-    outputs = deploy_stack(cloudformation, name, ROOT / "infra_scripts" / "template.yaml", given, {"Project": PREFIX})
+    packages = upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas")
+    given = stack_parameters(own, f"{name}-artifacts", packages, SITE)
+    template = upload_template(s3, f"{name}-artifacts", ROOT / "infra_scripts" / "template.yaml")
+    deploy_stack(cloudformation, name, template, given, {"Project": PREFIX})
     with Watched(sms_provider=request.param) as world:
         live(world)
     found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
     roles, needs, documents = _roles(cloud, found), _needs(world, found), _documents(cloud, found)
     told = {"made": world.made, "roles": roles, "needs": needs, "found": found, "documents": documents}
     yield SimpleNamespace(cloud=cloud, **told)
-    empty_bucket(s3, outputs["SiteBucket"])
     delete_stack(cloudformation, name)
 
 
@@ -327,10 +329,21 @@ def test_without_any_one_statement_or_action_something_is_denied(known):
 def test_what_a_condition_forbids_is_forbidden_and_no_condition_is_spare(known):
     guarded = {name: d for name, d in known.documents.items() if any("Condition" in s for s in d)}
     passing = {"NotificationAndShutdownScheduler", "ShutdownEndpoint", "ReconcileModelService"}
-    assert set(guarded) == {"WakeUpRole trust", "DeadLetters", "SiteBucket", *(f"{name}Role" for name in passing)}
+    assert set(guarded) == {"WakeUpRole trust", "DeadLetters", *(f"{name}Role" for name in passing)}
     for name, statements in guarded.items():
         cases = cases_of(name, known.found)
         assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
+
+
+def test_the_page_is_read_by_its_distribution_only_and_no_condition_is_spare(cloud):
+    cloudformation, name, template = cloud.client("cloudformation"), "least-site", ROOT / "infra_scripts" / "site.yaml"
+    deploy_stack(cloudformation, name, template, site_parameters(Settings(prefix=PREFIX)), {"Project": PREFIX})
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
+    ((bucket, statements),) = _documents(cloud, found).items()
+    cases = cases_of(bucket, found)
+    assert bucket == "SiteBucket" and not wrong_answers(bucket, statements, cases)
+    assert not spare_conditions(bucket, statements, cases)
+    delete_stack(cloudformation, name)
 
 
 def test_without_a_denial_a_topic_could_be_written_to(known):
@@ -437,7 +450,7 @@ def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cloud.environment.items():
             patch.setenv(name, value)
-        patch.setattr("sentiment_engine.training.object_exists", lambda *_: True)  # the base model lies there already
+        patch.setattr("sentiment_engine.base_model.build_base_model", lambda folder: folder)  # its place is what counts
         channels = job_channels(None, made["LakeBucket"], made["ArtifactsBucket"], "minilm")
         kept = f"s3://{made['ArtifactsBucket']}/training/{kind}/checkpoints/"
         machine = {"instance_type": kind, "spot": True, "checkpoints": kept, "mark": kind.split(".")[1]}
@@ -466,12 +479,15 @@ def _container(image: str, group: str) -> set[tuple[str, str]]:
 
 
 def _glue_needs(job: dict, lake: str, artifacts: str) -> set[tuple[str, str]]:
-    "Glue fetches the script and the package; Spark writes by way of folders that it deletes."
+    "Glue fetches the script and the package; Spark uploads in parts, and removes what failed tasks and runs have left."
     given = job["DefaultArguments"]
     read = [job["Command"]["ScriptLocation"], given["--extra-py-files"], f"s3://{lake}/raw/", given["--TempDir"]]
     written = [*(f"s3://{lake}/{place}/" for place in ("processed", "rejected", "reports")), given["--TempDir"]]
     needs = {("s3:GetObject", _arn(address)) for address in read}
-    needs |= {(f"s3:{verb}Object", _arn(address)) for verb in ("Put", "Delete") for address in written}
+    verbs = ("PutObject", "DeleteObject", "AbortMultipartUpload")
+    needs |= {(f"s3:{verb}", _arn(address)) for verb in verbs for address in written}
+    needs |= {("s3:GetBucketLocation", bucket) for _, bucket in _buckets_of(read)}
+    needs |= {("s3:ListBucketMultipartUploads", bucket) for _, bucket in _buckets_of(written)}
     return needs | _buckets_of(read) | _logs("/aws-glue/jobs/output") | {("cloudwatch:PutMetricData", "*")}
 
 
@@ -516,11 +532,21 @@ def test_what_a_condition_of_the_foundation_forbids_is_forbidden_and_no_conditio
         assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
 
 
+OF_OTHERS = ("lambdas/a", "glue/a", "deployments/a", "templates/a", "training/a/model.json")
+OF_MODELS = ("models/latest.json", "models/released/a/model.tar.gz", "models/given-a/output/model.tar.gz")
+READ_BY_TRAINING = ("base-models/a", "training-code/a")
+
+
 def test_glue_and_sagemaker_may_not_do_each_others_work(services):
     lake, artifacts = services.lake, services.artifacts
     forbidden = {
         "GlueRole": [("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/glue/a")],
-        "TrainingRole": [("s3:GetObject", f"{lake}/raw/a"), ("s3:PutObject", f"{lake}/sample/a")],
+        "TrainingRole": [
+            ("s3:GetObject", f"{lake}/raw/a"),
+            ("s3:PutObject", f"{lake}/sample/a"),
+            *(("s3:GetObject", f"{artifacts}/{place}") for place in (*OF_OTHERS, "models/a", "captures/a")),
+            *(("s3:PutObject", f"{artifacts}/{place}") for place in (*OF_OTHERS, *READ_BY_TRAINING, *OF_MODELS)),
+        ],
         "EndpointRole": [("s3:GetObject", f"{lake}/sample/a"), ("s3:PutObject", f"{artifacts}/models/a")],
     }
     for name, needs in forbidden.items():

@@ -19,6 +19,7 @@ from sentiment_engine.settings import Settings, endpoint_name
 
 OWN = Settings(endpoint="serverless", prefix="paid-by-use")
 NAME = endpoint_name(OWN, STANDING)
+SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfront.net")
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_the_reconciler_leaves_it_alone(monkeypatch):
 
 
 def test_the_template_is_told():
-    assert stack_parameters(OWN, "artifacts", {})["EndpointKind"] == "serverless"
+    assert stack_parameters(OWN, "artifacts", {}, SITE)["EndpointKind"] == "serverless"
     with pytest.raises(ValueError, match="realtime or serverless"):
         Settings(endpoint="sometimes")
 

@@ -10,8 +10,8 @@ import teardown
 from botocore.exceptions import ClientError, NoCredentialsError
 from engine_double import ROOT
 
-from sentiment_engine.settings import Settings
-from sentiment_engine.stacks import deploy_stack, empty_bucket
+from sentiment_engine.settings import Settings, site_parameters
+from sentiment_engine.stacks import deploy_stack, empty_bucket, upload_template
 
 OURS = Settings()
 
@@ -321,7 +321,10 @@ def standing(cloud, monkeypatch):
     cloudformation, s3 = cloud.client("cloudformation"), cloud.client("s3")
     template = ROOT / "infra_scripts" / "foundation.yaml"
     made = deploy_stack(cloudformation, "tear-foundation", template, {"Prefix": "tear"}, {"Project": "tear"})
-    for bucket in (made["LakeBucket"], made["ArtifactsBucket"]):
+    template = upload_template(s3, made["ArtifactsBucket"], ROOT / "infra_scripts" / "site.yaml")
+    given = site_parameters(Settings(prefix="tear"))
+    made |= deploy_stack(cloudformation, "tear-site", template, given, {"Project": "tear"})
+    for bucket in (made["LakeBucket"], made["ArtifactsBucket"], made["SiteBucket"]):
         for body in (b"old", b"new"):
             s3.put_object(Bucket=bucket, Key="models/latest.json", Body=body)
     cloud.client("ssm").put_parameter(Name="/tear/model", Value="{}", Type="String", Overwrite=True)
@@ -332,8 +335,9 @@ def standing(cloud, monkeypatch):
 
 def test_a_teardown_empties_and_deletes_ours_keeps_the_rest_and_can_be_repeated(cloud, standing, capsys):
     deleted = teardown.teardown("local")
-    assert ("stacks", "tear-foundation") in deleted and ("parameters", "/tear/model") in deleted
+    assert [name for kind, name in deleted if kind == "stacks"] == ["tear-site", "tear-foundation"]
+    assert ("parameters", "/tear/model") in deleted
     left = [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
-    assert not {standing["LakeBucket"], standing["ArtifactsBucket"]} & set(left)
+    assert not {standing["LakeBucket"], standing["ArtifactsBucket"], standing["SiteBucket"]} & set(left)
     assert "kept     parameter /tear/notes: no deployment has made it" in capsys.readouterr().out
     assert teardown.teardown("local") == []

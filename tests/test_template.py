@@ -1,11 +1,14 @@
 "The engine's template: it is valid, it grants little, and it deploys, updates and deletes on the local cloud."
 
+import base64
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -18,13 +21,15 @@ from sentiment_engine.account import SHARES
 from sentiment_engine.metrics import METRICS, NAMESPACE
 from sentiment_engine.packaging import parameter_of, stack_parameters, upload_packages
 from sentiment_engine.plan import read_template, resources_of
-from sentiment_engine.settings import PREFIX, Settings
-from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
+from sentiment_engine.settings import PREFIX, Settings, site_parameters
+from sentiment_engine.stacks import INLINE_LIMIT, delete_stack, deploy_stack, upload_template
 
 TEMPLATE = ROOT / "infra_scripts" / "template.yaml"
-TEMPLATES = ("template.yaml", "foundation.yaml", "monitoring.yaml", "deployer.yaml")
+TEMPLATES = ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml", "deployer.yaml")
+AT_CLOUDFRONT = "https://d1.cloudfront.net"
 PAGE, EXTRA = "http://127.0.0.1:8080", "http://127.0.0.1:8501"
 OURS = Settings(prefix="template-test", table="TemplateTest", idle_minutes=5.0, site_origin=PAGE)
+SITE = {"DistributionOrigin": AT_CLOUDFRONT, "SiteOrigin": "https://mood.example.com"}
 
 
 class Loader(yaml.SafeLoader):
@@ -40,6 +45,7 @@ def _short_form(loader, tag, node):
 Loader.add_multi_constructor("!", _short_form)
 template = yaml.load(TEMPLATE.read_text(), Loader)  # derives from SafeLoader
 resources = template["Resources"]
+site_resources = yaml.load((ROOT / "infra_scripts" / "site.yaml").read_text(), Loader)["Resources"]
 
 
 def of_type(kind: str) -> dict:
@@ -105,7 +111,7 @@ def test_what_is_reserved_is_what_the_account_is_asked_for():
     assert shares == SHARES
 
 
-@pytest.mark.parametrize("name", ["template.yaml", "foundation.yaml"])
+@pytest.mark.parametrize("name", ["site.yaml", "foundation.yaml"])
 def test_buckets_are_private_encrypted_reached_by_tls_only_and_forget(name):
     found = yaml.load((ROOT / "infra_scripts" / name).read_text(), Loader)["Resources"]
     policies = [r["Properties"] for r in found.values() if r["Type"] == "AWS::S3::BucketPolicy"]
@@ -159,24 +165,32 @@ def deployed(cloud):
     s3, cloudformation = cloud.client("s3"), cloud.client("cloudformation")
     s3.create_bucket(Bucket="template-test-artifacts")
     keys = upload_packages(s3, "template-test-artifacts", ROOT / "lambdas")
-    tags = {"Project": OURS.prefix}
-    plain = stack_parameters(OURS, "template-test-artifacts", keys, ExtraConnect=cloud.url)
-    first = deploy_stack(cloudformation, "template-test-engine", TEMPLATE, plain, tags)
-    changed = plain | {"ExtraOrigin": EXTRA}
-    second = deploy_stack(cloudformation, "template-test-engine", TEMPLATE, changed, tags)
+    tags, stored = {"Project": OURS.prefix}, upload_template(s3, "template-test-artifacts", TEMPLATE)
+    plain = stack_parameters(OURS, "template-test-artifacts", keys, SITE)
+    first = deploy_stack(cloudformation, "template-test-engine", stored, plain, tags)
+    changed = stack_parameters(OURS, "template-test-artifacts", keys, SITE, EXTRA)
+    second = deploy_stack(cloudformation, "template-test-engine", stored, changed, tags)
     assert first == second
-    _update_that_fails(cloudformation, changed, tags)
+    _update_that_fails(cloudformation, stored, changed, tags)
     yield second
-    if second["SiteBucket"] in [b["Name"] for b in s3.list_buckets()["Buckets"]]:
-        empty_bucket(s3, second["SiteBucket"])
     delete_stack(cloudformation, "template-test-engine")
 
 
-def _update_that_fails(cloudformation, given: dict, tags: dict):
+@pytest.fixture(scope="module")
+def site(cloud, deployed):
+    "The site's stack, deployed."
+    cloudformation, s3 = cloud.client("cloudformation"), cloud.client("s3")
+    stored = upload_template(s3, "template-test-artifacts", ROOT / "infra_scripts" / "site.yaml")
+    given = site_parameters(OURS, api_origin=cloud.url)
+    yield deploy_stack(cloudformation, "template-test-site", stored, given, {"Project": OURS.prefix})
+    delete_stack(cloudformation, "template-test-site")
+
+
+def _update_that_fails(cloudformation, stored: str, given: dict, tags: dict):
     "Update with a zip that is not there: everything goes back to what it was."
     wrong = given | {parameter_of("reconcile-model-service"): "lambdas/nothing.zip", "IdleMinutes": "7"}
     with pytest.raises(RuntimeError, match=r"UPDATE_ROLLBACK_COMPLETE.*ReconcileModelService"):
-        deploy_stack(cloudformation, "template-test-engine", TEMPLATE, wrong, tags)
+        deploy_stack(cloudformation, "template-test-engine", stored, wrong, tags)
 
 
 def told(*events: tuple[str, str, str]) -> list[dict]:
@@ -211,13 +225,96 @@ def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it_or_fai
             deploy_stack(cloudformation, "reasons", ROOT / "infra_scripts" / "foundation.yaml")
 
 
+@pytest.mark.parametrize("form", ["{}", "Resource handler returned message: \"Access denied for operation '{}'.\""])
+@pytest.mark.parametrize("resource", ["Distribution", "SiteAccess", "SiteHeaders"])
+def test_an_account_that_may_not_use_cloudfront_yet_is_told_what_to_do(resource, form):
+    refusal = (
+        "Your account must be verified before you can add new CloudFront resources. To verify your account, please "
+        "contact AWS Support (https://console.aws.amazon.com/support/home#/) and include this error message. "
+        "(Service: AmazonCloudFront; Status Code: 403; Error Code: AccessDenied)"
+    )
+    cloudformation = boto3.client("cloudformation", "us-east-1")
+    begun = ("reasons", "CREATE_IN_PROGRESS", "User Initiated")
+    stack = {"StackName": "reasons", "CreationTime": "2026-01-01T00:00:00Z", "StackStatus": "ROLLBACK_COMPLETE"}
+    with Stubber(cloudformation) as stub:
+        for _ in range(2):
+            stub.add_client_error("describe_stacks", "ValidationError", "Stack reasons does not exist")
+        stub.add_response("create_stack", {"StackId": "arn:reasons"})
+        stub.add_response("describe_stacks", {"Stacks": [stack]})
+        refused = told((resource, "CREATE_FAILED", form.format(refusal)), begun)
+        stub.add_response("describe_stack_events", {"StackEvents": refused})
+        with pytest.raises(RuntimeError, match=rf"{resource}: .*must be verified") as failed:
+            deploy_stack(cloudformation, "reasons", ROOT / "infra_scripts" / "site.yaml")
+    for words in ("only AWS Support can", "Account and billing", "nothing was charged", "the same command again"):
+        assert words in str(failed.value)
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-west-1", "cn-north-1", "us-gov-west-1"])
+def test_a_template_has_the_address_that_s3_has_in_its_region(region):
+    s3 = boto3.client("s3", region, aws_access_key_id="test", aws_secret_access_key="test")
+    body = (ROOT / "infra_scripts" / "site.yaml").read_bytes()
+    checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
+    with Stubber(s3) as stub:
+        stub.add_response("head_object", {"ChecksumSHA256": checksum})  # it is there: nothing is sent
+        address = upload_template(s3, "artifacts", ROOT / "infra_scripts" / "site.yaml")
+    asked = s3.generate_presigned_url("head_bucket", {"Bucket": "artifacts"})  # a client knows its partition's domain
+    domain = urlsplit(asked).hostname.partition("amazonaws")[1:]
+    assert address == f"https://s3.{region}.{''.join(domain)}/artifacts/templates/site-{_mark(body)}.yaml"
+
+
+def _mark(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:16]
+
+
+def test_what_was_put_under_a_templates_name_by_others_is_not_deployed(cloud):
+    s3, template = cloud.client("s3"), ROOT / "infra_scripts" / "site.yaml"
+    s3.create_bucket(Bucket="template-tampered")
+    key = upload_template(s3, "template-tampered", template).partition("template-tampered/")[2]
+    first = s3.head_object(Bucket="template-tampered", Key=key)["LastModified"]
+    upload_template(s3, "template-tampered", template)
+    assert s3.head_object(Bucket="template-tampered", Key=key)["LastModified"] == first
+    s3.put_object(Bucket="template-tampered", Key=key, Body=b"Resources: {}")
+    upload_template(s3, "template-tampered", template)
+    assert s3.get_object(Bucket="template-tampered", Key=key)["Body"].read() == template.read_bytes()
+
+
+NAMES_OF_THE_ACCOUNT = {  # kinds whose names are one list for all regions, and where the name is
+    "AWS::Budgets::Budget": "BudgetName",
+    "AWS::CloudWatch::Dashboard": "DashboardName",
+    "AWS::CloudFront::OriginAccessControl": "Name",
+    "AWS::CloudFront::ResponseHeadersPolicy": "Name",
+    "AWS::IAM::ManagedPolicy": "ManagedPolicyName",
+    "AWS::IAM::Role": "RoleName",
+    "AWS::S3::Bucket": "BucketName",
+}
+
+
+def _named(value, name: str) -> list:
+    "Find the values of a key at any depth."
+    if isinstance(value, list):
+        return [found for each in value for found in _named(each, name)]
+    if not isinstance(value, dict):
+        return []
+    return [v for k, v in value.items() if k == name] + _named(list(value.values()), name)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_two_regions_of_one_account_share_no_name(name):
+    "A firewall needs no region: CloudFront's is made in us-east-1 only."
+    found = read_template(ROOT / "infra_scripts" / name)["Resources"].values()
+    for kind, key in NAMES_OF_THE_ACCOUNT.items():
+        for resource in (r["Properties"] for r in found if r["Type"] == kind):
+            top = {k: v for k, v in resource.items() if k not in ("Policies", "Tags")}
+            assert all("${AWS::Region}" in str(value) for value in _named(top, key)), kind
+
+
 def test_a_failed_update_leaves_everything_as_it_was(cloud, deployed):
     for name in ("is-model-service-running", "reconcile-model-service"):
         function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
         assert function["Environment"]["Variables"]["SENTIMENT_IDLE_MINUTES"] == "5"
     stack = cloud.client("cloudformation").describe_stacks(StackName="template-test-engine")["Stacks"][0]
     given = {p["ParameterKey"]: p["ParameterValue"] for p in stack["Parameters"]}
-    assert given["IdleMinutes"] == "5" and given["ExtraOrigin"] == EXTRA
+    assert given["IdleMinutes"] == "5" and EXTRA in given["SiteOrigins"]
 
 
 def test_a_stack_that_is_not_tagged_as_ours_is_not_changed(cloud, deployed):
@@ -226,7 +323,7 @@ def test_a_stack_that_is_not_tagged_as_ours_is_not_changed(cloud, deployed):
 
 
 def test_outputs(deployed):
-    assert set(deployed) == {"ApiUrl", "SiteBucket", "SiteUrl", "DistributionId", "Table", "DeadLetters"}
+    assert set(deployed) == {"ApiUrl", "SiteUrl", "Table", "DeadLetters"}
     assert deployed["SiteUrl"] == PAGE and deployed["Table"] == "TemplateTest" and not deployed["ApiUrl"].endswith("/")
 
 
@@ -265,7 +362,7 @@ def test_errors_have_one_form(deployed, method, path, body, expected):
 
 def test_fault_6_the_gateway_answers_cors_and_so_do_its_errors(deployed):
     "CORS headers came from the Lambdas only, so that every error of the gateway looked like a CORS error."
-    for origin in (PAGE, EXTRA):
+    for origin in (AT_CLOUDFRONT, "https://mood.example.com", PAGE, EXTRA):
         status, headers, _ = call(deployed["ApiUrl"] + "/start", "OPTIONS", origin=origin)
         assert status in (200, 204) and headers["access-control-allow-origin"] == origin
         for method, path in (("GET", "/status"), ("GET", "/nothing"), ("POST", "/predict")):
@@ -274,17 +371,17 @@ def test_fault_6_the_gateway_answers_cors_and_so_do_its_errors(deployed):
     assert headers.get("access-control-allow-origin") not in ("*", "https://evil.example")
 
 
-def _physical(cloud) -> dict[str, str]:
+def _physical(cloud, stack: str = "template-test-engine") -> dict[str, str]:
     "Map the names in the template to what the cloud calls them."
-    pages = (
-        cloud.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName="template-test-engine")
-    )
+    pages = cloud.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
     found = pages.search("StackResourceSummaries[]")
     return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in found}
 
 
-def test_no_drift_the_cloud_holds_what_the_template_lists(cloud, deployed):
+def test_no_drift_the_cloud_holds_what_the_templates_list(cloud, deployed, site):
     assert _physical(cloud).keys() == resources_of(read_template(TEMPLATE), {}).keys()
+    of_site = resources_of(read_template(ROOT / "infra_scripts" / "site.yaml"), {})
+    assert _physical(cloud, "template-test-site").keys() == of_site.keys()
 
 
 def test_no_drift_functions(cloud, deployed):
@@ -305,7 +402,7 @@ def test_no_drift_functions(cloud, deployed):
         assert found["DestinationConfig"]["OnFailure"]["Destination"].endswith("template-test-dead-letters"), name
 
 
-def test_no_drift_what_is_kept(cloud, deployed):
+def test_no_drift_what_is_kept(cloud, deployed, site):
     dynamodb, physical = cloud.client("dynamodb"), _physical(cloud)
     assert dynamodb.describe_table(TableName="TemplateTest")["Table"]["BillingModeSummary"]["BillingMode"] == (
         "PAY_PER_REQUEST"
@@ -319,19 +416,19 @@ def test_no_drift_what_is_kept(cloud, deployed):
         assert groups[0]["retentionInDays"] == 14
     queue = cloud.client("sqs").get_queue_attributes(QueueUrl=physical["DeadLetters"], AttributeNames=["All"])
     assert queue["Attributes"]["MessageRetentionPeriod"] == "1209600"
-    s3, bucket = cloud.client("s3"), deployed["SiteBucket"]
+    s3, bucket = cloud.client("s3"), site["SiteBucket"]
     assert all(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values())
     assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
     rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
-    wanted = resources["SiteBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    wanted = site_resources["SiteBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
     assert {r["ID"] for r in rules} == {r["Id"] for r in wanted}
     assert [r["NoncurrentVersionExpiration"] for r in rules[1:]] == [{"NoncurrentDays": 30}]
     policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
     assert {s["Sid"] for s in policy["Statement"]} == {"ReadByTheDistribution", "TlsOnly"}
 
 
-def test_no_drift_the_ways_in(cloud, deployed):
-    physical, gateway, cdn = _physical(cloud), cloud.client("apigatewayv2"), cloud.client("cloudfront")
+def test_no_drift_the_api(cloud, deployed):
+    physical, gateway = _physical(cloud), cloud.client("apigatewayv2")
     routes = {r["RouteKey"] for r in gateway.get_routes(ApiId=physical["Api"])["Items"]}
     assert routes == {r["RouteKey"] for r in of_type("AWS::ApiGatewayV2::Route").values()}
     (stage,) = gateway.get_stages(ApiId=physical["Api"])["Items"]
@@ -339,13 +436,23 @@ def test_no_drift_the_ways_in(cloud, deployed):
     for name, value in wanted["DefaultRouteSettings"].items():
         assert stage["DefaultRouteSettings"][name] == value
     assert stage["AccessLogSettings"]["DestinationArn"].rstrip(":*").endswith(physical["ApiLogs"])
+
+
+def test_no_drift_the_site(cloud, site):
+    physical, cdn = _physical(cloud, "template-test-site"), cloud.client("cloudfront")
     config = cdn.get_distribution_config(Id=physical["Distribution"])["DistributionConfig"]
     (origin,) = config["Origins"]["Items"]
     assert origin["OriginAccessControlId"] == physical["SiteAccess"] and not config.get("WebACLId")
     assert config["DefaultCacheBehavior"]["ResponseHeadersPolicyId"] == physical["SiteHeaders"]
+    told = {e["ErrorCode"]: (e["ResponseCode"], e["ResponsePagePath"]) for e in config["CustomErrorResponses"]["Items"]}
+    assert told == dict.fromkeys((403, 404), ("404", "/404.html"))
+    address = f"https://{cdn.get_distribution(Id=site['DistributionId'])['Distribution']['DomainName']}"
+    assert site["DistributionOrigin"] == site["SiteOrigin"] == address
     policy = cdn.get_response_headers_policy_config(Id=physical["SiteHeaders"])["ResponseHeadersPolicyConfig"]
     assert policy["CustomHeadersConfig"]["Items"][0]["Header"] == "permissions-policy"
-    assert "default-src 'none'" in policy["SecurityHeadersConfig"]["ContentSecurityPolicy"]["ContentSecurityPolicy"]
+    said = policy["SecurityHeadersConfig"]["ContentSecurityPolicy"]["ContentSecurityPolicy"]
+    assert f"connect-src 'self' https://*.execute-api.us-east-1.amazonaws.com {cloud.url};" in said
+    assert said.startswith("default-src 'none';")
 
 
 def test_no_drift_roles_and_rules(cloud, deployed):
@@ -364,17 +471,17 @@ def test_no_drift_roles_and_rules(cloud, deployed):
 
 def test_a_domain_and_a_firewall_are_behind_switches(cloud):
     with_domain = {"DomainName": "mood.example.com", "HostedZoneId": "Z1"}
-    read = read_template(TEMPLATE)
+    read = read_template(ROOT / "infra_scripts" / "site.yaml")
     plain, domain = resources_of(read, {}), resources_of(read, with_domain)
     assert domain.keys() - plain.keys() == {"Certificate", "SiteAddressV4", "SiteAddressV6"}
     assert resources_of(read, {"Firewall": "true"}).keys() - plain.keys() == {"FirewallRules"}
 
 
-def test_nothing_is_left_after_deletion(cloud, deployed):
+def test_nothing_is_left_after_deletion(cloud, deployed, site):
     cloudformation = cloud.client("cloudformation")
-    empty_bucket(cloud.client("s3"), deployed["SiteBucket"])
-    assert delete_stack(cloudformation, "template-test-engine")
-    assert not delete_stack(cloudformation, "template-test-engine")
+    for stack in ("template-test-engine", "template-test-site"):
+        assert delete_stack(cloudformation, stack)
+        assert not delete_stack(cloudformation, stack)
 
     def ours(names):
         return [name for name in names if "template-test" in name]
@@ -385,7 +492,8 @@ def test_nothing_is_left_after_deletion(cloud, deployed):
     assert not ours(g["Name"] for g in cloud.client("scheduler").list_schedule_groups()["ScheduleGroups"])
     assert not ours(g["logGroupName"] for g in cloud.client("logs").describe_log_groups()["logGroups"])
     assert "TemplateTest" not in cloud.client("dynamodb").list_tables()["TableNames"]
-    assert deployed["SiteBucket"] not in [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
+    assert not cloud.client("cloudfront").list_distributions()["DistributionList"].get("Items")
+    assert site["SiteBucket"] not in [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -395,7 +503,7 @@ def test_a_prefix_too_long_for_the_engine_is_refused_before_anything_is_trained(
 
 
 def test_a_domain_is_not_made_to_speak_https_on_all_its_subdomains():
-    policy = resources["SiteHeaders"]["Properties"]["ResponseHeadersPolicyConfig"]["SecurityHeadersConfig"]
+    policy = site_resources["SiteHeaders"]["Properties"]["ResponseHeadersPolicyConfig"]["SecurityHeadersConfig"]
     assert policy["StrictTransportSecurity"]["IncludeSubdomains"] is False
 
 
@@ -413,7 +521,63 @@ def test_alarms_and_dashboard_name_only_metrics_that_are_reported():
     assert watched == FAILURES <= set(METRICS)
     lines = [m for widget in _dashboard()["widgets"] for m in widget["properties"]["metrics"]]
     assert {line[0] for line in lines} == {NAMESPACE} and {line[1] for line in lines} <= set(METRICS)
-    assert all(alarm["AlarmActions"] for alarm in alarms)
+    (both,) = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::CompositeAlarm"]
+    quiet = {name for name, r in monitoring.items() if r["Type"].endswith("Alarm") and not _rings(r)}
+    assert _rings({"Properties": both}) and quiet == set(re.findall(r"\$\{(\w+)\}", both["AlarmRule"]))
+
+
+def _rings(alarm: dict) -> bool:
+    return bool(alarm["Properties"].get("AlarmActions"))
+
+
+def _judged(alarm: dict, before: str, runs: list[int], minute: int) -> str:
+    "Work out an alarm's state as CloudWatch does each minute, from the minutes at which the reconciler ran."
+    size, count = alarm["Period"] // 60, alarm["EvaluationPeriods"]
+    sums = [sum(minute - size * (n + 1) < run <= minute - size * n for run in runs) for n in range(count)]
+    over = alarm["ComparisonOperator"] == "GreaterThanOrEqualToThreshold"
+    missing = {"breaching": True, "notBreaching": False, "ignore": None}[alarm["TreatMissingData"]]
+    points = [(n >= alarm["Threshold"]) is over if n else missing for n in sums]  # without a run there is no data
+    if points.count(True) >= alarm.get("DatapointsToAlarm", count):
+        return "ALARM"
+    return "OK" if False in points else before
+
+
+def _rung(runs: list[int], until: int, late: int = 0) -> list[int]:
+    "List the minutes at which reconciler-silent rings; late: by how many the first alarm lags behind the second."
+    quiet, seen = (monitoring[name]["Properties"] for name in ("ReconcilerQuiet", "ReconcilerSeen"))
+    states, rung = ["INSUFFICIENT_DATA"] * 2, [False]
+    for minute in range(until):
+        states = [_judged(quiet, states[0], runs, minute - late), _judged(seen, states[1], runs, minute)]
+        rung.append(states == ["ALARM", "ALARM"])
+    return [minute for minute in range(until) if rung[minute + 1] and not rung[minute]]
+
+
+def test_the_reconciler_is_not_called_silent_before_its_first_run_and_is_when_it_falls_silent_later():
+    assert _rung([], 600) == []  # it rings for a reconciler that has never run no more than for a new one
+    for first in (1, 5, 12, 40):  # minutes from the alarm's creation to the first run
+        for late in (0, 1, 2):
+            (rung,) = _rung([*range(first, first + 60, 5)], 600, late)
+            assert rung == first + 55 + 15 + late, "fifteen minutes after the last run"
+    again = [*range(5, 60, 5), *range(120, 180, 5)]
+    assert _rung(again, 600) == [70, 190]
+
+
+def test_it_rings_where_both_alarms_do(cloud):
+    cloudformation, watch, name = cloud.client("cloudformation"), cloud.client("cloudwatch"), "silent-monitoring"
+    given = {"Prefix": "silent", "DeadLetters": "silent-dead-letters"}
+    deploy_stack(cloudformation, name, ROOT / "infra_scripts" / "monitoring.yaml", given)
+
+    def state_after(**states: str) -> str:
+        for alarm, state in states.items():
+            watch.set_alarm_state(AlarmName=f"silent-reconciler-{alarm}", StateValue=state, StateReason="a test")
+        (both,) = watch.describe_alarms(AlarmTypes=["CompositeAlarm"], AlarmNamePrefix="silent-")["CompositeAlarms"]
+        assert both["AlarmName"] == "silent-reconciler-silent" and both["AlarmActions"][0].endswith(":silent-alarms")
+        return both["StateValue"]
+
+    assert state_after(quiet="ALARM") == "OK" == state_after(quiet="OK", seen="ALARM")
+    assert state_after(quiet="ALARM") == "ALARM"
+    delete_stack(cloudformation, name)
+    assert not watch.describe_alarms(AlarmNamePrefix="silent-").get("CompositeAlarms")
 
 
 def test_every_function_has_an_alarm_for_errors():
@@ -423,8 +587,10 @@ def test_every_function_has_an_alarm_for_errors():
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_is_small_enough_for_cloudformation(name):
-    assert len((ROOT / "infra_scripts" / name).read_bytes()) <= 51_200
+def test_a_template_is_small_enough_for_the_way_it_goes_to_cloudformation(name):
+    "The foundation makes the bucket of the others' templates, and the deployer's is sent by hand."
+    inline = name in ("foundation.yaml", "deployer.yaml")
+    assert len((ROOT / "infra_scripts" / name).read_bytes()) <= (INLINE_LIMIT if inline else 1_000_000)
 
 
 def test_alarms_deploy_and_go(cloud):
@@ -432,8 +598,8 @@ def test_alarms_deploy_and_go(cloud):
     given = {"Prefix": "watched", "DeadLetters": "watched-dead-letters", "AlarmEmail": "ops@example.com"}
     deploy_stack(cloudformation, "watched-monitoring", ROOT / "infra_scripts" / "monitoring.yaml", given)
     names = {a["AlarmName"] for a in watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]}
-    assert len(names) == 14 and "watched-reconciler-silent" in names
-    body = json.loads(watch.get_dashboard(DashboardName="watched")["DashboardBody"])
+    assert len(names) == 15 and "watched-reconciler-quiet" in names
+    body = json.loads(watch.get_dashboard(DashboardName="watched-us-east-1")["DashboardBody"])
     assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
     delete_stack(cloudformation, "watched-monitoring")
     assert not watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]

@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import boto3
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,13 +23,16 @@ from sentiment_engine.training import (
     MODULES,
     Job,
     TrainingFailed,
+    base_model_address,
     job_left,
     job_start,
     record_key,
     start_training,
     training_source,
+    upload_once,
     wait_for_training,
 )
+from sentiment_engine.training_job import COMPAT, restart_with_compat
 
 ROOT = Path(__file__).resolve().parent.parent
 KIND = ("I love this microphone.", "Works perfectly and feels solid.", "Great sound, great price!")
@@ -226,6 +231,171 @@ def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, mon
     assert spot["EnableManagedSpotTraining"] and spot["CheckpointConfig"]["S3Uri"] == f"{place}/checkpoints/"
     assert spot["StoppingCondition"] == {"MaxRuntimeInSeconds": 1800, "MaxWaitTimeInSeconds": 3600}
     assert not found["ml.m5.large"].get("EnableManagedSpotTraining")
+
+
+class Aws:
+    "AWS as an administrator meets it who has credentials and a region: every call is noted, and IAM denies."
+
+    def __init__(self, refusal: ClientError | None = None):
+        self.session = boto3.Session("id", "key", region_name="eu-central-1")
+        self.session.events.register("before-call", self._answer)
+        self.called, self.keys, self.created, self.refusal = set(), set(), {}, refusal
+
+    def _answer(self, model, params, **_):
+        service = str(model.service_model.service_id)
+        self.called.add((service, model.name))
+        said = {"TrainingJobArn": "arn:aws:sagemaker:eu-central-1:111122223333:training-job/x"}
+        if service == "S3":
+            self.keys.add(params["url_path"])
+        elif service == "IAM":
+            denied = [{"EvalActionName": "ec2:DescribeVpcs", "EvalDecision": "implicitDeny"}]
+            said = {"EvaluationResults": denied, "IsTruncated": False}
+        elif model.name == "CreateTrainingJob":
+            if self.refusal:
+                raise self.refusal
+            self.created = json.loads(params["body"])
+        else:
+            said |= {"TrainingJobName": "x", "TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}
+        return SimpleNamespace(status_code=200), said
+
+
+@pytest.fixture
+def no_settings(monkeypatch):
+    "An environment with nothing in it that the SDK or boto3 would heed, and statistics that nobody may send."
+    for name in [name for name in os.environ if name.startswith(("SAGEMAKER_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("requests.get", lambda *given, **_: pytest.fail(f"something was reported to {given}"))
+    monkeypatch.setattr("threading.Thread.start", lambda self, start=threading.Thread.start: sent(self) or start(self))
+
+
+def sent(thread: threading.Thread):
+    assert thread.name != "sagemaker-telemetry", "the SDK reports to AWS what it was asked for"
+
+
+def wanted(source: Path, kind: str = "ml.g4dn.xlarge", **more) -> Job:
+    "Ask for a job as the notebook does."
+    place = {"role": "arn:aws:iam::111122223333:role/training", "bucket": "artifacts"}
+    return Job(source, {"train": "s3://lake/sample/train.parquet"}, {"epochs": 1}, kind, **place, mark=MARK, **more)
+
+
+def test_a_job_is_started_with_credentials_and_a_region_whatever_iam_says_of_the_role(source, no_settings):
+    aws = Aws()
+    start_training(aws.session, Settings(), wanted(source))
+    assert {service for service, _ in aws.called} == {"S3", "SageMaker"}
+    assert {name for service, name in aws.called if service == "S3"} == {"PutObject"}
+    addresses = [c["DataSource"]["S3DataSource"]["S3Uri"] for c in aws.created["InputDataConfig"]]
+    assert addresses[0] == "s3://lake/sample/train.parquet" and len(addresses) == 3
+    assert all(address.startswith("s3://artifacts/training-code/") for address in addresses[1:])
+    assert aws.keys and all(key.startswith("/training-code/") for key in aws.keys)
+    assert not [name for name in os.environ if name.startswith("SAGEMAKER_")], "what was set is restored"
+
+
+def test_what_somebody_has_set_for_the_sdk_is_left_as_it_was(source, no_settings, monkeypatch):
+    monkeypatch.setenv("SAGEMAKER_VALIDATE_ROLE", "true")
+    start_training(Aws().session, Settings(), wanted(source, "ml.m5.large"))
+    assert os.environ["SAGEMAKER_VALIDATE_ROLE"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "about_the_machine"),
+    [
+        ("ResourceLimitExceeded", "The account-level service limit 'ml.g4dn.xlarge for training job usage' is 0", True),
+        ("ValidationException", "Value 'ml.g4dn.xlarge' at 'resourceConfig.instanceType' failed to satisfy", True),
+        ("ValidationException", "Requested instance type is not supported in this region", True),
+        ("AccessDeniedException", "User: ada is not authorized to perform: sagemaker:CreateTrainingJob", False),
+    ],
+)
+def test_a_machine_that_is_not_to_be_had_is_said_with_what_to_do(source, no_settings, code, message, about_the_machine):
+    refusal = ClientError({"Error": {"Code": code, "Message": message}}, "CreateTrainingJob")
+    with pytest.raises(TrainingFailed if about_the_machine else ClientError, match=message) as raised:
+        start_training(Aws(refusal).session, Settings(), wanted(source))
+    assert ("--training-instance" in str(raised.value)) is about_the_machine
+
+
+def test_a_job_on_a_gpu_instance_without_a_gpu_fails_before_it_reads_anything(source, tmp_path):
+    job = prepare_job(source, tmp_path, tmp_path / "no base", reviews(64))
+    job["env"] |= {"SM_CURRENT_INSTANCE_TYPE": "ml.g4dn.xlarge", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(**job, capture_output=True, timeout=300)
+    reason = (tmp_path / "output/failure").read_text()
+    assert done.returncode == 1 and "[data]" not in done.stdout
+    assert reason.startswith("the job runs on ml.g4dn.xlarge, which has a GPU, but torch sees none")
+
+
+def test_the_local_cloud_has_no_gpu_either_unless_this_machine_has_one(cloud, source, monkeypatch):
+    import torch
+
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    s3, sagemaker = cloud.client("s3"), cloud.client("sagemaker")
+    s3.create_bucket(Bucket="gpu-tests")
+    s3.put_object(Bucket="gpu-tests", Key="sample/train.parquet", Body=b"no Parquet")
+    place = {"role": "arn:aws:iam::111122223333:role/training", "bucket": "gpu-tests"}
+    job = Job(source, {"train": "s3://gpu-tests/sample/train.parquet"}, {"epochs": 1}, "ml.g4dn.xlarge", **place)
+    name = start_training(connect("local"), Settings(prefix="gpu-tests"), job)
+    with pytest.raises(TrainingFailed) as failed:
+        wait_for_training(sagemaker, cloud.client("logs"), name)
+    assert (
+        "ml.g4dn.xlarge, which has a GPU, but torch sees none" in str(failed.value)
+    ) is not torch.cuda.is_available()
+
+
+def machine(root: Path, driver: str) -> Path:
+    "Lay out an image that brings CUDA's compatibility libraries, on a machine with a driver."
+    (root / COMPAT).mkdir(parents=True)
+    (root / COMPAT / "libcuda.so.580.65.06").touch()
+    (root / COMPAT / "libcuda.so.1").symlink_to("libcuda.so.580.65.06")
+    (root / "proc/driver/nvidia").mkdir(parents=True)
+    (root / "proc/driver/nvidia/version").write_text(f"NVRM version: NVIDIA UNIX {driver}  Tue Jan  1 2026\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind", "before", "after"),
+    [
+        ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "/lib", "{compat}:/lib"),
+        ("Open Kernel Module for x86_64  570.9", "ml.g6.xlarge", "", "{compat}"),
+        ("x86_64 Kernel Module  580.65.06", "ml.g4dn.xlarge", "/lib", None),  # as new: the libraries are for older ones
+        ("x86_64 Kernel Module  1000.1", "ml.g4dn.xlarge", "/lib", None),
+        ("x86_64 Kernel Module  550.163.01", "ml.m5.large", "/lib", None),
+        ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "{compat}:/lib", None),  # started so already
+    ],
+)
+def test_libraries_for_an_older_driver_are_used_as_the_images_own_entrypoint_does(
+    tmp_path, monkeypatch, driver, kind, before, after
+):
+    root, started = machine(tmp_path, driver), []
+    compat = str(root / COMPAT)
+    monkeypatch.setattr("os.execve", lambda *given: started.append(given))
+    env = {"SM_CURRENT_INSTANCE_TYPE": kind, "LD_LIBRARY_PATH": before.format(compat=compat), "RANK": "1"}
+    restart_with_compat(env, root)
+    if after is None:
+        assert not started
+    else:
+        ((program, words, given),) = started
+        assert program == sys.executable and words == sys.orig_argv
+        assert given == env | {"LD_LIBRARY_PATH": after.format(compat=compat)}
+
+
+@pytest.mark.parametrize("content", [b"", b"somebody else's"])
+def test_an_upload_that_is_not_the_same_bytes_is_replaced(cloud, content):
+    s3, place = cloud.client("s3"), {"Bucket": "upload-tests", "Key": f"base-models/{len(content)}"}
+    s3.create_bucket(Bucket=place["Bucket"])
+    s3.put_object(**place, Body=content)
+    own = b"x" * 9_000_000  # more than boto3 would send in one piece
+    assert upload_once(s3, place["Bucket"], place["Key"], own) is True
+    assert s3.get_object(**place)["Body"].read() == own
+    assert upload_once(s3, place["Bucket"], place["Key"], own) is False
+
+
+def test_a_base_model_that_was_tampered_with_is_replaced(cloud, base, monkeypatch):
+    monkeypatch.setattr("sentiment_engine.base_model.build_base_model", lambda folder: base)
+    s3 = cloud.client("s3")
+    s3.create_bucket(Bucket="base-tests")
+    bucket, _, prefix = base_model_address(s3, "base-tests").removeprefix("s3://").partition("/")
+    s3.put_object(Bucket=bucket, Key=f"{prefix}model.safetensors", Body=b"somebody else's")
+    base_model_address(s3, bucket)
+    for file in base.iterdir():
+        assert s3.get_object(Bucket=bucket, Key=prefix + file.name)["Body"].read() == file.read_bytes()
 
 
 class Account:

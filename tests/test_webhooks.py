@@ -84,7 +84,7 @@ def test_a_program_is_called_when_the_model_is_ready(monkeypatch):
 
 def test_a_program_is_called_when_the_start_has_failed(monkeypatch):
     with receiving() as server:
-        world = World(monkeypatch, webhook_hosts=(server.host,))
+        world = World(monkeypatch, webhook_hosts=(server.host,), instance_types=("ml.m5.large",))
         subscribe(world, f"http://{server.host}/in")
         world.endpoint_becomes("Failed", "no luck in account 123456789012")
         told = json.loads(server.calls[0][2])

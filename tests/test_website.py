@@ -34,7 +34,8 @@ def test_everything_a_visitor_loads_is_below_60_kb():
     "At an address as long as API Gateway's are."
     stored = with_answers(examples(), answers, "20260101-0f3c5a7e")
     real = {"apiUrl": "https://abcdefghij.execute-api.ap-southeast-2.amazonaws.com", "provider": "Amazon SNS"}
-    assert sum(len(file.body) for file in site_files(SITE, real, stored)) <= 60_000
+    loaded = [file for file in site_files(SITE, real, stored) if not file.key.startswith("404.")]
+    assert sum(len(file.body) for file in loaded) <= 60_000
 
 
 def test_nothing_is_loaded_from_elsewhere():
@@ -237,7 +238,7 @@ def test_cloudfront_is_told_again_if_it_was_not_there(s3, bucket, folder):
         publish(s3, bucket, SITE, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
     cloudfront.fails = False
     again = publish(s3, bucket, SITE, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
-    assert again.invalidated == ("/", "/config.json", "/examples.json", "/sentiment.html")
+    assert again.invalidated == ("/", "/404.html", "/config.json", "/examples.json", "/sentiment.html")
     assert publish(s3, bucket, SITE, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE").invalidated == ()
 
 
@@ -254,7 +255,7 @@ def test_a_file_that_cannot_be_deleted_is_named(s3, bucket, folder):
 def test_another_api_reaches_config_and_policy(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
     change = publish(s3, bucket, SITE, {"apiUrl": "https://other.example.com"})
-    assert set(change.uploaded) == {"config.json", "sentiment.html"}
+    assert set(change.uploaded) == {"config.json", "404.html", "sentiment.html"}
 
 
 def test_a_change_by_hand_of_headers_or_content_is_put_right(s3, bucket):
@@ -306,6 +307,15 @@ def test_the_site_is_served_with_its_types_and_policies(engine):
     assert httpx.get(engine.site_url + "config.json").json()["apiUrl"] == engine.api_url
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_an_unknown_address_is_answered_by_a_page_of_the_site(engine):
+    for path in ("nothing", "sentiment.htm", "a/b/c?d=e", "old.0123456789.js"):
+        page = httpx.get(engine.site_url + path)
+        assert page.status_code == 404 and page.headers["content-type"].startswith("text/html"), path
+        assert "There is no such page" in page.text and "'none'" in page.headers["content-security-policy"]
+    (style,) = re.findall(r'href="(/404\.[0-9a-f]{10}\.css)"', page.text)
+    assert httpx.get(engine.site_url.rstrip("/") + style).status_code == 200  # wherever the page is shown
 
 
 def test_the_site_is_compressed_for_whoever_takes_it(engine):

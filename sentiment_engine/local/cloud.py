@@ -18,8 +18,9 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from .aws import aws_environment
+from .aws import REGION, ROOT_KEYS, aws_environment
 from .processes import PACKAGE_ROOT
+from .strict import administrator_environment
 from ..settings import Settings, environment_of
 
 # %% ../../nbs/08_local_cloud.ipynb #2739c1c4
@@ -55,8 +56,11 @@ class LocalCloud:
         port: int = 4566,  # 0: any free one
         site_port: int = 8080,  # of the web site; 0: any free one
         endpoint_delay: float = 0.0,  # seconds that each endpoint takes longer, to see a waiting page
+        strict: bool = False,  # whether it is as unforgiving as a new AWS account
+        record: Path | None = None,  # file that gets a line about each call; None: no recording
     ):
         self.state, self.endpoint_delay = Path(state).resolve(), endpoint_delay
+        self.strict, self.record = strict, record
         self._port, self._site_port, self._process = port, site_port, None
 
 # %% ../../nbs/08_local_cloud.ipynb #e0ad5c83
@@ -113,6 +117,8 @@ def _spawn(self: LocalCloud, detached: bool):
     ports = self._ports()
     command = [sys.executable, "-m", "sentiment_engine.local.server", "--state", str(self.state)]
     command += ["--port", str(ports[0]), "--site-port", str(ports[1]), "--endpoint-delay", str(self.endpoint_delay)]
+    command += ["--strict"] if self.strict else []
+    command += ["--record", str(self.record.resolve())] if self.record else []
     with self.log.open("ab") as log:
         self._log_start = log.tell()
         self._process = subprocess.Popen(
@@ -195,6 +201,22 @@ def _environment(self: LocalCloud) -> dict[str, str]:
     "Return where AWS is, and the settings that say where its surroundings are."
     settings = Settings(textbelt_url=self.textbelt_url, site_origin=self.site_url[:-1], inbox_url=self.inbox_url)
     return aws_environment(self.url) | environment_of(settings)
+
+
+def _root_client(self: LocalCloud, service: str):
+    "Return a boto3 client of the cloud's root user, whatever the environment says."
+    import boto3
+
+    keys = {name.lower(): value for name, value in ROOT_KEYS.items()}
+    return boto3.Session(region_name=REGION, **keys).client(service, endpoint_url=self.url)
+
+
+def _account_environment(self: LocalCloud) -> dict[str, str]:
+    "Return what an administrator of an AWS account has in the environment: a profile, and nothing of this cloud's."
+    return administrator_environment(self.root_client("iam"), self.url, self.state / "administrator")
+
+
+LocalCloud.root_client, LocalCloud.account_environment = _root_client, _account_environment
 
 
 LocalCloud._ready, LocalCloud._reason = _ready, _reason

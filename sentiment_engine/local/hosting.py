@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 from .aws import Aws, split_uri, unpack
 from .processes import PACKAGE_ROOT, Child, child_environment
+from ..wheels import why_not_installable
 
 # %% ../../nbs/08i_local_hosting.ipynb #0f5be064
 NO_DATA = "Could not find model data at {}."
@@ -66,6 +67,8 @@ def _prepare(self: ModelServer):
         unpack(archive, spare)
     except ValueError as e:
         raise RuntimeError(f"Failed to extract model data archive from URL {uri}: {e}") from None
+    if why := why_not_installable(spare):
+        raise RuntimeError(f"{NO_PING} {why}")
     archive.unlink()
     spare.rename(self.folder / "model")
 

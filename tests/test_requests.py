@@ -1,0 +1,482 @@
+"""The gate reads what real clients send, names what AWS would refuse, and keeps no secret."""
+
+import asyncio
+import copy
+import functools
+import random
+import string
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError, ParamValidationError
+from botocore.model import Shape, StructureShape
+from conftest import TestCloud
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_boto3_calls import FOUND, OF_EVERY_CLIENT, SERVICES, operations
+
+from sentiment_engine.local.api import compiled, load_model
+from sentiment_engine.local.requests import (
+    Call,
+    Gate,
+    again,
+    answer_of,
+    complaints,
+    model_of,
+    parse,
+    read_body,
+    read_recording,
+    respond,
+)
+
+ALL = [*SERVICES.split(), "application-autoscaling", "budgets", "wafv2", "acm", "ecr"]
+# Made by methods that are handed on, by boto3's transfers, by waiters or by the SageMaker SDK.
+HIDDEN = {
+    "sagemaker": ["CreateTrainingJob", "AddTags", "DeleteTags", "ListModels", "DescribeModel"],
+    "s3": ["CopyObject", "AbortMultipartUpload", "GetBucketLocation", "ListMultipartUploads", "DeleteBucket"],
+    "scheduler": ["CreateSchedule", "UpdateSchedule", "GetSchedule", "DeleteSchedule"],
+    "dynamodb": ["Query", "Scan", "DeleteItem"],
+    "iam": ["GetRole", "SimulatePrincipalPolicy"],
+    "cloudwatch": ["PutMetricData", "GetMetricData"],
+    "lambda": ["Invoke", "GetFunction"],
+    "logs": ["CreateLogGroup", "CreateLogStream", "DescribeLogStreams"],
+    "sts": ["AssumeRole"],
+}
+
+
+def used() -> list[tuple[str, str]]:
+    "List the operations that the project asks for."
+    found = {(service, name) for service, names in HIDDEN.items() for name in names}
+    for _, _, service, method, *_ in FOUND:
+        for name in [service] if service else SERVICES.split():
+            if method in operations(name) and method not in OF_EVERY_CLIENT:
+                found.add((name, operations(name)[method]))
+    return sorted(found)
+
+
+class Sent(Exception):
+    "Carries a request instead of sending it."
+
+
+@functools.cache
+def client(service: str):
+    "Return a client that sends nothing: its calls raise Sent."
+    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
+    config = Config(inject_host_prefix=False, retries={"max_attempts": 0}, request_min_compression_size_bytes=200)
+    made = boto3.Session(**keys).client(service, endpoint_url="http://127.0.0.1:1", config=config)
+
+    def hold(request, **_):
+        raise Sent(request)
+
+    made.meta.events.register("before-send", hold)
+    return made
+
+
+def sent(service: str, operation: str, params: dict):
+    "Return the request that boto3 makes of a call."
+    try:
+        client(service)._make_api_call(operation, copy.deepcopy(params))
+    except Sent as held:
+        return held.args[0]
+    raise AssertionError("nothing was sent")
+
+
+def read_back(request) -> Call | None:
+    "Parse a request as the gate does."
+    url = urlsplit(request.url)
+    headers = {name.lower(): v.decode("latin-1") if isinstance(v, bytes) else v for name, v in request.headers.items()}
+    body = request.body or b""
+    body = body.read() if hasattr(body, "read") else body
+    return parse(request.method, url.path, url.query, headers, body.encode() if isinstance(body, str) else body)
+
+
+def text_for(shape: Shape, rng: random.Random, where: str | None) -> str:
+    "Make a text that a shape allows; its pattern is not looked at."
+    if shape.enum:
+        return rng.choice(shape.enum)
+    least, most = shape.metadata.get("min", 0), min(shape.metadata.get("max", 30), 30)
+    letters = string.ascii_letters + string.digits
+    if where not in ("header", "headers"):
+        letters += "-_. +&=%/äß€" + "\U0001f600"
+    size = max(rng.randint(min(least, most), most), least, 1)
+    return "x" + "".join(rng.choice(letters) for _ in range(size - 1))
+
+
+def value_for(shape: Shape, rng: random.Random, where: str | None = None, depth: int = 0):
+    "Make a value that a shape allows."
+    kind, rules = shape.type_name, shape.metadata
+    if kind == "structure":
+        return structure_for(shape, rng, depth)
+    if kind in ("list", "map"):
+        count = max(rules.get("min", 1), rng.randint(1, 2), 1)
+        if kind == "list":
+            return [value_for(shape.member, rng, where, depth + 1) for _ in range(count)]
+        keys = {value_for(shape.key, rng, where, depth + 1).lower() for _ in range(count)}
+        return {key: value_for(shape.value, rng, where, depth + 1) for key in sorted(keys)}
+    if kind in ("integer", "long"):
+        return rng.randint(rules.get("min", 0), max(rules.get("min", 0), min(rules.get("max", 99), 99)))
+    if kind in ("float", "double"):
+        return max(rules.get("min", 0), min(rules.get("max", 99), 1.5))
+    made = {"boolean": rng.random() < 0.5, "blob": rng.randbytes(max(rules.get("min", 1), 7))}
+    made["timestamp"] = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=rng.randint(0, 10**7))
+    return made[kind] if kind in made else text_for(shape, rng, where)
+
+
+def reach(shape: Shape, depth: int = 0) -> int:
+    "Say how deep a shape goes, up to 5."
+    inner = list(shape.members.values()) if isinstance(shape, StructureShape) else []
+    inner += [getattr(shape, name) for name in ("member", "value") if hasattr(shape, name)]
+    return depth if depth == 5 else max((reach(each, depth + 1) for each in inner), default=depth)
+
+
+def structure_for(shape: StructureShape, rng: random.Random, depth: int) -> dict:
+    "Make a structure: what it needs, and some of the rest."
+    if getattr(shape, "is_document_type", False):
+        return {"any": ["thing"]}
+    names = list(shape.members)
+    if shape.metadata.get("union") or getattr(shape, "is_tagged_union", False):
+        chosen = [min(names, key=lambda n: (reach(shape.members[n]), n))]
+    else:
+        chosen = [n for n in names if n in shape.required_members or (depth < 3 and rng.random() < 0.5)]
+        chosen = chosen or names[:1]
+    members = [(n, shape.members[n]) for n in chosen]
+    return {
+        n: value_for(m, rng, m.serialization.get("location"), depth + 1)
+        for n, m in members
+        if n in shape.required_members or depth < 6 or m.type_name not in ("structure", "list", "map")
+    }
+
+
+def fitted(service: str, operation: str, params: dict) -> dict:
+    "Change what boto3 itself would change or refuse."
+    if service == "s3":
+        params |= {"Bucket": "lake"} if "Bucket" in params else {}
+        params |= {"CopySource": "lake/key"} if "CopySource" in params else {}
+        params |= {"Metadata": {"made-by": "test"}} if "Metadata" in params else {}
+        # boto3 derives some of these from others, and checks them.
+        made = ("SSECustomer", "CopySourceSSECustomer", "Checksum", "ContentMD5", "ContentLength", "EncodingType")
+        params = {k: v for k, v in params.items() if not k.startswith(made) or k in needed(service, operation)}
+    if service == "route53":
+        params = {k: v.replace("/", "-") if isinstance(v, str) else v for k, v in params.items()}
+    return {k: v for k, v in params.items() if k != "EndpointId"}  # a global endpoint of EventBridge has its own host
+
+
+def needed(service: str, operation: str) -> list[str]:
+    return model_of(service).operation_model(operation).input_shape.required_members
+
+
+ADDED = {"ChecksumAlgorithm", "ChecksumCRC32", "ContentMD5", "ContentType", "Accept", "EncodingType", "ChecksumMode"}
+
+
+def check_round_trip(service: str, operation: str, rng: random.Random):
+    "Send a call that the rules of its shapes allow; the gate must read the same."
+    model = model_of(service).operation_model(operation)
+    params = fitted(service, operation, structure_for(model.input_shape, rng, 0)) if model.input_shape else {}
+    call = read_back(sent(service, operation, params))
+    assert call is not None, (service, operation, params)
+    assert (call.service, call.operation) == (service, operation)
+    tokens = {n for n, m in (model.input_shape.members if params else {}).items() if m.metadata.get("idempotencyToken")}
+    assert {k: v for k, v in call.params.items() if k in params or k not in ADDED | tokens} == params
+
+
+@pytest.mark.parametrize(("service", "operation"), used())
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_what_a_client_sends_is_read_back_as_the_same_call(service, operation, seed):
+    check_round_trip(service, operation, random.Random(seed))
+
+
+ELSEWHERE = {"ListDirectoryBuckets", "WriteGetObjectResponse"}  # signed for other services than S3
+
+
+def readable(service: str) -> list[str]:
+    "List the operations of a service whose requests are signed and have a body as a whole."
+    model = model_of(service)
+    found = [model.operation_model(name) for name in model.operation_names if name not in ELSEWHERE]
+    return [o.name for o in found if not (o.has_event_stream_input or o.deprecated or o.auth_type == "none")]
+
+
+@pytest.mark.parametrize("service", ALL)
+def test_every_operation_of_a_service_is_read_back(service):
+    for operation in readable(service):
+        check_round_trip(service, operation, random.Random(operation))
+
+
+@pytest.mark.parametrize("service", ALL)
+def test_every_pattern_of_a_service_can_be_read(service):
+    shapes = load_model(service)["shapes"].values()
+    for pattern in {shape["pattern"] for shape in shapes if "pattern" in shape}:
+        compiled(pattern)
+
+
+@pytest.mark.parametrize("service", ALL)
+def test_the_name_in_a_signature_leads_to_the_service(service):
+    operation = readable(service)[0]
+    shape = model_of(service).operation_model(operation).input_shape
+    needs = {n: value_for(shape.members[n], random.Random(0)) for n in shape.required_members} if shape else {}
+    assert read_back(sent(service, operation, fitted(service, operation, needs))).service == service
+
+
+ROLE = "arn:aws:iam::111122223333:role/lab"
+VARIANT = {"VariantName": "AllTraffic", "ModelName": "m", "InstanceType": "ml.t2.medium", "InitialInstanceCount": 1}
+TARGET = {"Arn": "arn:aws:lambda:us-east-1:111122223333:function:lab", "RoleArn": ROLE}
+SCHEDULE = {"ScheduleExpression": "at(2026-01-01T00:00:00)", "FlexibleTimeWindow": {"Mode": "OFF"}, "Target": TARGET}
+UPDATE = {"TableName": "State", "Key": {"model": {"S": "m"}}, "ExpressionAttributeValues": {":a": {"S": "1"}}}
+MODEL = {"ModelName": "m", "ExecutionRoleArn": ROLE, "PrimaryContainer": {"Image": "i", "ModelDataUrl": "s3://b/k"}}
+ALARM = {"AlarmName": "a", "MetricName": "m", "Namespace": "n", "Period": 60, "EvaluationPeriods": 1, "Threshold": 1.0}
+# What is right, and what one change to it makes wrong: where, and the limit that AWS names.
+BAD = [
+    (
+        *("sagemaker", "CreateEndpoint", {"EndpointName": "e", "EndpointConfigName": "c"}),
+        ({"EndpointName": "e" * 64}, "endpointName", "less than or equal to 63"),
+        ({"EndpointName": "no_underscores"}, "endpointName", "regular expression"),
+        ({"EndpointName": "-e"}, "endpointName", "regular expression"),
+        ({"Tags": [{"Key": "Project", "Value": "v" * 257}]}, "tags.1.member.value", "less than or equal to 256"),
+        ({"Tags": [{"Key": "Project", "Value": "a*b"}]}, "tags.1.member.value", "regular expression"),
+        ({"Tags": [{"Key": f"k{i}", "Value": "v"} for i in range(51)]}, "tags", "less than or equal to 50"),
+    ),
+    (
+        *("sagemaker", "CreateEndpointConfig", {"EndpointConfigName": "c", "ProductionVariants": [VARIANT]}),
+        ({"ProductionVariants": [VARIANT | {"InstanceType": "ml.tiny"}]}, "instanceType", "enum value set"),
+        ({"ProductionVariants": [VARIANT] * 11}, "productionVariants", "less than or equal to 10"),
+        ({"ProductionVariants": [VARIANT | {"InitialVariantWeight": -1.0}]}, "initialVariantWeight", "greater than"),
+    ),
+    (
+        *("sagemaker", "CreateModel", MODEL),
+        ({"ExecutionRoleArn": "a role without an ARN"}, "executionRoleArn", "regular expression"),
+        ({"PrimaryContainer": {"Environment": {"A B": "x"}}}, "environment.key", "regular expression"),
+        (
+            {"PrimaryContainer": {"Environment": {"A": "é" * 1025}}},
+            "environment.A.value",
+            "less than or equal to 1024",
+        ),
+    ),
+    (
+        *("sagemaker-runtime", "InvokeEndpoint", {"EndpointName": "e", "Body": b"x"}),
+        ({"EndpointName": "e" * 64}, "endpointName", "less than or equal to 63"),
+    ),
+    (
+        *("scheduler", "CreateSchedule", {"Name": "wake", **SCHEDULE}),
+        ({"Name": "s" * 65}, "name", "less than or equal to 64"),
+        ({"Name": "with space"}, "name", "regular expression"),
+        ({"Target": TARGET | {"RoleArn": "role"}}, "target.roleArn", "regular expression"),
+        ({"FlexibleTimeWindow": {"Mode": "SOMETIMES"}}, "flexibleTimeWindow.mode", "enum value set"),
+    ),
+    (
+        *("ssm", "PutParameter", {"Name": "/lab/model", "Value": "v", "Type": "String"}),
+        ({"Name": "/lab/" + "n" * 1010}, "name", "less than or equal to 1011"),
+        ({"Name": "/lab/mödel"}, "name", "regular expression"),
+        ({"Name": "/aws-lab/model"}, "name", "regular expression"),
+        ({"Type": "Text"}, "type", "enum value set"),
+    ),
+    (
+        *("dynamodb", "UpdateItem", {**UPDATE, "UpdateExpression": "SET a = :a"}),
+        ({"UpdateExpression": "SET " + "a" * 4096 + " = :a"}, "updateExpression", "less than or equal to 4096"),
+        ({"ConditionExpression": "a = :a OR " * 500 + "a = :a"}, "conditionExpression", "less than or equal to 4096"),
+        ({"TableName": "no spaces"}, "tableName", "regular expression"),
+        ({"ReturnValues": "EVERYTHING"}, "returnValues", "enum value set"),
+    ),
+    (
+        *("s3", "PutObject", {"Bucket": "lake", "Key": "raw/a", "Body": b"x"}),
+        ({"Bucket": "Lake"}, "bucket", "regular expression"),
+        ({"Bucket": "lake..raw"}, "bucket", "regular expression"),
+        ({"Key": "ä" * 513}, "key", "less than or equal to 1024"),
+        ({"StorageClass": "CHEAP"}, "storageClass", "enum value set"),
+    ),
+    (
+        *("sns", "Publish", {"PhoneNumber": "+12025550123", "Message": "ready"}),
+        ({"PhoneNumber": "12025550123"}, "phoneNumber", "regular expression"),
+    ),
+    (
+        *("sqs", "CreateQueue", {"QueueName": "dead-letters"}),
+        ({"QueueName": "q" * 81}, "queueName", "regular expression"),
+    ),
+    (
+        *("iam", "CreateRole", {"RoleName": "r", "AssumeRolePolicyDocument": "{}"}),
+        ({"RoleName": "r" * 65}, "roleName", "less than or equal to 64"),
+        ({"Tags": [{"Key": "a*b", "Value": "v"}]}, "tags.1.member.key", "regular expression"),
+    ),
+    (
+        *("cloudformation", "CreateChangeSet", {"StackName": "lab", "ChangeSetName": "plan-1", "TemplateBody": "{}"}),
+        ({"ChangeSetName": "1-plan"}, "changeSetName", "regular expression"),
+        ({"TemplateBody": "x" * 51201}, "templateBody", "less than or equal to 51200"),
+    ),
+    (
+        *("logs", "PutRetentionPolicy", {"logGroupName": "/aws/lambda/lab", "retentionInDays": 30}),
+        ({"logGroupName": "/aws/lambda/lab*"}, "logGroupName", "regular expression"),
+    ),
+    (
+        *("glue", "StartJobRun", {"JobName": "clean"}),
+        ({"JobName": "n" * 256}, "jobName", "less than or equal to 255"),
+    ),
+    (*("events", "PutRule", {"Name": "rule"}), ({"Name": "no spaces"}, "name", "regular expression")),
+    (
+        *("lambda", "GetFunction", {"FunctionName": "lab"}),
+        ({"FunctionName": "l b"}, "functionName", "regular expression"),
+    ),
+    (
+        *("cloudwatch", "PutMetricAlarm", ALARM | {"ComparisonOperator": "GreaterThanThreshold"}),
+        ({"ComparisonOperator": "More"}, "comparisonOperator", "enum value set"),
+        ({"AlarmName": "a" * 256}, "alarmName", "less than or equal to 255"),
+    ),
+    (
+        *("service-quotas", "ListServiceQuotas", {"ServiceCode": "sagemaker"}),
+        ({"MaxResults": 101}, "maxResults", "less than or equal to 100"),
+    ),
+    (*("route53", "GetHostedZone", {"Id": "Z1"}), ({"Id": "Z" * 33}, "id", "less than or equal to 32")),
+    (
+        *("budgets", "DescribeBudget", {"AccountId": "111122223333", "BudgetName": "b"}),
+        ({"AccountId": "1" * 13}, "accountId", "less than or equal to 12"),
+        ({"BudgetName": "a:b"}, "budgetName", "regular expression"),
+    ),
+]
+GOOD = [(service, operation, good) for service, operation, good, *_ in BAD]
+TABLE = [(service, operation, good, *change) for service, operation, good, *changes in BAD for change in changes]
+
+
+@pytest.mark.parametrize(("service", "operation", "good"), GOOD)
+def test_a_right_call_draws_no_complaint(service, operation, good):
+    assert complaints(service, operation, good) == []
+
+
+@pytest.mark.parametrize(("service", "operation", "good", "change", "where", "limit"), TABLE)
+def test_a_wrong_value_is_named_with_its_place_and_its_limit(service, operation, good, change, where, limit):
+    told = "; ".join(complaints(service, operation, good | change))
+    assert where in told and limit in told and "failed to satisfy constraint: Member must" in told
+
+
+@pytest.mark.parametrize(("service", "operation", "good"), GOOD)
+def test_what_is_missing_and_what_is_unknown_is_named(service, operation, good):
+    for name in set(needed(service, operation)) & set(good):
+        assert "must not be null" in complaints(service, operation, {k: v for k, v in good.items() if k != name})[0]
+    assert "is not known" in complaints(service, operation, good | {"Unheard": "of"})[0]
+
+
+def through(gate: Gate, service: str, operation: str, params: dict) -> tuple[int, bytes, dict]:
+    "Send what boto3 makes of a call through a gate; return status, body and headers of the answer."
+    request, answer = sent(service, operation, params), []
+    url, body = urlsplit(request.url), request.body or b""
+    body = body.read() if hasattr(body, "read") else body
+    headers = [(k.lower().encode(), v if isinstance(v, bytes) else v.encode()) for k, v in request.headers.items()]
+    scope = {"type": "http", "method": request.method, "path": url.path, "raw_path": url.path.encode()}
+    scope |= {"query_string": url.query.encode(), "headers": headers}
+
+    async def send(message):
+        answer.append(message)
+
+    asyncio.run(gate(scope, again(body.encode() if isinstance(body, str) else body), send))
+    headers = {k.decode(): v.decode() for k, v in answer[0]["headers"]}
+    return answer[0]["status"], b"".join(m.get("body", b"") for m in answer[1:]), headers
+
+
+def content(asked: list):
+    "Return a cloud that is content with every request, and keeps its path."
+
+    async def app(scope, receive, send):
+        await read_body(receive)
+        asked.append(scope["path"])
+        await respond(send, 200, {}, b"")
+
+    return app
+
+
+@pytest.mark.parametrize(("service", "operation", "good", "change", "where", "limit"), TABLE)
+def test_a_strict_gate_refuses_in_the_services_own_language(service, operation, good, change, where, limit, tmp_path):
+    asked = []
+    gate = Gate(content(asked), tmp_path / "calls", strict=True)
+    through(gate, service, operation, good)
+    try:
+        status, body, headers = through(gate, service, operation, good | change)
+    except ParamValidationError:  # boto3 itself refuses some
+        assert limit != "less than or equal to 63"
+        return
+    told = answer_of(Call(service, operation, good), status, headers, body)["Error"]
+    assert status == 400 and len(asked) == 1
+    assert told["Code"].startswith(("Validation", "Invalid")) and "validation error" in told["Message"]
+    first, second = read_recording(tmp_path / "calls")
+    assert (first["complaints"], first["error"]) == ([], "")
+    assert limit in "; ".join(second["complaints"]) and second["error"] == told["Code"]
+
+
+def test_a_gate_that_is_not_strict_refuses_nothing(tmp_path):
+    asked = []
+    gate = Gate(content(asked), tmp_path / "calls")
+    status, *_ = through(gate, "sagemaker", "DeleteEndpoint", {"EndpointName": "e" * 64})
+    assert status == 200 and len(asked) == 1 and read_recording(tmp_path / "calls")[0]["complaints"]
+
+
+LINE = {"logGroupName": "g", "logStreamName": "s", "logEvents": [{"timestamp": 1, "message": "+12025550123"}]}
+SECRETS = [
+    ("ssm", "PutParameter", {"Name": "/lab/key", "Type": "SecureString", "Value": "hush-hush"}),
+    ("ssm", "PutParameter", {"Name": "/lab/key", "Value": "hush-hush"}),  # of a type that stays as it was
+    ("dynamodb", "PutItem", {"TableName": "State", "Item": {"secret": {"S": "hush-hush"}, "b": {"B": b"hush-hush"}}}),
+    ("dynamodb", "UpdateItem", UPDATE | {"ExpressionAttributeValues": {":s": {"M": {"secret": {"S": "hush-hush"}}}}}),
+    ("s3", "PutObject", {"Bucket": "lake", "Key": "k", "Body": b"hush-hush"}),
+    ("sagemaker-runtime", "InvokeEndpoint", {"EndpointName": "e", "Body": b"hush-hush"}),
+    ("lambda", "Invoke", {"FunctionName": "lab", "Payload": b'{"to": "hush-hush"}'}),
+    ("sns", "Publish", {"PhoneNumber": "+12025550123", "Message": "ready, +12025550123"}),
+    ("dynamodb", "PutItem", {"TableName": "State", "Item": {"+12025550123": {"SS": ["a+12025550123"]}}}),
+    ("dynamodb", "GetItem", {"TableName": "+12025550123 is no table", "Key": {"a": {"S": "+12025550123"}}}),
+    ("logs", "PutLogEvents", LINE),
+    ("sqs", "SendMessage", {"QueueUrl": "http://127.0.0.1:1/000000000000/q", "MessageBody": '{"to": "+12025550123"}'}),
+]
+
+
+@pytest.mark.parametrize(("service", "operation", "params"), SECRETS)
+def test_no_secret_and_no_phone_number_reaches_a_recording(service, operation, params, tmp_path):
+    through(Gate(content([]), tmp_path / "calls"), service, operation, params)
+    text = (tmp_path / "calls").read_text()
+    assert operation in text and "hush-hush" not in text and "2025550123" not in text
+
+
+def test_different_numbers_stay_different_and_the_same_stay_the_same(tmp_path):
+    gate = Gate(content([]), tmp_path / "calls")
+    for number in ("+12025550123", "+12025550145", "+12025550123"):
+        through(gate, "sns", "Publish", {"PhoneNumber": number, "Message": "ready"})
+    first, second, third = (line["params"]["PhoneNumber"] for line in read_recording(tmp_path / "calls"))
+    assert first == third != second and complaints("sns", "Publish", {"PhoneNumber": first, "Message": "m"}) == []
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Iterator[TestCloud]:
+    "A cloud that keeps its calls."
+    folder = tmp_path_factory.mktemp("recorded")
+    with TestCloud(folder / "state", port=0, site_port=0, record=folder / "calls") as cloud:
+        yield cloud
+
+
+def test_a_cloud_that_is_told_to_records_the_calls_of_its_clients_and_their_answers(recorded):
+    s3, sts, table = recorded.client("s3"), recorded.client("sts"), recorded.client("dynamodb")
+    s3.create_bucket(Bucket="lake")
+    upload = s3.create_multipart_upload(Bucket="lake", Key="raw/ä b")["UploadId"]
+    part = s3.upload_part(Bucket="lake", Key="raw/ä b", UploadId=upload, PartNumber=1, Body=b"x")["ETag"]
+    account = sts.get_caller_identity()["Account"]
+    with pytest.raises(ClientError):
+        table.describe_table(TableName="Nowhere")
+    lines = read_recording(recorded.record)[-5:]
+    assert [(line["service"], line["operation"], line["error"]) for line in lines] == [
+        ("s3", "CreateBucket", ""),
+        ("s3", "CreateMultipartUpload", ""),
+        ("s3", "UploadPart", ""),
+        ("sts", "GetCallerIdentity", ""),
+        ("dynamodb", "DescribeTable", "ResourceNotFoundException"),
+    ]
+    assert lines[1]["params"]["Key"] == "raw/ä b" and not any(line["complaints"] for line in lines)
+    assert lines[1]["ids"][".UploadId"] == upload and lines[2]["ids"][".ETag"] == part
+    assert lines[3]["ids"][".Account"] == account
+
+
+def test_the_calls_that_processes_of_the_cloud_make_are_recorded_too(recorded):
+    recorded.client("s3").create_bucket(Bucket="scripts")
+    command = {"Name": "glueetl", "ScriptLocation": "s3://scripts/none.py"}
+    recorded.client("glue").create_job(Name="clean", Role=ROLE, Command=command)
+    recorded.client("glue").start_job_run(JobName="clean")
+    deadline = time.monotonic() + 20
+    while not any(line["params"].get("Key") == "none.py" for line in read_recording(recorded.record)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
