@@ -34,7 +34,7 @@ from smoke import StepFailed
 from standing import by_name, by_tag
 
 from sentiment_engine import __version__
-from sentiment_engine.account import Finding, check_account, stack_names
+from sentiment_engine.account import Finding, check_account, find_stack, stack_names
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
 from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.notifications import BadPhone, e164
@@ -81,7 +81,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
     _, month = standing_cost(Counter(plan.resources))
     standing, limit = (month + resting_cost()) / HOURS_PER_MONTH, (SERIES_LIMIT if series else DEPLOY_LIMIT) / 3600
-    yield Cost(f"{len(plan.resources)} resources that stand there", standing, standing * (limit + 4))
+    yield Cost(f"{len(plan.resources)} resources at rest", standing, standing * (limit + 4))
     tried, dearest = list(trial_machines(settings)), max(map(hourly, settings.instance_types))
     yield Cost(f"a trial of the model on {' or '.join(tried)}", hourly(tried[0]) / 5, sum(map(hourly, tried)) * 0.75)
     cheapest, minutes = hourly(settings.instance_types[0]), settings.max_run_minutes
@@ -93,7 +93,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
 
 def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: str, region: str):
-    "Say what would be done, where, for how long and for how much."
+    "Print what is done, where, how long it takes and what it costs."
     parts = list(costs(plan, settings, options.series))
     stacks = len({change.stack for change in plan.changes})
     hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + START_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
@@ -175,7 +175,7 @@ class Acceptance:
         "Keep the record on disk. A full disk must not end a teardown."
         try:
             self.memory.write(self.record)
-        except OSError as e:
+        except Exception as e:
             self.say(f"     … {self.memory.file.name} could not be written: {e}")
 
     def check(self, title: str, passed: object, seen: object = ""):
@@ -262,9 +262,9 @@ class Acceptance:
 
     def stacks(self) -> dict[str, dict]:  # name: as describe_stacks tells
         "Describe the engine's stacks, whichever there are."
-        pages = boto3.client("cloudformation").get_paginator("describe_stacks").paginate()
-        found = [stack for page in pages for stack in page["Stacks"]]
-        return {s["StackName"]: s for s in found if s["StackName"].startswith(f"{self.record.prefix}-")}
+        cloudformation = boto3.client("cloudformation")
+        found = {name: find_stack(cloudformation, name) for name in stack_names(self.settings)}
+        return {name: stack for name, stack in found.items() if stack}
 
     def resources(self, stack: str) -> list[dict]:
         "List what a stack holds."
@@ -333,7 +333,7 @@ class Acceptance:
     def end(self):
         "Tear down, look at what is left, and report. Everything is tried, whatever fails."
         self.interrupts.ending = True
-        self.say("\nNow everything is deleted.")
+        self.say("\nDeleting everything now.")
         try:
             self.attempt("teardown", self.tear_down)
             self.attempt("leftovers", self.leftovers)
@@ -361,7 +361,8 @@ class Acceptance:
                 self.attempt("report", self.write_report)
                 raise
             except BaseException as e:
-                self.failed(self.record.phase, e)
+                with suppress(Exception):
+                    self.failed(self.record.phase, e)
             self.end()
         return self.record.passed
 
@@ -405,13 +406,13 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         options.phone = options.phone and e164(options.phone, Settings().sms_countries)
     except BadPhone as e:
         parser.error(f"--phone: {e}")
-    # What the plan of a deployment also knows, and this one never has.
+    # Options of deploy.py that its plan reads and an acceptance never uses.
     options.domain = options.reserved_concurrency = None
     return options
 
 
 def lead(options: argparse.Namespace, prefix: str):
-    "Lead boto3, the settings and the programs to an engine. What the shell says about another engine is left out."
+    "Point boto3, the settings and the programs to one engine. Settings of another engine in the shell are dropped."
     for name in [name for name in os.environ if name.startswith("SENTIMENT_")]:
         del os.environ[name]
     options.stack_prefix = prefix
@@ -419,7 +420,7 @@ def lead(options: argparse.Namespace, prefix: str):
 
 
 def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which account, and the account's last four digits
-    "Say who acts. Raises ValueError with what to do if nobody can."
+    "Describe the caller. Raises ValueError with advice if AWS does not know one."
     if not session.region_name:
         raise ValueError("no region is chosen: give --region, such as us-east-1")
     try:
@@ -438,13 +439,13 @@ def effective_profile(options: argparse.Namespace) -> str:
 
 
 def new_prefix(session: boto3.Session, wanted: str = "") -> str:
-    "Choose a prefix that no stack in the account begins with. Raises ValueError if the wanted one is taken."
+    "Choose a prefix that no stack uses, and name other acceptances. Raises ValueError if the wanted one is taken."
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
     if wanted and (taken := names & set(stack_names(settings_from(os.environ, prefix=wanted)))):
         raise ValueError(f"{', '.join(sorted(taken))} stands already, and an acceptance deletes what it made")
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
-        say(f"Another acceptance, {other}, stands in this account. If nobody is at work on it:")
+        say(f"Another acceptance, {other}, exists in this account. If no process works on it, delete it:")
         say(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
     while not wanted:
         prefix = f"accept-{uuid.uuid4().hex[:4]}"
@@ -454,19 +455,19 @@ def new_prefix(session: boto3.Session, wanted: str = "") -> str:
 
 
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
-    "Look for what is in the way, and choose a smaller engine for a new account."
+    "List the problems of the account. A new account gets an engine without reserved concurrency."
     findings = check_account(connect("aws"), settings_from(os.environ), SERIES_INSTANCE if options.series else "")
     problems = [finding for finding in findings if finding.fine is False]
     small = [finding for finding in problems if finding.what == "Lambda concurrency"]
     if small:
         options.reserved_concurrency = False
         lead(options, options.stack_prefix)
-        say("The account is too new for reserved concurrency: the functions share what there is.\n")
+        say("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
     return [finding for finding in problems if finding not in small]
 
 
 def versions() -> dict[str, str]:
-    "Say what is at work."
+    "Return the versions of everything that takes part."
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = ""
     with suppress(OSError):
@@ -480,7 +481,7 @@ def versions() -> dict[str, str]:
 
 
 def agreed(options: argparse.Namespace, prefix: str) -> bool:
-    "Ask, unless nobody need be asked."
+    "Ask for the prefix, unless --yes was given."
     if options.yes:
         return True
     try:
@@ -490,13 +491,13 @@ def agreed(options: argparse.Namespace, prefix: str) -> bool:
 
 
 def dry_run(options: argparse.Namespace) -> int:  # exit status
-    "Say what would be done. Without credentials, plan for the region of the price table."
+    "Print the plan and the price. Works without credentials, for us-east-1 unless a region is given."
     lead(options, options.stack_prefix or f"accept-{uuid.uuid4().hex[:4]}")
     session = connect("aws")
     try:
         whose = caller(session)[0]
     except ValueError as e:
-        whose = "whoever has credentials then"
+        whose = "the credentials that you will have"
         say(f"{e}\n")
         options.region = session.region_name or "us-east-1"
         lead(options, options.stack_prefix)
@@ -515,8 +516,8 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     hours = (time.time() - record.started) / 3600
     say(f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours")
     say(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
-    given, options.region = options.region, record.region
-    options.profile = options.profile or record.profile or None
+    given, shell = vars(options).copy(), dict(os.environ)
+    options.region, options.profile = record.region, options.profile or record.profile or None
     lead(options, record.prefix)
     whose, last = caller(connect("aws"))
     if last != record.account:
@@ -527,9 +528,11 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     path, record.process = Path(options.report), os.getpid()
     options.report = str(path.with_stem(f"{path.stem}-{record.prefix}"))
     done = Acceptance(record, memory, lock, options).finish()
-    options.report, options.region = str(path), given
     if not done:
         raise SystemExit(1)
+    vars(options).update(given)
+    os.environ.clear()  # the new acceptance may be in another account
+    os.environ.update(shell)
 
 
 def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether everything held
@@ -552,7 +555,7 @@ def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # wh
     if problems:
         raise ValueError("\n".join(map(str, ("there are problems:", *problems))))
     if not agreed(options, prefix):
-        raise ValueError("nobody agreed")
+        raise ValueError("the prefix was not typed")
     record = Record(prefix, region, last, effective_profile(options), time.time(), os.getpid(), series=options.series)
     record.versions = versions()
     return Acceptance(record, memory, lock, options).accept()

@@ -16,7 +16,7 @@ STOPPING = 2700.0  # seconds that a program may take to stop: deploy.py waits fo
 
 
 class Abandoned(BaseException):
-    "The user was warned and does not want to wait for the teardown."
+    "The user has read the warning and does not wait for the teardown."
 
 
 class Late(RuntimeError):

@@ -1,5 +1,6 @@
 """List what an engine has in an account, by name and by tag: for acceptance.py, which checks what a teardown leaves."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ class Look:
 
 BACKUP = "DynamoDB keeps the table's last state for 35 days, free"
 RECORDS = "SageMaker keeps the records of training jobs, free"
+DEPLOYER = "it lets GitHub deploy, and no teardown deletes it"
 LOOKS = (
     Look("stack", "cloudformation", "list_stacks", "StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"),
     Look("bucket", "s3", "list_buckets", "Buckets[].Name"),
@@ -77,8 +79,9 @@ def _pages(client, look: Look) -> Iterator[dict]:
         yield getattr(client, look.operation)(**look.given)
 
 
-def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[str]]:  # things, and what nobody could ask
-    "List everything whose name contains `prefix`, which therefore has to be a rare one."
+def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[str]]:  # things, and failed questions
+    "List everything that is called `prefix`, or `prefix` and a dash, also within a path or an ARN."
+    ours = re.compile(rf"(?<![A-Za-z0-9-]){re.escape(prefix)}(?![A-Za-z0-9])")
     found, unknown = [], []
     for look in LOOKS:
         try:
@@ -86,7 +89,8 @@ def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[str]
         except (ClientError, BotoCoreError) as e:
             unknown.append(f"{look.kind}s: {e}")
             continue
-        found += [Thing(look.kind, name, look.kept) for name in dict.fromkeys(names) if prefix in name]
+        for name in filter(ours.search, dict.fromkeys(names)):
+            found.append(Thing(look.kind, name, DEPLOYER if f"{prefix}-deployer" in name else look.kept))
     return found, unknown
 
 

@@ -19,6 +19,7 @@ PRICES: dict[str, float] = {  # dollars an hour of a SageMaker real-time endpoin
     "ml.t2.medium": 0.056,
     "ml.c5.large": 0.102,
     "ml.m5.large": 0.115,
+    "ml.m5.xlarge": 0.230,
     "ml.g4dn.xlarge": 0.736,
 }
 
