@@ -1,6 +1,6 @@
 """Rehearse the first deployment to AWS on this machine, where nothing costs anything.
 
-A strict local cloud stands for a brand-new AWS account (nbs/08r_local_strict.ipynb). In it `acceptance.py` deploys the
+A strict local cloud stands for a brand-new AWS account (nbs/08s_local_strict.ipynb). In it `acceptance.py` deploys the
 whole series with --target aws, visits it and tears it down: first as an administrator, then as the role that
 deployer.yaml gives to a GitHub workflow. Nothing in the environment differs from an AWS user's: a profile with
 credentials and one address. Every call is checked against AWS's own description of the service, and moto, an
