@@ -180,11 +180,11 @@ def assume_role(
 # %% ../../nbs/08p_local_permissions.ipynb #47961507
 def _session_keys(role: str, service: str) -> dict[str, str]:
     "Register a session of `role` with the emulator and return its keys."
-    from ministack.services import sts
+    from ministack.services import sts as sessions
 
     secret, token = (hashlib.sha256(f"{kind}:{service}:{role}".encode()).hexdigest() for kind in ("secret", "token"))
     access = f"ASIA{token[:16].upper()}"
     arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{service}"
     keys = {"SecretAccessKey": secret, "SessionToken": token}
-    sts.register_session(access, {"Arn": arn, "UserId": f"{role}:{service}", **keys})
+    sessions.register_session(access, {"Arn": arn, "UserId": f"{role}:{service}", **keys})
     return {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
