@@ -26,7 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
-from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnectionError
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
@@ -338,8 +339,8 @@ def _remove(
 ) -> None:
     "Remove what no reader needs. A failure is printed only, because the next run tries again."
     for place in places:
-        files, folder = _path(spark, place)
         try:
+            files, folder = _path(spark, place)
             inside = files.listStatus(folder) if keep and files.exists(folder) else []
             found = [status.getPath() for status in inside if status.getPath().getName() != keep]
             for path in found if keep else [folder]:
@@ -484,8 +485,8 @@ def run_glue_job(
         message = found.get("ErrorMessage") or found.get("StateDetail") or "No message."
         if not NEW_ROLE.search(message) or time.monotonic() > end:
             group = (found.get("LogGroupName") or "/aws-glue/jobs").rstrip("/")
-            log = f"{group}/output and {group}/error, stream {found['Id']}"
-            raise RuntimeError(f"{job}: {found['JobRunState']}. {message} (log: {log})")
+            log = f" (log: {group}/output and {group}/error, stream {found['Id']})" if "Id" in found else ""
+            raise RuntimeError(f"{job}: {found['JobRunState']}. {message}{log}")
         say("Glue cannot use the role yet, trying again")
         time.sleep(min(10 * every, 10))
     return found
@@ -501,7 +502,7 @@ def _run_once(glue, job: str, arguments: Mapping, say: Callable[[str], None], ev
             raise RuntimeError(ADVICE[about["Code"]].format(job=job, error=about["Message"])) from None
         if not NEW_ROLE.search(about["Message"]):
             raise
-        return {"Id": "(not started)", "JobRunState": "FAILED", "ErrorMessage": about["Message"]}
+        return {"JobRunState": "FAILED", "ErrorMessage": about["Message"]}
     try:
         return {"Id": run} | _follow(glue, job, run, say, every, patience)
     except KeyboardInterrupt:
@@ -539,9 +540,9 @@ def _poll(
     while True:
         try:
             return glue.get_job_run(JobName=job, RunId=run)["JobRun"]
-        except (ClientError, ConnectionError, HTTPClientError) as error:
-            code = getattr(error, "response", {}).get("Error", {}).get("Code")
-            if (code and code not in PASSING) or time.monotonic() > end:
+        except (ClientError, NoConnectionError, HTTPClientError) as error:
+            refused = isinstance(error, ClientError) and error.response["Error"]["Code"] not in PASSING
+            if refused or time.monotonic() > end:
                 hint = f"the run {run} of {job} may still go on and cost money; look for it in Glue's console"
                 raise RuntimeError(f"Glue does not say how the job is ({error}); {hint}") from error
         time.sleep(every := min(every * 1.2, 10))
