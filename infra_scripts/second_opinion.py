@@ -10,13 +10,13 @@ the calls that CloudFormation would make follow. botocore's description of each 
 status is 1 if moto refuses a call that the local cloud accepted, unless second_opinion_allowed.yaml gives a reason.
 
 Some values differ between two clouds, so the script replaces them:
-- identifiers that a cloud chooses (upload ids, versions, tokens, receipts): when the same call is answered with another
-  identifier in the same place, the one of the recording stands for moto's from then on;
+- identifiers that a cloud chooses (upload ids, versions, tokens, receipts): the script compares both answers to a call,
+  and from then on replaces the recording's identifier by moto's;
 - names that CloudFormation chooses, such as those of buckets and roles: moto is told to use the recording's;
 - the account: moto is started with the recording's;
 - the host in the address of a queue;
 - bytes, which a recording does not hold: as many zeros take their place, and checksums are left out;
-- policies of buckets: moto reads them without their conditions, so they go as soon as moto has accepted them.
+- policies of buckets: moto ignores their conditions, so the script deletes them once moto has accepted them.
 
 moto runs in an environment of its own (.moto) and forgets everything when it ends.
 """
@@ -75,10 +75,10 @@ class Moto:
 
     url: str
     log: Path  # what it writes
-    read: int = 0  # bytes of the log that were looked at
+    read: int = 0  # bytes of the log read so far
 
     def why(self) -> str:
-        "Return the exception that moto's last answer with status 500 came from."
+        "Return the exception behind moto's last answer with status 500."
         with self.log.open("rb") as file:
             file.seek(self.read)
             text = file.read().decode("utf-8", "replace")
@@ -290,7 +290,7 @@ def table(verdicts: list[Verdict]) -> str:
 
 
 def findings(verdicts: list[Verdict], allowed: list[dict]) -> tuple[list[str], list[str]]:  # what counts, what does not
-    "Say which refusals count, and which are known, with their reasons."
+    "Return the refusals that count, and the known ones with their reasons."
     counting, known = [], []
     for verdict, times in Counter(v for v in verdicts if v.outcome == "refused").items():
         said = f"{verdict.service} {verdict.operation}: {verdict.theirs}: {verdict.reason}"
@@ -308,7 +308,7 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
     "Print what both opinions are worth."
     counting, known = findings(verdicts, allowed)
     print(table(verdicts))
-    print("accepted: by both.  agreed: refused by both.  milder: moto took, or refused otherwise, what the local")
+    print("accepted: by both.  agreed: refused by both.  milder: moto accepted, or refused otherwise, what the local")
     print("cloud refused.  refused: by moto only.  unknown: moto does not know the operation.")
     unknown = sorted({_call(v) for v in verdicts if v.outcome == "unknown"})
     for title, entries in (

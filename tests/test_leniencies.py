@@ -1,4 +1,4 @@
-"""The list of what the local cloud sets, skips and simplifies is complete, and nothing stands in it in vain."""
+"""The list of what the local cloud sets, skips and simplifies is complete and has no stale entry."""
 
 import ast
 import importlib

@@ -407,6 +407,7 @@ def test_a_gate_that_is_not_strict_refuses_nothing(tmp_path):
     asked = []
     gate = Gate(content(asked), tmp_path / "calls")
     status, *_ = through(gate, "sagemaker", "DeleteEndpoint", {"EndpointName": "e" * 64})
+    assert gate.file.stat().st_mode & 0o077 == 0
     assert status == 200 and len(asked) == 1 and read_recording(tmp_path / "calls")[0]["complaints"]
 
 

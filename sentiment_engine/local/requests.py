@@ -404,7 +404,9 @@ def _form_call(model: ServiceModel, form: dict[str, str]) -> tuple[str, dict] | 
     return operation, _form_members(shape, form, "") if shape else {}
 
 
-def _rest_call(model: ServiceModel, method: str, path: str, pairs: list, headers: Mapping, body: bytes):
+def _rest_call(
+    model: ServiceModel, method: str, path: str, pairs: list[tuple[str, str]], headers: Mapping[str, str], body: bytes
+) -> tuple[str, dict] | None:
     route = _routed(model.service_name, method, path, dict(pairs), headers)
     return (route.operation.name, _rest_params(route, path, pairs, headers, body)) if route else None
 
@@ -425,7 +427,7 @@ def complaints(
 # %% ../../nbs/08q_local_requests.ipynb #6d5ece75
 _CODES = {  # of a parameter that breaks a rule; other services call it ValidationException
     **dict.fromkeys(("cloudformation", "iam", "sts", "cloudwatch"), "ValidationError"),
-    **dict.fromkeys(("logs", "ssm-contacts"), "InvalidParameterException"),
+    "logs": "InvalidParameterException",
     "glue": "InvalidInputException",
     "sns": "InvalidParameter",
     "sqs": "InvalidParameterValue",
@@ -441,9 +443,11 @@ class XmlError(AwsError):
     def to_response(self) -> tuple[int, dict, bytes]:  # status, headers, body
         "Return the answer over HTTP."
         inner = f"<Code>{self.code}</Code><Message>{escape(self.message)}</Message>"
-        whole = f"<Error>{inner}</Error>" if self.fields.get("bare") else f"<Error><Type>Sender</Type>{inner}</Error>"
-        if not self.fields.get("bare"):
-            whole = f"<ErrorResponse>{whole}<RequestId>local</RequestId></ErrorResponse>"
+        if self.fields["bare"]:  # S3
+            whole = f"<Error>{inner}</Error>"
+        else:
+            error = f"<Error><Type>Sender</Type>{inner}</Error>"
+            whole = f"<ErrorResponse>{error}<RequestId>local</RequestId></ErrorResponse>"
         return self.status, {"content-type": "text/xml"}, whole.encode()
 
 
@@ -540,6 +544,8 @@ class Gate:
     ):
         self.app, self.file, self.strict = app, file, strict
         self.redactor, self.writing = Redactor(), threading.Lock()
+        if file:
+            file.touch(mode=0o600)  # for its user only
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
