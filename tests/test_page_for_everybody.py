@@ -83,14 +83,15 @@ def test_axe_in_a_visit(plain, engine, asleep):
     assert found == []
 
 
-def test_axe_at_an_unknown_address(plain, engine):
-    page = plain.page
+def test_axe_at_an_unknown_address(browser, engine):
+    page = browser.new_page()
     page.goto(f"{engine.site_url}a/page/that/is/not/there")
     expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
     assert page.evaluate("getComputedStyle(document.body).maxWidth") != "none"  # its style was loaded
     assert violations(page, "unknown address") == []
     page.get_by_role("link").click()
     expect(page).to_have_title(re.compile("The model that sleeps"))
+    page.close()
 
 
 def answering(status: int):
