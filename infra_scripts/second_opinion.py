@@ -23,6 +23,7 @@ moto runs in an environment of its own (.moto) and forgets everything when it en
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -192,7 +193,7 @@ def lines_of_templates() -> list[dict]:
     "Return a recording in which our templates are deployed with their defaults, an alarm address and what they need."
     lines = []
     for path in (
-        ROOT / "infra_scripts" / f"{name}.yaml" for name in ("deployer", "foundation", "template", "monitoring")
+        ROOT / "infra_scripts" / f"{name}.yaml" for name in ("deployer", "foundation", "site", "template", "monitoring")
     ):
         needed = {k: "owner/name" for k, p in read_template(path)["Parameters"].items() if "Default" not in p}
         given = needed | ({"AlarmEmail": "alarms@example.com"} if path.stem == "monitoring" else {})
@@ -207,6 +208,16 @@ def account_of(lines: list[dict]) -> str:
     "Return the account of a recording: the one that its ARNs name most often."
     found = Counter(re.findall(r"arn:aws:\w+:[\w-]*:(\d{12}):", json.dumps(lines)))
     return found.most_common(1)[0][0] if found else "000000000000"
+
+
+def stored_template(address: str) -> str:  # empty: the address is none of ours
+    "Return the template that a deployment has put into S3. Raises RuntimeError if it has changed since."
+    if not (found := re.search(r"/templates/(\w+)-([0-9a-f]{16})\.yaml$", address)):
+        return ""
+    body = (ROOT / "infra_scripts" / f"{found[1]}.yaml").read_bytes()
+    if not hashlib.sha256(body).hexdigest().startswith(found[2]):
+        raise RuntimeError(f"{found[1]}.yaml has changed since the recording was made: record again")
+    return body.decode()
 
 
 class Stacks:
@@ -234,7 +245,7 @@ class Stacks:
 
     def _changes(self, params: dict) -> list[Made]:
         "Return the calls that were not made for the stack yet."
-        name, body = params["StackName"], params.get("TemplateBody")
+        name, body = params["StackName"], params.get("TemplateBody") or stored_template(params.get("TemplateURL", ""))
         if not body:
             return []
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
