@@ -83,6 +83,15 @@ def test_a_new_account_has_room_for_ten_lambdas(administrator):
     assert limits["ConcurrentExecutions"] == limits["UnreservedConcurrentExecutions"] == 10
 
 
+def test_pandas_reads_and_writes_s3_with_the_administrators_profile(strict, administrator):
+    "pandas speaks to S3 through Arrow's C++ client, which spells some headers in its own way."
+    import pandas as pd
+
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]})
+    frame.to_parquet("s3://lab/frames/reviews.parquet")
+    assert pd.read_parquet("s3://lab/frames/reviews.parquet").equals(frame)
+
+
 def test_a_key_that_nobody_was_given_is_refused(strict):
     stranger = boto3.client(
         "s3", endpoint_url=strict.url, region_name=REGION, aws_access_key_id="AKIAX", aws_secret_access_key="x"

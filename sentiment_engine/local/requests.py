@@ -319,7 +319,8 @@ def _from_headers(member: Shape, wire: str, headers: Mapping[str, str]) -> objec
         return {name[len(wire) :]: text for name, text in headers.items() if name.startswith(wire)} or None
     if wire not in headers or wire in _OF_HTTP:
         return None
-    text = headers[wire]
+    # S3 reads this word in any case: Arrow's C++ client, which pandas uses for s3:// addresses, writes "enabled".
+    text = headers[wire].upper() if wire == "x-amz-checksum-mode" else headers[wire]
     if member.serialization.get("jsonvalue"):
         return json.loads(base64.b64decode(text))
     if member.type_name == "list":
