@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from conftest import TestCloud
 from local_models import HANDLERS, archive, settled, until
 
+from sentiment_engine.exploration import lake_files
 from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.strict import workflow_environment
 from sentiment_engine.settings import connect
@@ -83,13 +84,13 @@ def test_a_new_account_has_room_for_ten_lambdas(administrator):
     assert limits["ConcurrentExecutions"] == limits["UnreservedConcurrentExecutions"] == 10
 
 
-def test_pandas_reads_and_writes_s3_with_the_administrators_profile(strict, administrator):
-    "pandas speaks to S3 through Arrow's C++ client, which spells some headers in its own way."
+def test_arrow_reads_and_writes_s3_as_the_administrator(administrator):
+    "Arrow brings a client of S3 of its own, in C++, which spells some headers in its own way."
     import pandas as pd
 
-    frame = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]})
-    frame.to_parquet("s3://lab/frames/reviews.parquet")
-    assert pd.read_parquet("s3://lab/frames/reviews.parquet").equals(frame)
+    frame, files = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]}), lake_files(connect("aws"))
+    frame.to_parquet("lab/frames/reviews.parquet", filesystem=files)
+    assert pd.read_parquet("lab/frames/reviews.parquet", filesystem=files).equals(frame)
 
 
 def test_a_key_that_nobody_was_given_is_refused(strict):
