@@ -37,7 +37,6 @@ def aws_environment(
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": "/dev/null",  # a profile of the user's must not win
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "SAGEMAKER_TELEMETRY_OPT_OUT": "1",
         "NO_PROXY": "127.0.0.1,localhost",
     }
 
