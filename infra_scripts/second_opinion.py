@@ -46,7 +46,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from template_calls import Made, Stack, calls_of, deletions_of, unmade
 
-from sentiment_engine.local.requests import complaints, identifiers, read_recording
+from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
 from sentiment_engine.plan import read_template
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +279,9 @@ def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict],
     for line in lines:
         made = (line["service"], line["operation"], line["params"])
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"] if not line["error"]]
-        if line["service"] in JUDGED:
+        if line["operation"] == UNREAD:
+            left["requests that the gate could not read"] += 1
+        elif line["service"] in JUDGED:
             verdicts.append(replay.ask(made, line["error"], line["ids"]))
         else:
             left[f"calls of {line['service']}"] += 1
