@@ -7,7 +7,8 @@
 
 The script plays a recording (nbs/08q_local_requests.ipynb) in order. When a call creates, updates or deletes a stack,
 the calls that CloudFormation would make follow. botocore's description of each service judges all of them too. The exit
-status is 1 if moto refuses a call that the local cloud accepted, unless second_opinion_allowed.yaml gives a reason.
+status is 1 if moto refuses a call that the local cloud accepted, unless second_opinion_allowed.yaml gives a reason. It
+is also 1 if the file gives a reason that no refusal needs any more.
 
 Some values differ between two clouds, so the script replaces them:
 - identifiers that a cloud chooses (upload ids, versions, tokens, receipts): the script compares both answers to a call,
@@ -46,7 +47,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from template_calls import Made, Stack, calls_of, deletions_of, unmade
 
-from sentiment_engine.local.requests import complaints, identifiers, read_recording
+from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
 from sentiment_engine.plan import read_template
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +280,9 @@ def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict],
     for line in lines:
         made = (line["service"], line["operation"], line["params"])
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"] if not line["error"]]
-        if line["service"] in JUDGED:
+        if line["operation"] == UNREAD:
+            left["requests that the gate could not read"] += 1
+        elif line["service"] in JUDGED:
             verdicts.append(replay.ask(made, line["error"], line["ids"]))
         else:
             left[f"calls of {line['service']}"] += 1
@@ -301,14 +304,21 @@ def table(verdicts: list[Verdict]) -> str:
 
 
 def findings(verdicts: list[Verdict], allowed: list[dict]) -> tuple[list[str], list[str]]:  # what counts, what does not
-    "Return the refusals that count, and the known ones with their reasons."
-    counting, known = [], []
+    "Return the refusals that count, with the reasons that none needs any more, and the known ones with their reasons."
+    refused = {(_call(v), v.theirs) for v in verdicts if v.outcome == "refused"}
+    stale = [f"{a['call']}: {a['code']}" for a in allowed if (a["call"], a["code"]) not in refused]
+    counting, known = [f"{text}: moto no longer refuses this: remove it from {ALLOWED.name}" for text in stale], []
     for verdict, times in Counter(v for v in verdicts if v.outcome == "refused").items():
         said = f"{verdict.service} {verdict.operation}: {verdict.theirs}: {verdict.reason}"
         said += " (from a template)" * verdict.derived + f" ({times} times)" * (times > 1)
         why = [a["why"] for a in allowed if (a["call"], a["code"]) == (_call(verdict), verdict.theirs)]
         known.append(f"{said}\n    {why[0]}") if why else counting.append(said)
     return counting, known
+
+
+def asked(verdicts: list[Verdict], allowed: list[dict]) -> list[dict]:
+    "Return the reasons for calls that were made: our templates alone make only some."
+    return [entry for entry in allowed if entry["call"] in {_call(verdict) for verdict in verdicts}]
 
 
 def _call(verdict: Verdict) -> str:
@@ -343,7 +353,8 @@ def main(argv: list[str] | None = None) -> int:
     account = account_of(lines)
     with moto(account) as judge:
         verdicts, wrong, left = judged(lines, judge, account)
-    return report(verdicts, wrong, left, yaml.safe_load(ALLOWED.read_text())["refusals"] or [])
+    allowed = yaml.safe_load(ALLOWED.read_text())["refusals"]
+    return report(verdicts, wrong, left, allowed if recording else asked(verdicts, allowed))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,19 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import TestCloud
 from test_boto3_calls import FOUND, model, operations
 
 from sentiment_engine.local.aws import aws_environment
+from sentiment_engine.local.glue import spark_environment
 from sentiment_engine.local.leniencies import read_leniencies, rows
 from sentiment_engine.local.processes import _KEPT, PACKAGE_ROOT
 from sentiment_engine.local.sagemaker import OPERATIONS
 from sentiment_engine.local.server import _GLUE_RUNS, emulator_environment
+from sentiment_engine.local.strict import NEW_ACCOUNT
 
 LOCAL = PACKAGE_ROOT / "sentiment_engine" / "local"
 OTHERS = {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "PYTEST_CURRENT_TEST"}  # set by shells, Python and pytest
@@ -159,19 +162,89 @@ def test_the_emulator_gets_the_variables_that_are_listed(tmp_path):
     assert given | {"PYTHONPATH"} == set(ENVIRONMENT["emulator"])
 
 
-def set_in_code() -> Iterator[str]:
-    "List the variables that modules of the local cloud set by name, in their own process."
-    for _, tree in trees():
-        for node in ast.walk(tree):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            for target in targets:
-                if isinstance(target, ast.Subscript) and ast.unparse(target.value) == "os.environ":
-                    yield ast.literal_eval(target.slice)
+def value_of(node: ast.expr, module: str) -> ast.expr:
+    "Return what a constant of a module stands for, or the node itself."
+    if isinstance(node, ast.Name):
+        constant = getattr(importlib.import_module(f"sentiment_engine.local.{module}"), node.id)
+        return ast.parse(repr(constant), mode="eval").body
+    return node
+
+
+# Functions whose variables other tests compare with the list.
+COMPARED = {"emulator_environment", "aws_environment"}
+
+
+def names_in(node: ast.expr, module: str) -> Iterator[str]:
+    "List the names in an expression for variables; an expression that the test cannot read is a name of its own."
+    node = value_of(node, module)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        yield from (name for side in (node.left, node.right) for name in names_in(side, module))
+    elif isinstance(node, ast.IfExp):
+        yield from (name for side in (node.body, node.orelse) for name in names_in(side, module))
+    elif isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
+        yield from (key.value for key in node.keys)
+    elif not (isinstance(node, ast.Call) and ast.unparse(node.func) in COMPARED):
+        yield ast.unparse(node)
+
+
+def is_environment(node: ast.expr) -> bool:
+    return ast.unparse(node) in ("os.environ", "environ")
+
+
+def set_by(node: ast.AST, module: str) -> Iterator[str]:
+    "List the variables of its own process that a statement or a call sets."
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Subscript) and is_environment(target.value):
+                yield ast.literal_eval(target.slice)
+            elif is_environment(target):
+                yield from names_in(node.value, module)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        environment, method = is_environment(node.func.value), node.func.attr
+        if ast.unparse(node.func) == "os.putenv" or (environment and method == "setdefault"):
+            yield ast.literal_eval(node.args[0])
+        elif environment and method == "update":
+            yield from (word.arg for word in node.keywords)
+            yield from (name for given in node.args[:1] for name in names_in(given, module))
+
+
+def set_in_code() -> set[str]:
+    "Collect the variables that modules of the local cloud set in their own process."
+    return {name for module, tree in trees() for node in ast.walk(tree) for name in set_by(node, module)}
+
+
+WAYS = [
+    'os.environ["A"] = "1"',
+    'environ["A"]: str = "1"',
+    'os.environ.update({"A": "1"})',
+    'os.environ.update(A="1")',
+    'os.environ.update(aws_environment(url) | ({"A": "1"} if strict else {}))',
+    'os.environ.setdefault("A", "1")',
+    'os.environ |= {"A": "1"}',
+    'os.putenv("A", "1")',
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_variable_is_seen_whichever_way_it_is_set(way):
+    assert {name for node in ast.walk(ast.parse(way)) for name in set_by(node, "server")} == {"A"}
 
 
 def test_no_variable_is_set_in_passing():
     listed = {name for names in ENVIRONMENT.values() for name in names}
-    assert {*set_in_code()} <= listed and {*set_in_code()}
+    assert set_in_code() <= listed and set_in_code() >= {"PYTHONPATH", *NEW_ACCOUNT}
+
+
+def test_the_emulator_of_a_strict_cloud_gets_the_variables_that_are_listed():
+    assert set(NEW_ACCOUNT) == set(ENVIRONMENT["strict"])
+
+
+def test_the_settings_of_spark_are_those_that_are_listed(tmp_path):
+    folder = Path(spark_environment(tmp_path)["SPARK_CONF_DIR"])
+    lines = (folder / "spark-defaults.conf").read_text().splitlines()
+    assert {line.partition(" ")[0] for line in lines} == set(LIST["spark"])
+    for name in ("spark.master", "spark.driver.memory", "spark.sql.shuffle.partitions", "spark.sql.session.timeZone"):
+        assert dict(line.split(" ", 1) for line in lines)[name] in LIST["spark"][name]
 
 
 def test_what_is_kept_of_the_users_environment_is_listed():
@@ -221,20 +294,58 @@ def test_the_mends_are_those_that_are_listed():
     assert made == set(LIST["mends"])
 
 
-def overridden() -> Iterator[str]:
-    "List the attributes of other modules that modules of the local cloud replace."
-    for _, tree in trees():
-        nodes = list(ast.walk(tree))
-        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = {(alias.asname or alias.name) for node in imports for alias in node.names}
-        for node in nodes:
-            for target in node.targets if isinstance(node, ast.Assign) else []:
-                if isinstance(target, ast.Attribute) and getattr(target.value, "id", None) in names:
-                    yield ast.unparse(target)
+def root_of(node: ast.expr) -> str | None:
+    "Return the name with which a chain such as module.part.table[key] begins."
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return getattr(node, "id", None)
+
+
+ADDS = {"update", "setdefault", "append", "extend", "insert", "add"}
+
+
+def overridden_by(tree: ast.Module) -> Iterator[str]:
+    "List the parts of other modules that a module replaces or adds to."
+    nodes = list(ast.walk(tree))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {(alias.asname or alias.name.partition(".")[0]) for node in imports for alias in node.names}
+    for node in nodes:
+        targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign | ast.AugAssign) else targets
+        for target in targets:
+            if isinstance(target, ast.Attribute | ast.Subscript) and root_of(target) in names:
+                yield ast.unparse(target.value if isinstance(target, ast.Subscript) else target)
+        if not isinstance(node, ast.Call):
+            continue
+        if ast.unparse(node.func) in ("setattr", "delattr") and root_of(node.args[0]) in names:
+            yield f"{ast.unparse(node.args[0])}.{ast.literal_eval(node.args[1])}"
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in ADDS and root_of(node.func.value) in names:
+            yield ast.unparse(node.func.value)
+
+
+@pytest.mark.parametrize(
+    ("way", "part"),
+    [
+        ("module.name = 1", "module.name"),
+        ("module.name: int = 1", "module.name"),
+        ("module.name += 1", "module.name"),
+        ("module.part.name = 1", "module.part.name"),
+        ('module.TABLE["key"] = 1', "module.TABLE"),
+        ('module.part.TABLE["key"]["other"] = 1', "module.part.TABLE['key']"),
+        ('del module.TABLE["key"]', "module.TABLE"),
+        ("module.TABLE.update(key=1)", "module.TABLE"),
+        ('TABLE["key"] = 1', "TABLE"),
+        ('TABLE.setdefault("key", 1)', "TABLE"),
+        ('setattr(module, "name", 1)', "module.name"),
+        ('setattr(module.part, "name", 1)', "module.part.name"),
+    ],
+)
+def test_a_replaced_part_is_seen_whichever_way_it_is_replaced(way, part):
+    assert [*overridden_by(ast.parse(f"import module\nfrom module import TABLE\n{way}"))] == [part]
 
 
 def test_the_replaced_parts_of_other_modules_are_those_that_are_listed():
-    assert set(overridden()) == set(LIST["overrides"])
+    assert {part for _, tree in trees() for part in overridden_by(tree)} - {"os.environ"} == set(LIST["overrides"])
 
 
 def root_calls() -> Iterator[str]:
@@ -260,11 +371,12 @@ def test_what_else_is_listed_is_still_there(entry):
 
 
 def test_every_part_of_the_list_is_compared_with_the_code():
-    assert set(LIST) == {"environment", "operations", "ignored", "mends", "overrides", "root", "behaviour"}
+    assert set(LIST) == {"environment", "operations", "ignored", "mends", "spark", "overrides", "root", "behaviour"}
     assert set(ENVIRONMENT) == {
         "everywhere",
         "clients",
         "emulator",
+        "strict",
         "lambda",
         "processes",
         "kept",

@@ -1,10 +1,12 @@
 """The strict local cloud refuses what a new AWS account refuses, and nothing in the environment gives it away."""
 
+import io
 import json
 import os
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -247,12 +249,77 @@ def test_a_boundary_without_kms_keeps_a_secure_string_closed(strict, name, bound
         assert code == "AccessDeniedException" and "kms:Decrypt" in text
 
 
-@pytest.mark.parametrize(("size", "status"), [(11_000_000, 413), (7_000_000, 413), (1_000, 404)])
-def test_the_gateway_answers_what_no_function_could_take(strict, size, status):
-    request = urllib.request.Request(f"{strict.url}/_aws/execute-api/none/$default/predict", b"x" * size)
-    with pytest.raises(urllib.error.HTTPError) as raised:
-        urllib.request.urlopen(request, timeout=30)
-    assert raised.value.code == status and "message" in json.load(raised.value)
+JSON, BINARY = "application/json", "application/octet-stream"
+
+
+def post(url: str, kind: str, body: bytes, **headers: str) -> tuple[int, bytes]:  # status, body
+    "Send a body of a content type to an HTTP API."
+    request = urllib.request.Request(url, body, {"Content-Type": kind, **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as e:
+        return e.code, e.read()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        (JSON, b"x" * 11_000_000, 413),
+        (JSON, b"x" * 7_000_000, 413),
+        (JSON, b"x" * 6_291_400, 413),  # fits alone, but not with the rest of the event
+        (JSON, b"x" * 6_200_000, 404),
+        (JSON, b'"' * 3_200_000, 413),  # JSON writes two characters for each
+        (BINARY, b"x" * 4_800_000, 413),  # the event has it as base64
+        (BINARY, b"x" * 4_600_000, 404),
+        ("", b"x" * 4_800_000, 413),
+        (JSON, b"x" * 1_000, 404),
+    ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
+)
+def test_the_gateway_answers_what_no_function_could_take(strict, kind, body, status):
+    found, told = post(f"{strict.url}/_aws/execute-api/none/$default/predict", kind, body)
+    assert found == status and "message" in json.loads(told)
+
+
+def test_the_rest_of_an_event_counts_too(strict):
+    url, body = f"{strict.url}/_aws/execute-api/none/$default/predict", b"x" * 6_280_000
+    assert post(url, JSON, body)[0] == 404
+    assert post(url, JSON, body, **{"X-Long": "y" * 8_000})[0] == 413
+
+
+@pytest.fixture(scope="module")
+def answering(strict) -> str:  # URL
+    "An HTTP API whose function answers with as many bytes as it is asked for."
+    code = io.BytesIO()
+    with zipfile.ZipFile(code, "w") as file:
+        answer = "{'statusCode': 200, 'body': 'x' * int(event['body'])}"
+        file.writestr("long.py", f"def handler(event, context): return {answer}")
+    arn = role(strict, "answering", {"Service": "lambda.amazonaws.com"})
+    function = strict.client("lambda").create_function(
+        FunctionName="long", Runtime="python3.13", Role=arn, Handler="long.handler", Code={"ZipFile": code.getvalue()}
+    )["FunctionArn"]
+    gateway = strict.client("apigatewayv2")
+    api = gateway.create_api(Name="long", ProtocolType="HTTP")["ApiId"]
+    made = {"IntegrationType": "AWS_PROXY", "IntegrationUri": function, "PayloadFormatVersion": "2.0"}
+    target = f"integrations/{gateway.create_integration(ApiId=api, **made)['IntegrationId']}"
+    gateway.create_route(ApiId=api, RouteKey="POST /long", Target=target)
+    gateway.create_stage(ApiId=api, StageName="$default", AutoDeploy=True)
+    statement = {"StatementId": "api", "Action": "lambda:InvokeFunction", "Principal": "apigateway.amazonaws.com"}
+    strict.client("lambda").add_permission(FunctionName="long", **statement)
+    return f"{strict.url}/_aws/execute-api/{api}/$default/long"
+
+
+@pytest.mark.parametrize(("size", "status"), [(1_000, 200), (6_200_000, 200), (6_300_000, 500)])
+def test_a_function_cannot_answer_more_than_lambda_hands_on(answering, size, status):
+    found, told = post(answering, JSON, str(size).encode())
+    assert found == status and (len(told) == size if status == 200 else json.loads(told)["message"])
+
+
+def test_a_function_cannot_be_called_with_more_than_lambda_takes(strict, answering):
+    payload = b'"' + b"x" * 6_300_000 + b'"'
+    _, text = refused(strict.client("lambda").invoke, FunctionName="long", Payload=payload)
+    assert "less than or equal to 6291456" in text and "xxx" not in text
 
 
 def test_a_restarted_cloud_knows_its_administrator(tmp_path):

@@ -18,6 +18,7 @@ from botocore.model import Shape, StructureShape
 from conftest import TestCloud
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rehearsal import print_calls
 from test_boto3_calls import FOUND, OF_EVERY_CLIENT, SERVICES, operations
 
 from sentiment_engine.local.api import compiled, load_model
@@ -357,21 +358,28 @@ def test_what_is_missing_and_what_is_unknown_is_named(service, operation, good):
     assert "is not known" in complaints(service, operation, good | {"Unheard": "of"})[0]
 
 
-def through(gate: Gate, service: str, operation: str, params: dict) -> tuple[int, bytes, dict]:
-    "Send what boto3 makes of a call through a gate; return status, body and headers of the answer."
-    request, answer = sent(service, operation, params), []
-    url, body = urlsplit(request.url), request.body or b""
-    body = body.read() if hasattr(body, "read") else body
-    headers = [(k.lower().encode(), v if isinstance(v, bytes) else v.encode()) for k, v in request.headers.items()]
-    scope = {"type": "http", "method": request.method, "path": url.path, "raw_path": url.path.encode()}
-    scope |= {"query_string": url.query.encode(), "headers": headers}
+def pass_through(gate: Gate, method: str, url: str, headers: dict, body: bytes) -> tuple[int, bytes, dict]:
+    "Send a request through a gate; return status, body and headers of the answer."
+    parts, answer = urlsplit(url), []
+    scope = {"type": "http", "method": method, "path": parts.path, "raw_path": parts.path.encode()}
+    pairs = [(k.lower().encode(), v if isinstance(v, bytes) else v.encode()) for k, v in headers.items()]
+    scope |= {"query_string": parts.query.encode(), "headers": pairs}
 
     async def send(message):
         answer.append(message)
 
-    asyncio.run(gate(scope, again(body.encode() if isinstance(body, str) else body), send))
+    asyncio.run(gate(scope, again(body), send))
     headers = {k.decode(): v.decode() for k, v in answer[0]["headers"]}
     return answer[0]["status"], b"".join(m.get("body", b"") for m in answer[1:]), headers
+
+
+def through(gate: Gate, service: str, operation: str, params: dict) -> tuple[int, bytes, dict]:
+    "Send what boto3 makes of a call through a gate; return status, body and headers of the answer."
+    request = sent(service, operation, params)
+    body = request.body or b""
+    body = body.read() if hasattr(body, "read") else body
+    body = body.encode() if isinstance(body, str) else body
+    return pass_through(gate, request.method, request.url, dict(request.headers), body)
 
 
 def content(asked: list):
@@ -409,6 +417,130 @@ def test_a_gate_that_is_not_strict_refuses_nothing(tmp_path):
     status, *_ = through(gate, "sagemaker", "DeleteEndpoint", {"EndpointName": "e" * 64})
     assert gate.file.stat().st_mode & 0o077 == 0
     assert status == 200 and len(asked) == 1 and read_recording(tmp_path / "calls")[0]["complaints"]
+
+
+def signed(service: str, **more: str) -> dict[str, str]:
+    "Return the headers of a signed request."
+    scope = f"Credential=AKIDEXAMPLE/20260101/us-east-1/{service}/aws4_request"
+    return {"Authorization": f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"} | more
+
+
+DESCRIBE = {"X-Amz-Target": "SageMaker.DescribeEndpoint"}
+GET_PARAMETER = {"X-Amz-Target": "AmazonSSM.GetParameter"}
+PRESIGNED = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=0&X-Amz-Credential="
+# What is signed and cannot be read: the service it is for, method, path and query, headers, body.
+UNREADABLE = {
+    "unknown service": ("unheard", "POST", "/", signed("unheard"), b"{}"),
+    "a service that botocore does not sign for": ("execute-api", "GET", "/predict", signed("execute-api"), b""),
+    "unknown operation in JSON": ("ssm", "POST", "/", signed("ssm", **{"X-Amz-Target": "AmazonSSM.Read"}), b"{}"),
+    "target of another service": ("ssm", "POST", "/", signed("ssm", **DESCRIBE), b"{}"),
+    "no target": ("sagemaker", "POST", "/", signed("sagemaker"), b"{}"),
+    "unknown action in a form": ("iam", "POST", "/", signed("iam"), b"Action=MakeRole&Version=2010-05-08"),
+    "no form": ("sns", "POST", "/", signed("sns"), b""),
+    "unknown path": ("scheduler", "POST", "/alarms/wake", signed("scheduler"), b"{}"),
+    "unknown method": ("lambda", "PATCH", "/2015-03-31/functions/lab", signed("lambda"), b"{}"),
+    "unknown parameter of a query": ("s3", "GET", "/lake?list-type=2&colour=red", signed("s3"), b""),
+    "unknown presigned parameter": (
+        *("s3", "GET", f"/lake/key?colour=red&{PRESIGNED}AKIDEXAMPLE/20260101/us-east-1/s3/aws4_request"),
+        *({}, b""),
+    ),
+    "presigned for an unknown service": (
+        *("unheard", "GET", f"/lake/key?{PRESIGNED}AKIDEXAMPLE/20260101/us-east-1/unheard/aws4_request"),
+        *({}, b""),
+    ),
+    "signature without a scope": ("?", "GET", "/lake", {"Authorization": "AWS4-HMAC-SHA256 Signature=0"}, b""),
+    "presigned without a scope": ("?", "GET", f"/lake/key?{PRESIGNED}nothing", {}, b""),
+    "broken JSON": ("ssm", "POST", "/", signed("ssm", **GET_PARAMETER), b'{"Name": "hush-hush'),
+    "JSON without names": ("ssm", "POST", "/", signed("ssm", **GET_PARAMETER), b'["hush-hush"]'),
+    "JSON in another encoding": ("ssm", "POST", "/", signed("ssm", **GET_PARAMETER), b'{"Name": "\xff"}'),
+    "a list instead of parameters": ("scheduler", "POST", "/schedules/wake", signed("scheduler"), b'["hush-hush"]'),
+    "an impossible time": (
+        *("logs", "POST", "/", signed("sagemaker", **{"X-Amz-Target": "SageMaker.ListModels"})),
+        b'{"CreationTimeBefore": 1e300}',
+    ),
+    "broken XML": ("s3", "PUT", "/lake?tagging", signed("s3"), b"<Tagging><TagSet>hush-hush"),
+    "broken pieces": ("s3", "PUT", "/lake/key", signed("s3", **{"X-Amz-Content-Sha256": "STREAMING-X"}), b"hush-hush"),
+    "broken compression": (
+        *("monitoring", "POST", "/", signed("monitoring", **{"Content-Encoding": "gzip"})),
+        b"hush-hush",
+    ),
+    "a form in another encoding": ("iam", "POST", "/", signed("iam"), b"Action=\xff"),
+}
+UNREADABLE["an impossible time"] = ("sagemaker", *UNREADABLE["an impossible time"][1:])
+UNREADABLE["broken compression"] = ("cloudwatch", *UNREADABLE["broken compression"][1:])
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_signed_request_that_cannot_be_read_is_recorded_and_a_strict_gate_refuses_it(kind, tmp_path):
+    service, method, url, headers, body = UNREADABLE[kind]
+    asked = []
+    for strict in (True, False):
+        status, told, answered = pass_through(
+            Gate(content(asked), tmp_path / "calls", strict), method, url, headers, body
+        )
+        assert (status, len(asked)) == ((400, 0) if strict else (200, 1))
+        line = read_recording(tmp_path / "calls")[-1]
+        assert (line["service"], line["operation"], line["params"]) == (service, "?", {}) and line["complaints"]
+        if strict:
+            error = answer_of(Call(service, "?", {}), status, answered, told)["Error"]
+            assert error["Code"] == line["error"] != "" and error["Message"] == line["complaints"][0]
+    assert "hush-hush" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("service", "url", "headers", "body"),
+    [
+        ("iam", "/", signed("iam"), b"Action=GetRole&Version=2010-05-08&RoleName=r&Colour=red"),
+        ("iam", "/", signed("iam"), b"Action=CreateRole&RoleName=r&AssumeRolePolicyDocument=x&Tags.member.1.Hue=red"),
+        (
+            "s3",
+            "/lake?versioning",
+            signed("s3"),
+            b"<VersioningConfiguration><Colour>red</Colour></VersioningConfiguration>",
+        ),
+        ("s3", "/lake?tagging", signed("s3"), b"<Tagging><TagSet><Tag><Hue>red</Hue></Tag></TagSet></Tagging>"),
+        ("ssm", "/", signed("ssm", **GET_PARAMETER), b'{"Name": "/lab/key", "Colour": "red"}'),
+    ],
+)
+def test_an_unknown_member_of_a_body_draws_a_complaint(service, url, headers, body, tmp_path):
+    gate = Gate(content([]), tmp_path / "calls", strict=True)
+    status, *_ = pass_through(gate, "PUT" if service == "s3" else "POST", url, headers, body)
+    line = read_recording(tmp_path / "calls")[-1]
+    assert status == 400 and "is not known" in "; ".join(line["complaints"]) and line["operation"] != "?"
+
+
+@pytest.mark.parametrize("signature", [None, "s3", "s3v4"])
+@pytest.mark.parametrize("operation", ["get_object", "put_object", "head_object", "list_objects_v2"])
+def test_a_presigned_address_is_read(signature, operation, tmp_path):
+    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "aws_session_token": "token"}
+    config = Config(signature_version=signature)
+    s3 = boto3.client("s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:1", config=config, **keys)
+    params = {"Bucket": "lake"} | ({} if operation == "list_objects_v2" else {"Key": "raw/ä b"})
+    method = {"put_object": "PUT", "head_object": "HEAD"}.get(operation, "GET")
+    gate = Gate(content([]), tmp_path / "calls", strict=True)
+    status, *_ = pass_through(gate, method, s3.generate_presigned_url(operation, params), {}, b"")
+    (line,) = read_recording(tmp_path / "calls")
+    assert status == 200 and operations("s3")[operation] == line["operation"]
+    assert params.items() <= line["params"].items() and not line["complaints"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer token"}, {"Authorization": "Basic bG9jYWw6"}])
+def test_a_request_that_is_not_signed_is_no_call(headers, tmp_path):
+    asked = []
+    gate = Gate(content(asked), tmp_path / "calls", strict=True)
+    for url in ("/index.html?colour=red", "/_local/health", "/_aws/execute-api/api/$default/predict?hours=1"):
+        assert pass_through(gate, "GET", url, headers, b"")[0] == 200
+    assert len(asked) == 3 and read_recording(tmp_path / "calls") == []
+
+
+def test_a_rehearsal_counts_what_the_gate_could_not_read(tmp_path, capsys):
+    gate = Gate(content([]), tmp_path / "calls", strict=True)
+    for _, method, url, headers, body in UNREADABLE.values():
+        pass_through(gate, method, url, headers, body)
+    wrong = print_calls(read_recording(tmp_path / "calls"))
+    assert len(wrong) == len(UNREADABLE) and all(" ?: " in text for text in wrong)
+    shown = capsys.readouterr().out
+    assert all(service in shown for service, *_ in UNREADABLE.values())
 
 
 LINE = {"logGroupName": "g", "logStreamName": "s", "logEvents": [{"timestamp": 1, "message": "+12025550123"}]}

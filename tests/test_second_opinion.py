@@ -9,7 +9,7 @@ import pytest
 import second_opinion
 import template_calls
 import yaml
-from second_opinion import Moto, Replay, Verdict, findings, judged, lines_of_templates, moto, report
+from second_opinion import Moto, Replay, Verdict, asked, findings, judged, lines_of_templates, moto, report
 
 from sentiment_engine.local.requests import complaints
 
@@ -102,6 +102,35 @@ def test_a_refusal_with_a_reason_does_not_count():
     counting, known = findings([verdict], [{"call": "s3 PutObject", "code": "Teapot", "why": "moto is a teapot"}])
     assert not counting and "moto is a teapot" in known[0]
     assert findings([verdict], [{"call": "s3 PutObject", "code": "Other", "why": "…"}])[0]
+
+
+@pytest.mark.parametrize(
+    "verdicts",
+    [
+        [],
+        [Verdict("s3", "PutObject", "", "")],
+        [Verdict("s3", "PutObject", "Teapot", "Teapot")],
+        [Verdict("s3", "PutObject", "", "Other")],
+        [Verdict("s3", "GetObject", "", "Teapot")],
+    ],
+)
+def test_a_reason_that_no_refusal_needs_any_more_counts(verdicts):
+    allowed = [{"call": "s3 PutObject", "code": "Teapot", "why": "moto is a teapot"}]
+    assert any("s3 PutObject: Teapot: moto no longer" in text for text in findings(verdicts, allowed)[0])
+    assert report(verdicts, [], {}, allowed) == 1
+    used = Verdict("s3", "PutObject", "", "Teapot", "short and stout")
+    assert findings([used], allowed)[0] == []
+
+
+def test_reasons_for_calls_of_a_recording_are_not_missed_among_the_templates():
+    allowed = [{"call": "s3 PutObject", "code": "a", "why": ""}, {"call": "s3 CreateBucket", "code": "b", "why": ""}]
+    assert asked([Verdict("s3", "CreateBucket", "", "")], allowed) == allowed[1:]
+
+
+def test_what_the_gate_could_not_read_is_told_and_not_sent_to_moto(running):
+    unread = line("s3", "?", {}) | {"complaints": ["no known operation"]}
+    verdicts, wrong, left = judged([unread, line("unheard", "?", {}, "Refused")], running, ACCOUNT)
+    assert verdicts == [] and wrong == ["s3 ?: no known operation"] and left.total() == 2
 
 
 def test_what_is_allowed_has_a_reason():

@@ -35,7 +35,8 @@ def _reached(shapes: dict, name: str, found: dict):
 # %% ../../nbs/08h_local_api.ipynb #f55b9e47
 _EXPRESSION = {"maxBytes": 4096}
 _QUEUE = {"pattern": r"[\w-]{1,80}|[\w-]{1,75}\.fifo"}
-# Sources: "Constraints in Amazon DynamoDB", "Bucket naming rules", "Object key names" and the API references.
+# Sources: "Lambda quotas", "Constraints in Amazon DynamoDB", "Bucket naming rules", "Object key names" and the
+# API references.
 UNDESCRIBED: dict[str, dict[str, dict]] = {
     "dynamodb": {
         **dict.fromkeys(("ConditionExpression", "UpdateExpression", "KeyExpression"), _EXPRESSION),
@@ -56,6 +57,7 @@ UNDESCRIBED: dict[str, dict[str, dict]] = {
     },
     "sqs": {"CreateQueue.QueueName": _QUEUE, "GetQueueUrl.QueueName": _QUEUE},
     "cloudformation": {"TemplateBody": {"maxBytes": 51200}},
+    "lambda": {"Invoke.Payload": {"max": 6 * 1024**2}},
 }
 
 # %% ../../nbs/08h_local_api.ipynb #09eb2a03

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 # %% ../../nbs/08r_local_leniencies.ipynb #00845003
 def read_leniencies() -> dict:
-    "Return the list: environment, operations, ignored, mends, overrides, root and behaviour."
+    "Return the list: environment, operations, ignored, mends, spark, overrides, root and behaviour."
     return tomllib.loads(files("sentiment_engine.local").joinpath("leniencies.toml").read_text(encoding="utf-8"))
 
 # %% ../../nbs/08r_local_leniencies.ipynb #b0bb455b
@@ -23,7 +23,7 @@ def rows(leniencies: Mapping) -> Iterator[tuple[str, str, str]]:
     for kind in ("operations", "ignored"):
         for of, entry in leniencies[kind].items():
             yield f"{kind}, {of}", ", ".join(f"`{name}`" for name in entry["names"]), entry["why"]
-    for kind in ("mends", "overrides", "root"):
+    for kind in ("mends", "spark", "overrides", "root"):
         yield from ((kind, f"`{name}`", why) for name, why in leniencies[kind].items())
     yield from ((entry["kind"], entry["what"], entry["why"]) for entry in leniencies["behaviour"])
 

@@ -36,7 +36,7 @@ from .requests import Gate, again, read_body, respond
 from .sagemaker import SageMaker
 from .site import site_app
 from .sms import Textbelt
-from .strict import EVENT_LEAD, NEW_ACCOUNT, decryption_refusal, gateway_refusal
+from .strict import EVENT_LEAD, NEW_ACCOUNT, answer_refusal, decryption_refusal, gateway_refusal
 
 # %% ../../nbs/08l_local_server.ipynb #46f748f5
 def emulator_environment(
@@ -425,33 +425,34 @@ AT_ONCE = 4  # calls of one route that run at the same time
 GATEWAY_SECONDS = 30  # that API Gateway waits for a function
 
 
-async def _call_api(self: LocalServer, scope, receive, send):
+async def _call_api(self: LocalServer, scope, receive, send, headers: dict):
     "Pass a request to an HTTP API on, when it is its turn."
     if self.strict:
-        return await self._call_strictly(scope, receive, send)
+        return await self._call_strictly(scope, receive, send, headers)
     host = dict(scope["headers"]).get(b"host", b"")
     async with self.turns[host, scope["method"], scope["path"]]:
         await self.emulator.app(scope, receive, send)
 
 
-async def _call_strictly(self: LocalServer, scope, receive, send):
-    "Pass a request on as API Gateway does: within its limits of size and time."
-    body, begun = await read_body(receive), []
+async def _call_strictly(self: LocalServer, scope, receive, send, headers: dict):
+    "Pass a request on as API Gateway does: as a whole, and within its limits of size and time."
+    body, answer = await read_body(receive), []
 
-    async def noted(message):
-        begun.append(message)
+    async def keep(message):
+        answer.append(message)
+
+    refused = gateway_refusal(scope["path"], scope["query_string"].decode("latin-1"), headers, body)
+    if not refused:
+        try:
+            async with asyncio.timeout(GATEWAY_SECONDS):
+                await self.emulator.app(scope, again(body), keep)
+            refused = answer_refusal(b"".join(message.get("body", b"") for message in answer))
+        except TimeoutError:
+            refused = 503, {"message": "Service Unavailable"}
+    if refused:
+        return await respond(send, refused[0], {"content-type": "application/json"}, json.dumps(refused[1]).encode())
+    for message in answer:
         await send(message)
-
-    refused = gateway_refusal(body)
-    try:
-        async with asyncio.timeout(GATEWAY_SECONDS):
-            if not refused:
-                return await self.emulator.app(scope, again(body), noted)
-    except TimeoutError:
-        refused = 503, {"message": "Service Unavailable"}
-    if not begun:
-        status, answer = refused
-        await respond(send, status, {"content-type": "application/json"}, json.dumps(answer).encode())
 
 
 LocalServer._call_api, LocalServer._call_strictly = _call_api, _call_strictly
@@ -461,7 +462,7 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
     "Let ministack answer, and save what it changed before the answer goes out."
     path, method = scope["path"], scope["method"]
     if path.startswith("/_aws/execute-api/") or ".execute-api." in headers.get("host", ""):
-        return await self._call_api(scope, receive, send)
+        return await self._call_api(scope, receive, send, headers)
     if (path.startswith("/schedules/") and method == "POST") or (self.strict and _reads_secrets(headers)):
         body = await read_body(receive)
         if refused := self._refusal_of_ministack(scope, headers, body):
