@@ -30,6 +30,7 @@ from aws_target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from botocore.exceptions import BotoCoreError, ClientError
 from child import Abandoned, Interrupts, run_program
 from deploy import stop_on_signals
+from loose_ends import say
 from smoke import StepFailed
 from standing import by_name, by_tag
 
@@ -37,7 +38,7 @@ from sentiment_engine import __version__
 from sentiment_engine.account import Finding, check_account, find_stack, stack_names
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
 from sentiment_engine.endpoint import trial_machines
-from sentiment_engine.notifications import BadPhone, e164
+from sentiment_engine.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.plan import Plan
 from sentiment_engine.settings import Settings, connect, settings_from
 
@@ -51,12 +52,6 @@ DEPLOY_LIMIT, SERIES_LIMIT, TEARDOWN_LIMIT = 90 * MINUTE, 150 * MINUTE, 120 * MI
 # Even if this program is killed and never called again, the endpoint ends by itself, and no further one starts.
 SAFETY = {"SENTIMENT_MAX_RUN_MINUTES": "75", "SENTIMENT_MONTHLY_BUDGET": "1"}
 SERIES_ROWS, SERIES_INSTANCE = 10_000, "ml.m5.xlarge"
-
-
-def say(text: str = ""):
-    "Print a line. A terminal that is gone must not end a teardown."
-    with suppress(OSError, ValueError):
-        print(text, flush=True)
 
 
 # What it is going to do
@@ -309,18 +304,22 @@ class Acceptance:
         "List what still carries the engine's name or tag."
         start = time.monotonic()
         while True:  # some lists go on naming for a minute what is deleted
-            found, unknown = by_name(connect("aws"), self.record.prefix)
+            found, unseen = by_name(connect("aws"), self.record.prefix)
             left = [str(thing) for thing in found if not thing.kept]
-            if not left or (passed := time.monotonic() - start) > GONE_LIMIT:
+            blind = [f"not looked at: {each}" for each in unseen if each.essential]
+            if not left + blind or (passed := time.monotonic() - start) > GONE_LIMIT:
                 break
-            self.now_and_then(f"{len(left)} things are still listed", passed)
+            self.now_and_then(f"{len(left)} things are still listed, {len(blind)} lists are not answered", passed)
             time.sleep(5)
-        self.record.left, self.record.gone = left, self.record.gone and not left
+        self.record.left, self.record.gone = left, self.record.gone and not left + blind
         self.record.kept += [str(thing) for thing in found if thing.kept]
-        self.record.unknown += unknown
-        self.check("teardown: nothing is left but what AWS keeps", not left, ", ".join(left))
-        with suppress(ClientError, BotoCoreError):
+        self.record.unseen = [str(each) for each in unseen]
+        self.check("teardown: nothing is left but what AWS keeps", not left + blind, ", ".join(left + blind))
+        try:
             tagged = by_tag(connect("aws"), self.record.prefix)
+        except (ClientError, BotoCoreError) as e:
+            self.record.unseen.append(f"what carries the engine's tag: {e}")
+        else:
             # The index of tags goes on naming for hours what is deleted, so this is no check.
             self.record.kept += [f"in the index of tags, which lags behind: {arn}" for arn in tagged]
 
@@ -347,6 +346,8 @@ class Acceptance:
             self.say(
                 "The engine is not wholly deleted. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
             )
+            if self.record.left:  # somebody else may have given such a name meanwhile
+                self.say(f"If all that is left belongs to somebody else, delete {self.memory.file} instead.")
 
     def accept(self) -> bool:
         "Do it all, and leave nothing behind."
@@ -439,11 +440,9 @@ def effective_profile(options: argparse.Namespace) -> str:
 
 
 def new_prefix(session: boto3.Session, wanted: str = "") -> str:
-    "Choose a prefix that no stack uses, and name other acceptances. Raises ValueError if the wanted one is taken."
+    "Choose a prefix that no stack uses, unless one is wanted, and name other acceptances."
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
-    if wanted and (taken := names & set(stack_names(settings_from(os.environ, prefix=wanted)))):
-        raise ValueError(f"{', '.join(sorted(taken))} stands already, and an acceptance deletes what it made")
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
         say(f"Another acceptance, {other}, exists in this account. If no process works on it, delete it:")
         say(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
@@ -454,16 +453,37 @@ def new_prefix(session: boto3.Session, wanted: str = "") -> str:
     return wanted
 
 
+def check_prefix(session: boto3.Session, prefix: str):
+    "See that nothing has the prefix yet. Raises ValueError, also if AWS does not answer what matters."
+    found, unseen = by_name(session, prefix)
+    if taken := [str(thing) for thing in found if not thing.kept]:
+        said = f"{prefix} is taken. An acceptance could not tell what it has left from what stands already"
+        raise ValueError(f"{said}: {', '.join(taken)}. Choose another --stack-prefix, or none")
+    if blind := [str(each) for each in unseen if each.essential]:
+        raise ValueError(f"an acceptance could not see whether everything is deleted: {'; '.join(blind)}")
+
+
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
-    "List the problems of the account. A new account gets an engine without reserved concurrency."
-    findings = check_account(connect("aws"), settings_from(os.environ), SERIES_INSTANCE if options.series else "")
-    problems = [finding for finding in findings if finding.fine is False]
-    small = [finding for finding in problems if finding.what == "Lambda concurrency"]
-    if small:
+    "List the problems of the account. Leave out what the acceptance can do without, and say so."
+    settings = settings_from(os.environ)
+    findings = check_account(connect("aws"), settings, SERIES_INSTANCE if options.series else "")
+    problems = {finding.what: finding for finding in findings if finding.fine is False}
+    if problems.pop("Lambda concurrency", None):
         options.reserved_concurrency = False
-        lead(options, options.stack_prefix)
         say("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
-    return [finding for finding in problems if finding not in small]
+    if not options.phone and problems.pop("SMS", None):
+        options.sms_provider = "textbelt"  # which deploy.py takes without asking for more than its public key
+        say("No SMS could be sent. None is to be sent, so the engine is deployed with Textbelt's public key.\n")
+    if options.phone and settings.sms_provider == "textbelt" and no_message_left(settings):
+        advice = "try tomorrow, leave --phone out, or use --sms-provider sns"
+        problems["SMS"] = Finding("SMS", False, f"Textbelt's public key has sent its message of today: {advice}")
+    lead(options, options.stack_prefix)
+    return list(problems.values())
+
+
+def no_message_left(settings: Settings) -> bool:
+    "Tell whether Textbelt's public key, which is the one of a new engine, pays for no more today."
+    return Textbelt(settings.textbelt_url, FREE_KEY).quota() == 0
 
 
 def versions() -> dict[str, str]:
@@ -536,19 +556,14 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
 
 
 def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether everything held
-    "Explain, ask and accept; finish an earlier acceptance first."
-    if earlier := memory.read():
-        finish_earlier(options, memory, lock, earlier)
-    elif options.finish:
-        say("There is no unfinished acceptance.")
-    if options.finish:
-        return True
+    "Explain, ask and accept."
     wanted = options.stack_prefix
     lead(options, "accept")  # for the first questions only
     session = connect("aws")
     whose, last = caller(session)
     prefix, region = new_prefix(session, wanted or ""), session.region_name
     lead(options, prefix)
+    check_prefix(session, prefix)
     problems = look_at_account(options)
     settings = settings_from(os.environ)
     explain(options, settings, planned(options, settings, connect("aws"), False), whose, region)
@@ -562,22 +577,27 @@ def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # wh
 
 
 def main():
-    options = parsed()
+    options, unchanged = parsed(), "Nothing was changed"
     stop_on_signals()
     try:
         if options.dry_run:
             sys.exit(dry_run(options))
         memory = Memory(options.state)
         with memory.locked() as lock:
-            sys.exit(0 if begin(options, memory, lock) else 1)
+            if earlier := memory.read():
+                finish_earlier(options, memory, lock, earlier)
+                unchanged = f"{earlier.prefix} was deleted, and nothing else was changed"
+            elif options.finish:
+                say("There is no unfinished acceptance.")
+            sys.exit(0 if options.finish or begin(options, memory, lock) else 1)
     except Busy as e:
         sys.exit(f"An acceptance is at work already: {e}. Wait until it ends.")
     except Abandoned:
         sys.exit("\nThe teardown was left. `make aws-acceptance` offers to finish it.")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Nothing was changed.")
+        sys.exit(f"\nInterrupted. {unchanged}.")
     except (ValueError, KeyError, TypeError, RuntimeError, ClientError, BotoCoreError) as e:
-        sys.exit(f"Nothing was changed: {e}")
+        sys.exit(f"{unchanged}: {e}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class Record:
     failures: list[Failure] = field(default_factory=list)
     left: list[str] = field(default_factory=list)  # what a teardown should have deleted
     kept: list[str] = field(default_factory=list)  # what AWS keeps
-    unknown: list[str] = field(default_factory=list)  # what could not be looked at
+    unknown: list[str] = field(default_factory=list)  # what could not be looked at while the engine was up
+    unseen: list[str] = field(default_factory=list)  # what could not be looked at after the teardown
     gone: bool = False  # whether the teardown has done its work
     known: list[str] = field(default_factory=list)  # ids that must not be in the report
 
@@ -88,7 +89,8 @@ class Memory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 record = self.read()
-                raise Busy(f"process {record.process} works on {record.prefix}" if record else "one begins") from None
+                whose = record and f"process {record.process}, or a program that it started, works on {record.prefix}"
+                raise Busy(whose or "one begins") from None
             yield lock
         finally:
             os.close(lock)
@@ -127,12 +129,14 @@ def _section(title: str, lines: list[str]) -> list[str]:
 def verdict(record: Record) -> str:
     "Say in one sentence how it ended."
     wrong = [check for check in record.checks if not check.passed]
+    blind = len(record.unknown) + len(record.unseen)
+    rest = f" Could not be looked at: {blind}, listed in the report." if blind else ""
     if record.passed:
-        return f"Passed: all {len(record.checks)} checks hold, and everything is deleted."
+        return f"Passed: all {len(record.checks)} checks hold, and everything is deleted.{rest}"
     parts = [f"{len(wrong)} of {len(record.checks)} checks failed"] if wrong else []
     parts += [f"{failure.phase} broke off" for failure in record.failures]
     parts += [] if record.gone else ["not everything is deleted"]
-    return f"Not passed: {', '.join(parts) or 'it did not get to its end'}."
+    return f"Not passed: {', '.join(parts) or 'it did not get to its end'}.{rest}"
 
 
 LONGEST = 300  # characters of what a check saw
@@ -159,5 +163,5 @@ def report(record: Record, secrets: tuple[str, ...] = ()) -> str:  # Markdown
         lines += _section(f"Broke off: {failure.phase}", ["```text", *failure.lines, "```"])
     lines += _section("Left, and should not be", [f"- {thing}" for thing in record.left])
     lines += _section("Kept by AWS, free", [f"- {thing}" for thing in record.kept])
-    lines += _section("Could not be looked at", [f"- {thing}" for thing in record.unknown])
+    lines += _section("Could not be looked at", [f"- {thing}" for thing in [*record.unknown, *record.unseen]])
     return scrub("\n".join(lines) + "\n", known)

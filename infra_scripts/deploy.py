@@ -396,7 +396,7 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
 FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, PapermillExecutionError)
 
 
-def explain(error: Exception) -> str:  # one of FAILURES
+def explain(error: Exception) -> str:
     "Say what went wrong and what to do."
     if isinstance(error, NoCredentialsError | NoRegionError):
         return f"{error} Configure the AWS command line first (aws configure), or deploy to --target local."
@@ -415,11 +415,11 @@ def _explain_cell(error: PapermillExecutionError) -> str:
 
 @contextmanager
 def tied_up(target: str) -> Iterator[None]:
-    "If the work is cut off, see that nothing goes on being paid for unnoticed."
+    "If the work is cut off, in whatever way, see that nothing goes on being paid for unnoticed."
     try:
         yield
-    except (KeyboardInterrupt, *FAILURES) as e:
-        tie_up(target, interrupted=isinstance(e, KeyboardInterrupt))
+    except BaseException as e:
+        tie_up(target, interrupted=not isinstance(e, FAILURES))
         raise
 
 
@@ -483,7 +483,7 @@ def main():
     stop_on_signals()
     try:
         outputs = _to_local(options) if options.target == "local" else _to_aws(parser, options)
-    except FAILURES as e:
+    except (*FAILURES, OSError) as e:  # such as a full disk, or a pipe that nobody reads any more
         raise SystemExit(explain(e)) from None
     except KeyboardInterrupt:
         raise SystemExit("\nInterrupted. What was done stands, and the next run goes on from here.") from None

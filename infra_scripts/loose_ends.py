@@ -6,6 +6,7 @@ seconds, and SageMaker lets nobody delete an endpoint that is being created; so 
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import boto3
@@ -134,6 +135,12 @@ def _say_rest(session: boto3.Session, settings: Settings) -> Iterator[str]:
         yield from map(str, find(session, settings))
 
 
+def say(text: str = ""):
+    "Print a line. A reader or a disk that is gone must end neither a teardown nor the tidying up."
+    with suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
 def tie_up(target: str, interrupted: bool):
     "End what the deployment would have ended, and say what else is up. Raises nothing: there is an error to be told."
     steps = [_end_trials] + [_stop_cleaning] * interrupted + [_say_rest] * (target == "aws")
@@ -149,9 +156,9 @@ def _take(lines: Iterator[str]):
     "Print lines as they come; a second Ctrl-C leaves the rest."
     try:
         for line in lines:
-            print(line, flush=True)
+            say(line)
     except KeyboardInterrupt:
-        print("          left as it is", flush=True)
+        say("          left as it is")
     except UNKNOWN as e:
         where = "look at endpoints and training jobs in SageMaker's console"
-        print(f"unknown   what is still up could not be found out, {where}: {e}", flush=True)
+        say(f"unknown   what is still up could not be found out, {where}: {e}")

@@ -14,7 +14,8 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     # Who acts: arn:aws:iam::…:user/path/ada, arn:aws:sts::…:assumed-role/Admin/ada, or the same without the ARN.
     (r"\b(user|assumed-role|federated-user)/[^\s'\",;:()<>\]]+", r"\1/<name>"),
     (r"[^\s@<>()\[\]\",;:]+@[^\s@<>()\[\]\",;:/]+\.[^\s@<>()\[\]\",;:/.]+", "<e-mail>"),
-    (r"\b(?:AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AIPA|ANPA|ANVA|APKA|AROA|ASCA)[A-Z0-9]{8,}", "<key-id>"),
+    # A role's id may be followed by the session's name, which is often a person's: AROA…:ada.lovelace.
+    (r"\b(?:AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AIPA|ANPA|ANVA|APKA|AROA|ASCA)[A-Z0-9]{8,}(?::[\w+=,.@-]+)?", "<key-id>"),
     (r"(?<![A-Za-z0-9/+])(?=[A-Za-z0-9/+]*[a-z])(?=[A-Za-z0-9/+]*[A-Z])[A-Za-z0-9/+]{40,}={0,2}", "<secret>"),
     (r"\b[A-Za-z0-9-]+(\.execute-api\b)", r"<api>\1"),
     (r"\b((?:execute-api|apis|restapis)/)[A-Za-z0-9]{6,}", r"\1<api>"),
@@ -27,6 +28,10 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"(?<!\d)\d{12}(?!\d)", "<account>"),
     (r"\d{9,}", "<number>"),  # a national phone number, or an account id beside other digits
     (r"(?<![\d.])(?!127\.)\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "<address>"),
+    # IPv6: in full, perhaps with IPv4 at its end; shortened; shortened at the beginning. ::1 stays.
+    (r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:){6,}(?:[0-9A-Fa-f]{1,4}|<address>)(?![0-9A-Za-z])", "<address>"),
+    (r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:)+:(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*)?(?![0-9A-Za-z])", "<address>"),
+    (r"(?<![0-9A-Za-z])::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})+(?![0-9A-Za-z])", "<address>"),
     (r"(?:/(?:home|Users)/|[A-Za-z]:\\Users\\)[^\s/\\'\":<>]+", "~"),
 )
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in PATTERNS]

@@ -57,6 +57,8 @@ LOOKS = (
     Look("role", "iam", "list_roles", "Roles[].RoleName"),
     # AWS Budgets is left out: it asks for the account's id, and the budget belongs to the monitoring stack.
 )
+# Kinds of what is paid for by the hour or makes it. Without these lists a teardown is not known to be complete.
+ESSENTIAL = frozenset({"stack", "endpoint", "endpoint config", "training job"})
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,22 @@ class Thing:
         return f"{self.kind} {self.name}" + (f" ({self.kept})" if self.kept else "")
 
 
+@dataclass(frozen=True)
+class Unseen:
+    "A list that AWS did not give."
+
+    kind: str
+    why: str
+
+    @property
+    def essential(self) -> bool:
+        "Whether a teardown is not known to be complete without it."
+        return self.kind in ESSENTIAL
+
+    def __str__(self) -> str:
+        return f"{self.kind}s: {self.why}"
+
+
 def _pages(client, look: Look) -> Iterator[dict]:
     "Ask one question, page by page where AWS answers in pages."
     if client.can_paginate(look.operation):
@@ -79,19 +97,19 @@ def _pages(client, look: Look) -> Iterator[dict]:
         yield getattr(client, look.operation)(**look.given)
 
 
-def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[str]]:  # things, and failed questions
+def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[Unseen]]:
     "List everything that is called `prefix`, or `prefix` and a dash, also within a path or an ARN."
     ours = re.compile(rf"(?<![A-Za-z0-9-]){re.escape(prefix)}(?![A-Za-z0-9])")
-    found, unknown = [], []
+    found, unseen = [], []
     for look in LOOKS:
         try:
             names = [n for page in _pages(session.client(look.service), look) for n in _names(look, page)]
         except (ClientError, BotoCoreError) as e:
-            unknown.append(f"{look.kind}s: {e}")
+            unseen.append(Unseen(look.kind, str(e)))
             continue
         for name in filter(ours.search, dict.fromkeys(names)):
             found.append(Thing(look.kind, name, DEPLOYER if f"{prefix}-deployer" in name else look.kept))
-    return found, unknown
+    return found, unseen
 
 
 def _names(look: Look, page: dict) -> list[str]:

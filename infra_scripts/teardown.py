@@ -14,7 +14,7 @@ import boto3
 from aws_target import ROOT, add_account_options, check_options, chosen_environment, enter, whose
 from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud, stop_on_signals
-from loose_ends import glue_runs, stop_glue, training_jobs
+from loose_ends import glue_runs, say, stop_glue, training_jobs
 
 from sentiment_engine.account import find_stack, tags_of
 from sentiment_engine.endpoint import delete_endpoint, our_names
@@ -206,7 +206,7 @@ def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was 
     for step in steps:
         for kind, names in step(session, settings):
             for name in names:
-                print(f"kept     {name}" if kind == KEPT else f"deleted  {kind:24} {name}", flush=True)
+                say(f"kept     {name}" if kind == KEPT else f"deleted  {kind:24} {name}")
                 deleted += [] if kind == KEPT else [(kind, name)]
     return deleted
 
@@ -223,7 +223,7 @@ def _make_sure(yes: bool):  # yes: nobody need be asked
     "Say what would be deleted where, and end the program if nobody wants that."
     prefix = settings_from(os.environ).prefix
     try:
-        print(f"This deletes everything of the engine {prefix!r}, the reviews and models included, as {whose()}.")
+        say(f"This deletes everything of the engine {prefix!r}, the reviews and models included, as {whose()}.")
     except (ValueError, ClientError, BotoCoreError) as e:
         sys.exit(f"nothing was deleted: {e}")
     except KeyboardInterrupt:
@@ -260,7 +260,7 @@ def main():
         sys.exit(f"{e}\nWhat was deleted is gone; run it again for the rest.")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. What was deleted is gone; run it again for the rest.")
-    print(f"{len(deleted)} things deleted." if deleted else "Nothing of ours is left.")
+    say(f"{len(deleted)} things deleted." if deleted else "Nothing of ours is left.")
 
 
 if __name__ == "__main__":

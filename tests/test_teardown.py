@@ -1,5 +1,10 @@
 "What a teardown deletes when the world does not stand still meanwhile, and what a cut-off deployment leaves behind."
 
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import deploy
@@ -7,6 +12,7 @@ import jmespath
 import loose_ends
 import pytest
 import teardown
+from acceptance_record import Busy, Memory
 from botocore.exceptions import ClientError, NoCredentialsError
 from engine_double import ROOT
 
@@ -246,6 +252,9 @@ def cut_off(sagemaker, monkeypatch, capsys):
     monkeypatch.setattr(loose_ends, "_glue_job", lambda *_: "clean-reviews")
     monkeypatch.setattr(deploy, "recall", lambda _: None)
     monkeypatch.setattr(deploy, "before", lambda *_: None)
+    monkeypatch.setattr(deploy, "connect", lambda target: session)
+    monkeypatch.setattr(deploy.Stamps, "read", lambda _: {})  # nothing stands yet
+    monkeypatch.setattr(deploy, "fetch_wheels", lambda: None)
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws"])
     monkeypatch.delenv("AWS_PROFILE", raising=False)
 
@@ -266,6 +275,9 @@ def cut_off(sagemaker, monkeypatch, capsys):
     [
         (KeyboardInterrupt(), "Interrupted.", ["jr_now"]),
         (RuntimeError("stack: ROLLBACK_COMPLETE"), "stack: ROLLBACK", []),
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe", ["jr_now"]),
+        (OSError(28, "No space left on device"), "No space left on device", ["jr_now"]),
+        (SystemExit("stopped"), "stopped", ["jr_now"]),
     ],
 )
 def test_a_deployment_that_is_cut_off_ends_its_trial_and_names_what_is_still_paid_for(
@@ -281,6 +293,32 @@ def test_a_deployment_that_is_cut_off_ends_its_trial_and_names_what_is_still_pai
     )
     assert f"aws sagemaker stop-training-job --training-job-name {JOB} --region eu-west-1" in left.printed
     assert "serverless" not in left.printed and ("aws glue batch-stop-job-run" in left.printed) is not bool(stopped)
+
+
+PRINTING = [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device"), ValueError("closed file")]
+
+
+@pytest.mark.parametrize("error", PRINTING, ids=str)
+def test_where_nobody_reads_any_more_a_trial_is_ended_all_the_same(sagemaker, cut_off, monkeypatch, error):
+    def gone(*_, **__):
+        raise error
+
+    monkeypatch.setattr("builtins.print", gone)
+    assert cut_off(KeyboardInterrupt()).glue == ["jr_now"]
+    assert TRIAL not in sagemaker.things["Endpoint"] and not sagemaker.things["EndpointConfig"]
+
+
+@pytest.mark.parametrize("error", PRINTING, ids=str)
+def test_where_nobody_reads_any_more_a_teardown_goes_on(sagemaker, monkeypatch, error):
+    def gone(*_, **__):
+        raise error
+
+    sagemaker.wake("0123456789ab", looks=2)
+    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
+    monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
+    monkeypatch.setattr("builtins.print", gone)
+    teardown.main()
+    assert not any(sagemaker.things.values())
 
 
 def test_whoever_does_not_wait_for_the_trial_is_told_how_to_end_it(sagemaker, cut_off, monkeypatch):
@@ -340,4 +378,41 @@ def test_a_teardown_empties_and_deletes_ours_keeps_the_rest_and_can_be_repeated(
     left = [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
     assert not {standing["LakeBucket"], standing["ArtifactsBucket"], standing["SiteBucket"]} & set(left)
     assert "kept     parameter /tear/notes: no deployment has made it" in capsys.readouterr().out
+    assert teardown.teardown("local") == []
+
+
+TEARING = """
+import os, time, teardown
+parent = os.getppid()
+print("at work", flush=True)
+while os.getppid() == parent:
+    time.sleep(0.05)
+teardown.teardown("local")
+"""
+PARENT = """
+import os, sys
+from pathlib import Path
+from acceptance_record import Memory
+from child import Interrupts, run_program
+with Memory(Path(sys.argv[2])).locked() as lock, Interrupts("") as interrupts:
+    run_program([sys.argv[1]], os.environ, 60, interrupts, lambda line: print(line, flush=True), held=[lock])
+"""
+
+
+def test_a_teardown_outlives_the_acceptance_that_began_it(cloud, standing, tmp_path):
+    "The acceptance is killed, so nobody reads what the teardown prints."
+    (tmp_path / "tearing.py").write_text(TEARING)
+    env = os.environ | {"PYTHONPATH": f"{ROOT / 'infra_scripts'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "tearing.py"), str(tmp_path / "state")]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "at work\n"
+        parent.kill()
+    deadline, memory = time.monotonic() + 60, Memory(tmp_path / "state")
+    while time.monotonic() < deadline:
+        with suppress(Busy), memory.locked():  # free once the teardown has ended
+            break
+        time.sleep(0.1)
+    stacks = cloud.client("cloudformation").list_stacks()["StackSummaries"]
+    left = {s["StackName"] for s in stacks if s["StackStatus"] != "DELETE_COMPLETE"}
+    assert not {"tear-site", "tear-foundation"} & left
     assert teardown.teardown("local") == []
