@@ -282,13 +282,16 @@ def _delete_named(engine: Engine, name: str):
 
 # %% ../nbs/05c_lifecycle.ipynb #2e25de3a
 def try_delete_endpoint(engine: Engine, run_id: str) -> bool:  # whether nothing is left
-    "Delete what is left of a run; if AWS refuses, say so in the log and leave it to the reconciler."
+    "Delete what is left of a run; if AWS does not, say so in the log and leave it to the reconciler."
     try:
         delete_endpoint(engine, run_id)
+        if describe(engine, run_id)[0] in ("", "Deleting"):
+            return True
+        why = "AWS has accepted the deletion, but the endpoint is still there"
     except (ClientError, BotoCoreError) as e:
-        logger.warning("endpoint not deleted yet", run_id=run_id, error=str(e))
-        return False
-    return True
+        why = str(e)
+    logger.warning("endpoint not deleted yet", run_id=run_id, error=why)
+    return False
 
 # %% ../nbs/05c_lifecycle.ipynb #53a09bff
 def _cleared(engine: Engine, row: Row) -> Row | None:  # None: not yet, or somebody else creates
@@ -419,14 +422,14 @@ def _ask(engine: Engine, run_id: str):
     )
     prediction = json.loads(answer["Body"].read())[0]
     if prediction["label"] not in ("NEGATIVE", "POSITIVE") or not 0 <= prediction["score"] <= 1:
-        raise ValueError(f"unexpected answer {str(prediction)[:200]}")
+        raise ValueError(f"unexpected answer {prediction}")
 
 # %% ../nbs/05c_lifecycle.ipynb #5b09246f
 class NotServing(RuntimeError):
     "The endpoint is up, but did not pass its test prediction."
 
     def __init__(self, e: Exception):
-        super().__init__(f"The endpoint is up, but its test prediction failed: {str(e)[:300]}")
+        super().__init__(f"The endpoint is up, but its test prediction failed: {mask(str(e))[:300]}")
         self.elsewhere = isinstance(e, ClientError | BotoCoreError) and refusal(e) != "denied"
 
 
@@ -556,16 +559,19 @@ def _retry_elsewhere(engine: Engine, row: Row, instance_type: str, reason: str):
     _go_on(engine, moved)
 
 
-def _go_on(engine: Engine, row: Row):
+def _go_on(engine: Engine, row: Row) -> str:  # created, waiting, failed or overtaken
     "Create the endpoint of a starting run as soon as nothing is left of the one before; end the run if that fails."
     try:
         last, error = _create_somewhere(engine, row, registered_model(engine)["modelName"])
     except NoModel as e:
-        return end_run(engine, row, str(e))
+        end_run(engine, row, str(e))
+        return "failed"
     except StartFailed:
-        return
+        return "overtaken"  # somebody else has moved this run on
     if error:
         end_run(engine, last, f"The endpoint could not be created: {_short(error)}")
+        return "failed"
+    return "waiting" if last.leftover else "created"
 
 # %% ../nbs/05c_lifecycle.ipynb #14abb048
 def clean_up(engine: Engine, run_id: str) -> bool:  # whether nothing is left
@@ -623,10 +629,11 @@ def on_endpoint_state_change(
     if run_id is None:
         return "ignored"
     row = states.read_row(engine.table)
-    if row.runId != run_id or row.state in (STOPPED, FAILED):
-        return _on_stray(engine, row, run_id)
-    early = row.state == CREATING and event["detail"].get("EndpointStatus") in ("IN_SERVICE", "FAILED")
+    awaited = run_id in ((row.runId, row.leftover) if row.state == CREATING else (row.leftover,))
+    early = awaited and event["detail"].get("EndpointStatus") in ("IN_SERVICE", "FAILED")
     status, reason = _describe_late(engine, run_id, event) if early else describe(engine, run_id)
+    if row.runId != run_id or row.state in (STOPPED, FAILED):
+        return _on_stray(engine, row, run_id, status)
     if status == "InService" and row.state in (CREATING, IN_SERVICE):
         on_ready(engine, row)
         return "ready"
@@ -641,9 +648,9 @@ def _on_not_up(engine: Engine, row: Row, reason: str):
     on_failed(engine, row, reason or "SageMaker gave no reason.", another_type_may_help(reason))
 
 
-def _on_stray(engine: Engine, row: Row, run_id: str) -> str:  # deleted or ignored
+def _on_stray(engine: Engine, row: Row, run_id: str, status: str) -> str:  # deleted or ignored
     "Delete an endpoint of no run in progress, and go on with the run that waits for that."
-    if describe(engine, run_id)[0] not in ("InService", "Failed") or not delete_if_ours(engine, run_id):
+    if status not in ("InService", "Failed") or not delete_if_ours(engine, run_id):
         return "ignored"
     if row.state == CREATING and row.leftover == run_id:
         _go_on(engine, row)
@@ -727,8 +734,7 @@ def _repair_creating(engine: Engine, row: Row) -> str:
 def _repair_waiting(engine: Engine, row: Row) -> str:
     "See to a run whose endpoint cannot be created before an earlier one is deleted."
     if time.time() - row.since <= engine.settings.creating_minutes * 60:
-        _go_on(engine, row)
-        return "waiting"
+        return _go_on(engine, row)
     emit(engine.settings.prefix, StuckRuns=1)
     end_run(engine, row, "AWS has not deleted the endpoint of an earlier attempt yet.")
     return "failed"

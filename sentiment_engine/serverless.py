@@ -30,7 +30,7 @@ def standing_row(settings: Settings) -> Row:
     return Row(settings.model_id, IN_SERVICE, STANDING)
 
 # %% ../nbs/05i_serverless_endpoint.ipynb #1ca03c05
-CONCURRENCY = 5  # requests that are answered at the same time; more of them wait or are refused
+CONCURRENCY = 5  # requests that are answered at the same time; more of them are refused, and the API says busy
 
 
 def serverless_config(settings: Settings, model: Mapping[str, Any]) -> dict:  # model: what the model parameter says

@@ -93,6 +93,11 @@ def aws_error(code: str, message: str = "") -> ClientError:
     return ClientError({"Error": {"Code": code, "Message": message}}, "Operation")
 
 
+def logged(caplog) -> str:
+    "Return all that was logged, with the fields beside the messages."
+    return " ".join(str(vars(record)) for record in caplog.records)
+
+
 class Clock:
     "The time of the engine's modules."
 
@@ -114,6 +119,7 @@ class SageMaker:
     def __init__(self):
         self.endpoints, self.configs, self.lock = {}, {}, threading.Lock()
         self.errors = {}  # operation: exceptions to raise next; after it took effect if .after is set
+        self.deaf = False  # whether a deletion is accepted and nothing is deleted
         self.calls = []
         self.answer = [
             {"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}}
@@ -170,7 +176,8 @@ class SageMaker:
     def do_delete_endpoint(self, EndpointName):
         if self._find(self.endpoints, EndpointName)["status"] == "Creating":
             raise aws_error("ValidationException", f'Cannot update in-progress endpoint "{EndpointName}".')
-        del self.endpoints[EndpointName]
+        if not self.deaf:
+            del self.endpoints[EndpointName]
 
     def do_delete_endpoint_config(self, EndpointConfigName):
         self._find(self.configs, EndpointConfigName)

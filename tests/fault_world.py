@@ -138,12 +138,13 @@ class Log:
 class SageMaker:
     """Endpoints and configs. One being created cannot be deleted; one being deleted lasts a while.
 
-    What an endpoint has become is told by its description `lag` seconds later.
+    What an endpoint has become is told by its description `lag` seconds later; a deletion is told at once. While
+    SageMaker is `deaf`, it accepts a deletion and deletes nothing.
     """
 
     def __init__(self, world: "FaultWorld", page: int, deleting: float, lag: float):
         self.world, self.page, self.deleting, self.lag = world, page, deleting, lag
-        self.endpoints, self.configs, self.rubbish = {}, {}, False
+        self.endpoints, self.configs, self.rubbish, self.deaf = {}, {}, False, False
         self.endpoints[FOREIGN] = {"status": "InService", "reason": "", "tags": [OTHERS], "until": 0}
         self.configs[FOREIGN] = {"tags": [OTHERS]}
 
@@ -192,7 +193,10 @@ class SageMaker:
             self.world.excused.add(EndpointName)
             raise aws_error("ValidationException", "Cannot update in-progress endpoint")
         self.world.on_delete(EndpointName)
-        found.update(status="Deleting", until=self.world.clock.now + self.deleting)
+        if self.deaf:
+            self.world.excused.add(EndpointName)
+            return
+        found.update(status="Deleting", until=self.world.clock.now + self.deleting, at=-1e12)
         self.settle_deleting()
 
     def delete_endpoint_config(self, EndpointConfigName):
@@ -691,6 +695,9 @@ class FaultWorld:
     def do_rubbish(self, yes: bool):
         self.sagemaker.rubbish = yes
 
+    def do_deaf(self, yes: bool):
+        self.sagemaker.deaf = yes
+
     def do_clock(self, seconds: float):
         self.clock.now += seconds
 
@@ -704,7 +711,7 @@ class FaultWorld:
 
     def settle(self, seconds: float):
         "Quiescence: no faults, nothing in creation or deletion, events and wake-ups lost, `seconds` later."
-        self.calm, self.plan = True, {}
+        self.calm, self.plan, self.sagemaker.deaf = True, {}, False
         for i in range(len(self._ours("Creating"))):
             self.do_up(i * 0)
         self.events.clear()

@@ -8,7 +8,7 @@ import re
 import contract
 import pytest
 from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
-from engine_double import ADA, World, aws_error, load_handler
+from engine_double import ADA, World, aws_error, load_handler, logged
 
 from sentiment_engine import model_state
 from sentiment_engine.api import ROUTES
@@ -195,6 +195,16 @@ def test_an_answer_that_is_no_list_of_predictions(world, monkeypatch, nonsense):
     assert (status, got["error"]["code"]) == (502, "model_error")
 
 
+def test_an_answer_that_is_no_list_shows_no_part_of_a_number_in_the_log(world, monkeypatch, caplog):
+    world.in_service()
+    for length in range(150, 250, 2):  # so that a cut falls into the number
+        body = f"{'x' * length} {ADA} and more".encode()
+        got = {"Body": io.BytesIO(body)}
+        monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda got=got, **_: got, raising=False)
+        assert world.request("POST", "/predict", {"inputs": "Great."})[0] == 502
+    assert "not a list" in logged(caplog) and ADA[:5] not in logged(caplog)
+
+
 def test_an_endpoint_that_is_gone_ends_the_run(world):
     world.in_service()
     world.sagemaker.endpoints.clear()
@@ -216,10 +226,23 @@ def test_a_table_that_does_not_answer(world, monkeypatch, error):
 
 
 def test_too_many_who_wait(world, monkeypatch):
-    monkeypatch.setattr(model_state, "ITEM_LIMIT", 0)
+    monkeypatch.setattr(model_state, "ROW_LIMIT", 0)
     status, got = world.start(ADA)
     assert (status, got["error"]["code"]) == (429, "too_many_waiting")
     assert world.start()[0] == 202
+
+
+@pytest.mark.parametrize("said", ["no luck today", "no luck today.", "x" * 1000])
+def test_a_reason_of_aws_does_not_run_into_the_next_sentence(monkeypatch, said):
+    world = World(monkeypatch)
+    world.sagemaker.errors["create_endpoint"] = [
+        aws_error("ResourceLimitExceeded", said),
+        aws_error("InternalFailure", said),
+    ]
+    message = world.start(ADA)[1]["error"]["message"]
+    kept = said[:300].rstrip(".")
+    assert f"{kept}. ml.m5.large: " in message and f"{kept}. Nothing was left running." in message
+    assert f"{kept}. ml.m5.large: " in world.status()["reason"]
 
 
 def test_a_long_start_is_admitted(world):
@@ -242,9 +265,8 @@ def test_numbers_are_in_no_log(world, caplog, capsys):
         world.start("+1 202 555 0123", "Ada")
         world.endpoint_becomes("InService")
         world.request("POST", "/start", {"phone": "+1 202 555 9"})
-    logged = caplog.text + "".join(capsys.readouterr())
-    told = re.sub(r'"Timestamp":\d+', "", logged)  # for some hours of some days it holds a 555 too
-    assert "notified" in told and "555" not in told
+    told = re.sub(r'"Timestamp":\d+', "", caplog.text + "".join(capsys.readouterr()))  # may hold a 555 too
+    assert "notified" in told and "555" not in told and ADA[2:-2] not in logged(caplog)
 
 
 @pytest.mark.parametrize("folder", ["is-model-service-running", "shutdown-endpoint", "reconcile-model-service"])

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import ReadTimeoutError
-from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error
+from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error, logged
 
 from sentiment_engine import lifecycle, model_state
 from sentiment_engine.model_state import StartRequest, Subscriber
@@ -114,6 +114,25 @@ def test_a_description_that_is_seconds_late_is_waited_for(world, monkeypatch, to
     assert world.event(told) == outcome
 
 
+@pytest.mark.parametrize(("told", "status"), [each[:2] for each in EARLY])
+@pytest.mark.parametrize("types", [("ml.t2.medium", "ml.m5.large"), ("ml.t2.medium",)])
+def test_an_early_event_of_an_endpoint_that_was_left_is_tried_again(monkeypatch, types, told, status):
+    world = World(monkeypatch, instance_types=types)
+    world.start(ADA)
+    first = world.row.runId
+    world.clock.now += 46 * 60
+    world.reconcile()  # it takes too long, but SageMaker deletes no endpoint that it is creating
+    assert world.row.leftover == first
+    sent = world.clock.now
+    with pytest.raises(lifecycle.TooEarly):
+        world.event(told, first)
+    world.clock.now = sent + 75
+    world.sagemaker.endpoints[endpoint_name(world.settings, first)]["status"] = status
+    assert world.event(told, first, at=sent) == "deleted"
+    assert [n for n in alive(world) if n == endpoint_name(world.settings, first)] == []
+    assert len(alive(world)) == len(types) - 1  # the next type goes on, if there is one
+
+
 def test_the_last_try_of_an_early_event_is_left_to_the_reconciler(world):
     "A third error would be a dead letter, and ring an alarm for what is about to be repaired."
     world.start(ADA)
@@ -157,6 +176,21 @@ def test_an_endpoint_that_cannot_predict_is_not_ready(world):
     status = world.status()
     assert status["state"] == "FAILED" and "test prediction failed" in status["reason"] and world.nothing_left()
     assert [text.split(":")[0] for _, text in world.phone.sent] == ["Hi Ada, sorry"]
+
+
+@pytest.mark.parametrize("way", ["refused create", "refused canary", "wrong answer"])
+def test_a_reason_that_is_cut_shows_no_part_of_a_number(monkeypatch, caplog, way):
+    world, told = World(monkeypatch, instance_types=("ml.m5.large",)), []
+    for length in range(170, 310, 2):  # so that a cut falls into the number
+        reason = f"{'x' * length} {ADA} and more"
+        operation = {"refused create": "create_endpoint", "refused canary": "invoke_endpoint"}.get(way)
+        world.sagemaker.errors = {operation: [aws_error("InternalFailure", reason)] * 3}
+        world.sagemaker.answer = [{"label": reason, "score": 0.9}]
+        if world.start()[0] == 202:
+            world.endpoint_becomes("InService")
+        told.append(world.status()["reason"])
+        world.clock.now += 86_400
+    assert all(told) and ADA[:5] not in " ".join(told) + logged(caplog)
 
 
 def test_a_canary_that_fails_once_is_tried_again(world):
@@ -313,7 +347,7 @@ def test_no_second_endpoint_is_created_before_the_first_is_deleted(world, way):
     if way == "event":
         assert world.event("IN_SERVICE", first) == "deleted"
     else:
-        assert world.reconcile()["repair"] == "waiting"
+        assert world.reconcile()["repair"] == "created"
     row = world.row
     assert alive(world) == [endpoint_name(world.settings, row.runId)] and row.runId != first
     assert (row.state, row.instanceType, row.since) == ("CREATING", "ml.m5.large", int(world.clock.now))
@@ -341,8 +375,78 @@ def test_a_start_waits_until_what_an_earlier_run_left_is_deleted(monkeypatch, op
     world.sagemaker.errors[operation] = [aws_error("InternalFailure")]
     code, body = world.start(ADA)
     assert (code, body["outcome"]) == (202, "started") and not alive(world)
-    assert world.reconcile()["repair"] == "waiting" and len(alive(world)) == 1
+    assert world.reconcile()["repair"] == "created" and len(alive(world)) == 1
     assert world.endpoint_becomes("InService") == "ready" and len(world.phone.sent) == 1
+
+
+def goes_on_after_a_failure(world):
+    world.sagemaker.answer = [{"label": "LABEL_1", "score": 0.9}]  # no other instance type would help
+    world.endpoint_becomes("InService")
+    world.sagemaker.answer[0] |= {"label": "POSITIVE"}
+    assert world.status()["state"] == "FAILED"
+
+
+def goes_on_with_another_type(world):
+    world.sagemaker.errors["invoke_endpoint"] = [aws_error("ModelError", "Received server error (0)")] * 3
+    world.endpoint_becomes("InService")
+    assert world.status()["instanceType"] == "ml.m5.large"
+
+
+def goes_on_after_sleep(world):
+    world.endpoint_becomes("InService")
+    world.clock.now = world.row.shutdownAt + 1
+    outcome = world.handlers["shutdown-endpoint"].handler({"runId": world.row.runId}, None)
+    assert outcome == {"outcome": "stopping"} and world.status()["state"] == "STOPPING"
+
+
+@pytest.mark.parametrize("go_on", [goes_on_after_a_failure, goes_on_with_another_type, goes_on_after_sleep])
+def test_no_second_endpoint_is_created_while_the_first_outlives_its_accepted_deletion(world, go_on):
+    "AWS may accept a deletion and not carry it out, as for an endpoint that it is updating."
+    world.start(ADA)
+    first = endpoint_name(world.settings, world.row.runId)
+    world.sagemaker.deaf = True
+    go_on(world)
+    for _ in range(3):
+        world.clock.now += 300
+        world.start(BOB)
+        try:
+            world.reconcile()
+        finally:
+            assert alive(world) == [first]
+    world.sagemaker.deaf = False
+    world.reconcile()
+    world.start(CAROL)
+    (second,) = alive(world)
+    assert second == endpoint_name(world.settings, world.row.runId) != first
+    assert world.endpoint_becomes("InService") == "ready"
+
+
+def waits_for_the_first(world):
+    "Let the first instance type take too long; SageMaker can delete it from now on."
+    world.start(ADA)
+    world.clock.now += 46 * 60
+    world.reconcile()
+    world.sagemaker.endpoints[endpoint_name(world.settings, world.row.leftover)]["status"] = "Failed"
+
+
+def test_the_reconciler_says_what_became_of_a_run_that_waited(world):
+    waits_for_the_first(world)
+    world.sagemaker.deaf = True
+    assert world.reconcile()["repair"] == "waiting" and world.status()["state"] == "CREATING"
+    world.sagemaker.deaf = False
+    assert world.reconcile()["repair"] == "created" and len(alive(world)) == 1
+
+
+def test_the_reconciler_says_that_a_run_that_waited_has_failed(world):
+    waits_for_the_first(world)
+    world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure")]
+    assert world.reconcile()["repair"] == "failed" and world.status()["state"] == "FAILED"
+
+
+def test_the_reconciler_says_that_a_run_that_waited_has_no_model_any_more(world):
+    waits_for_the_first(world)
+    world.model = None
+    assert world.reconcile()["repair"] == "failed" and world.status()["state"] == "FAILED"
 
 
 def test_two_who_find_the_first_endpoint_deleted_create_one(world, monkeypatch):

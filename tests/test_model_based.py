@@ -80,6 +80,8 @@ class Life(RuleBasedStateMachine):
                 ("vanish", 0),
                 ("rubbish", True),
                 ("rubbish", False),
+                ("deaf", True),
+                ("deaf", False),
                 *(("sms", mood) for mood in ("works", "refuses", "down", "slow")),
                 ("model", False),
                 ("model", True),

@@ -1,17 +1,18 @@
 "The row: every action in every state, as one conditional write that names the state and the run it leaves."
 
 import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
 
-import memory_dynamodb
 import pytest
-from engine_double import ADA, BOB, CAROL, World, aws_error
+from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error
 from memory_dynamodb import ITEM_LIMIT, MemoryDynamoDB, item_bytes
 
 from sentiment_engine import model_state as states
 from sentiment_engine.api import subscriber_of
 from sentiment_engine.guards import Refused, mark_of
 from sentiment_engine.model_state import STATES, TRANSITIONS, Row, StartRequest, Subscriber
+from sentiment_engine.plan import read_template
 from sentiment_engine.settings import Settings
 
 RUN, OTHER = "0f3c5a7e9b1d", "aaaaaaaaaaaa"
@@ -105,8 +106,8 @@ def test_start_keeps_who_still_waits_from_a_failed_run(table):
 def test_the_list_is_finite(table, monkeypatch):
     start(table, RUN, ADA)
     row = states.read_row(table)
-    monkeypatch.setattr(states, "ITEM_LIMIT", states.row_size(row) + states.RESERVE)  # not a byte is left
-    with pytest.raises(Refused, match="No more messages"):
+    monkeypatch.setattr(states, "ROW_LIMIT", states.row_size(row) + states.RESERVE)  # not a byte is left
+    with pytest.raises(Refused, match="waiting list is full"):
         start(table, OTHER, BOB)
     assert start(table, OTHER)[0] == "joined"
 
@@ -211,7 +212,7 @@ def fill(world, kind: str) -> int:  # subscribers
     now, more = {"N": str(int(world.clock.now))}, subscriber_of(KINDS[kind](0), world.settings)
 
     def room() -> int:
-        return (states.ITEM_LIMIT - states.RESERVE - states.row_size(world.row)) // states.entry_size(more) - 3
+        return (states.ROW_LIMIT - states.RESERVE - states.row_size(world.row)) // states.entry_size(more) - 3
 
     while (fit := room()) > 0:
         for n in itertools.islice(numbers, fit):
@@ -235,7 +236,7 @@ def bytes_now(world) -> int:
 def test_the_rows_size_decides_how_many_can_wait_and_a_full_row_lives_through_a_whole_run(roomy, kind):
     waiting = fill(roomy, kind)
     size = states.row_size(roomy.row)  # with all claims
-    assert states.ITEM_LIMIT - states.RESERVE - states.ENTRY_LIMIT < size <= states.ITEM_LIMIT - states.RESERVE
+    assert states.ROW_LIMIT - states.RESERVE - states.ENTRY_LIMIT < size <= states.ROW_LIMIT - states.RESERVE
     assert roomy.start()[0] == 202 and ask(roomy, kind, 0)[0] == 202  # nobody is added
     long = "x" * 400
     for reason in (long, long):  # another instance type, and a start that failed, with all that a row can be told
@@ -250,20 +251,40 @@ def test_the_rows_size_decides_how_many_can_wait_and_a_full_row_lives_through_a_
     for key in others:  # claimed, and not settled yet
         roomy.dynamodb.items[roomy.settings.model_id]["subscribers"]["M"][key]["M"] |= claim
     token, _ = states.claim(roomy.engine.table, row.runId, first)
-    assert bytes_now(roomy) <= ITEM_LIMIT and states.settle(roomy.engine.table, first, token, True)
+    assert bytes_now(roomy) <= states.ROW_LIMIT < ITEM_LIMIT and states.settle(roomy.engine.table, first, token, True)
     stopping = states.begin_stopping(roomy.engine.table, row.runId, row.shutdownAt)
     ended = states.stopped(roomy.engine.table, states.read_row(roomy.engine.table))
     assert stopping and (ended.smsSent, ended.smsFailed) == (1, waiting - 1)
 
 
-def test_a_full_row_is_told_and_put_to_sleep_by_the_functions_themselves(roomy, monkeypatch):
-    for module in (states, memory_dynamodb):
-        monkeypatch.setattr(module, "ITEM_LIMIT", 80_000)  # of 400 KB it takes long
-    waiting = fill(roomy, "webhooks")
+PARTITION = {"read": 3000, "write": 1000}  # units a second that DynamoDB gives one partition, and so one row
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_row_is_told_within_the_functions_time_and_put_to_sleep(roomy, kind):
+    waiting = fill(roomy, kind)
+    template = read_template(ROOT / "infra_scripts" / "template.yaml")["Resources"]
+    looks = template["ApiStage"]["Properties"]["DefaultRouteSettings"]["ThrottlingRateLimit"]  # a second
+    assert math.ceil(bytes_now(roomy) / 4096) * looks <= PARTITION["read"]
+    units = []
+    roomy.dynamodb.watch = lambda before, after: units.append(math.ceil(max(map(item_bytes, (before, after))) / 1024))
     assert roomy.endpoint_becomes("InService") == "ready"
+    time = template["NotificationAndShutdownScheduler"]["Properties"]["Timeout"]
+    assert len(units) >= 2 * waiting and sum(units) / PARTITION["write"] <= 0.75 * time
     assert roomy.row.smsSent == waiting == len(set(roomy.phone.tried)) and not roomy.row.subscribers
     roomy.pass_time(1900)
     assert roomy.status()["state"] == "STOPPED" and roomy.nothing_left()
+
+
+def test_who_comes_to_a_full_row_hears_that_there_is_room_again_soon(roomy):
+    fill(roomy, "webhooks")
+    roomy.clock.now += 60
+    error = ask(roomy, "webhooks", 9999)[1]["error"]
+    assert "today" not in error["message"] and "list is full" in error["message"]
+    assert 0 < error["retryAfterSeconds"] <= 600
+    assert roomy.endpoint_becomes("InService") == "ready"
+    roomy.pass_time(1900)
+    assert ask(roomy, "webhooks", 9999)[1]["outcome"] == "started"
 
 
 def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_message(roomy):
@@ -280,7 +301,7 @@ def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monke
     ask(roomy, "webhooks", 0)
     stale, table = roomy.row, roomy.engine.table
     limit = states.row_size(stale) + states.RESERVE + left
-    monkeypatch.setattr(states, "ITEM_LIMIT", limit)
+    monkeypatch.setattr(states, "ROW_LIMIT", limit)
     read, joined = states.read_row, 0
     for n in range(1, 12):
         reads = iter([stale])

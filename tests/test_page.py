@@ -221,6 +221,24 @@ def test_a_second_attempt_is_told(visitor, engine):
     )
 
 
+@pytest.mark.parametrize("reason", ["The endpoint could not", "No machine was free.", "Why?", "cut off …"])
+def test_no_reason_runs_into_the_next_sentence(visitor, engine, reason):
+    visitor.tolerated = ("Failed to load resource",)
+    ended = reason if reason[-1] in ".?…" else f"{reason}."
+    visitor.hear(engine, "CREATING", reason=reason)
+    page = visitor.arrive("waking")
+    assert f"did not come up: {ended} Another one (ml.t2.medium) is" in text_of(page, "#phase")
+    error = {"error": {"code": "unavailable", "message": reason}}
+    page.route("**/status", lambda route: route.fulfill(status=503, json=error))
+    look_again(page)
+    expect(page.locator("#trouble-text")).to_contain_text(f"{ended} No money runs away meanwhile")
+    visitor.hear(engine, "IN_SERVICE")
+    page = visitor.arrive("awake")
+    page.route("**/predict", lambda route: route.fulfill(status=502, json=error))
+    ask(page, COMPLAINT)
+    expect(page.locator("#review-error")).to_contain_text(f"{ended} Your text is kept.")
+
+
 @pytest.mark.parametrize("end", ["STOPPED", "FAILED"])
 def test_what_waits_is_free_again_when_the_waking_ends_otherwise(visitor, engine, end):
     visitor.context.add_init_script(NOTICES)

@@ -192,14 +192,36 @@ def test_a_serverless_model_that_does_not_wake_up_is_given_up_and_the_text_is_ke
 
 def test_words_are_asked_for_again_while_a_serverless_model_wakes_up(visitor, awake):
     visitor.tolerated = ("Failed to load resource",)
+    visitor.page.clock.install()
     page = visitor.arrive("awake")
     ask(page, "A good sound.")
     why = page.get_by_role("button", name="Which words count?")
     why.wait_for()
+    page.clock.fast_forward(240_000)  # after a pause
     page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1)), times=1)
     why.click()
     expect(page.locator("#tool-text")).to_contain_text("It wakes up after a pause")
+    page.clock.run_for(1100)
     expect(page.locator("#words")).to_be_focused()
+
+
+def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_slept(visitor, engine, awake):
+    "It is awake: such a request is too heavy for it."
+    visitor.tolerated = ("Failed to load resource",)
+    page = visitor.arrive("awake")
+    visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
+    page.reload()
+    ask(page, PRAISE)
+    expect(page.locator("#answer .verdict strong")).to_have_text("Positive")
+    before = predictions(visitor)
+    page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1)))
+    ask(page, COMPLAINT)
+    expect(page.locator("#read-hint")).to_have_text("It is busy: asked again in 1 s.")
+    advice = "The model did not answer in time. Send fewer or shorter texts. Your text is kept."
+    expect(page.locator("#review-error")).to_have_text(advice)
+    assert predictions(visitor) == before + 2
+    page.get_by_role("button", name="Which words count?").click()
+    expect(page.locator("#tool-text")).to_have_text(advice.removesuffix(" Your text is kept."))
 
 
 def test_the_words_that_count_are_marked_when_somebody_asks(visitor, awake):

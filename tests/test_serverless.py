@@ -78,7 +78,6 @@ TIMED_OUT = "Your invocation timed out while waiting for a response from contain
 COLD = {
     "no answer in time": ReadTimeoutError(endpoint_url="https://x"),
     "ModelNotReadyException": aws_error("ModelNotReadyException"),
-    "ThrottlingException": aws_error("ThrottlingException", "Rate exceeded"),
     "ServiceUnavailable": aws_error("ServiceUnavailable"),
     "InternalDependencyException": aws_error("InternalDependencyException"),
     "ModelError of SageMaker": model_error(OriginalStatusCode=0, OriginalMessage=TIMED_OUT),
@@ -105,7 +104,9 @@ def test_an_instance_is_never_waking(monkeypatch, cold):
 
 
 COMPLAINT = '{"error": {"code": "empty_input", "message": "Text 1 is empty."}}'
-WARM = [  # what a container that is up says, and who cannot be reached at all
+WARM = [  # what a container that is up says, what has enough to do, and what cannot be reached at all
+    (aws_error("ThrottlingException", "Rate exceeded"), 503, "busy"),
+    (aws_error("Throttling", "Rate exceeded"), 503, "busy"),
     (model_error(OriginalStatusCode=400, OriginalMessage=COMPLAINT), 400, "empty_input"),
     (model_error(OriginalStatusCode=500, OriginalMessage="Traceback"), 502, "model_error"),
     (EndpointConnectionError(endpoint_url="https://x"), 504, "model_timeout"),

@@ -263,6 +263,31 @@ def test_a_serverless_model_that_wakes_up_is_waited_for_but_not_for_ever(open_ap
         assert 34 <= len(waits) <= 36 and "did not wake up within 3 minutes" in app.error[0].value
 
 
+def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_slept(open_app, impostor, monkeypatch):
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
+    answered = [200, json.dumps({"predictions": [PREDICTION], "latencyMs": 5, "modelVersion": "7"}).encode()]
+    refused, now = [503, json.dumps({"error": WAKING}).encode()], time.monotonic
+    answers = [answered, refused, answered, *[refused] * 2, *[refused] * 3, answered]
+    says.append(answers)
+    app, waits, sleep = open_app(address), [], time.sleep
+
+    def waited(seconds):
+        of_app = sys._getframe(1).f_code.co_filename.endswith("app.py")
+        return waits.append(seconds) if of_app else sleep(seconds)
+
+    monkeypatch.setattr("time.sleep", waited)
+    for _ in range(2):  # the second is refused once
+        app = ask(app, "Great value.")
+        assert not app.error
+    app = ask(app, "Great value.")
+    assert [each.value for each in app.error] == ["The model did not answer in time. Send fewer or shorter texts."]
+    assert len(waits) == 2
+    monkeypatch.setattr("time.monotonic", lambda: now() + 600)  # after a pause it may sleep
+    app = ask(app, "Great value.")
+    assert not app.error and len(waits) == 5 and not answers
+
+
 def test_a_serverless_model_needs_no_button(open_app, impostor):
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]

@@ -24,6 +24,7 @@ CHUNK = 50  # reviews in one call, so that a long list shows its progress
 EXPLAINED = 10  # reviews that the API explains at a time
 TRIES = 4  # of a part of a long list, while the API is busy
 WAKE_SECONDS = 180  # that a serverless model is waited for
+LOADED_SECONDS = 180  # after an answer, in which a serverless model still stands by
 MONTH_HOURS = 730
 NAMED = re.compile(r"^(comment|content|feedback)s?$|(review|text|body)s?$", re.IGNORECASE)  # a column of reviews
 MEANING = {
@@ -262,17 +263,21 @@ def error_of(call: Call) -> dict:  # code, message and perhaps more; empty: no e
 
 
 def ask_patiently(sent: dict) -> Call:
-    "Ask the model again while the API is busy, each time later, and while a serverless model wakes up."
-    tries, waited, hint = 0, 0.0, st.empty()
+    "Ask the model again while the API is busy, each time later, and while a serverless model wakes up, if it sleeps."
+    tries, waited, hint, given = 0, 0.0, st.empty(), st.session_state
+    loaded = time.monotonic() - given.answered_at < LOADED_SECONDS
     while True:
         call, tries = ask("POST", "/predict", sent), tries + 1
         error, waited = error_of(call), waited + call.milliseconds / 1000
         if call.code == 503 and error.get("code") == "waking":
             pause = float(error.get("retryAfterSeconds") or 5)
+            if loaded and tries > 1:
+                call.problem = "The model did not answer in time. Send fewer or shorter texts."
+                break
             if waited + pause > WAKE_SECONDS:
                 call.problem = f"The model did not wake up within {WAKE_SECONDS // 60} minutes. Try again later."
                 break
-            hint.info(f"{call.problem} Waiting for {clock(waited)}.")
+            hint.info(f"{'The model is busy.' if loaded else call.problem} Waiting for {clock(waited)}.")
         elif call.code in (429, 503) and error.get("code") in (None, "busy", "unavailable") and tries < TRIES:
             pause = 2**tries * random.uniform(0.4, 0.6)
         else:
@@ -280,6 +285,8 @@ def ask_patiently(sent: dict) -> Call:
         time.sleep(pause)
         waited += pause
     hint.empty()
+    if call.well:
+        given.answered_at = time.monotonic()
     return call
 
 
@@ -502,6 +509,7 @@ def main():
     st.set_page_config("Sentiment engine, for developers", "🌙", layout="wide")
     if "calls" not in st.session_state:
         empty = {"calls": [], "states": [], "told": [], "past": [], "answered": None, "status": None}
+        empty["answered_at"] = float("-inf")
         st.session_state.update(empty | addresses())
     st.title("Sentiment engine, for developers")
     live = sidebar()

@@ -8,6 +8,7 @@ const WARN_SECONDS = 120;
 const UNSURE = 0.6; // below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
+const LOADED = 180; // seconds after an answer in which a serverless model still stands by
 
 const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0, queued: false};
 const $ = (id) => document.getElementById(id);
@@ -32,6 +33,7 @@ const number = Number.isFinite;
 const big = (n) => n.toLocaleString('en');
 const plural = (n, one, many = one + 's') => `${big(n)} ${n === 1 ? one : many}`;
 const characters = (s) => [...s].length;
+const ended = (s) => /[.!?…)]$/.test(s) ? s : `${s}.`; // a reason that was cut has no full stop
 const word = (label) => label.charAt(0).toUpperCase() + label.slice(1).toLowerCase();
 
 function clock(seconds) {
@@ -90,7 +92,7 @@ const TROUBLES = {
 };
 function explain({kind, message, status}) {
 	const [title, reason] = TROUBLES[kind];
-	return {title, reason: message || `${reason}${status ? ` (HTTP ${status})` : ''}`};
+	return {title, reason: ended(message || `${reason}${status ? ` (HTTP ${status})` : ''}`)};
 }
 
 function fail(problem) {
@@ -198,7 +200,7 @@ function renderStart(waking) {
 	show('longer', s.longerThanUsual);
 	bar.setAttribute('aria-valuenow', Math.round(100 * wakingShare()));
 	bar.setAttribute('aria-valuetext', toGo());
-	text('phase', `${s.reason ? `An earlier machine did not come up: ${s.reason} Another one` : 'One'} (${s.instanceType}) is found and switched on, and the model is loaded and tested. ${usually()}`);
+	text('phase', `${s.reason ? `An earlier machine did not come up: ${ended(s.reason)} Another one` : 'One'} (${s.instanceType}) is found and switched on, and the model is loaded and tested. ${usually()}`);
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
 }
 
@@ -375,6 +377,7 @@ async function predict(inputs, more) {
 	const reply = await call('/predict', {method: 'POST', body: {inputs: inputs.length === 1 ? inputs[0] : inputs, ...more}, timeout: 65000});
 	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'It left answers out.');
 	const s = app.status;
+	app.answered = Date.now();
 	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) { // the deadline has moved
 		if (number(s.costSoFar)) s.costSoFar = spent();
 		Object.assign(s, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft, elapsedSeconds: elapsed()});
@@ -383,12 +386,13 @@ async function predict(inputs, more) {
 	return reply;
 }
 async function patiently(inputs, tell, more) { // asks again while it is busy or wakes up
-	const begun = Date.now();
+	const begun = Date.now(), loaded = begun - app.answered < LOADED * 1000;
 	for (let tries = 1; ; tries++) {
 		try { return await predict(inputs, more); } catch (e) {
 			said(e);
-			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4), waited = (Date.now() - begun) / 1000, waking = e.code === 'waking';
+			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4), waited = (Date.now() - begun) / 1000, heavy = loaded && e.code === 'waking', waking = e.code === 'waking' && !heavy;
 			if (wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable|waking)?$/.test(e.code) || (!waking && tries > 4)) throw e;
+			if (heavy && tries > 1) throw new Problem('refused', 'The model did not answer in time. Send fewer or shorter texts.');
 			if (waking && waited + wait > 180) throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
 			const why = waking ? 'It wakes up after a pause, which can take a minute' : 'It is busy';
 			if (tries === 1) announce(`${why}. Your text is kept.`);
