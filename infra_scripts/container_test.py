@@ -369,6 +369,23 @@ def plain_transformers(python: Path, base: Path, predictor: Predictor) -> Check:
     return Check("transformers 4", worst <= GAP, f"it loads; logits at most {worst:.4f} from the ONNX's, limit {GAP}")
 
 
+def check_versions(
+    log: str,  # of the server
+    python: str,  # version of the Python that must answer, such as 3.12
+) -> Check:
+    "Compare the versions that the workers log with the lock."
+    said = re.findall(r"answering with (Python .*)", log)
+    wanted = read_lock().pins | {"Python": python}
+    for line in said:
+        logged = dict(each.split() for each in line.split(", "))
+        logged["Python"] = logged["Python"].rpartition(".")[0]
+        known = logged.keys() & wanted.keys()
+        wrong = sorted(f"{name} {wanted[name]}" for name in known if logged[name] != wanted[name])
+        if wrong or len(known) < 2:  # Python and at least one package of the lock
+            return Check("versions", False, f"{line}; expected {', '.join(wrong) or 'a package of the lock'}")
+    return Check("versions", bool(said), said[0] if said else "the log does not say which versions answer")
+
+
 def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
     "Yield what was found, one request at a time."
     python, base = make_environment(folder / "environment"), folder / "opt-ml"
@@ -390,8 +407,7 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
         yield plain_transformers(python, base, predictor)
     with model_server(python, base) as address:
         yield from compare(address, predictor)
-    said = re.findall(r"answering with (Python .*)", (base / "log").read_text())
-    yield Check("versions", bool(said), said[0] if said else "the log does not say which versions answer")
+    yield check_versions((base / "log").read_text(), version_of(python))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import boto3
 from aws_target import ROOT, add_account_options, check_options, chosen_environment, enter, whose
@@ -18,6 +19,7 @@ from loose_ends import glue_runs, say, stop_glue, training_jobs
 
 from sentiment_engine.account import find_stack, tags_of
 from sentiment_engine.endpoint import delete_endpoint, our_names
+from sentiment_engine.polling import ask
 from sentiment_engine.settings import (
     Settings,
     connect,
@@ -176,10 +178,12 @@ def wait_for_jobs(
 ) -> Iterator[tuple[str, list[str]]]:  # nothing
     "Wait until no job writes any more: a bucket that is written to cannot be deleted. Raises TimeoutError."
     sagemaker, start, delay = session.client("sagemaker"), time.monotonic(), 0.25
-    while left := [
-        *(name for status in ("InProgress", "Stopping") for name in training_jobs(sagemaker, settings, status)),
-        *glue_runs(session, settings)[1],
-    ]:
+
+    def working() -> list[str]:
+        training = [training_jobs(sagemaker, settings, status) for status in ("InProgress", "Stopping")]
+        return [*chain(*training), *glue_runs(session, settings)[1]]
+
+    while left := ask(working):
         if time.monotonic() - start > timeout:
             raise TimeoutError(f"{', '.join(left)} has not stopped after {timeout:.0f} s")
         time.sleep(delay := min(delay * 1.5, 15))

@@ -19,6 +19,7 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from .artifact import artifact_hash
+from .polling import ask
 from .settings import Settings, model_parameter, new_run_id, trial_name
 from .training import LATEST
 
@@ -181,7 +182,7 @@ def wait_until_in_service(
     "Wait for an endpoint. Raises EndpointFailed with the reason, or TimeoutError."
     start, delay = time.monotonic(), 0.25
     while True:
-        endpoint = sagemaker.describe_endpoint(EndpointName=name)
+        endpoint = ask(sagemaker.describe_endpoint, EndpointName=name)
         status, seconds = endpoint["EndpointStatus"], time.monotonic() - start
         report(status, seconds)
         if status == "InService":
@@ -200,7 +201,7 @@ def delete_endpoint(
 ) -> bool:  # whether there was an endpoint
     "Delete an endpoint and its config and wait until both are gone. Raises TimeoutError."
     start, delay, found = time.monotonic(), 0.25, False
-    while endpoint := _described(sagemaker.describe_endpoint, EndpointName=name):
+    while endpoint := ask(_described, describe=sagemaker.describe_endpoint, EndpointName=name):
         found = True
         if endpoint["EndpointStatus"] in ("InService", "Failed", "OutOfService", "UpdateRollbackFailed"):
             _described(sagemaker.delete_endpoint, EndpointName=name)

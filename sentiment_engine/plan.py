@@ -28,6 +28,7 @@ from sentiment_engine.costs import (
     serverless_month,
     standing_cost,
 )
+from .polling import ask
 from .settings import Settings, foundation_stack
 from .stacks import template_argument
 
@@ -117,7 +118,8 @@ def changes_from(stack: str, found: list[dict]) -> list[Change]:  # found: Chang
 # %% ../nbs/07a_plan.ipynb #697501a0
 def _wait_for_change_set(cloudformation, names: Mapping[str, str]) -> dict:
     "Wait until AWS has compared. An empty comparison counts as one, any other failure raises RuntimeError."
-    while (found := cloudformation.describe_change_set(**names))["Status"] in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
+    busy = ("CREATE_PENDING", "CREATE_IN_PROGRESS")
+    while (found := ask(cloudformation.describe_change_set, **names))["Status"] in busy:
         time.sleep(1)
     reason = found.get("StatusReason", "")
     if found["Status"] == "FAILED" and "didn't contain changes" not in reason and "No updates" not in reason:

@@ -9,11 +9,13 @@ __all__ = ['STANDING', 'CONCURRENCY', 'is_serverless', 'standing_row', 'serverle
 # %% ../nbs/05i_serverless_endpoint.ipynb #a8297c5d
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from .model_state import IN_SERVICE, Row
+from .polling import ask
 from .settings import Settings, endpoint_name
 
 # %% ../nbs/05i_serverless_endpoint.ipynb #9b6ff3c2
@@ -63,7 +65,8 @@ _BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 def _at_rest(sagemaker, name: str, timeout: float = 1800) -> dict | None:  # None: there is no such endpoint
     "Describe an endpoint when SageMaker has done with it. Raises RuntimeError after `timeout` seconds."
     start, delay = time.monotonic(), 0.25
-    while (found := _described(sagemaker.describe_endpoint, EndpointName=name)) and found["EndpointStatus"] in _BUSY:
+    look = partial(ask, _described, describe=sagemaker.describe_endpoint, EndpointName=name)
+    while (found := look()) and found["EndpointStatus"] in _BUSY:
         if time.monotonic() - start > timeout:
             raise RuntimeError(f"{name} is still {found['EndpointStatus']} after {timeout:.0f} s")
         time.sleep(delay := min(delay * 1.5, 10))

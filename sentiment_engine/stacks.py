@@ -15,6 +15,8 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
+from .polling import ask
+
 # %% ../nbs/00a_stacks.ipynb #b1af8557
 def stack_outputs(
     cloudformation,  # boto3 client
@@ -74,7 +76,7 @@ def _stack_status(cloudformation, name: str) -> str:
 def _wait_for_rest(cloudformation, name: str) -> str:  # its status; empty if there is no such stack
     "Wait until nothing is being done to stack `name`. Raises RuntimeError after an hour."
     start, delay = time.monotonic(), 0.5
-    while (status := _stack_status(cloudformation, name)).endswith("IN_PROGRESS"):
+    while (status := ask(_stack_status, cloudformation=cloudformation, name=name)).endswith("IN_PROGRESS"):
         if time.monotonic() - start > 3600:
             raise RuntimeError(f"stack {name} is still {status} after an hour")
         time.sleep(delay := min(delay * 1.5, 10))

@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from botocore.exceptions import ClientError
 
 from .artifact import SERVE_REQUIREMENTS
+from .polling import ask
 from .settings import Settings
 
 # %% ../nbs/03_model_training.ipynb #7f7df637
@@ -400,11 +401,6 @@ def _pause(waited: float, every: float = 1.0, longest: float = 30.0) -> float:  
     "Say how long to wait before the next look."
     return min(max(every, waited / 20), longest)
 
-
-def _throttled(error: ClientError) -> bool:
-    "Tell whether AWS asks to be asked less often."
-    return any(word in error.response["Error"].get("Code", "") for word in ("Throttl", "TooMany", "LimitExceeded"))
-
 # %% ../nbs/03_model_training.ipynb #4bb0f036
 def wait_for_training(
     sagemaker,  # boto3 client
@@ -414,17 +410,12 @@ def wait_for_training(
     pause: Callable[[float], float] = _pause,  # seconds waited so far → until the next look
 ) -> dict:  # DescribeTrainingJob's answer
     "Wait until a job has ended. Raises TrainingFailed with its reason unless it completed."
-    start, seen, job = time.monotonic(), set(), {}
+    start, seen = time.monotonic(), set()
     while True:
-        try:
-            now = sagemaker.describe_training_job(TrainingJobName=name)  # first: the log is complete when it has ended
-            for line in progress_lines(job_log(logs, name, seen)):
-                tell(line)
-            job = now
-        except ClientError as e:
-            if not _throttled(e):
-                raise
-        if job.get("TrainingJobStatus") in ENDED:
+        job = ask(sagemaker.describe_training_job, TrainingJobName=name)  # first: a job that has ended logs no more
+        for line in progress_lines(ask(job_log, logs=logs, name=name, seen=seen)):
+            tell(line)
+        if job["TrainingJobStatus"] in ENDED:
             break
         time.sleep(pause(time.monotonic() - start))
     if job["TrainingJobStatus"] != "Completed":

@@ -44,6 +44,25 @@ def test_an_artifact_loads_with_plain_transformers_and_says_the_same(artifact):
     assert np.ptp(list(spread)) > 0.02
 
 
+PINNED = f"onnxruntime {read_lock().pins['onnxruntime']}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "passed"),
+    [
+        ([f"Python 3.12.3, {PINNED}, tokenizers 0.22.1, numpy 2.3.4"] * 2, True),
+        ([f"Python 3.12.3, {PINNED}, numpy 2.3.4", "Python 3.12.3, onnxruntime 1.2.3, numpy 2.3.4"], False),
+        ([f"Python 3.11.3, {PINNED}, numpy 2.3.4"], False),
+        (["Python 3.12.3, numpy 2.3.4"], False),
+        ([], False),
+    ],
+    ids=["as locked", "another package", "another Python", "no package of the lock", "silence"],
+)
+def test_versions_other_than_those_of_the_lock_are_found(lines, passed):
+    log = "".join(f"2026-01-01T12:00:00 [INFO ] W-model-1 - answering with {line}\n" for line in lines)
+    assert container_test.check_versions(f"starting\n{log}ready\n", "3.12").passed is passed
+
+
 @pytest.mark.slow
 def test_the_container_answers_as_the_local_server(tmp_path_factory):
     "Installs gigabytes once; they are kept under .container-test."

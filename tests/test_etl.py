@@ -37,7 +37,7 @@ from sentiment_engine.etl import (
     transform,
     upload_job,
 )
-from sentiment_engine.exploration import newest_reviews, open_reviews
+from sentiment_engine.exploration import newest_reviews, open_newest, open_reviews
 from sentiment_engine.ingest import upload_reviews
 from sentiment_engine.local import glue_options
 from sentiment_engine.quality import Expectations
@@ -83,6 +83,11 @@ def spark(classes):
     session.stop()
 
 
+def in_order(reviews) -> list[dict]:
+    "Read a dataset, by id."
+    return sorted(reviews.to_table().to_pylist(), key=lambda row: row["review_id"])
+
+
 class Lake:
     "The folders of one job."
 
@@ -102,9 +107,7 @@ class Lake:
 
     def rows(self) -> list[dict]:
         "Read the clean reviews, by id."
-        files = LocalFileSystem()
-        table = open_reviews(files, newest_reviews(files, str(self.root))).to_table()
-        return sorted(table.to_pylist(), key=lambda row: row["review_id"])
+        return in_order(open_newest(LocalFileSystem(), str(self.root)))
 
     def rejected(self) -> list[dict]:
         "Read what was put aside."
@@ -199,9 +202,15 @@ def test_order_of_lines_and_files_changes_nothing(spark, cleaned):
 
 def test_a_rerun_gives_the_same_once(spark, cleaned):
     lake, first = cleaned
-    before, contents = lake.rows(), sorted(lake.files().values())
+    before, files = lake.rows(), len(lake.files())
+    reader = open_newest(LocalFileSystem(), str(lake.root))
     again = clean_reviews(spark, *lake.places)
-    assert lake.rows() == before and len(lake.files()) == len(contents)
+    assert lake.rows() == before and len(lake.files()) == 2 * files - 1  # two runs, one report
+    assert in_order(reader) == before
+    third = clean_reviews(spark, *lake.places)
+    assert len(lake.files()) == 2 * files - 1
+    for place in lake.places[1:3]:
+        assert {path.name for path in Path(place).iterdir()} == {again["run"], third["run"]}
     assert again["drift"] == 0 and first["drift"] is None
     apart = {"run", "seconds", "finished", "drift", "checks"}
     assert {k: v for k, v in again.items() if k not in apart} == {k: v for k, v in first.items() if k not in apart}
@@ -310,6 +319,18 @@ def store(spark, classes) -> ObjectStore:
     return ObjectStore(spark, classes)
 
 
+ANCIENT = "20200101T000000-0123abcd"  # a run
+REMOVED = {  # what the job may delete, after the commit
+    *(f"processed/{ANCIENT}/split={side}/part-0.parquet" for side in ("train", "validation", "test")),
+    f"rejected/{ANCIENT}/part-0.json",
+    *("processed/split=train/part-0.parquet", "processed/_SUCCESS", "processed/_temporary/0/part-0.parquet"),
+}
+OTHERS = {  # what somebody else keeps beside the output
+    *("processed/notes.txt", "processed/photos/split=train/1.jpg", "processed/2019/a.csv", "rejected/_README"),
+    *(f"processed/{ANCIENT}.zip", f"processed/copy-of-{ANCIENT}/a.parquet", "processed/20200101/a.parquet"),
+}
+
+
 class World:
     "A lake in the store that holds the output of one run, and the raw reviews of the next."
 
@@ -321,9 +342,11 @@ class World:
         self.run()
         self.old = self.seen()
         store.put("raw/Books.jsonl", "\n".join(["oops"] * 5 + good_lines(305)))
-        self.start = store.java.snapshot()
+        for key in REMOVED | OTHERS:
+            store.put(key, "old")
+        self.start, self.before = store.java.snapshot(), store.objects()
         self.run()
-        self.new, self.requests = self.seen(), store.requests
+        self.new, self.after, self.requests = self.seen(), store.objects(), store.requests
         self.commit = self.requests.index("PUT reports/etl.json") + 1
 
     def run(self, at: int = 0, way: str = "") -> bool:
@@ -350,14 +373,21 @@ class World:
             done, seen = self.run(at, way), self.seen()
             assert seen in (self.old, self.new), (at, way)
             assert seen == self.new or not done, (at, way)
-        assert self.run() and self.seen() == self.new
-        self.check_that_nothing_is_left()
+        self.check_the_next_run()
 
-    def check_that_nothing_is_left(self):
-        objects = self.store.objects()
-        run = json.loads(objects["reports/etl.json"])["run"]
-        beside = {key for key in objects if not key.startswith((f"processed/{run}/split=", f"rejected/{run}/part-"))}
-        assert beside == {"raw/Books.jsonl", "reports/etl.json"}
+    def check_the_next_run(self):
+        "Run once more. What is left are runs, none older than the last one before, and what is not the job's."
+        last = run_of(self.store.objects())
+        assert self.run() and self.seen() == self.new
+        beside = self.store.objects().keys() - OTHERS - {"raw/Books.jsonl", "reports/etl.json"}
+        runs = {key.split("/")[1] for key in beside}
+        assert {run_of(self.store.objects())} <= runs and all(etl.RUN.fullmatch(run) for run in runs)
+        assert min(runs) >= last and self.store.objects().keys() >= OTHERS
+
+
+def run_of(objects: dict[str, bytes]) -> str:  # empty: there is no report
+    "Return the run that the report names."
+    return json.loads(objects["reports/etl.json"])["run"] if "reports/etl.json" in objects else ""
 
 
 @pytest.fixture(scope="module")
@@ -367,10 +397,42 @@ def world(spark, store, tmp_path_factory) -> World:
 
 def test_the_report_is_the_only_object_that_is_replaced(world):
     "One request makes a run the current one: all before it writes to places of its own, all after it removes."
-    run, commit = json.loads(world.store.objects()["reports/etl.json"])["run"], world.commit
-    before, after = world.requests[: commit - 1], world.requests[commit:]
-    assert all(f"/{run}/" in request for request in before)
-    assert after and all(request.startswith("DELETE") and run not in request for request in after)
+    before, after = world.requests[: world.commit - 1], world.requests[world.commit :]
+    assert all(f"/{run_of(world.after)}/" in request for request in before)
+    assert sorted(after) == sorted(f"DELETE {key}" for key in REMOVED)
+
+
+def test_whoever_has_read_a_report_can_read_its_run_at_every_request_of_the_next(world, tmp_path):
+    there = world.before | world.after
+    for at, request in enumerate(["", *world.requests[world.commit :]]):
+        there.pop(request.removeprefix("DELETE "), None)
+        for key, data in there.items():
+            (tmp_path / str(at) / key).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / str(at) / key).write_bytes(data)
+        for objects, (rows, *_) in ((world.before, world.old), (world.after, world.new)):
+            place = tmp_path / str(at) / "processed" / run_of(objects)
+            assert in_order(open_reviews(LocalFileSystem(), str(place))) == rows, request
+
+
+def test_a_run_leaves_the_files_of_another_that_goes_on_and_the_later_one_gives_way(spark, lake, monkeypatch):
+    "The other one starts first and is overtaken, by one run or by two."
+    lake.put("Books.jsonl", good_lines())
+    for overtaken in (1, 1, 2):
+        measure, ran = etl.measure, []
+
+        def slowly(staged, measure=measure, ran=ran, overtaken=overtaken):
+            if not ran:
+                ran.append(lake.files())
+                ran.extend(clean_reviews(spark, *lake.places)["run"] for _ in range(overtaken))
+                missing = ran[0].keys() - lake.files().keys() - {"reports/etl.json"}
+                assert overtaken > 1 or not missing
+            return measure(staged)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(etl, "measure", slowly)
+            with pytest.raises(RuntimeError, match=r"another run has finished meanwhile|Spark failed"):
+                clean_reviews(spark, *lake.places)
+        assert lake.report()["run"] == ran[-1] and len(lake.rows()) == 300
 
 
 @pytest.mark.parametrize(("beside", "way"), [*((0, way) for way in WAYS), (1, WAYS[0])])
@@ -397,8 +459,9 @@ def test_a_first_run_that_fails_leaves_nothing_to_read(world, tmp_path):
     assert not world.run(world.commit, "the machine dies")
     with pytest.raises(FileNotFoundError, match=r"there are no cleaned reviews in .*: run 01_glue_etl first"):
         newest_reviews(LocalFileSystem(), str(world.store.copy_to(tmp_path)))
-    assert world.run() and world.seen() == world.new
-    world.check_that_nothing_is_left()
+    for key in OTHERS:
+        world.store.put(key, "old")
+    world.check_the_next_run()
 
 
 @pytest.mark.parametrize("report", [None, '{"kept": 300}'], ids=["no report", "a report of an older version"])
@@ -428,9 +491,11 @@ def test_a_job_that_is_killed_leaves_the_old_or_the_new(lake):
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         seen.append(lake.seen())
+    last = lake.report()["run"]
     subprocess.run(job, check=True)
     assert all(each in (old, lake.seen()) for each in seen) and lake.seen() != old
-    assert [run.name for run in runs.iterdir()] == [lake.report()["run"]]
+    assert {last, lake.report()["run"]} <= {run.name for run in runs.iterdir()}
+    assert min(run.name for run in runs.iterdir()) == last
 
 
 # ---- the script in Glue

@@ -2,20 +2,24 @@
 
 import io
 import json
+from itertools import product
+from pathlib import Path
 
 import boto3
 import numpy as np
 import pandas as pd
 import pytest
+from fsspec.implementations import local
 from hypothesis import given
 from hypothesis import strategies as st
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from sentiment_engine.exploration import (
     CARRIED,
     count_reviews,
     draw_samples,
     lake_files,
+    open_newest,
     open_reviews,
     share_out,
     write_samples,
@@ -112,6 +116,67 @@ def test_a_missing_label_and_an_empty_lake_are_named(tmp_path):
         draw(stored(frame, tmp_path / "one"), 100, 42)
     with pytest.raises(FileNotFoundError, match="run 01_glue_etl first"):
         open_reviews(LocalFileSystem(), str(tmp_path / "nowhere"))
+
+
+SIDES = ("test", "train", "validation")
+
+
+class BusyLake(local.LocalFileSystem):
+    "A lake in which a job goes on while somebody reads."
+
+    cachable = False
+
+    def __init__(self, root: Path, pace: list[int]):
+        super().__init__()
+        self.root, self.pace = root, iter(pace)  # pace: how many steps the job takes before each look of the reader
+        (root / "reports").mkdir(parents=True)
+        self.write("a")
+        self.steps = self.runs()
+
+    def write(self, run: str):
+        "Write the reviews of a run, and name it in the report."
+        for side in SIDES:
+            place = self.root / "processed" / run / f"split={side}"
+            place.mkdir(parents=True)
+            pd.DataFrame({"text": [run]}).to_parquet(place / "part-0.parquet")
+        (self.root / "reports/etl.json").write_text(json.dumps({"run": run}))
+
+    def runs(self):
+        "Run three more times. Each run deletes, file by file, what is older than the run before it."
+        for before, run in (("", "b"), ("a", "c"), ("b", "d")):
+            self.write(run)
+            yield
+            for side in SIDES if before else ():
+                (self.root / "processed" / before / f"split={side}/part-0.parquet").unlink()
+                yield
+
+    def goes_on(self):
+        for _ in range(next(self.pace, 0)):
+            next(self.steps, None)
+
+    def ls(self, path, **options):
+        self.goes_on()
+        return super().ls(path, **options)
+
+    def info(self, path, **options):
+        self.goes_on()
+        return super().info(path, **options)
+
+    def _open(self, path, **options):
+        self.goes_on()
+        return super()._open(path, **options)
+
+
+def test_a_reader_gets_all_of_a_run_whatever_a_job_does_meanwhile(tmp_path):
+    seen, bursts = set(), [[0] * at + [steps] for at, steps in product(range(30), (1, 2, 3, 4, 6, 20))]
+    for number, pace in enumerate([*bursts, [1] * 99, [0, 1] * 99]):
+        lake = tmp_path / str(number)
+        found = open_newest(PyFileSystem(FSSpecHandler(BusyLake(lake, pace))), str(lake))
+        places = [Path(file).relative_to(lake / "processed").parts[:2] for file in found.files]
+        runs = {run for run, _ in places}
+        assert len(runs) == 1 and [side for _, side in places] == [f"split={side}" for side in SIDES], pace
+        seen |= runs
+    assert seen == {"a", "b", "c", "d"}
 
 
 def test_counts_add_up_with_and_without_a_time(tmp_path):
