@@ -12,7 +12,15 @@ from pathlib import Path
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sentiment_engine.account import Finding, check_account, check_credentials, find_stack, find_zone, tags_of
+from sentiment_engine.account import (
+    Finding,
+    check_account,
+    check_credentials,
+    find_stack,
+    find_zone,
+    mask_accounts,
+    tags_of,
+)
 from sentiment_engine.artifact import artifact_hash
 from sentiment_engine.endpoint import model_version
 from sentiment_engine.packaging import monitoring_parameters, package_keys, stack_parameters
@@ -29,7 +37,7 @@ from sentiment_engine.settings import (
     site_parameters,
     site_stack,
 )
-from sentiment_engine.stacks import stack_outputs, upload_template
+from sentiment_engine.stacks import stack_outputs
 from sentiment_engine.training import LATEST, s3_place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,11 +214,7 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
         engine_stack(settings): stack_parameters(settings, bucket, packages, site, **more),
         monitoring_stack(settings): monitoring_parameters(settings, f"{settings.prefix}-dead-letters"),
     }
-
-    def stored(template: Path) -> str:
-        return upload_template(session.client("s3"), bucket, template)
-
-    return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown, stored)
+    return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown)
 
 
 def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, str]:  # cloudformation: None: not asked
@@ -223,12 +227,14 @@ def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, 
     return {"DistributionOrigin": at_cloudfront, "SiteOrigin": f"https://{domain}" if domain else at_cloudfront}
 
 
-def _look(options: argparse.Namespace, settings: Settings, training: str) -> tuple[boto3.Session, list[Finding]]:
+def _look(
+    options: argparse.Namespace, settings: Settings, training: str, trial: bool
+) -> tuple[boto3.Session, list[Finding]]:
     "Look at the account; a plan without a region is one for the region of the price table."
     session, chosen = connect("aws"), True
     if options.dry_run and not session.region_name:
         session, chosen = boto3.Session(region_name=PRICED_REGION), False
-    found = check_account(session, settings, training, options.domain or "", options.model_data or "")
+    found = check_account(session, settings, training, options.domain or "", options.model_data or "", trial)
     if not chosen:
         found[0] = Finding("region", None, f"none is chosen, so the plan is for {PRICED_REGION}: give --region")
     return session, found
@@ -263,7 +269,7 @@ def before(
     titles, unseen = _upcoming(phases, known.fine is not None)
     numbers = {title[:2] for title in titles}
     training = training if "03" in numbers else ""
-    session, findings = _look(options, settings, training)
+    session, findings = _look(options, settings, training, "04" in numbers)
     findings += [known, Finding("notebooks", None, unseen)] if unseen else [known]
     told = [f for f in findings if f.fine is not None or not options.dry_run]  # the rest ends the plan of a dry run
     if told:
@@ -285,7 +291,7 @@ def _print_plan(options, settings: Settings, session, findings: list[Finding], a
     try:
         plan = planned(options, settings, session, asked)
     except (ClientError, BotoCoreError, RuntimeError) as e:
-        plan = replace(planned(options, settings, session, False), unknown=str(e))
+        plan = replace(planned(options, settings, session, False), unknown=mask_accounts(str(e)))
     print(f"\nWhat would be done in {session.region_name}, by a change set where a stack stands:")
     print(*describe_plan(plan), sep="\n")
     print(f"\nWhat it costs, by the price table of nbs/07_costs.ipynb ({PRICED_REGION}):")

@@ -42,6 +42,7 @@ from loose_ends import tie_up
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from sentiment_engine.account import mask_accounts
 from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.ingest import category_addresses
 from sentiment_engine.local.cloud import LocalCloud
@@ -228,7 +229,7 @@ class Narrator:
     def write(self, text: str):
         "Take what a notebook prints; its last line is what is shown."
         if lines := [line.strip() for line in text.splitlines() if line.strip()]:
-            self.line = lines[-1]
+            self.line = mask_accounts(lines[-1])
 
     def flush(self):
         pass
@@ -397,10 +398,10 @@ FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, P
 
 
 def explain(error: Exception) -> str:
-    "Say what went wrong and what to do."
+    "Say what went wrong and what to do, without the id of an account."
     if isinstance(error, NoCredentialsError | NoRegionError):
         return f"{error} Configure the AWS command line first (aws configure), or deploy to --target local."
-    return _explain_cell(error) if isinstance(error, PapermillExecutionError) else str(error)
+    return mask_accounts(_explain_cell(error) if isinstance(error, PapermillExecutionError) else str(error))
 
 
 def _explain_cell(error: PapermillExecutionError) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sentiment_engine.account import find_stack, tags_of
+from sentiment_engine.account import find_stack, mask_accounts, tags_of
 from sentiment_engine.costs import GLUE_DPU_HOUR, price_per_hour
 from sentiment_engine.endpoint import delete_trials, our_names
 from sentiment_engine.lifecycle import run_of
@@ -161,4 +161,4 @@ def _take(lines: Iterator[str]):
         say("          left as it is")
     except UNKNOWN as e:
         where = "look at endpoints and training jobs in SageMaker's console"
-        say(f"unknown   what is still up could not be found out, {where}: {e}")
+        say(f"unknown   what is still up could not be found out, {where}: {mask_accounts(str(e))}")

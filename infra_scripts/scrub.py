@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from sentiment_engine.account import ACCOUNT_ID
+
 # In order: a longer form comes before a shorter one that it contains. Each pattern takes too much rather than too
 # little, and no replacement matches a pattern, so that scrubbing twice changes nothing.
 PATTERNS: tuple[tuple[str, str], ...] = (
@@ -25,7 +27,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"\+[\s(]*\d(?:[\s().-]{0,3}\d){6,14}", "<phone>"),
     (r"(?<!\d)\d{4}-\d{4}-\d{4}(?!\d)", "<account>"),  # as the console writes it
     (r"(?<!\d)\(?\d{3}\)?[ .-]{1,2}\d{3}[ .-]\d{4}(?!\d)", "<phone>"),
-    (r"(?<!\d)\d{12}(?!\d)", "<account>"),
+    (ACCOUNT_ID, "<account>"),
     (r"\d{9,}", "<number>"),  # a national phone number, or an account id beside other digits
     (r"(?<![\d.])(?!127\.)\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "<address>"),
     # IPv6: in full, perhaps with IPv4 at its end; shortened; shortened at the beginning. ::1 stays.

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy import local_cloud, stop_on_signals
 from loose_ends import glue_runs, say, stop_glue, training_jobs
 
-from sentiment_engine.account import find_stack, tags_of
+from sentiment_engine.account import find_stack, mask_accounts, tags_of
 from sentiment_engine.endpoint import delete_endpoint, our_names
 from sentiment_engine.polling import ask
 from sentiment_engine.settings import (
@@ -229,7 +229,7 @@ def _make_sure(yes: bool):  # yes: nobody need be asked
     try:
         say(f"This deletes everything of the engine {prefix!r}, the reviews and models included, as {whose()}.")
     except (ValueError, ClientError, BotoCoreError) as e:
-        sys.exit(f"nothing was deleted: {e}")
+        sys.exit(f"nothing was deleted: {mask_accounts(str(e))}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Nothing was deleted.")
     if not yes and _typed("Type the prefix to go on: ") != prefix:
@@ -261,7 +261,7 @@ def main():
     except ValueError as e:
         sys.exit(str(e))
     except (RuntimeError, TimeoutError, ClientError, BotoCoreError) as e:
-        sys.exit(f"{e}\nWhat was deleted is gone; run it again for the rest.")
+        sys.exit(f"{mask_accounts(str(e))}\nWhat was deleted is gone; run it again for the rest.")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. What was deleted is gone; run it again for the rest.")
     say(f"{len(deleted)} things deleted." if deleted else "Nothing of ours is left.")

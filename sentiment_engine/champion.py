@@ -19,7 +19,7 @@ from .behaviour import Answers, ask_suite
 from .endpoint import TrainedModel
 from .evaluation import INK, plain_axes, scores
 from .released import pack_released
-from .training import upload_once
+from .stacks import upload_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def upload_released(
         path = Path(work) / "model.tar.gz"
         metrics = pack_released(path, folder)
         key = f"models/released/{artifact_hash(path)[:16]}/model.tar.gz"
-        upload_once(s3, bucket, key, path.read_bytes(), "application/gzip")
+        upload_once(s3, bucket, key, path, "application/gzip")
     return TrainedModel("released", f"s3://{bucket}/{key}", metrics)
 
 # %% ../nbs/04d_champion.ipynb #30f50e01

@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 from .artifact import artifact_hash
 from .polling import ask
 from .settings import Settings, model_parameter, new_run_id, trial_name
+from .stacks import upload_once
 from .training import LATEST
 
 # %% ../nbs/04_endpoint_deployment.ipynb #54729a57
@@ -127,13 +128,9 @@ def upload_artifact(
     artifact: Path,  # a model.tar.gz
 ) -> str:  # its s3:// address
     "Put an artifact where an endpoint finds it, unless it is there."
-    sha256, size = artifact_hash(artifact), Path(artifact).stat().st_size
-    place = {"Bucket": bucket, "Key": f"models/served/{sha256[:16]}/model.tar.gz"}
-    found = _described(s3.head_object, **place) or {"Metadata": {}}
-    if (found["Metadata"].get("sha256"), found.get("ContentLength")) != (sha256, size):
-        extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}}
-        s3.upload_file(str(artifact), **place, ExtraArgs=extra)
-    return f"s3://{bucket}/{place['Key']}"
+    key = f"models/served/{artifact_hash(artifact)[:16]}/model.tar.gz"
+    upload_once(s3, bucket, key, Path(artifact), "application/gzip")
+    return f"s3://{bucket}/{key}"
 
 # %% ../nbs/04_endpoint_deployment.ipynb #97bad2ab
 def register_model(

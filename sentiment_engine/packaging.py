@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .training import upload_once
+from .stacks import upload_once
 
 # %% ../nbs/05_serverless_backend.ipynb #41ea8b8e
 PACKAGE = "sentiment_engine"

@@ -10,7 +10,7 @@ __all__ = ['TEMPLATES', 'UPDATABLE', 'read_template', 'with_defaults', 'resource
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sentiment_engine.costs import (
     standing_cost,
 )
 from .polling import ask
-from .settings import Settings, foundation_stack
+from .settings import Settings
 from .stacks import template_argument
 
 # %% ../nbs/07a_plan.ipynb #79640127
@@ -127,12 +127,12 @@ def _wait_for_change_set(cloudformation, names: Mapping[str, str]) -> dict:
     return found
 
 # %% ../nbs/07a_plan.ipynb #520d71cd
-def change_set(cloudformation, stack: str, template: Path | str, given: Mapping[str, object]) -> list[Change]:
+def change_set(cloudformation, stack: str, template: Path, given: Mapping[str, object]) -> list[Change]:
     "Ask AWS what an update of a stack that stands would do, and change nothing."
     names = {"StackName": stack, "ChangeSetName": f"plan-{uuid.uuid4().hex[:8]}"}
     cloudformation.create_change_set(
         **names,
-        **template_argument(template),
+        **template_argument(template),  # inline: an upload would be a change
         Parameters=[{"ParameterKey": k, "ParameterValue": str(v)} for k, v in given.items()],
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM"],
         ChangeSetType="UPDATE",
@@ -175,7 +175,6 @@ def plan_of(
     cloudformation=None,  # boto3 client; None: nobody can be asked, and everything counts as new
     region: str = "us-east-1",
     unknown: str = "",  # why nobody can be asked
-    stored: Callable[[Path], Path | str] = Path,  # puts a template where CloudFormation reads it; as it is: inline
 ) -> Plan:
     "Plan a deployment of our four stacks. One that is somebody else's, or never came up, is not asked about."
     changes, kinds = [], []
@@ -184,9 +183,7 @@ def plan_of(
         kinds += resources.values()
         found = cloudformation and find_stack(cloudformation, stack)
         if found and _is_ours(found, settings) and found["StackStatus"] in UPDATABLE:
-            # The foundation makes the bucket of the others' templates, so its own is always sent inline.
-            template = folder / file if stack == foundation_stack(settings) else stored(folder / file)
-            changes += change_set(cloudformation, stack, template, given.get(stack, {}))
+            changes += change_set(cloudformation, stack, folder / file, given.get(stack, {}))
         else:
             changes += new_stack(stack, resources)
     return Plan(changes, kinds, unknown)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODULES', 'REQUIREMENTS', 'CHANNELS', 'LATEST', 'CODE', 'SDK_CONFIG', 'LOG_GROUP', 'ENDED', 'package_file',
            'training_source', 'sample_key', 'sample_versions', 'fingerprint', 'record_key', 'predictions_key',
-           'object_exists', 's3_place', 'trained_before', 'keep_record', 'upload_once', 'base_model_address',
-           'training_image', 'Job', 'job_start', 'TrainingFailed', 'machine_advice', 'start_training', 'job_left',
-           'progress_lines', 'job_log', 'wait_for_training', 'collect', 'job_channels', 'read_object']
+           'object_exists', 's3_place', 'trained_before', 'keep_record', 'base_model_address', 'training_image', 'Job',
+           'job_start', 'TrainingFailed', 'machine_advice', 'start_training', 'job_left', 'progress_lines', 'job_log',
+           'wait_for_training', 'collect', 'job_channels', 'read_object']
 
 # %% ../nbs/03_model_training.ipynb #b101637f
 import hashlib
@@ -29,6 +29,7 @@ from botocore.exceptions import ClientError
 from .artifact import SERVE_REQUIREMENTS
 from .polling import ask
 from .settings import Settings
+from .stacks import upload_once
 
 # %% ../nbs/03_model_training.ipynb #7f7df637
 MODULES = (
@@ -163,30 +164,6 @@ def keep_record(s3, bucket: str, record: dict):
     for key in (record_key(record["fingerprint"]), LATEST):
         s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json")
 
-# %% ../nbs/03_model_training.ipynb #ddbca3c9
-def _etag(s3, bucket: str, key: str) -> str:  # empty: there is no such object
-    "Ask S3 for the hash of an object."
-    try:
-        return s3.head_object(Bucket=bucket, Key=key)["ETag"].strip('"')
-    except ClientError as e:
-        if e.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
-            return ""
-        raise
-
-
-def upload_once(
-    s3,  # boto3 client
-    bucket: str,
-    key: str,
-    body: bytes,
-    kind: str = "application/octet-stream",  # content type
-) -> bool:  # whether it was uploaded; False: the same bytes are there already
-    "Put an object unless the very same bytes are there."
-    if _etag(s3, bucket, key) == hashlib.md5(body, usedforsecurity=False).hexdigest():
-        return False
-    s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType=kind)
-    return True
-
 # %% ../nbs/03_model_training.ipynb #6ba64e76
 def base_model_address(
     s3,
@@ -199,7 +176,7 @@ def base_model_address(
     prefix = f"base-models/minilm-{made_by}/"
     with TemporaryDirectory() as folder:
         for file in sorted(build_base_model(Path(folder)).iterdir()):
-            upload_once(s3, bucket, prefix + file.name, file.read_bytes())
+            upload_once(s3, bucket, prefix + file.name, file)
     return f"s3://{bucket}/{prefix}"
 
 # %% ../nbs/03_model_training.ipynb #8367d9e4

@@ -8,25 +8,39 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from inspect import signature
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import aws_target
 import boto3
 import deploy
+import loose_ends
 import pytest
 import render_regions
 import teardown
+from botocore.exceptions import ClientError
 from engine_double import ROOT
+from papermill.exceptions import PapermillExecutionError
 from tiny_model import write_tiny_model
 
-from sentiment_engine.account import SHARES, Finding, check_account, check_region, missing_images, regions_for
+from sentiment_engine.account import (
+    SHARES,
+    Finding,
+    check_account,
+    check_messages,
+    check_region,
+    checks,
+    missing_images,
+    regions_for,
+)
 from sentiment_engine.artifact import add_inference_code, pack
 from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
-from sentiment_engine.endpoint import newest_model, serving_image
+from sentiment_engine.endpoint import newest_model, serving_image, trial_machines
 from sentiment_engine.packaging import monitoring_parameters
 from sentiment_engine.plan import plan_of, read_template, resources_of
-from sentiment_engine.settings import Settings, monitoring_stack
-from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
+from sentiment_engine.settings import Settings, monitoring_stack, site_parameters, site_stack
+from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
 from sentiment_engine.training import training_image
 
 SCRIPTS = ROOT / "infra_scripts"
@@ -310,6 +324,116 @@ def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
     assert found["SMS"].fine and "more messages" in found["SMS"].text
 
 
+class Answers:
+    "A session of an account with these quotas and this key of Textbelt; None: no key is stored."
+
+    region_name = "us-east-1"
+
+    def __init__(self, quotas: dict | None = None, key: str | None = None):
+        self.quotas, self.key = quotas or {}, key
+
+    def client(self, service: str):
+        client = boto3.client(service, "us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+        client.meta.events.register(f"before-call.{service}", self._answer)
+        return client
+
+    def _answer(self, model, **_):
+        "Answer instead of AWS."
+        listed = [{"QuotaName": f"{kind} for endpoint usage", "Value": value} for kind, value in self.quotas.items()]
+        answer = {"Parameter": {"Value": self.key}} if model.name == "GetParameter" else {"Quotas": listed}
+        if model.name == "GetParameter" and self.key is None:
+            return SimpleNamespace(status_code=400), {"Error": {"Code": "ParameterNotFound", "Message": ""}}
+        return SimpleNamespace(status_code=200), answer
+
+
+@pytest.mark.parametrize("values", list(itertools.product([0, 1], repeat=3)))
+def test_an_endpoint_quota_is_fine_if_the_trial_can_use_it(values):
+    own = Settings(instance_types=("ml.m5.large", "ml.c5.large", "ml.t2.medium"))
+    quotas = dict(zip(own.instance_types, values, strict=True))
+    for trial in (True, False):
+        found = dict(checks(Answers(quotas), own, trial=trial))["endpoint quota"]()
+        tried = trial_machines(own) if trial else own.instance_types
+        assert found.fine is any(quotas[kind] for kind in tried)
+        assert found.fine or "name a type that may run first" in found.text
+
+
+@pytest.mark.parametrize("titles", [["04 endpoint deployment"], ["06 website"]])
+def test_the_quota_of_the_trial_counts_when_there_is_one(monkeypatch, titles):
+    asked = []
+    monkeypatch.setattr(aws_target, "check_account", lambda *given: asked.append(given) or [KNOWN])
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    aws_target.before(parsed(), "ml.g4dn.xlarge", KNOWN, lambda _: titles)
+    assert signature(check_account).bind(*asked[0]).arguments["trial"] is (titles[0].startswith("04"))
+
+
+@pytest.mark.parametrize("key", [None, "a-key"])
+@pytest.mark.parametrize("left", [0, None, 1])
+def test_no_deployment_is_stopped_by_messages_that_it_does_not_send(key, left):
+    found = check_messages(Answers(key=key), Settings(), lambda *_: SimpleNamespace(quota=lambda: left))
+    assert found.fine is (True if left else None)
+    if left == 0:
+        for said in ("Start works without a number", "buy a key", "--name /sentiment-engine/textbelt-key"):
+            assert said in found.text
+
+
+REFUSED = "User: arn:aws:iam::123456789012:user/ada is not authorized on arn:aws:s3:::lab-123456789012-x"
+
+
+class Refused(boto3.Session):
+    "A session of somebody who may only say who they are."
+
+    def client(self, service, *_, **__):
+        if service != "sts":
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": REFUSED}}, "Operation")
+        caller = {"Arn": "arn:aws:iam::123456789012:user/ada", "Account": "123456789012"}
+        return SimpleNamespace(get_caller_identity=lambda: caller)
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    "Programs that act as somebody who may do nothing."
+    for module in (aws_target, deploy, loose_ends, teardown):
+        monkeypatch.setattr(module, "connect", lambda _: Refused(region_name="us-east-1"))
+
+
+def masked(said: str) -> bool:
+    "Tell whether a text repeats what AWS said, without the account."
+    return "arn:aws:iam::…9012:user/ada is not authorized" in said and "123456789012" not in said
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ("--model-data", "s3://b-123456789012/m.tar.gz", "--dry-run"), ()])
+def test_a_deployment_says_no_account_id(refused, main, more):
+    said, end = main("--target", "aws", "--region", "us-east-1", *more)
+    assert masked(said + end)
+
+
+@pytest.mark.parametrize("where", ["AWS", "here", "a cell"])
+def test_an_error_is_explained_without_account_id(where, tmp_path, monkeypatch):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    monkeypatch.setattr(deploy, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    error = ClientError({"Error": {"Code": "AccessDenied", "Message": REFUSED}}, "GetObject")
+    cell = PapermillExecutionError(3, 3, "", "ClientError", str(error), [])
+    assert masked(deploy.explain({"AWS": error, "here": ValueError(REFUSED), "a cell": cell}[where]))
+
+
+def test_a_teardown_and_loose_ends_say_no_account_id(refused, environment, monkeypatch, capsys):
+    loose_ends.tie_up("aws", interrupted=True)
+    assert masked(capsys.readouterr().out)
+    monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--region", "us-east-1", "--yes"])
+    with pytest.raises(SystemExit) as ended:
+        teardown.main()
+    assert masked(str(ended.value))
+
+    def nobody():
+        raise ValueError(REFUSED)
+
+    monkeypatch.setattr(teardown, "whose", nobody)
+    with pytest.raises(SystemExit) as ended:
+        teardown.main()
+    assert masked(str(ended.value))
+
+
 @pytest.fixture
 def standing(cloud, environment, monkeypatch):
     "A foundation of ours on the local cloud, which stands for an account; what was asked for can be noted there."
@@ -382,8 +506,6 @@ def test_what_was_chosen_goes_with_what_is_said_now(environment, monkeypatch, ke
 
 
 def test_what_cannot_be_read_is_not_taken_for_nothing(environment, monkeypatch):
-    from botocore.exceptions import ClientError
-
     def denied(*_):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "not yours"}}, "GetObject")
 
@@ -406,18 +528,24 @@ def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
     assert changed == {"AlarmSubscription", "AccountBudgetAlert"}  # what the address is for, and nothing else
     assert {c.action for c in plan.changes if c.stack == "planned-foundation"} == {"Add"}
     assert not cloudformation.list_change_sets(StackName=name)["Summaries"]
-    s3, asked = cloud.client("s3"), []
-    s3.create_bucket(Bucket="planned-artifacts")
-    cloudformation.meta.events.register(
-        "provide-client-params.cloudformation.CreateChangeSet", lambda params, **_: asked.append(params)
-    )
-    stored = plan_of(
-        *(own, SCRIPTS, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation),
-        stored=lambda file: upload_template(s3, "planned-artifacts", file),
-    )
-    assert stored == plan and "/planned-artifacts/templates/monitoring-" in asked[0]["TemplateURL"]
     assert cloudformation.describe_stacks(StackName=name)["Stacks"][0] == before
     delete_stack(cloudformation, name)
+
+
+def test_a_plan_writes_nothing_but_change_sets(standing):
+    _, options, settings = standing()
+    session, made = boto3.Session(), []
+    cloudformation, tags = session.client("cloudformation"), {"Project": "again"}
+    files = {site_stack(settings): ("site.yaml", site_parameters(settings, api_origin="http://localhost"))}
+    files[monitoring_stack(settings)] = "monitoring.yaml", monitoring_parameters(settings, "again-dead-letters")
+    for name, (file, given) in files.items():
+        deploy_stack(cloudformation, name, SCRIPTS / file, given, tags)
+    session.events.register("before-call", lambda model, **_: made.append(model.name))
+    plan = aws_target.planned(options, settings, session, asked=True)
+    writing = [name for name in made if not name.startswith(("Describe", "Get", "Head", "List"))]
+    assert writing == ["CreateChangeSet", "DeleteChangeSet"] * 3 and not plan.unknown
+    for name in files:
+        delete_stack(cloudformation, name)
 
 
 def test_no_change_set_is_made_of_a_stack_of_somebody_else(cloud):

@@ -29,7 +29,6 @@ from sentiment_engine.training import (
     record_key,
     start_training,
     training_source,
-    upload_once,
     wait_for_training,
 )
 from sentiment_engine.training_job import COMPAT, restart_with_compat
@@ -374,17 +373,6 @@ def test_libraries_for_an_older_driver_are_used_as_the_images_own_entrypoint_doe
         ((program, words, given),) = started
         assert program == sys.executable and words == sys.orig_argv
         assert given == env | {"LD_LIBRARY_PATH": after.format(compat=compat)}
-
-
-@pytest.mark.parametrize("content", [b"", b"somebody else's"])
-def test_an_upload_that_is_not_the_same_bytes_is_replaced(cloud, content):
-    s3, place = cloud.client("s3"), {"Bucket": "upload-tests", "Key": f"base-models/{len(content)}"}
-    s3.create_bucket(Bucket=place["Bucket"])
-    s3.put_object(**place, Body=content)
-    own = b"x" * 9_000_000  # more than boto3 would send in one piece
-    assert upload_once(s3, place["Bucket"], place["Key"], own) is True
-    assert s3.get_object(**place)["Body"].read() == own
-    assert upload_once(s3, place["Bucket"], place["Key"], own) is False
 
 
 def test_a_base_model_that_was_tampered_with_is_replaced(cloud, base, monkeypatch):

@@ -345,11 +345,11 @@ def test_an_artifact_is_uploaded_once_and_whole(cloud, plain, tmp_path):
     s3, sent = cloud.client("s3"), []
     s3.create_bucket(Bucket="wheels-artifacts")
 
-    def upload(*arguments, **options):
+    def put(**options):
         sent.append(options)
-        s3.upload_file(*arguments, **options)
+        s3.put_object(**options)
 
-    counted = SimpleNamespace(head_object=s3.head_object, upload_file=upload)
+    counted = SimpleNamespace(head_object=s3.head_object, put_object=put)
     address = upload_artifact(counted, "wheels-artifacts", plain)
     assert upload_artifact(counted, "wheels-artifacts", plain) == address and len(sent) == 1
     key = address.removeprefix("s3://wheels-artifacts/")
