@@ -252,6 +252,13 @@ MUTANTS = [
         "tests/test_lifecycle.py::test_no_second_endpoint_is_created_before_the_first_is_deleted",
     ),
     Mutant(
+        "an accepted deletion counts",
+        LIFE,
+        'if describe(engine, run_id)[0] in ("", "Deleting"):',
+        "if engine:",
+        "tests/test_lifecycle.py::test_no_second_endpoint_is_created_while_the_first_outlives_its_accepted_deletion",
+    ),
+    Mutant(
         "two create the next endpoint",
         STATE,
         'conditions={"leftover": ("=", row.leftover)})',
@@ -303,7 +310,7 @@ MUTANTS = [
     Mutant(
         "earlier reasons are forgotten",
         STATE,
-        'return f"{row.reason} {told}".strip()[:REASONS_LIMIT]',
+        'return f"{before}{told}"[:REASONS_LIMIT]',
         "return told",
         "tests/test_lifecycle.py::test_an_endpoint_that_does_not_come_up_is_tried_once_on_each_instance_type",
     ),
@@ -327,6 +334,13 @@ MUTANTS = [
         "    if _age(event) < LAST_TRY:",
         "    if not event:",
         "tests/test_lifecycle.py::test_an_event_that_overtakes_sagemakers_description_is_tried_again",
+    ),
+    Mutant(
+        "early events of what was left are dropped",
+        LIFE,
+        "(row.runId, row.leftover) if row.state == CREATING else (row.leftover,)",
+        "(row.runId,) if row.state == CREATING else ()",
+        "tests/test_lifecycle.py::test_an_early_event_of_an_endpoint_that_was_left_is_tried_again",
     ),
     Mutant(
         "the last try is a dead letter",

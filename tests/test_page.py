@@ -231,7 +231,7 @@ def test_no_reason_runs_into_the_next_sentence(visitor, engine, reason):
     error = {"error": {"code": "unavailable", "message": reason}}
     page.route("**/status", lambda route: route.fulfill(status=503, json=error))
     look_again(page)
-    expect(page.locator("#trouble-text")).to_contain_text(f"{ended} No money runs away meanwhile")
+    expect(page.locator("#trouble-text")).to_contain_text(f"{ended} No money runs away")
     visitor.hear(engine, "IN_SERVICE")
     page = visitor.arrive("awake")
     page.route("**/predict", lambda route: route.fulfill(status=502, json=error))

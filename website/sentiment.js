@@ -1,5 +1,5 @@
-// The page of a model that sleeps. `accept(status)`, with an answer of GET /status, is the only way into a state,
-// `fail(problem)` into trouble. Text is only ever set as text.
+// `accept(status)`, with an answer of GET /status, is the only way into a state, `fail(problem)` into trouble.
+// Text is only ever set as text.
 'use strict';
 {
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
@@ -8,7 +8,6 @@ const WARN_SECONDS = 120;
 const UNSURE = 0.6; // below this share, if the model does not say itself
 const CHUNK = 50; // reviews in one call, so that a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
-const LOADED = 180; // seconds after an answer in which a serverless model still stands by
 
 const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0, queued: false};
 const $ = (id) => document.getElementById(id);
@@ -33,7 +32,7 @@ const number = Number.isFinite;
 const big = (n) => n.toLocaleString('en');
 const plural = (n, one, many = one + 's') => `${big(n)} ${n === 1 ? one : many}`;
 const characters = (s) => [...s].length;
-const ended = (s) => /[.!?…)]$/.test(s) ? s : `${s}.`; // a reason that was cut has no full stop
+const ended = (s) => /[.!?…)]$/.test(s) ? s : `${s}.`; // some are cut
 const word = (label) => label.charAt(0).toUpperCase() + label.slice(1).toLowerCase();
 
 function clock(seconds) {
@@ -98,7 +97,7 @@ function explain({kind, message, status}) {
 function fail(problem) {
 	const {title, reason} = explain(problem), wait = Math.min(60, 2 ** ++app.failures) * (0.8 + Math.random() * 0.4);
 	text('trouble-title', title);
-	text('trouble-text', `${reason} No money runs away meanwhile: a model that is awake falls asleep by itself.`);
+	text('trouble-text', `${reason} No money runs away: a model falls asleep by itself.`);
 	show('trouble', true);
 	if (!app.status) { text('title', 'The model cannot be seen'); text('lead', 'It may be asleep or awake: only its service can tell.'); text('sign-state', 'Unknown'); }
 	app.retryAt = Date.now() + wait * 1000;
@@ -108,7 +107,7 @@ function fail(problem) {
 
 // ---- polling
 
-function pace() { // seconds until the next look, by what may change how soon
+function pace() { // seconds until the next look
 	const {state, etaSeconds} = app.status ?? {}, slow = document.hidden ? 3 : 1;
 	if (state === 'CREATING') return slow * Math.min(8, Math.max(2, (etaSeconds ?? 60) / 20));
 	return state === 'STOPPING' ? 4 : Math.min(20 * slow, Math.max(3, left('secondsLeft') + 1 || 60));
@@ -129,7 +128,7 @@ async function look() {
 
 // ---- the state machine
 
-const tabs = new BroadcastChannel('model'); // what this tab changes the others look at
+const tabs = new BroadcastChannel('model'); // they look at each other's changes
 tabs.onmessage = look;
 
 function accept(status, mine = false) {
@@ -144,9 +143,9 @@ function accept(status, mine = false) {
 }
 
 const WORDS = { // tab, title, lead
-	asleep: () => ['Asleep', 'The model is asleep', 'It says whether reviews praise or complain, once somebody wakes it. That can be you.'],
+	asleep: () => ['Asleep', 'The model is asleep', 'It says whether reviews praise or complain, once you wake it.'],
 	waking: () => ['Waking up', 'The model is waking up', 'You can close or reload this tab, and write a review meanwhile.'],
-	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays a fraction of a cent a request. After a pause the first answer can take a minute.'
+	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays by the request. After a pause the first answer can take a minute.'
 		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest: no run may be longer.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
 	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. You can wake it again in a minute.'],
 	failed: () => ['Failed', 'The model has failed', 'It did not come up, or it broke down. Nothing of yours is lost.'],
@@ -220,9 +219,9 @@ function news(title) { if (document.hidden && notices() === 'granted') notified(
 
 const since = () => (Date.now() - app.at) / 1000;
 const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN;
-const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * Math.min(since(), app.status.secondsLeft) / 3600; // not beyond its end
+const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * Math.min(since(), app.status.secondsLeft) / 3600;
 const elapsed = () => (app.status.elapsedSeconds ?? 0) + since();
-const longest = () => Math.max(0, app.status.maxRunMinutes * 60 - elapsed()); // until this run must end
+const longest = () => Math.max(0, app.status.maxRunMinutes * 60 - elapsed());
 const capped = () => left('secondsLeft') > longest() - 5; // nothing moves its end any more
 const toGo = () => left('etaSeconds') > 1 ? `about ${duration(left('etaSeconds'))} to go` : app.status.longerThanUsual ? 'longer than usual' : 'any moment now';
 const wakingShare = () => Math.min(0.97, elapsed() / Math.max(1, elapsed() + (left('etaSeconds') || 0))); // never full before it is up
@@ -386,13 +385,13 @@ async function predict(inputs, more) {
 	return reply;
 }
 async function patiently(inputs, tell, more) { // asks again while it is busy or wakes up
-	const begun = Date.now(), loaded = begun - app.answered < LOADED * 1000;
+	const begun = Date.now(), loaded = begun - app.answered < 180000; // for some minutes
 	for (let tries = 1; ; tries++) {
 		try { return await predict(inputs, more); } catch (e) {
 			said(e);
-			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4), waited = (Date.now() - begun) / 1000, heavy = loaded && e.code === 'waking', waking = e.code === 'waking' && !heavy;
+			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4), waited = (Date.now() - begun) / 1000, cold = e.code === 'waking', waking = cold && !loaded;
 			if (wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable|waking)?$/.test(e.code) || (!waking && tries > 4)) throw e;
-			if (heavy && tries > 1) throw new Problem('refused', 'The model did not answer in time. Send fewer or shorter texts.');
+			if (cold && loaded && tries > 1) throw new Problem('refused', 'The model did not answer in time. Send fewer or shorter texts.');
 			if (waking && waited + wait > 180) throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
 			const why = waking ? 'It wakes up after a pause, which can take a minute' : 'It is busy';
 			if (tries === 1) announce(`${why}. Your text is kept.`);
@@ -475,7 +474,7 @@ function words(p) { // offsets count characters, not UTF-16 units
 		: 'It hangs on no single word: without any of them the answer stays.'));
 }
 async function why({text: review}) {
-	const button = $('why'), here = () => button.isConnected; // else another answer stands there
+	const button = $('why'), here = () => button.isConnected; // else it is another answer
 	if (app.reading || button.ariaDisabled === 'true') return;
 	busy('why', 'Looking …'); text('tool-text', '');
 	try {
@@ -503,7 +502,7 @@ function several(list) {
 function answer(list, facts, again = false) { // facts: latency, version, stored
 	const {latency, version, stored} = facts, [p] = list, one = list.length === 1, box = $('answer');
 	const meta = [number(latency) && `${one ? '' : 'together '}${Math.round(latency)} ms`, version && `model ${version}`];
-	const inputs = JSON.stringify(one ? p.text : list.map((each) => each.text));
+	const inputs = JSON.stringify(one ? p.text : list.map((r) => r.text));
 	const tools = el('p.row', one ? (p.explanation ? null : button('Which words count?', () => why(p), {id: 'why'})) : button('Download as CSV', () => download(list)),
 		...Object.entries({link: linkTo(list), curl: asCurl(inputs), Python: asPython(inputs)}).map(([what, value]) => button(`Copy ${what}`, () => copy(what, value))),
 		el('span.small', {id: 'tool-text', role: 'status'}));
@@ -537,7 +536,7 @@ function download(list) {
 
 // ---- reviews from a file or a link
 
-function table(csv, cuts) { // the first row says which of `cuts` parts the cells, if any
+function table(csv, cuts) { // the first row tells which of `cuts` it uses
 	csv = csv.replace(/\r+\n?/g, '\n');
 	const first = csv.match(/^("[^"]*"|[^"\n])*/)[0].replace(/"[^"]*"/g, ''), count = (cut) => first.split(cut).length, rows = [[]];
 	const cut = [...cuts].filter((c) => first.includes(c)).sort((x, y) => count(y) - count(x))[0] ?? '\0';
@@ -554,7 +553,7 @@ async function take(file) {
 	try { csv = await file.text(); } catch { return no('This file cannot be read.'); }
 	const rows = table(csv, /\.txt$/i.test(file.name) ? '\t' : ',;\t'), head = rows[0] ?? [];
 	const named = head.findIndex((cell) => /^(comment|content|feedback)s?$|(review|text|body)s?$/i.test(cell));
-	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // without a name, the wordiest column
+	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // else the wordiest
 	const column = named >= 0 ? named : [...head.keys()].sort((x, y) => size(y) - size(x))[0];
 	const list = rows.slice(named >= 0 ? 1 : 0).map((row) => row[column]).filter(Boolean);
 	if (!list.length) return no('No reviews were found in this file.');
@@ -629,7 +628,7 @@ async function setUp() {
 }
 
 const draft = memory.read('draft');
-if (typeof draft?.text === 'string') { $('review').value = draft.text; $('lines').checked = draft.lines === true; }
+if (typeof draft?.text === 'string') put(draft.text, draft.lines === true, false);
 $('start-form').onsubmit = start;
 $('phone').oninput = () => { app.refusal = ''; checkPhone(); };
 $('phone').onchange = () => checkPhone(phoneFault(tidyPhone($('phone').value)) !== '');
@@ -643,12 +642,12 @@ $('extend').onclick = extend;
 $('retry').onclick = () => { text('retry-in', 'Trying …'); look(); };
 $('notify').onclick = async () => { await Notification.requestPermission(); renderNotify(); };
 $('forget').onclick = () => { memory.write('past', []); renderPast(); $('answer').replaceChildren(); put(''); $('title').focus(); };
-window.onstorage = (e) => { if (e.key === 'past') renderPast(); };
-window.ononline = look;
-window.onoffline = () => fail(new Problem('offline'));
-window.onhashchange = takeLink;
-window.ondragover = (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); };
-window.ondrop = (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } };
+onstorage = (e) => { if (e.key === 'past') renderPast(); };
+ononline = look;
+onoffline = () => fail(new Problem('offline'));
+onhashchange = takeLink;
+ondragover = (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); };
+ondrop = (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } };
 document.onvisibilitychange = () => { if (!document.hidden && Date.now() - app.at > 3000) look(); };
 setInterval(tick, 1000);
 if (notices() === 'default') notified(NAME); // may it be made at all?
