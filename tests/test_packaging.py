@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -85,3 +86,15 @@ def test_every_function_has_a_zip_of_its_own():
     keys = package_keys(LAMBDAS)
     assert set(keys) == {parameter_of(folder) for folder in FOLDERS}
     assert all(key.startswith("lambdas/") and key.endswith(".zip") for key in keys.values())
+
+
+def test_the_readme_leads_to_every_notebook():
+    "Those about the local cloud are listed at the end of its own notebook, and counted in the readme."
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    local = json.loads((ROOT / "nbs/08_local_cloud.ipynb").read_text(encoding="utf-8"))["cells"][-1]["source"]
+    notebooks = {path.name for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
+    rooms = {name for name in notebooks if name.startswith("08") and name != "08_local_cloud.ipynb"}
+    assert rooms == {name for name in rooms if f"]({name})" in "".join(local)}
+    assert notebooks - rooms == {name for name in notebooks - rooms if f"](nbs/{name})" in readme}
+    (said,) = re.findall(r"08 – (\w+) more", readme)
+    assert {"eighteen": 18, "nineteen": 19, "twenty": 20}[said] == len(rooms)
