@@ -40,7 +40,7 @@ from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hou
 from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.plan import Plan
-from sentiment_engine.settings import Settings, connect, settings_from
+from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 
 # deploy.py and teardown.py run as programs, not as functions. Their command lines are what a person uses, so that is
 # what is accepted. A program can also be stopped and waited for, and its crash leaves this one able to tear down.
@@ -456,7 +456,8 @@ def new_prefix(session: boto3.Session, wanted: str = "") -> str:
 def check_prefix(session: boto3.Session, prefix: str):
     "See that nothing has the prefix yet. Raises ValueError, also if AWS does not answer what matters."
     found, unseen = by_name(session, prefix)
-    if taken := [str(thing) for thing in found if not thing.kept]:
+    key = textbelt_key_parameter(settings_from(os.environ, prefix=prefix))  # may be stored before; goes with the engine
+    if taken := [str(thing) for thing in found if not thing.kept and thing.name != key]:
         said = f"{prefix} is taken. An acceptance could not tell what it has left from what stands already"
         raise ValueError(f"{said}: {', '.join(taken)}. Choose another --stack-prefix, or none")
     if blind := [str(each) for each in unseen if each.essential]:
@@ -466,7 +467,7 @@ def check_prefix(session: boto3.Session, prefix: str):
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
     "List the problems of the account. Leave out what the acceptance can do without, and say so."
     settings = settings_from(os.environ)
-    findings = check_account(connect("aws"), settings, SERIES_INSTANCE if options.series else "")
+    findings = check_account(connect("aws"), settings, SERIES_INSTANCE if options.series else "", trial=True)
     problems = {finding.what: finding for finding in findings if finding.fine is False}
     if problems.pop("Lambda concurrency", None):
         options.reserved_concurrency = False

@@ -370,7 +370,7 @@ def world(tmp_path, shell):
     shell.setattr(acceptance, "GONE_LIMIT", -1)
     shell.setattr(acceptance, "caller", lambda _: ("user/ada in an account that ends in 9012", "9012"))
     shell.setattr(acceptance, "new_prefix", lambda *_: "accept-1a2b")
-    shell.setattr(acceptance, "check_account", lambda *_: [])
+    shell.setattr(acceptance, "check_account", lambda *_, **__: [])
     shell.setattr(acceptance.Textbelt, "quota", lambda _: 1)
     for name in ("planned", "explain"):  # tested above, and half a second each
         shell.setattr(acceptance, name, lambda *_: found.event())
@@ -599,7 +599,7 @@ NOT_SAID = Finding("SMS", None, "the public key says nothing")
 )
 def test_without_a_phone_number_no_message_need_be_paid_for(world, monkeypatch, words, finding, quota, provider):
     seen, usual = [], world.program
-    monkeypatch.setattr(acceptance, "check_account", lambda *_: [finding])
+    monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: [finding])
     monkeypatch.setattr(acceptance.Textbelt, "quota", lambda _: quota)
     monkeypatch.setattr(acceptance, "run_program", lambda words, *rest: (seen.append(words), usual(words, *rest))[1])
     assert begin(world, *words) == "0"
@@ -612,7 +612,7 @@ def test_without_a_phone_number_no_message_need_be_paid_for(world, monkeypatch, 
     [((), NOT_SAID, 0), ((), NO_SANDBOX, 0), (("--sms-provider", "sns"), NO_SANDBOX, 1)],
 )
 def test_a_message_that_nobody_pays_for_ends_it_before_anything_is_made(world, monkeypatch, words, finding, quota):
-    monkeypatch.setattr(acceptance, "check_account", lambda *_: [finding])
+    monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: [finding])
     monkeypatch.setattr(acceptance.Textbelt, "quota", lambda _: quota)
     end = begin(world, "--phone", PHONE, *words)
     assert end.startswith("Nothing was changed: ") and end.count("PROBLEM  SMS") == 1
@@ -626,6 +626,15 @@ def test_a_prefix_under_which_something_stands_is_refused(world, kind):
     end = begin(world, "--stack-prefix", "accept-1a2b")
     assert "accept-1a2b is taken" in end and f"{kind} accept-1a2b-holiday-photos. Choose another" in end
     assert end.startswith("Nothing was changed") and not world.calls.exists() and not unfinished(world)
+
+
+def test_a_key_for_the_sms_may_be_stored_before(world, monkeypatch):
+    key = standing.Thing("parameter", "/accept-1a2b/textbelt-key")
+    monkeypatch.setattr(acceptance, "by_name", lambda *_: ([key], []))
+    acceptance.check_prefix(None, "accept-1a2b")
+    monkeypatch.setattr(acceptance, "by_name", lambda *_: ([standing.Thing("parameter", "/accept-1a2b/model")], []))
+    with pytest.raises(ValueError, match="accept-1a2b is taken"):
+        acceptance.check_prefix(None, "accept-1a2b")
 
 
 def test_what_others_name_alike_meanwhile_does_not_keep_it_for_ever(world, monkeypatch, capsys):
@@ -697,8 +706,8 @@ def interrupt(*_):
 @pytest.mark.parametrize(
     ("what", "stands_for", "said"),
     [
-        ("check_account", lambda *_: [Finding("endpoint quota", False, "none may run")], "endpoint quota"),
-        ("check_account", interrupt, "Interrupted"),
+        ("check_account", lambda *_, **__: [Finding("endpoint quota", False, "none may run")], "endpoint quota"),
+        ("check_account", lambda *_, **__: interrupt(), "Interrupted"),
         ("by_tag", lambda *_: [], "the prefix was not typed"),
     ],
 )
@@ -715,7 +724,7 @@ def test_it_says_that_what_was_left_is_deleted_even_if_no_new_one_begins(left, m
 def test_an_account_without_room_gets_no_reserved_concurrency(world, monkeypatch):
     seen, usual = [], world.program
     found = [Finding("Lambda concurrency", False, "10 of 10 are free, 201 are needed")]
-    monkeypatch.setattr(acceptance, "check_account", lambda *_: found)
+    monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: found)
     monkeypatch.setattr(acceptance, "run_program", lambda words, *rest: (seen.append(words), usual(words, *rest))[1])
     assert begin(world) == "0"
     assert "--no-reserved-concurrency" in seen[0] and seen[0][-2:] == ["--model", "released"]
@@ -723,7 +732,7 @@ def test_an_account_without_room_gets_no_reserved_concurrency(world, monkeypatch
 
 def test_a_problem_of_the_account_ends_it_before_anything_is_made(world, monkeypatch):
     found = [Finding("endpoint quota", False, "none may run")]
-    monkeypatch.setattr(acceptance, "check_account", lambda *_: found)
+    monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: found)
     assert "PROBLEM  endpoint quota" in begin(world) and not world.calls.exists() and not unfinished(world)
 
 
