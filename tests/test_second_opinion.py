@@ -142,6 +142,22 @@ def test_what_moto_takes_and_the_local_cloud_refused_is_told_as_such(judge):
     assert judge(line("s3", "CreateBucket", {"Bucket": "lake"}, "AccessDenied"))[-1].outcome == "milder"
 
 
+def test_an_endpoint_that_is_being_deleted_may_still_be_described(judge):
+    "AWS describes it for minutes; moto forgets it at once. One that never was is no such case."
+    model = {"ModelName": "m", "ExecutionRoleArn": ROLE, "PrimaryContainer": {"Image": "i", "ModelDataUrl": "s3://b/m"}}
+    variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "ml.t2.medium", "InitialInstanceCount": 1}
+    named = {"EndpointName": "lab-1"}
+    *_, going, never = judge(
+        line("sagemaker", "CreateModel", model),
+        line("sagemaker", "CreateEndpointConfig", {"EndpointConfigName": "c", "ProductionVariants": [variant]}),
+        line("sagemaker", "CreateEndpoint", named | {"EndpointConfigName": "c"}),
+        line("sagemaker", "DeleteEndpoint", named),
+        line("sagemaker", "DescribeEndpoint", named),
+        line("sagemaker", "DescribeEndpoint", {"EndpointName": "lab-2"}),
+    )
+    assert (going.outcome, never.outcome) == ("accepted", "refused")
+
+
 def test_an_operation_that_moto_does_not_know_is_no_refusal(judge):
     (verdict,) = judge(line("sagemaker", "DescribeSubscribedWorkteam", {"WorkteamArn": ROLE}))
     assert verdict.outcome == "unknown" and report([verdict], [], {}, []) == 0
