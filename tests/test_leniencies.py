@@ -25,7 +25,8 @@ from sentiment_engine.local.server import _GLUE_RUNS, emulator_environment
 from sentiment_engine.local.strict import NEW_ACCOUNT
 
 LOCAL = PACKAGE_ROOT / "sentiment_engine" / "local"
-OTHERS = {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "PYTEST_CURRENT_TEST"}  # set by shells, Python and pytest
+# Set by shells, Python, pytest, and by Jupyter in a process that has loaded it, such as this one after other tests.
+OTHERS = {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "PYTEST_CURRENT_TEST", "MPLBACKEND"}
 ROLE = "arn:aws:iam::000000000000:role/lab"
 LIST = read_leniencies()
 

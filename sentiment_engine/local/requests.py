@@ -614,7 +614,10 @@ class Gate:
             await respond(heard, *refuse(call, wrong).to_response())
         else:
             await self.app(scope, again(body), heard)
-        self.keep(call, wrong, heard)
+        try:
+            self.keep(call, wrong, heard)  # before the end of the answer: who has it may read the recording
+        finally:
+            await heard.finish()
 
     def _look(self, scope: dict, body: bytes) -> tuple[Call | None, list[str]]:
         "Read a request and check it."
@@ -640,10 +643,10 @@ class Gate:
 
 
 class _Heard:
-    "Sends an answer on, and remembers it."
+    "Sends an answer on, but for its end, and remembers it."
 
     def __init__(self, send: Callable):
-        self.send, self.status, self.headers, self.body = send, 0, {}, b""
+        self.send, self.status, self.headers, self.body, self.end = send, 0, {}, b"", None
 
     async def __call__(self, message):
         if message["type"] == "http.response.start":
@@ -651,7 +654,15 @@ class _Heard:
             self.headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in message.get("headers", ())}
         elif message["type"] == "http.response.body" and len(self.body) <= _MOST:
             self.body += message.get("body", b"")
-        await self.send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.end = message
+        else:
+            await self.send(message)
+
+    async def finish(self):
+        "Send the end of the answer, if there was one."
+        if self.end:
+            await self.send(self.end)
 
 # %% ../../nbs/08q_local_requests.ipynb #b295fcfe
 def read_recording(file: Path) -> list[dict]:
