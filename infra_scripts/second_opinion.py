@@ -162,7 +162,8 @@ class Replay:
             code, reason = answer.get("Error", {}).get("Code", "500"), answer.get("Error", {}).get("Message", "")
             if status >= 500:
                 reason = self.moto.why()
-            if operation == "DescribeEndpoint" and params["EndpointName"] in self.going:
+            forgotten = operation == "DescribeEndpoint" and reason.startswith("Could not find endpoint")
+            if forgotten and params["EndpointName"] in self.going:
                 return Verdict(**about, theirs=ours)
             known = code not in UNKNOWN and not reason.startswith("NotImplementedError")
             return Verdict(**about, theirs=code, reason=reason, known=known)
