@@ -1,0 +1,156 @@
+"The installation picks a Python that works, repairs a broken environment, and leaves a good one alone."
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+INPUTS = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt")
+# A Python of any version: it says what it was asked, makes environments out of itself, and runs code for real.
+FAKE = """#!/bin/sh
+here=$(dirname "$0")
+echo "$0 $*" >>"$LOG"
+case "$1 $2" in
+"-c "*) exec {real} -c "import sys; sys.version_info = {version}
+$2" ;;
+"-m venv") [ -z "${{NO_VENV:-}}" ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo 1 >"$3/pip" ;;
+"-m pip") case "$3" in --version) [ -e "$here/../pip" ] && [ -z "${{NO_PIP:-}}" ] ;; esac ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A checkout with nothing in it but what the installation reads; its folder has a space in its name."
+    folder = tmp_path / "a checkout"
+    (folder / "infra_scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "infra_scripts/install.sh", folder / "infra_scripts")
+    for name in INPUTS:
+        (folder / name).touch()
+    return folder
+
+
+def python_of(folder: Path, version: tuple[int, ...], name: str = "python3.11") -> Path:
+    "Put a Python of `version` into `folder`."
+    folder.mkdir(exist_ok=True, parents=True)
+    path = folder / name
+    path.write_text(FAKE.format(real=sys.executable, version=version))
+    path.chmod(0o755)
+    return path
+
+
+def install(checkout: Path, python: Path | None = None, **env: str) -> tuple[int, str, str]:
+    "Run the installation; return its exit status, its words, and what the Pythons were asked."
+    log = checkout.parent / "log"
+    log.write_text("")
+    run = subprocess.run(
+        [checkout / "infra_scripts/install.sh"],
+        env={"PATH": os.environ["PATH"], "LOG": str(log)} | ({"PYTHON": str(python)} if python else {}) | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return run.returncode, run.stdout + run.stderr, log.read_text()
+
+
+@pytest.mark.parametrize(
+    "version", [(3, 9, 18), (3, 10, 14), (3, 11, 0), (3, 11, 2), (3, 11, 3), (3, 14, 0), (4, 0, 0)]
+)
+def test_a_python_that_cannot_run_the_project_is_refused_before_anything_is_made(checkout, tmp_path, version):
+    status, words, asked = install(checkout, python_of(tmp_path / "bin", version))
+    assert status == 1 and "3.11.4" in words and "PYTHON=" in words
+    assert "venv" not in asked.replace(str(checkout), "") and not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", [(3, 11, 4), (3, 11, 14), (3, 12, 0), (3, 13, 9)])
+def test_a_python_that_can_is_taken(checkout, tmp_path, version):
+    status, words, asked = install(checkout, python_of(tmp_path / "bin", version))
+    assert status == 0, words
+    assert "-m pip install" in asked
+
+
+def test_the_package_refuses_the_same_versions():
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini")
+    floor = tuple(int(part) for part in settings["DEFAULT"]["min_python"].split("."))
+    assert str(floor) in (ROOT / "infra_scripts/install.sh").read_text()
+    assert settings["DEFAULT"]["min_python"] in (ROOT / "README.md").read_text()
+
+
+def test_a_good_environment_is_left_alone(checkout, tmp_path):
+    python = python_of(tmp_path / "bin", (3, 11, 9))
+    install(checkout, python)
+    status, words, asked = install(checkout, python)
+    assert (status, words) == (0, "") and "pip" not in asked and "-m venv" not in asked
+
+
+def _no_pip(checkout: Path):
+    (checkout / ".venv/pip").unlink()
+    (checkout / ".venv/installed").unlink()
+
+
+def _python_gone(checkout: Path):
+    (checkout / ".venv/bin/python").unlink()
+    (checkout / ".venv/bin/python").symlink_to("/nowhere/python3.11")
+
+
+def _python_of_other_version(checkout: Path):
+    python_of(checkout / ".venv/bin", (3, 10, 1), "python")
+
+
+def _copied(checkout: Path):
+    (checkout / ".venv/installed").write_text("/somewhere/else\n")
+    (checkout / ".venv/made-for").write_text("/somewhere/else\n")
+
+
+def _empty(checkout: Path):
+    shutil.rmtree(checkout / ".venv")
+    (checkout / ".venv").mkdir()
+
+
+@pytest.mark.parametrize("harm", [_no_pip, _python_gone, _python_of_other_version, _copied, _empty])
+def test_a_broken_copied_or_moved_environment_is_made_again(checkout, tmp_path, harm):
+    python = python_of(tmp_path / "bin", (3, 11, 9))
+    install(checkout, python)
+    (checkout / ".venv/leftover").touch()
+    harm(checkout)
+    status, words, asked = install(checkout, python)
+    assert status == 0, words
+    assert "-m venv" in asked and "-m pip install" in asked
+    assert not (checkout / ".venv/leftover").exists()
+    assert (checkout / ".venv/installed").read_text().strip() == str(checkout)
+
+
+def test_a_moved_checkout_gets_an_environment_of_its_own(checkout, tmp_path):
+    python = python_of(tmp_path / "bin", (3, 11, 9))
+    install(checkout, python)
+    moved = checkout.rename(tmp_path / "moved")
+    assert "-m venv" in install(moved, python)[2]
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(checkout, tmp_path):
+    python = python_of(tmp_path / "bin", (3, 11, 9))
+    install(checkout, python)
+    (checkout / ".venv/installed").unlink()
+    asked = install(checkout, python)[2]
+    assert "-m venv" not in asked and "-m pip install" in asked
+
+
+def test_changed_requirements_are_installed(checkout, tmp_path):
+    python = python_of(tmp_path / "bin", (3, 11, 9))
+    install(checkout, python)
+    later = (checkout / ".venv/installed").stat().st_mtime + 5
+    os.utime(checkout / "constraints.txt", (later, later))
+    assert "-m pip install" in install(checkout, python)[2]
+
+
+@pytest.mark.parametrize("lack", ["NO_VENV", "NO_PIP"])
+def test_a_python_without_its_other_half_leaves_nothing_and_says_what_to_install(checkout, tmp_path, lack):
+    status, words, _ = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)), **{lack: "1"})
+    assert status == 1 and "python3.11-venv" in words
+    assert not (checkout / ".venv").exists()
