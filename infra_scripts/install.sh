@@ -18,7 +18,7 @@ starts() { "$1" -c "$supported" 2>/dev/null; }
 
 ready() {
     [ "$(cat "$marker" 2>/dev/null)" = "$here" ] && starts "$venv/bin/python" &&
-        [ -z "$(find settings.ini setup.py pyproject.toml constraints.txt -newer "$marker")" ]
+        [ -z "$(find settings.ini setup.py pyproject.toml constraints.txt lambdas/requirements.txt -newer "$marker")" ]
 }
 
 usable() { # whether pip may go on where it stopped
@@ -51,6 +51,8 @@ ready && exit 0
 [ -w . ] || give_up "this folder cannot be written to: $here"
 echo "Installing into $venv (about 270 packages, 3 GB; three minutes with a warm cache)"
 usable || make_environment
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[etl,train,local,dev]" ||
+pip() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
+# What runs in the functions comes first, and only with the hashes that are written down.
+pip --no-deps --require-hashes -r lambdas/requirements.txt && pip -c constraints.txt -e ".[etl,train,local,dev]" ||
     give_up "pip could not install the packages; its words are above. Run the same command again to go on."
 echo "$here" >"$marker"

@@ -1,16 +1,27 @@
 "The installation picks a Python that works, repairs a broken environment, and leaves a good one alone."
 
 import configparser
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from sentiment_engine.packaging import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[1]
-INPUTS = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt")
+INPUTS = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "lambdas/requirements.txt")
+SETTINGS = configparser.ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT / "settings.ini")
+REQUIREMENTS = [
+    each for key, value in SETTINGS["DEFAULT"].items() if key.endswith("requirements") for each in value.split()
+]
 # A Python of any version: it says what it was asked, makes environments out of itself, and runs code for real.
 FAKE = """#!/bin/sh
 here=$(dirname "$0")
@@ -28,7 +39,8 @@ esac
 def checkout(tmp_path):
     "A checkout with nothing in it but what the installation reads; its folder has a space in its name."
     folder = tmp_path / "a checkout"
-    (folder / "infra_scripts").mkdir(parents=True)
+    for part in ("infra_scripts", "lambdas"):
+        (folder / part).mkdir(parents=True)
     shutil.copy(ROOT / "infra_scripts/install.sh", folder / "infra_scripts")
     for name in INPUTS:
         (folder / name).touch()
@@ -75,11 +87,9 @@ def test_a_python_that_can_is_taken(checkout, tmp_path, version):
 
 
 def test_the_package_refuses_the_same_versions():
-    settings = configparser.ConfigParser(delimiters=["="])
-    settings.read(ROOT / "settings.ini")
-    floor = tuple(int(part) for part in settings["DEFAULT"]["min_python"].split("."))
+    floor = tuple(int(part) for part in SETTINGS["DEFAULT"]["min_python"].split("."))
     assert str(floor) in (ROOT / "infra_scripts/install.sh").read_text()
-    assert settings["DEFAULT"]["min_python"] in (ROOT / "README.md").read_text()
+    assert SETTINGS["DEFAULT"]["min_python"] in (ROOT / "README.md").read_text()
 
 
 def test_a_good_environment_is_left_alone(checkout, tmp_path):
@@ -154,3 +164,27 @@ def test_a_python_without_its_other_half_leaves_nothing_and_says_what_to_install
     status, words, _ = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)), **{lack: "1"})
     assert status == 1 and "python3.11-venv" in words
     assert not (checkout / ".venv").exists()
+
+
+def test_what_the_functions_hold_is_pinned_with_hashes_and_the_same_everywhere():
+    locked = [line for line in (ROOT / "lambdas/requirements.txt").read_text().splitlines() if line[0] != "#"]
+    parts = [re.fullmatch(r"([a-z_]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line).groups() for line in locked]
+    assert {name for name, _ in parts} == set(LIBRARIES)
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    for name, version in parts:
+        assert f"{name}=={version}" in constraints and importlib.metadata.version(name) == version
+
+
+@pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.name)
+def test_workflows_use_actions_by_commit_and_say_which_version_that_is(workflow):
+    used = re.findall(r"uses: (.+)", workflow.read_text())
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+
+
+@pytest.mark.parametrize(("package", "fixed"), [("pyspark", "3.5.7"), ("jupyterlab", "4.6.2")])
+def test_versions_with_known_faults_are_not_accepted(package, fixed):
+    wanted = next(each for each in map(Requirement, REQUIREMENTS) if each.name == package)
+    before = Version(fixed).release
+    assert fixed in wanted.specifier and f"{before[0]}.{before[1]}.{before[2] - 1}" not in wanted.specifier
