@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 here=$(pwd -P)
 venv=.venv
 marker=$venv/installed # holds the place that the environment was made for
-supported='import sys; sys.exit(not (3, 11, 4) <= sys.version_info < (3, 14))' # 3.11.3 unpacks archives without a filter
+supported='import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))' # the pinned packages need 3.11.5
 
 give_up() {
     echo "install: $1" >&2
@@ -29,12 +29,12 @@ usable() { # whether pip may go on where it stopped
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         starts "$PYTHON" && command -v "$PYTHON" && return 0
-        give_up "Python 3.11.4 or later, 3.12 or 3.13 is needed; $PYTHON is not one. Name another: make PYTHON=/path/to/python"
+        give_up "Python 3.11.5 or later, 3.12 or 3.13 is needed; $PYTHON is not one. Name another: make PYTHON=/path/to/python"
     fi
     for python in python3.11 python3.12 python3.13 python3; do
         starts "$python" && command -v "$python" && return 0
     done
-    give_up "Python 3.11.4 or later, 3.12 or 3.13 is needed, and none is installed. Name yours: make PYTHON=/path/to/python"
+    give_up "Python 3.11.5 or later, 3.12 or 3.13 is needed, and none is installed. Name yours: make PYTHON=/path/to/python"
 }
 
 make_environment() {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from sentiment_engine.packaging import LIBRARIES
@@ -71,15 +72,15 @@ def install(checkout: Path, python: Path | None = None, **env: str) -> tuple[int
 
 
 @pytest.mark.parametrize(
-    "version", [(3, 9, 18), (3, 10, 14), (3, 11, 0), (3, 11, 2), (3, 11, 3), (3, 14, 0), (4, 0, 0)]
+    "version", [(3, 9, 18), (3, 10, 14), (3, 11, 0), (3, 11, 2), (3, 11, 4), (3, 14, 0), (4, 0, 0)]
 )
 def test_a_python_that_cannot_run_the_project_is_refused_before_anything_is_made(checkout, tmp_path, version):
     status, words, asked = install(checkout, python_of(tmp_path / "bin", version))
-    assert status == 1 and "3.11.4" in words and "PYTHON=" in words
+    assert status == 1 and "3.11.5" in words and "PYTHON=" in words
     assert "venv" not in asked.replace(str(checkout), "") and not (checkout / ".venv").exists()
 
 
-@pytest.mark.parametrize("version", [(3, 11, 4), (3, 11, 14), (3, 12, 0), (3, 13, 9)])
+@pytest.mark.parametrize("version", [(3, 11, 5), (3, 11, 14), (3, 12, 0), (3, 13, 9)])
 def test_a_python_that_can_is_taken(checkout, tmp_path, version):
     status, words, asked = install(checkout, python_of(tmp_path / "bin", version))
     assert status == 0, words
@@ -90,6 +91,12 @@ def test_the_package_refuses_the_same_versions():
     floor = tuple(int(part) for part in SETTINGS["DEFAULT"]["min_python"].split("."))
     assert str(floor) in (ROOT / "infra_scripts/install.sh").read_text()
     assert SETTINGS["DEFAULT"]["min_python"] in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("python", [SETTINGS["DEFAULT"]["min_python"], "3.12.0", "3.13.0"])
+def test_every_pinned_package_runs_on_every_python_that_is_accepted(python):
+    wanted = {each.name: each.metadata["Requires-Python"] for each in importlib.metadata.distributions()}
+    assert not [name for name, versions in wanted.items() if versions and python not in SpecifierSet(versions)]
 
 
 def test_a_good_environment_is_left_alone(checkout, tmp_path):
