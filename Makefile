@@ -6,9 +6,6 @@ ROWS ?=
 IDLE ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-# The first Python that starts and is 3.11, 3.12 or 3.13.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL)) \
 	$(if $(IDLE),--idle-minutes $(IDLE))
 TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml monitoring.yaml deployer.yaml)
@@ -21,14 +18,8 @@ TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-$(VENV)/installed: settings.ini setup.py pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name yours with make PYTHON=/path/to/python"; exit 1; }
-	@echo "Installing into $(VENV) (about 270 packages, 3 GB; three minutes with a warm cache)"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[etl,train,local,dev]"
-	@touch $@
-
-install: $(VENV)/installed ## make .venv with everything in it
+install: ## make .venv with everything in it, or repair it (PYTHON=path)
+	@PYTHON="$(PYTHON)" infra_scripts/install.sh
 
 demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=names, ROWS=n or MODEL=released; IDLE=minutes)
 	@$(PY) infra_scripts/demo.py $(OPTIONS)
