@@ -517,7 +517,7 @@ def _causes(error: Py4JJavaError) -> str:
     while cause is not None:
         said.insert(0, str(cause.getMessage() or cause.toString()).splitlines()[0])
         cause = cause.getCause()
-    damaged = re.search("EOFException|ZipException|incorrect", said[-1])
+    damaged = re.search("EOFException|ZipException|incorrect|gzip", said[-1])
     hint = "a .gz file there is cut off or damaged: " if damaged else ""
     return hint + " / ".join(dict.fromkeys(said))
 

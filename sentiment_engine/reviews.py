@@ -391,7 +391,7 @@ def category_of(
     return name.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".jsonl")
 
 # %% ../nbs/01a_reviews.ipynb #9f6372a9
-_HIDDEN = re.compile(r"\.|_(?!metadata|common_metadata)[^=]*$|.*\._COPYING_$")  # Spark's rule
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|_(?!(?:common_)?metadata[^/]*/)[^/=]*(?:/|$))|\._COPYING_/")  # Spark's rule
 _DATA = tuple(".jsonl .ndjson .json .csv .tsv .parquet .gz .bz2 .zst .xz .zip".split())
 
 
@@ -401,8 +401,7 @@ def sort_files(
     "Sort out which files of a folder are review files."
     found, left = [], []
     for name in sorted(names):
-        hidden = any(_HIDDEN.match(part) for part in name.split("/"))
-        if name.endswith((".jsonl", ".jsonl.gz")) and not hidden:
+        if name.endswith((".jsonl", ".jsonl.gz")) and not _HIDDEN.search(name):
             found.append(name)
         elif name.lower().endswith(_DATA):
             left.append(name)
