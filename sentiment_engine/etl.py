@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ONE_MACHINE', 'QUICK_JAVA', 'LOGGING', 'PARSED', 'REASONS', 'TRUTHS', 'COLUMNS', 'RUN', 'LEFTOVERS', 'COMMITTER',
            'DONE', 'NEW_ROLE', 'ADVICE', 'start_spark', 'parse', 'read_lines', 'check_raw', 'Rules', 'rules_from',
-           'judge', 'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label', 'apply_limits', 'split_of',
-           'transform', 'new_run', 'stage', 'clean_reviews', 'package_zip', 'upload_job', 'run_glue_job']
+           'cleaned_text', 'judge', 'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label', 'apply_limits',
+           'split_of', 'transform', 'new_run', 'stage', 'clean_reviews', 'package_zip', 'upload_job', 'run_glue_job']
 
 # %% ../nbs/01_glue_etl.ipynb #75b9257f
 import io
@@ -32,7 +32,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from .cleaning import clean, nfc
+from .cleaning import MAX_CHARACTERS, UNTIDY, clean
 from .language import is_english
 from .near_repeats import find_near_repeats
 from .polling import ask
@@ -236,6 +236,13 @@ def rules_from(
             raise ValueError(f"--{rule.name} is {kind.__name__}, not {text!r}") from None
     return Rules(**found)
 
+# %% ../nbs/01_glue_etl.ipynb #8cba1b83
+def cleaned_text(text: Column) -> Column:
+    "Apply `clean` to the texts that need it. What exceeds MAX_CHARACTERS stays as it is."
+    untidy = (F.length(text) <= MAX_CHARACTERS) & text.rlike(UNTIDY)
+    in_python = F.udf(lambda text: text and clean(text), "string")
+    return F.coalesce(in_python(F.when(untidy, text)), F.trim(text))
+
 # %% ../nbs/01_glue_etl.ipynb #56a7352c
 def judge(
     parsed: DataFrame,  # from `parse`
@@ -243,10 +250,8 @@ def judge(
 ) -> DataFrame:  # columns of a clean review, `label`, `reason` (null: fine so far) and `line`
     "Clean each review, and give the reason why it cannot be used."
     stars = F.col("rating")
-    title, body = clean(F.coalesce("title", F.lit(""))), clean(F.col("text"))
-    cleaned = parsed.withColumns({"title": title, "body": body})  # then, for what `nfc` is given is used five times
-    cleaned = cleaned.withColumns({"title": nfc(F.col("title")), "body": nfc(F.col("body"))})
-    reason = F.when(F.col("fault").isNotNull(), F.col("fault")).when(F.col("body") == "", "blank_text")
+    cleaned = parsed.withColumns({"title": cleaned_text(F.col("title")), "body": cleaned_text(F.col("text"))})
+    reason = F.when(F.col("fault").isNotNull(), F.col("fault"))
     if rules.three_stars == "dropped":
         reason = reason.when(stars == 3, "three_stars")
     if rules.english_only:

@@ -25,6 +25,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from .cleaning import MAX_CHARACTERS, clean
+
 # %% ../nbs/01a_reviews.ipynb #3685555a
 SCHEMA = {
     "rating": float,
@@ -62,6 +64,7 @@ NO_REVIEW = {
     "malformed": "not one JSON object",
     "no_text": "no text at all",
     "bad_text": "a text or title that is a number, a list or an object",
+    "too_long": f"a title or a text of more than {MAX_CHARACTERS:,} characters",
     "blank_text": "nothing left of the text after cleaning",
     "bad_rating": "a rating that is not 1, 2, 3, 4 or 5",
 }
@@ -144,9 +147,11 @@ _TRUE = ("true", "t", "yes", "y", "1", "1.0")
 
 
 def text_of(value) -> str:
-    "Return a text that any file can hold; null is empty. Raises NoReview if it is not text."
+    "Return a text that any file can hold; null is empty. Raises NoReview if it is not text, or too long."
     if not isinstance(value, str | None):
         raise NoReview("bad_text")
+    if value and len(value) > MAX_CHARACTERS:
+        raise NoReview("too_long")
     return value if (value := value or "").isascii() else _HALVES.sub("\ufffd", value)
 
 
@@ -157,7 +162,7 @@ def review_of(
     if row.get("text") is None:
         raise NoReview("no_text")
     text, title = text_of(row["text"]), text_of(row.get("title"))
-    if not text.strip():
+    if not (text[:1].isalnum() or clean(text)):  # cleaning never takes a letter or a digit at the start
         raise NoReview("blank_text")
     if (rating := number_of(row.get("rating"))) not in (1, 2, 3, 4, 5):
         raise NoReview("bad_rating")

@@ -20,6 +20,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ from zipfile import is_zipfile
 import numpy as np
 import pandas as pd
 
+from .cleaning import clean
 from .evaluation import LABELS, breakdown, majority_baseline, scores
 
 # %% ../nbs/03d_training_job.ipynb #8d7858a6
@@ -139,9 +141,10 @@ def read_reviews(
     if not files:
         raise UnusableData(f"the channel {Path(folder).name} holds no Parquet file: run 02_data_exploration first")
     rows = pd.concat([_read_file(file, f"{Path(folder).name}/{file.relative_to(folder)}") for file in files])
-    full = rows["text"].str.strip() != ""
-    say("read", channel=Path(folder).name, rows=len(rows), without_text=int((~full).sum()))
-    return rows[full].reset_index(drop=True)
+    rows["text"] = rows["text"].map(clean)  # the model reads in service what it read here
+    if blank := int((rows["text"] == "").sum()):
+        warnings.warn(f"{blank:,} of {len(rows):,} rows of {Path(folder).name} have no text: left out", stacklevel=2)
+    return rows[rows["text"] != ""].reset_index(drop=True)
 
 
 def _read_file(file: Path, name: str) -> pd.DataFrame:
