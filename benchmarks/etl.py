@@ -49,11 +49,10 @@ CARRIED = ["review_id", "title", "text", "stars", "label", "timestamp", "split"]
 def make_lines(rows: int, data: Path | None):
     """Write `rows` raw reviews from a pool, each with a number of its own.
 
-    One in twenty repeats the text of the one before, one in two hundred does so with the opposite stars. What has no
-    number of stars is left out: the readers of the peers know one type a column.
+    One in twenty repeats the text of the one before, one in two hundred does so with the opposite stars.
     """
     pool = read_reviews(data) if data else (parse_review(line) for _, line in generate_reviews(POOL, seed=1))
-    pool = [r for r in islice(pool, POOL) if r and isinstance(r["rating"], float | int) and r["text"] is not None]
+    pool = [r for r in islice(pool, POOL) if r]
     for i in range(rows):
         n = i - 1 if i % 20 == 10 else i
         review = pool[n % len(pool)]
@@ -104,9 +103,9 @@ def _marked_as_once(raw: str):
         values = {str(row[0]) for row in reviews.select(column).distinct().collect()}
         if values <= {"None", "", "null"}:
             reviews = reviews.drop(column)
-    strings = [F.col(name).cast("string") for name in ("rating", "title", "text", "timestamp", "verified_purchase")]
-    nothing = [F.lit(None).cast("string").alias("malformed"), F.lit("Part").alias("category")]
-    marked = mark_repeats(judge(reviews.select(*strings, *nothing, F.to_json(F.struct("*")).alias("line"))))
+    fields = ["rating", "title", "text", "timestamp", "verified_purchase"]
+    nothing = [F.lit(None).cast("string").alias("fault"), F.lit("Part").alias("category")]
+    marked = mark_repeats(judge(reviews.select(*fields, *nothing, F.to_json(F.struct("*")).alias("line"))))
     return marked.withColumn("split", split_of(F.col("review_id")))
 
 

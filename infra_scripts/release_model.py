@@ -366,7 +366,9 @@ def main():
     if options.teachers == 1 or options.teachers < 0:
         parser.error("one teacher has read what it is asked: 0, or at least 2")
     print("[data] choosing the texts", flush=True)
-    sample = release_sample(options.data)
+    counts = Counter()
+    sample = release_sample(options.data, counts)
+    print(f"[data] lines={counts.total()}", *(f"{name}={rows}" for name, rows in counts.items() if rows))
     print("[data]", *(f"{name}={len(rows)}" for name, rows in sample.items()), flush=True)
     work = work_folder(sample, options.teachers, options.work)
     if options.measure:

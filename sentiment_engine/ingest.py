@@ -9,6 +9,7 @@ __all__ = ['SOURCE', 'CATEGORIES', 'AGAIN', 'WEB', 'PART', 'MOST_PARTS', 'upload
 # %% ../nbs/01f_ingest.ipynb #8e9181b1
 import gzip
 import hashlib
+import io
 import json
 import re
 import sys
@@ -24,7 +25,7 @@ import urllib3
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
-from .reviews import DataError
+from .reviews import HEAD, DataError, check_head
 
 # %% ../nbs/01f_ingest.ipynb #01e7d7bb
 def upload_reviews(
@@ -271,7 +272,7 @@ def examine(
     packed: bool,  # whether it is a .gz file
 ) -> tuple[str, int]:  # the SHA-256 of the file, and how many lines it holds
     "Read a file to its end. Raises OSError, EOFError or zlib.error if it is damaged."
-    digest, lines = hashlib.sha256(), 0
+    digest, lines, last = hashlib.sha256(), 0, b"\n"
 
     def read(size: int = 2**20) -> bytes:
         data = body.read(size)
@@ -280,18 +281,20 @@ def examine(
 
     stream = gzip.GzipFile(fileobj=SimpleNamespace(read=read), mode="rb") if packed else SimpleNamespace(read=read)
     while data := stream.read(2**20):
-        lines += data.count(b"\n")
-    return digest.hexdigest(), lines
+        lines, last = lines + data.count(b"\n"), data[-1:]
+    return digest.hexdigest(), lines + (last != b"\n")
 
 # %% ../nbs/01f_ingest.ipynb #fe3d816a
 def _examine(s3, bucket: str, copy: Copy) -> Copy:
     "Check the copy in ingest/. Raises IngestError, and deletes it, if it is damaged."
     key = f"ingest/{copy.name}"
     try:
-        digest, lines = examine(s3.get_object(Bucket=bucket, Key=key)["Body"], copy.name.endswith(".gz"))
+        with io.BufferedReader(s3.get_object(Bucket=bucket, Key=key)["Body"], HEAD) as body:
+            check_head(copy.name, body.peek())
+            digest, lines = examine(body, copy.name.endswith(".gz"))
     except BotoCoreError as error:
         raise IngestError(f"{copy.address} is copied but could not be checked ({error}): try again") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, DataError) as error:
         for damaged in (key, f"{key}.json"):
             s3.delete_object(Bucket=bucket, Key=damaged)
         raise IngestError(f"{copy.address} is damaged ({error}); what was in the lake before is still there") from error

@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,46 +21,61 @@ import numpy as np
 import pandas as pd
 
 from .artifact import add_inference_code, pack
-from .cleaning import MAX_CHARACTERS, clean
+from .cleaning import clean
 from .quoting import QUOTED, quoted_shares, words_of
 from sentiment_engine.reviews import (
+    BLANK,
+    NoReview,
     category_of,
     find_files,
+    json_object,
     label_of,
-    parse_review,
+    number_of,
     read_lines,
+    review_of,
     review_text,
+    text_of,
 )
 
 # %% ../nbs/03h_released_model.ipynb #da9730cf
 FIELDS = ["text", "label", "stars", "category", "source", "title", "body"]
 
 
-def labelled(line: str, category: str) -> tuple | None:  # FIELDS; None: no labelled text
-    "Read one line of either kind."
-    if review := parse_review(line):
-        title, body, stars = review.get("title") or "", review["text"] or "", review["rating"]
-        if stars not in (1, 2, 3, 4, 5):
-            return None
+def labelled(line: str, category: str) -> tuple:  # FIELDS
+    "Read one line of either kind. Raises NoReview."
+    row = json_object(line)
+    if "label" not in row or "rating" in row:
+        review = review_of(row)
+        title, body, stars = review["title"], review["text"], review["rating"]
         return review_text(title, body), label_of(stars), int(stars), category, "reviews", title, body
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not (isinstance(row, dict) and isinstance(row.get("text"), str) and row.get("label") in (0, 1)):
-        return None
-    return row["text"], int(row["label"]), 0, row.get("category", category), row.get("source", "plain"), "", ""
+    text, label = text_of(row.get("text")), number_of(row["label"])
+    if not text.strip():
+        raise NoReview("no_text")
+    if label not in (0, 1):
+        raise NoReview("bad_label")
+    return text, int(label), 0, text_of(row.get("category")) or category, text_of(row.get("source")) or "plain", "", ""
 
 # %% ../nbs/03h_released_model.ipynb #f540640b
 def read_texts(
     name: str,  # a file of `find_files`
+    counts: Counter | None = None,  # gets how many lines are texts or blank, or have a reason why they are none
 ) -> pd.DataFrame:  # FIELDS; stars 0: not known
     "Read the labelled texts of a file. Raises DataError if it is damaged."
-    found = (labelled(line, category_of(name)) for line in read_lines(name))
-    rows = pd.DataFrame([row for row in found if row], columns=FIELDS)
+    counts, found = Counter() if counts is None else counts, []
+    for line in read_lines(name):
+        if not line.strip(BLANK):
+            counts["blank"] += 1
+            continue
+        try:
+            found.append(labelled(line, category_of(name)))
+        except NoReview as reason:
+            counts[str(reason)] += 1
+    rows = pd.DataFrame(found, columns=FIELDS)
     for field in ("text", "title", "body"):
-        rows[field] = rows[field].str.slice(0, MAX_CHARACTERS).map(clean)
-    return rows[rows["text"].str.len() > 1]
+        rows[field] = rows[field].map(clean)
+    enough = rows["text"].str.len() > 1
+    counts.update({"texts": int(enough.sum()), "too_short": int((~enough).sum())})
+    return rows[enough]
 
 # %% ../nbs/03h_released_model.ipynb #cf294cbf
 def side_of(
@@ -171,13 +187,14 @@ EXCERPTS = {"sentences": 16_000, "titles": 5000, "tails": 4000}
 
 def release_sample(
     data: Path,  # folder with files of both kinds
+    counts: Counter | None = None,  # as in `read_texts`
 ) -> dict[str, pd.DataFrame]:  # train, more, validation and test; COLUMNS
     "Make the sample that the released model was trained on and measured with."
     rng = np.random.default_rng(0)
     files = sorted(
         find_files(data), key=lambda name: (Path(name).parent.name == "reviews", name)
     )  # which of two equal texts stays, and every draw, follows from this order
-    parts = split_texts(pd.concat([read_texts(name) for name in files], ignore_index=True))
+    parts = split_texts(pd.concat([read_texts(name, counts) for name in files], ignore_index=True))
     train = parts["train"]
     plain, starred = train[train["source"] != "reviews"], train[train["source"] == "reviews"]
     starred = balance_stars(starred, rng, STARS)

@@ -20,6 +20,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -135,16 +136,31 @@ def read_reviews(
     folder: Path,  # a channel
 ) -> pd.DataFrame:  # its rows; `text` is what the model sees
     "Read the Parquet files of a channel. Raises UnusableData."
-    files = sorted(Path(folder).rglob("*.parquet")) if folder else []
+    paths = sorted(Path(folder).rglob("*.parquet")) if folder else []
+    files = [path for path in paths if not re.search(r"(^|/)[._]", path.relative_to(folder).as_posix())]
     if not files:
         raise UnusableData(f"the channel {Path(folder).name} holds no Parquet file: run 02_data_exploration first")
-    rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-    if missing := [name for name in COLUMNS if name not in rows]:
-        raise UnusableData(f"the reviews in {Path(folder).name} have no column {', '.join(missing)}")
-    if strange := sorted(set(rows["label"].unique()) - {0, 1}, key=str):
-        raise UnusableData(f"labels must be 0 or 1, but {Path(folder).name} has {strange[:3]}")
-    rows["text"] = rows["text"].fillna("").map(clean)  # the model reads in service what it read here
+    rows = pd.concat([_read_file(file, f"{Path(folder).name}/{file.relative_to(folder)}") for file in files])
+    rows["text"] = rows["text"].map(clean)  # the model reads in service what it read here
+    if blank := int((rows["text"] == "").sum()):
+        warnings.warn(f"{blank:,} of {len(rows):,} rows of {Path(folder).name} have no text: left out", stacklevel=2)
     return rows[rows["text"] != ""].reset_index(drop=True)
+
+
+def _read_file(file: Path, name: str) -> pd.DataFrame:
+    "Read one file. Raises UnusableData, with its name, unless each row has a text, empty or not, and a label."
+    try:
+        rows = pd.read_parquet(file)
+    except (OSError, ValueError) as error:  # Arrow's errors are of these kinds
+        raise UnusableData(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    if missing := [column for column in COLUMNS if column not in rows]:
+        raise UnusableData(f"{name} has no column {', '.join(missing)}")
+    rows["text"] = rows["text"].astype(object).where(rows["text"].notna(), "")
+    if odd := [text for text in rows["text"] if not isinstance(text, str)]:
+        raise UnusableData(f"texts must be text, but {name} has {odd[0]!r:.40}")
+    if odd := [label for label in rows["label"] if not (isinstance(label, int | float) and label in (0, 1))]:
+        raise UnusableData(f"labels must be 0 or 1, but {name} has {odd[:3]!r:.60}")
+    return rows.astype({"label": int})
 
 # %% ../nbs/03d_training_job.ipynb #d36822f7
 FEWEST = 16  # rows that a training sample must have at least
