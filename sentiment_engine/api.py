@@ -29,7 +29,6 @@ from .notifications import BadPhone, e164, mask
 from .openapi import EXPLAIN_LIMIT, openapi
 from .serverless import STANDING, is_serverless, standing_row
 from .settings import Settings
-from .webhooks import BadWebhook, checked_webhook
 
 # %% ../nbs/05d_api.ipynb #2214ee66
 class ApiError(Exception):
@@ -146,15 +145,6 @@ def _phone_of(phone: Any, countries: tuple[str, ...]) -> str:  # E.164; empty: n
     except BadPhone as e:
         raise ApiError(400, "invalid_phone", str(e)) from None
 
-
-def _webhook_of(webhook: Any, hosts: tuple[str, ...]) -> Subscriber:
-    "Check a webhook. Raises ApiError."
-    try:
-        url, secret = checked_webhook(webhook, hosts)
-    except BadWebhook as e:
-        raise ApiError(400, "invalid_webhook", str(e)) from None
-    return Subscriber(url, secret=secret)
-
 # %% ../nbs/05d_api.ipynb #222ee05f
 def subscriber_of(body: Mapping[str, Any], settings: Settings) -> Subscriber | None:
     "Read and check who wants a message. Raises ApiError."
@@ -162,11 +152,7 @@ def subscriber_of(body: Mapping[str, Any], settings: Settings) -> Subscriber | N
     if not isinstance(name, str) or len(name) > 80:
         raise ApiError(400, "invalid_name", "The name must be a text of at most 80 characters.")
     number = _phone_of(phone, settings.sms_countries)
-    if body.get("webhook") is None:
-        return Subscriber(number, name.strip().encode("utf-8", "ignore").decode()) if number else None
-    if number:
-        raise ApiError(400, "invalid_webhook", "Give a phone number or a webhook, not both.")
-    return _webhook_of(body["webhook"], settings.webhook_hosts)
+    return Subscriber(number, name.strip().encode("utf-8", "ignore").decode()) if number else None
 
 # %% ../nbs/05d_api.ipynb #36ecaf73
 def _deadline(row: Row, now: float) -> dict:
@@ -257,7 +243,7 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
     if is_serverless(engine.settings):
         return 200, {"outcome": "already-in-service", **status_of(engine, current_row(engine), time.time())}
-    if subscriber and subscriber.to.startswith("+"):
+    if subscriber:
         _check_quota(engine)
     try:
         outcome, row = lifecycle.start(engine, subscriber, address_of(event))

@@ -89,7 +89,7 @@ class NotSent(RuntimeError):
 class Sender(Protocol):
     "What sends a notice."
 
-    def send(self, to: str, notice: Notice, secret: str = "") -> str:
+    def send(self, to: str, notice: Notice) -> str:
         "Send `notice` and return the provider's id of the message. Raises NotSent."
         ...
 
@@ -141,7 +141,7 @@ class Textbelt:
         form = urllib.parse.urlencode({"phone": phone, "message": text, "key": self.key}).encode()
         return urllib.request.Request(self.url.rstrip("/") + "/text", data=form, method="POST")
 
-    def send(self, to: str, notice: Notice, secret: str = "") -> str:
+    def send(self, to: str, notice: Notice) -> str:
         "Send one SMS. Raises NotSent."
         answer = _patiently(self.pauses, lambda: self.fetch(self._request(to, notice.text), self.timeout))
         if not answer.get("success"):
@@ -163,7 +163,7 @@ class Sns:
 
     client: Any  # boto3 sns client
 
-    def send(self, to: str, notice: Notice, secret: str = "") -> str:
+    def send(self, to: str, notice: Notice) -> str:
         "Send one SMS. Raises NotSent."
         kind = {"AWS.SNS.SMS.SMSType": {"DataType": "String", "StringValue": "Transactional"}}
         try:

@@ -30,9 +30,8 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, what happened)
 CODES |= {
     "invalid_name": (400, "The name is not a text of at most 80 characters."),
     "invalid_phone": (400, "The number cannot get an SMS."),
-    "invalid_webhook": (400, "The webhook cannot be called, or there is a number beside it."),
     "over_budget": (402, "The month's budget does not allow another run."),
-    "number_cooldown": (429, "This number or webhook has asked a moment ago."),
+    "number_cooldown": (429, "This number has asked a moment ago."),
     "address_cooldown": (429, "This network address has asked a moment ago."),
     "too_many_starts": (429, "The model was started often enough today."),
     "too_many_waiting": (429, "No more messages can be promised."),
@@ -68,7 +67,7 @@ _BODY = f"{_ALWAYS} invalid_body invalid_json body_too_large"
 REFUSALS: dict[str, str] = {  # path: codes
     "/status": _ALWAYS,
     "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown address_cooldown too_many_starts "
-    "too_many_waiting stopping no_model start_failed invalid_webhook no_sms_quota",
+    "too_many_waiting stopping no_model start_failed no_sms_quota",
     "/predict": f"{_BODY} missing_inputs not_text empty_text text_too_long too_many_texts invalid_text not_in_service "
     f"invalid_explain too_many_explained no_model busy waking model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
@@ -157,24 +156,13 @@ def _dependent() -> list[dict]:
     live = rule([CREATING, IN_SERVICE, STOPPING], "runId", "instanceType", "elapsedSeconds")
     return [rule([IN_SERVICE], "shutdownAt", "secondsLeft"), live]
 
-# %% ../nbs/05f_openapi.ipynb #2463b555
-def _webhook() -> dict:
-    "Describe where else a message may go."
-    address = {"type": "string", "format": "uri", "maxLength": 500, "pattern": "^https://[!-~]+$"}
-    address["description"] = "On a host that the engine's owner allows."
-    secret = {"type": "string", "minLength": 16, "maxLength": 256, "pattern": "^[ -~]+$"}
-    fields = {"url": address, "secret": secret | {"description": "Signs the message."}}
-    return _or_null("object", "Called when the model is awake.", properties=fields, required=list(fields))
-
 # %% ../nbs/05f_openapi.ipynb #74094233
 def _start_request() -> dict:
     "Describe the body of POST /start."
     name = _or_null("string", "Greets you in the message.", maxLength=80)
     phone = _or_null("string", "With country code.", maxLength=40, examples=["+1 202 555 0123"])
-    number, hook = {"type": "string", "pattern": r"\S"}, {"type": "object"}
-    both = {"properties": {"phone": number, "webhook": hook}, "required": ["phone", "webhook"]}
-    fields = {"name": name, "phone": phone, "webhook": _webhook()}
-    return {"type": "object", "properties": fields, "not": both, "description": "A number or a webhook, not both."}
+    fields = {"name": name, "phone": phone}
+    return {"type": "object", "properties": fields, "description": "Who wants an SMS when the model is awake."}
 
 # %% ../nbs/05f_openapi.ipynb #aff5d87c
 EXPLAIN_LIMIT = 10  # texts whose answers are explained at a time; the endpoint takes no more
