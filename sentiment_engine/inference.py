@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_INPUTS', 'MAX_TEXT', 'MAX_EXPLAINED', 'BATCH_TEXTS', 'BATCH_TOKENS', 'LANES', 'MAX_WAITING', 'MAX_TOKENS',
-           'SLOW_FUSIONS', 'SPINNING', 'MAX_WINDOWS', 'MAX_READ', 'PORTION', 'SHORT', 'MAX_SPANS', 'EXPLAINED_TOKENS',
-           'EXPLAIN_SECONDS', 'COARSE', 'STEP', 'input_fn', 'predict_fn', 'output_fn', 'Reviews', 'InputError', 'Busy',
-           'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap', 'thread_count', 'exact_sums',
-           'open_session', 'Reading', 'softmax', 'word_spans', 'Hidden', 'Explanation', 'counters', 'model_fn',
-           'Refusal', 'answering']
+           'SLOW_FUSIONS', 'SPINNING', 'MAX_WINDOWS', 'MAX_READ', 'PORTION', 'SHORT', 'BRIEF', 'FIRST', 'MAX_SPANS',
+           'EXPLAINED_TOKENS', 'EXPLAIN_SECONDS', 'COARSE', 'STEP', 'input_fn', 'predict_fn', 'output_fn', 'Reviews',
+           'InputError', 'Busy', 'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap', 'thread_count',
+           'exact_sums', 'open_session', 'Reading', 'softmax', 'word_spans', 'Hidden', 'Explanation', 'counters',
+           'model_fn', 'Refusal', 'answering']
 
 # %% ../nbs/04a_inference.ipynb #73726335
 import json
@@ -570,6 +570,8 @@ def _reading(
 # %% ../nbs/04a_inference.ipynb #21a1abab
 PORTION = 100_000  # characters that are tokenized at a time
 SHORT = 10_000  # characters of a portion that waits for no other
+BRIEF = 2_000  # characters of a review that is probably one window
+FIRST = 8_000  # characters of a longer one that are tokenized first; then thrice as many, until its windows are full
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -584,19 +586,34 @@ def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
     yield portion
 
 
+def _encodings(
+    model: Classifier,
+    texts: Sequence[str],  # clean
+    explain: bool,
+) -> list[Encoding]:
+    "Tokenize each text as far as its windows can reach; with offsets to explain, and if there are several windows."
+    found: list[Encoding | None] = [None] * len(texts)
+    brief = [] if explain else [i for i, text in enumerate(texts) if len(text) <= BRIEF]
+    for i, e in zip(brief, model.tokenizer.encode_batch_fast([texts[i] for i in brief]), strict=True):
+        found[i] = None if e.overflowing else e
+    size, left = FIRST, [i for i, e in enumerate(found) if e is None]
+    while left:
+        for i, e in zip(left, model.tokenizer.encode_batch([texts[i][:size] for i in left]), strict=True):
+            found[i] = e
+        left = [i for i in left if len(texts[i]) > size and len(found[i].overflowing) <= MAX_WINDOWS]
+        size *= 3
+    return found
+
+
 def _read_portion(model: Classifier, texts: Sequence[str], explain: bool) -> list[Reading]:
-    "Tokenize texts at once."
-    cut = [clean(text[:MAX_CHARACTERS]) for text in texts]
-    encodings = model.tokenizer.encode_batch_fast(cut)
-    again = [place for place, e in enumerate(encodings) if explain or e.overflowing]
-    for place in again:
-        encodings[place] = None  # its memory is needed
-    for place, e in zip(again, model.tokenizer.encode_batch([cut[place] for place in again]), strict=True):
-        encodings[place] = e
-    traced = {place: trace(texts[place][:MAX_CHARACTERS]) for place in again}
+    "Clean and tokenize texts at once."
+    cut = [text[:MAX_CHARACTERS] for text in texts]
+    encodings = _encodings(model, [clean(text) for text in cut], explain)
     shared, unknown = overlap(model.max_tokens), model.tokenizer.token_to_id("[UNK]")
-    longer = [len(text) > MAX_CHARACTERS for text in texts]
-    return [_reading(e, shared, longer[i], unknown, traced.get(i), explain) for i, e in enumerate(encodings)]
+    return [
+        _reading(e, shared, len(text) > len(read), unknown, trace(read) if explain or e.overflowing else None, explain)
+        for e, text, read in zip(encodings, texts, cut, strict=True)
+    ]
 
 
 def _readings(
