@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['BODY_LIMIT', 'START_LIMIT', 'THROTTLED', 'NOT_READY', 'WAKE_SECONDS', 'BUSY_SECONDS', 'ROUTES', 'Route', 'ApiError',
-           'answer', 'json_body', 'texts_of', 'explain_of', 'subscriber_of', 'status_of', 'current_row', 'get_status',
-           'address_of', 'post_start', 'not_in_service', 'waking', 'busy', 'post_predict', 'post_extend', 'get_openapi',
-           'no_such_route', 'get_status_or_nothing', 'respond']
+           'answer', 'json_body', 'texts_of', 'explain_of', 'check_parameters', 'subscriber_of', 'status_of',
+           'current_row', 'get_status', 'address_of', 'post_start', 'not_in_service', 'waking', 'busy', 'post_predict',
+           'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing', 'respond']
 
 # %% ../nbs/05d_api.ipynb #2c7cbc94
 import base64
 import binascii
+import gzip
+import io
 import json
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,6 +70,19 @@ def _raw_body(event: Mapping[str, Any]) -> bytes:
     except (binascii.Error, ValueError):
         raise ApiError(400, "invalid_body", "The body could not be read: send JSON in UTF-8.") from None
 
+
+def _unpacked(event: Mapping[str, Any], raw: bytes, limit: int) -> bytes:  # at most `limit` and one more
+    "Undo the Content-Encoding of a body."
+    coding = (event.get("headers") or {}).get("content-encoding", "").strip().lower()
+    if not raw or coding in ("", "identity"):
+        return raw
+    if coding not in ("gzip", "x-gzip") or not event.get("isBase64Encoded"):
+        raise ApiError(415, "unsupported_encoding", "Send the body as it is, without Content-Encoding.")
+    try:
+        return gzip.GzipFile(fileobj=io.BytesIO(raw)).read(limit + 1)
+    except (OSError, EOFError, zlib.error):
+        raise ApiError(400, "invalid_body", "The body is not valid gzip.") from None
+
 # %% ../nbs/05d_api.ipynb #9c876404
 def json_body(
     event: Mapping[str, Any],  # HTTP API, payload 2.0
@@ -74,12 +90,13 @@ def json_body(
 ) -> dict:  # empty if there is no body
     "Read the JSON object in a request's body. Raises ApiError."
     raw = _raw_body(event)
-    if len(raw) > limit:
-        raise ApiError(413, "body_too_large", f"Send at most {limit:,} bytes at a time, not {len(raw):,}.")
-    if not raw:
+    plain = _unpacked(event, raw, limit) if len(raw) <= limit else raw
+    if len(plain) > limit:
+        raise ApiError(413, "body_too_large", f"Send at most {limit:,} bytes at a time.")
+    if not plain:
         return {}
     try:
-        body = json.loads(raw.decode("utf-8"))
+        body = json.loads(plain.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise ApiError(400, "invalid_json", "The body is not JSON: send an object in UTF-8.") from None
     if not isinstance(body, dict):
@@ -105,9 +122,12 @@ def texts_of(
     batch_limit: int,  # texts
 ) -> list[str]:
     "Read and check the texts of a request. Raises ApiError."
-    if "inputs" not in body:
+    given = [body[name] for name in ("inputs", "text") if body.get(name) is not None]
+    if len(given) > 1:
+        raise ApiError(400, "two_inputs", "Send inputs or text, not both: they mean the same.")
+    if not given and "inputs" not in body:
         raise ApiError(400, "missing_inputs", 'Send {"inputs": "a review"} or a list of reviews.')
-    inputs = body["inputs"]
+    inputs = given[0] if given else None
     if isinstance(inputs, list):
         if not inputs:
             raise ApiError(400, "missing_inputs", "The list is empty: send at least one review.")
@@ -127,13 +147,33 @@ def explain_of(
     texts: int,  # in the request
 ) -> bool:
     "Read whether the answers are to be explained. Raises ApiError."
-    explain = body.get("explain", False)
+    explain = False if body.get("explain") is None else body["explain"]
     if not isinstance(explain, bool):
         raise ApiError(400, "invalid_explain", "explain must be true or false.")
     if explain and texts > EXPLAIN_LIMIT:
         message = f"With explain, send at most {EXPLAIN_LIMIT} reviews at a time, not {texts:,}."
         raise ApiError(400, "too_many_explained", message)
     return explain
+
+# %% ../nbs/05d_api.ipynb #0c30a011
+_PARAMETERS: dict[str, Callable[[Any], bool]] = {  # that change no answer
+    "top_k": lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+    "return_all_scores": lambda value: isinstance(value, bool),
+    "truncation": lambda value: isinstance(value, bool | str),
+    "padding": lambda value: isinstance(value, bool | str),
+    "function_to_apply": lambda value: value == "softmax",
+}
+
+
+def check_parameters(body: Mapping[str, Any]):
+    "Refuse parameters that would change the answers. Raises ApiError."
+    given = {} if body.get("parameters") is None else body["parameters"]
+    if not isinstance(given, dict):
+        raise ApiError(400, "unsupported_parameter", "parameters must be an object.")
+    for name, value in given.items():
+        if value is not None and not _PARAMETERS.get(name, lambda _: False)(value):
+            message = f"parameters.{name[:100]} has a value that is not supported here. Leave it out."
+            raise ApiError(400, "unsupported_parameter", message)
 
 # %% ../nbs/05d_api.ipynb #c9a9db65
 def _phone_of(phone: Any, countries: tuple[str, ...]) -> str:  # E.164; empty: none given
@@ -398,6 +438,7 @@ def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     body = json_body(event)
     texts = texts_of(body, settings.text_limit, settings.batch_limit)
     explain = explain_of(body, len(texts))
+    check_parameters(body)
     row = _in_service(engine, at_least=min(60, settings.idle_minutes * 60 / 4))
     begun = time.perf_counter()
     predictions = _with_words(_ask(engine, row, texts, explain), texts)

@@ -6,9 +6,9 @@
 __all__ = ['MAX_INPUTS', 'MAX_TEXT', 'MAX_EXPLAINED', 'BATCH_TEXTS', 'BATCH_TOKENS', 'LANES', 'MAX_WAITING', 'MAX_TOKENS',
            'SLOW_FUSIONS', 'SPINNING', 'MAX_WINDOWS', 'MAX_READ', 'PORTION', 'SHORT', 'BRIEF', 'FIRST', 'MAX_SPANS',
            'EXPLAINED_TOKENS', 'EXPLAIN_SECONDS', 'COARSE', 'STEP', 'input_fn', 'predict_fn', 'output_fn', 'Reviews',
-           'InputError', 'Busy', 'length_batches', 'BatchQueue', 'Counters', 'Classifier', 'overlap', 'thread_count',
-           'exact_sums', 'open_session', 'Reading', 'softmax', 'word_spans', 'Hidden', 'Explanation', 'counters',
-           'model_fn', 'Refusal', 'answering']
+           'InputError', 'Busy', 'length_batches', 'Gone', 'BatchQueue', 'Counters', 'Classifier', 'overlap',
+           'thread_count', 'exact_sums', 'open_session', 'Reading', 'softmax', 'word_spans', 'Hidden', 'Explanation',
+           'counters', 'model_fn', 'Refusal', 'answering']
 
 # %% ../nbs/04a_inference.ipynb #73726335
 import json
@@ -23,6 +23,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -49,6 +50,9 @@ class Reviews(list):
     "The reviews of one request, in the order sent."
 
     explain = False  # whether the sender asks which words the answers hang on
+    ranked = False  # whether each answer is a list of labels and scores, the highest first
+    top_k: int | None = None  # labels in such a list; None: all
+    gone: threading.Event | None = None  # set once nobody waits for the answers
     arrived: float | None = None  # seconds on the clock of `Classifier`; None: when the answering begins
 
 # %% ../nbs/04a_inference.ipynb #726d1168
@@ -77,28 +81,29 @@ def _decoded(
 ) -> str:
     "Return `body` as a string."
     try:
-        return body if isinstance(body, str) else bytes(body).decode("utf-8")
+        return body if isinstance(body, str) else bytes(body).decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise InputError("invalid_encoding", f"The body is not UTF-8: see byte {e.start}.") from None
 
 # %% ../nbs/04a_inference.ipynb #8952777b
-_FIELDS = {"inputs", "explain"}
+_FIELDS = ("inputs", "explain", "parameters", "options")
 
 
 def _json_request(
     text: str,
 ) -> dict:  # its values are not looked at yet
-    "Return a JSON request that has no field but those of `_FIELDS`."
+    "Return the fields of a JSON request that are not null."
     try:
         request = json.loads(text)
     except (ValueError, RecursionError):
         raise InputError("invalid_json", 'The body is not JSON. Send {"inputs": "a review"}.') from None
     if not isinstance(request, dict) or "inputs" not in request:
         raise InputError("missing_inputs", 'Send a JSON object with the field inputs: {"inputs": "a review"}.')
-    if unknown := sorted(set(request) - _FIELDS):
-        known = "the fields inputs and explain are known"
+    given = {name: value for name, value in request.items() if value is not None or name == "inputs"}
+    if unknown := sorted(given.keys() - set(_FIELDS)):
+        known = f"the fields {', '.join(_FIELDS)} are known"
         raise InputError("unknown_field", f"Only {known}, not {', '.join(unknown)[:100]}.")
-    return request
+    return given
 
 # %% ../nbs/04a_inference.ipynb #e0d513bf
 def _checked(
@@ -134,6 +139,45 @@ def _explained(
         raise InputError("too_many_explained", message)
     return wanted
 
+# %% ../nbs/04a_inference.ipynb #d002cfc7
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_PARAMETERS: dict[str, tuple[str, Callable[[object], bool]]] = {  # name: (what it must be, a check)
+    "top_k": ("a whole number from 1", _is_count),
+    "return_all_scores": ("true or false", lambda value: isinstance(value, bool)),
+    "function_to_apply": ("softmax", lambda value: str(value).lower() in ("softmax", "default")),
+    "truncation": ("true, false or longest_first", lambda value: value in _TRUNCATIONS),
+    "padding": ("true, false, longest or max_length", lambda value: value in _PADDINGS),
+    "max_length": ("at least 512", lambda value: _is_count(value) and value >= MAX_TOKENS),
+}
+_TRUNCATIONS = (True, False, "longest_first", "only_first", "do_not_truncate")
+_PADDINGS = (True, False, "longest", "max_length", "do_not_pad")
+
+
+def _set_parameters(
+    reviews: Reviews,
+    given: object,  # what "parameters" holds
+):
+    "Note in what shape the answers are wanted, or refuse the parameters."
+    if not isinstance(given, dict):
+        raise InputError("unsupported_parameter", "parameters must be an object.")
+    parameters = {name: value for name, value in given.items() if value is not None or name == "top_k"}
+    for name, value in parameters.items():
+        if name not in _PARAMETERS:
+            message = f"parameters.{name[:100]} is not supported. Supported are {', '.join(_PARAMETERS)}."
+            raise InputError("unsupported_parameter", message)
+        must_be, fits = _PARAMETERS[name]
+        if value is not None and not fits(value):
+            raise InputError("unsupported_parameter", f"parameters.{name} must be {must_be}.")
+    every = parameters.get("return_all_scores", False)
+    reviews.top_k = None if every else parameters.get("top_k")
+    reviews.ranked = every or "top_k" in parameters or parameters.keys() <= {"function_to_apply"}
+    if reviews.ranked and reviews.explain:
+        message = "With explain, leave parameters out: they ask for labels and scores only."
+        raise InputError("unsupported_parameter", message)
+
 # %% ../nbs/04a_inference.ipynb #01e3feb7
 def input_fn(
     request_body: bytes | bytearray | str,
@@ -147,6 +191,10 @@ def input_fn(
     request = {"inputs": text} if kind == "text/plain" else _json_request(text)
     reviews = Reviews(_checked(request["inputs"]))
     reviews.explain, reviews.arrived = _explained(request.get("explain", False), len(reviews)), arrived
+    if "parameters" in request:
+        _set_parameters(reviews, request["parameters"])
+    if not isinstance(request.get("options", {}), dict):
+        raise InputError("unsupported_parameter", "options must be an object.")
     return reviews
 
 # %% ../nbs/04a_inference.ipynb #829ec6f3
@@ -176,6 +224,13 @@ def length_batches(
     return batches
 
 # %% ../nbs/04a_inference.ipynb #9b0d8ed0
+class Gone(Exception):
+    "The sender of a request has left, so nobody reads the answer."
+
+
+_gone: ContextVar[threading.Event | None] = ContextVar("gone", default=None)  # of the request that a thread answers
+
+
 class _Work:
     "The windows of one request, on their way through the model."
 
@@ -186,6 +241,7 @@ class _Work:
         self.several, self.tokens = len(self.batches) > 1, sum(map(len, windows))
         self.left, self.begun = len(windows), False  # how many have no shares yet; whether any was taken
         self.error: Exception | None = None
+        self.gone = _gone.get()
         self.woken = threading.Event()  # it is done, or it leads
 
     @property
@@ -299,9 +355,19 @@ def _take(
     return parts
 
 
+def _forget(self: BatchQueue):
+    "Give up requests whose senders have left; the lock is held."
+    for work in [each for each in self._turns if each.gone and each.gone.is_set()]:
+        work.error = Gone()
+        work.batches.clear()
+        self._turns.remove(work)
+        work.woken.set()
+
+
 def _next(self: BatchQueue, work: _Work) -> list[tuple[_Work, list[int]]]:  # empty: `work` is to wait
     "Take a batch if `work` leads and still has something to compute."
     with self._lock:
+        self._forget()
         if work.done:
             return []
         if work in self._leaders and work.batches:
@@ -312,7 +378,7 @@ def _next(self: BatchQueue, work: _Work) -> list[tuple[_Work, list[int]]]:  # em
         return []
 
 
-BatchQueue._take, BatchQueue._next = _take, _next
+BatchQueue._take, BatchQueue._forget, BatchQueue._next = _take, _forget, _next
 
 # %% ../nbs/04a_inference.ipynb #429da00f
 def _step(self: BatchQueue, parts: list[tuple[_Work, list[int]]]):
@@ -371,7 +437,7 @@ class Counters:
 
     def __init__(self):
         self._lock, self._seconds = threading.Lock(), deque(maxlen=1000)
-        self._counts = dict.fromkeys(("requests", "failed", "texts", "explained", "windows", "batches"), 0)
+        self._counts = dict.fromkeys(("requests", "failed", "gone", "texts", "explained", "windows", "batches"), 0)
 
     def count(self, seconds: float | None = None, **more: int):
         "Add `more` to the counts, and `seconds` to the times."
@@ -624,6 +690,8 @@ def _readings(
     "Turn reviews into token ids. Raises InputError if they are too many."
     readings, tokens = [], 0
     for portion in _portions(texts):
+        if (gone := _gone.get()) and gone.is_set():
+            raise Gone
         with model.long_texts if sum(map(len, portion)) > SHORT else nullcontext():
             readings += _read_portion(model, portion, explain)
         tokens += sum(len(window) for reading in readings[-len(portion) :] for window in reading.windows)
@@ -859,22 +927,32 @@ def _predict(
     return answers
 
 # %% ../nbs/04a_inference.ipynb #66dcad93
+def _ranked(answer: dict, most: int | None) -> list[dict]:
+    "Write the labels of an answer as Hugging Face does, the highest score first."
+    scores = sorted(answer["scores"].items(), key=lambda score: -score[1])
+    return [{"label": label, "score": score} for label, score in scores[:most]]
+
+
 def predict_fn(
     data: Sequence[str],  # reviews, as `input_fn` returns them
     model: Classifier,
-) -> list[dict]:  # label, score, scores, sure, tokens, truncated, windows … for each review, in the same order
+) -> list:  # label, score, scores, sure, tokens, truncated, windows … for each review, in the same order
     "Classify reviews. Any number of threads may do so at the same time."
     explain, begun = getattr(data, "explain", False), time.perf_counter()
     arrived = getattr(data, "arrived", None)
     until = (model.clock() if arrived is None else arrived) + EXPLAIN_SECONDS
+    _gone.set(getattr(data, "gone", None))
     try:
         answers = _predict(data, model, until if explain else None)
+    except Gone:
+        model.counters.count(requests=1, gone=1)
+        raise
     except Exception:
         model.counters.count(requests=1, failed=1)
         raise
     explained = len(data) if explain else 0
     model.counters.count(time.perf_counter() - begun, requests=1, texts=len(data), explained=explained)
-    return answers
+    return [_ranked(each, data.top_k) for each in answers] if getattr(data, "ranked", False) else answers
 
 
 def counters(model: Classifier) -> dict:

@@ -133,12 +133,12 @@ def _predict(
     body: bytes,
     content_type: str,
     accept: str,
-    left: threading.Event | None = None,  # set as soon as nobody waits for the answer
+    gone: threading.Event | None = None,  # set as soon as nobody waits for the answer
 ) -> tuple[bytes, str]:  # answer, its type
     "Answer one request. Raises what the handlers raise."
     data = self.handlers.input_fn(body, content_type)
-    if left and hasattr(data, "left"):
-        data.left = left
+    if hasattr(data, "gone"):  # our own handlers stop then
+        data.gone = gone
     try:
         answer = self.handlers.output_fn(self.handlers.predict_fn(data, self.model), accept)
     except ValueError as e:
@@ -314,7 +314,7 @@ async def _counted(answering, traffic: Traffic) -> Reply:
 async def _unless_left(
     working,  # a future
     receive,
-    left: threading.Event,
+    gone: threading.Event,
 ):
     "Return what `working` returns. Raises ConnectionError, and cancels it, as soon as its sender leaves."
     import asyncio
@@ -330,7 +330,7 @@ async def _unless_left(
             raise ConnectionError
         return working.result()
     finally:
-        left.set()
+        gone.set()
         watching.cancel()
         working.cancel()
 
@@ -343,16 +343,16 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
         return 503, _DRAINING, _TYPE, ()
     if not predictor.ready:
         return 503, _error("loading", "the model is still loading: try again in a second"), _TYPE, ()
-    wanted, left = headers.get("accept", _TYPE), threading.Event()
+    wanted, gone = headers.get("accept", _TYPE), threading.Event()
     kinds = headers.get("content-type", _TYPE), _TYPE if wanted == "*/*" else wanted
 
     def answer(body: bytes) -> tuple[bytes, str]:
-        return predictor.predict(_unpacked(body, headers.get("content-encoding", "")), *kinds, left)
+        return predictor.predict(_unpacked(body, headers.get("content-encoding", "")), *kinds, gone)
 
     try:
         _check_length(headers)
         working = get_running_loop().run_in_executor(pool, answer, await _body(receive))
-        return 200, *await _unless_left(working, receive, left), ()
+        return 200, *await _unless_left(working, receive, gone), ()
     except ConnectionError:  # whoever asked is gone; nobody reads this
         return 499, b"", _TYPE, ()
     except Exception as e:
