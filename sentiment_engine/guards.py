@@ -32,7 +32,7 @@ class Refused(RuntimeError):
 
 # %% ../nbs/05g_guards.ipynb #9c442d17
 def mark_of(
-    text: str,  # a phone number, a webhook's URL or a network address
+    text: str,  # a phone number or a network address
 ) -> str:  # 6 characters, 0-9 and a-f
     "Return a value by which `text` is recognised but cannot be found out."
     return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -55,7 +55,6 @@ from sentiment_engine.settings import (
     textbelt_key_parameter,
     trial_name,
 )
-from .webhooks import Webhook
 
 # %% ../nbs/05c_lifecycle.ipynb #12b991bd
 logger = Logger(service="sentiment-engine")
@@ -95,11 +94,6 @@ class Engine:
         "What sends an SMS."
         s = self.settings
         return sender_from(s.sms_provider, s.textbelt_url, textbelt_key_parameter(s), self.client)
-
-    @cached_property
-    def webhook(self) -> Sender:
-        "What calls a program."
-        return Webhook()
 
 # %% ../nbs/05c_lifecycle.ipynb #28b2b19b
 def engine_from(
@@ -479,16 +473,14 @@ def _notice(engine: Engine, row: Row, name: str) -> Notice:
 
 
 def _deliver(engine: Engine, row: Row, subscriber: Subscriber) -> bool:  # whether it was sent
-    "Send one message by the way that the subscriber has chosen."
-    is_number = subscriber.to.startswith("+")
-    way, kind = (engine.sender, "Sms") if is_number else (engine.webhook, "Webhooks")
+    "Send one message."
     try:
-        way.send(subscriber.to, _notice(engine, row, subscriber.name), subscriber.secret)
+        engine.sender.send(subscriber.to, _notice(engine, row, subscriber.name))
         sent = True
     except NotSent as e:
-        logger.warning("message not sent", run_id=row.runId, subscriber=subscriber.key, kind=kind, reason=str(e))
+        logger.warning("message not sent", run_id=row.runId, subscriber=subscriber.key, reason=str(e))
         sent = False
-    emit(engine.settings.prefix, **{f"{kind}{'Sent' if sent else 'Failed'}": 1})
+    emit(engine.settings.prefix, **{"SmsSent" if sent else "SmsFailed": 1})
     return sent
 
 # %% ../nbs/05c_lifecycle.ipynb #22030136

@@ -36,8 +36,6 @@ METRICS: dict[str, Metric] = {
     "OrphansDeleted": Metric("Count", "endpoints and endpoint configs of no run in progress"),
     "SmsSent": Metric("Count", "messages that the provider took"),
     "SmsFailed": Metric("Count", "messages that it did not"),
-    "WebhooksSent": Metric("Count", "programs called"),
-    "WebhooksFailed": Metric("Count", "programs that could not be called"),
     "SmsQuota": Metric("Count", "messages that the key still pays for"),
     "RunCost": Metric("None", "dollars of one run"),
     "SpentThisMonth": Metric("None", "dollars of instance time in this month"),

@@ -89,8 +89,8 @@ class Row:
     modelVersion: str = ""
     reason: str = ""  # why the last start or run failed; while CREATING: why earlier instance types of it did
     leftover: str = ""  # a run whose endpoint may still be paid for; none is created before it is gone or going
-    subscribers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the hash of their address
-    smsSent: int = 0  # messages of this run, webhooks included
+    subscribers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the hash of their number
+    smsSent: int = 0  # messages of this run
     smsFailed: int = 0
     history: tuple[Mapping[str, Any], ...] = ()  # past starts, the newest last
     usage: Mapping[str, Any] = field(default_factory=dict)  # of this day and month, see guards.usage_at
@@ -120,9 +120,8 @@ def row_from(
 class Subscriber:
     "Who wants one message when the model is ready."
 
-    to: str  # a phone number in E.164, or the URL of a webhook
-    name: str = ""  # what an SMS calls them
-    secret: str = ""  # with which a webhook's message is signed
+    to: str  # a phone number in E.164
+    name: str = ""  # what the SMS calls them
 
     @property
     def key(self) -> str:  # 16 characters, 0-9 and a-f
@@ -152,7 +151,7 @@ _MARK = {"0" * 6: 10**9}  # what a cool-down adds to a map of marks
 
 def entry_size(subscriber: Subscriber) -> int:  # bytes
     "Return what a subscriber adds to the row by the time their message is sent."
-    entry = {"to": subscriber.to, "name": subscriber.name, "secret": subscriber.secret, "at": 10**9}
+    entry = {"to": subscriber.to, "name": subscriber.name, "at": 10**9}
     return stored_size({subscriber.key: entry | _CLAIM}) + 2 * stored_size(_MARK)
 
 
@@ -323,10 +322,10 @@ def _check_request(settings: Settings, row: Row, request: StartRequest, messages
 
 
 def _subscription(subscriber: Subscriber | None, now: int) -> dict:
-    "Return the values that put `subscriber` on the list, and the addresses' own end of life."
+    "Return the values that put `subscriber` on the list, and the numbers' own end of life."
     if subscriber is None:
         return {}
-    entry = {"to": subscriber.to, "name": subscriber.name, "secret": subscriber.secret, "at": now}
+    entry = {"to": subscriber.to, "name": subscriber.name, "at": now}
     return {f"subscribers.{subscriber.key}": entry, "expiresAt": now + KEEP_NUMBERS}
 
 # %% ../nbs/05a_model_state.ipynb #3d66218e
@@ -497,7 +496,7 @@ def claim(table: StateTable, run_id: str, key: str) -> tuple[str, Subscriber] | 
     if row is None:
         return None
     entry = row.subscribers[key]
-    return token, Subscriber(entry["to"], entry.get("name", ""), entry.get("secret", ""))
+    return token, Subscriber(entry["to"], entry.get("name", ""))
 
 
 def settle(table: StateTable, key: str, token: str, sent: bool) -> Row | None:

@@ -42,10 +42,11 @@ def line_answers(
         captured = json.loads(line)
         if captured.get("eventMetadata", {}).get("inferenceId") == PROBE:
             return []
-        answers = _body(captured["captureData"]["endpointOutput"])
+        said = _body(captured["captureData"]["endpointOutput"])
+        answers = [one[0] if isinstance(one, list) and one else one for one in said]  # by score
     except (LookupError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f"not a line of a capture: {e}") from None
-    if not isinstance(answers, list) or not all(map(_is_answer, answers)):
+    if not isinstance(said, list) or not all(map(_is_answer, answers)):
         raise ValueError("the line holds no answers of a classifier")
     return answers
 

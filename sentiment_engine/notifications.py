@@ -14,8 +14,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import islice
 from typing import Any, Protocol
 
 import phonenumbers
@@ -29,6 +31,23 @@ class BadPhone(ValueError):
     "A number to which we send nothing; the message says why, without the number."
 
 
+def _country_hint(text: str, countries: tuple[str, ...]) -> str:
+    "Say how to write a number that lacks + and its country code."
+    text = text.strip()
+    if text.startswith("00"):
+        return "Write + in place of the leading 00, such as +1 202 555 0123."
+    codes = {}
+    for country in countries:
+        with suppress(phonenumbers.NumberParseException):
+            number = phonenumbers.parse(text, country)
+            if phonenumbers.number_type(number) in MOBILE:
+                codes.setdefault(number.country_code, country)
+    found = ", ".join(f"+{code} for {country}" for code, country in islice(codes.items(), 3))
+    own = f": {found}" if found else ", such as +1 202 555 0123"
+    zero = ". Leave out the leading 0" if text.startswith("0") else ""
+    return f"Write the number with + and its country code{own}{zero}."
+
+
 def e164(
     text: str,  # as the visitor typed it, with the country code: +1 202 555 0123
     countries: tuple[str, ...],  # ISO 3166 codes that are allowed
@@ -37,7 +56,7 @@ def e164(
     try:
         number = phonenumbers.parse(text, None)
     except phonenumbers.NumberParseException:
-        raise BadPhone("Give the number with its country code, such as +1 202 555 0123.") from None
+        raise BadPhone(_country_hint(text, countries)) from None
     if not phonenumbers.is_valid_number(number):
         raise BadPhone("There is no such phone number. Check the digits, or leave the field empty.")
     if phonenumbers.number_type(number) not in MOBILE:
@@ -89,7 +108,7 @@ class NotSent(RuntimeError):
 class Sender(Protocol):
     "What sends a notice."
 
-    def send(self, to: str, notice: Notice, secret: str = "") -> str:
+    def send(self, to: str, notice: Notice) -> str:
         "Send `notice` and return the provider's id of the message. Raises NotSent."
         ...
 
@@ -141,7 +160,7 @@ class Textbelt:
         form = urllib.parse.urlencode({"phone": phone, "message": text, "key": self.key}).encode()
         return urllib.request.Request(self.url.rstrip("/") + "/text", data=form, method="POST")
 
-    def send(self, to: str, notice: Notice, secret: str = "") -> str:
+    def send(self, to: str, notice: Notice) -> str:
         "Send one SMS. Raises NotSent."
         answer = _patiently(self.pauses, lambda: self.fetch(self._request(to, notice.text), self.timeout))
         if not answer.get("success"):
@@ -163,7 +182,7 @@ class Sns:
 
     client: Any  # boto3 sns client
 
-    def send(self, to: str, notice: Notice, secret: str = "") -> str:
+    def send(self, to: str, notice: Notice) -> str:
         "Send one SMS. Raises NotSent."
         kind = {"AWS.SNS.SMS.SMSType": {"DataType": "String", "StringValue": "Transactional"}}
         try:

@@ -18,6 +18,7 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, what happened)
     "invalid_body": (400, "The body cannot be read."),
     "invalid_json": (400, "The body is not a JSON object."),
     "body_too_large": (413, "The body is larger than is taken."),
+    "unsupported_encoding": (415, "The body has a Content-Encoding that cannot be undone."),
     "not_found": (404, "There is nothing at this address."),
     "method_not_allowed": (405, "This address takes another method; the header Allow names it."),
     "unavailable": (503, "A service of AWS that is needed does not answer."),
@@ -30,9 +31,8 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, what happened)
 CODES |= {
     "invalid_name": (400, "The name is not a text of at most 80 characters."),
     "invalid_phone": (400, "The number cannot get an SMS."),
-    "invalid_webhook": (400, "The webhook cannot be called, or there is a number beside it."),
     "over_budget": (402, "The month's budget does not allow another run."),
-    "number_cooldown": (429, "This number or webhook has asked a moment ago."),
+    "number_cooldown": (429, "This number has asked a moment ago."),
     "address_cooldown": (429, "This network address has asked a moment ago."),
     "too_many_starts": (429, "The model was started often enough today."),
     "too_many_waiting": (429, "No more messages can be promised."),
@@ -48,6 +48,8 @@ MODEL_CODES = (
 )
 CODES |= {
     "missing_inputs": (400, "There is no text."),
+    "two_inputs": (400, "There are inputs and text, which mean the same."),
+    "unsupported_parameter": (400, "parameters holds something that would change the answer."),
     "not_text": (400, "What should be a text is none."),
     "empty_text": (400, "A text is blank."),
     "text_too_long": (400, "A text is longer than is taken."),
@@ -64,13 +66,14 @@ CODES |= {
 
 # %% ../nbs/05f_openapi.ipynb #c3c61656
 _ALWAYS = "internal_error unavailable"
-_BODY = f"{_ALWAYS} invalid_body invalid_json body_too_large"
+_BODY = f"{_ALWAYS} invalid_body invalid_json body_too_large unsupported_encoding"
 REFUSALS: dict[str, str] = {  # path: codes
     "/status": _ALWAYS,
     "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown address_cooldown too_many_starts "
-    "too_many_waiting stopping no_model start_failed invalid_webhook no_sms_quota",
-    "/predict": f"{_BODY} missing_inputs not_text empty_text text_too_long too_many_texts invalid_text not_in_service "
-    f"invalid_explain too_many_explained no_model busy waking model_error model_timeout {MODEL_CODES}",
+    "too_many_waiting stopping no_model start_failed no_sms_quota",
+    "/predict": f"{_BODY} missing_inputs two_inputs not_text empty_text text_too_long too_many_texts invalid_text "
+    f"invalid_explain too_many_explained unsupported_parameter not_in_service no_model busy waking model_error "
+    f"model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
     "/openapi.json": _ALWAYS,
 }
@@ -143,7 +146,11 @@ def _status(settings: Settings) -> dict:
         "textLimit": {"type": "integer", "description": "Characters of one text.", "examples": [settings.text_limit]},
         "batchLimit": {"type": "integer", "description": "Texts at a time.", "examples": [settings.batch_limit]},
     }
-    return _object(whole | _run() | _month() | _times(), allOf=_dependent())
+    told = (
+        "What the model is doing, and nothing about a text. It is awake, and /predict answers, exactly while state is "
+        "IN_SERVICE. The first version of this project said is_running instead."
+    )
+    return _object(whole | _run() | _month() | _times(), description=told, allOf=_dependent())
 
 # %% ../nbs/05f_openapi.ipynb #6a4c7af5
 def _dependent() -> list[dict]:
@@ -157,41 +164,54 @@ def _dependent() -> list[dict]:
     live = rule([CREATING, IN_SERVICE, STOPPING], "runId", "instanceType", "elapsedSeconds")
     return [rule([IN_SERVICE], "shutdownAt", "secondsLeft"), live]
 
-# %% ../nbs/05f_openapi.ipynb #2463b555
-def _webhook() -> dict:
-    "Describe where else a message may go."
-    address = {"type": "string", "format": "uri", "maxLength": 500, "pattern": "^https://[!-~]+$"}
-    address["description"] = "On a host that the engine's owner allows."
-    secret = {"type": "string", "minLength": 16, "maxLength": 256, "pattern": "^[ -~]+$"}
-    fields = {"url": address, "secret": secret | {"description": "Signs the message."}}
-    return _or_null("object", "Called when the model is awake.", properties=fields, required=list(fields))
-
 # %% ../nbs/05f_openapi.ipynb #74094233
 def _start_request() -> dict:
     "Describe the body of POST /start."
     name = _or_null("string", "Greets you in the message.", maxLength=80)
-    phone = _or_null("string", "With country code.", maxLength=40, examples=["+1 202 555 0123"])
-    number, hook = {"type": "string", "pattern": r"\S"}, {"type": "object"}
-    both = {"properties": {"phone": number, "webhook": hook}, "required": ["phone", "webhook"]}
-    fields = {"name": name, "phone": phone, "webhook": _webhook()}
-    return {"type": "object", "properties": fields, "not": both, "description": "A number or a webhook, not both."}
+    phone = _or_null("string", "With + and the country code.", maxLength=40, examples=["+1 202 555 0123"])
+    fields = {"name": name, "phone": phone}
+    return {"type": "object", "properties": fields, "description": "Who wants an SMS when the model is awake."}
 
 # %% ../nbs/05f_openapi.ipynb #aff5d87c
 EXPLAIN_LIMIT = 10  # texts whose answers are explained at a time; the endpoint takes no more
 
 
+def _parameters() -> dict:
+    "Describe the parameters of Hugging Face's clients."
+    free = {"type": ["boolean", "string", "null"], "description": "Changes nothing: a text is read whole."}
+    shown = "Changes nothing: an answer has the scores of all labels."
+    known = {
+        "top_k": _or_null("integer", shown, minimum=1),
+        "return_all_scores": _or_null("boolean", shown),
+        "function_to_apply": {"enum": ["softmax", None], "description": "The scores are a softmax."},
+    }
+    known |= {"truncation": free, "padding": free}
+    told = "Of Hugging Face's clients. One that would change an answer is refused."
+    return _or_null("object", told, properties=known, additionalProperties={"type": "null"})
+
+
 def _predict_request(settings: Settings) -> dict:
     "Describe the body of POST /predict."
-    why = {"type": "boolean", "default": False, "description": f"Say why; for at most {EXPLAIN_LIMIT} reviews."}
-    asked = {"properties": {"explain": {"const": True}}, "required": ["explain"]}
+    why = _or_null("boolean", f"Say why; for at most {EXPLAIN_LIMIT} reviews.", default=False)
     text = {"type": "string", "minLength": 1, "maxLength": settings.text_limit, "pattern": r"\S"}
     several = {"type": "array", "items": text, "minItems": 1, "maxItems": settings.batch_limit}
+    texts = {"anyOf": [text, several, {"type": "null"}], "description": "A review, or several."}
+    few, null, some = {"maxItems": EXPLAIN_LIMIT}, {"type": "null"}, {"not": {"type": "null"}}
+    either = [
+        {"properties": {name: some, other: null}, "required": [name]}
+        for name, other in (("inputs", "text"), ("text", "inputs"))
+    ]
     return {
         "type": "object",
-        "properties": {"inputs": {"anyOf": [text, several], "description": "A review, or several."}, "explain": why},
-        "required": ["inputs"],
-        "if": asked,
-        "then": {"properties": {"inputs": {"maxItems": EXPLAIN_LIMIT}}},
+        "properties": {
+            "inputs": texts,
+            "text": texts | {"description": "The same as inputs. Send one of the two."},
+            "explain": why,
+            "parameters": _parameters(),
+        },
+        "oneOf": either,
+        "if": {"properties": {"explain": {"const": True}}, "required": ["explain"]},
+        "then": {"properties": {"inputs": few, "text": few}},
         "examples": [{"inputs": "Great value."}],
     }
 
@@ -207,10 +227,13 @@ def _more() -> dict:
     part = _object(place | {"weight": _SHARE | {"description": "Of the whole."}, "scores": _SCORES})
     falls = {"type": "number", "minimum": -1, "maximum": 1}
     falls["description"] = "How far the share of POSITIVE falls without it."
+    done = _SHARE | {"description": "If the time was too short: the share of the words that were looked at."}
     word = _object({"text": {"type": "string", "minLength": 1}} | place | {"influence": falls})
     return {
         "parts": {"type": "array", "items": part, "minItems": 2, "description": "What each window said."},
         "explanation": {"type": "array", "items": word, "description": "The words, if the request has explain."},
+        "partial": {"const": True, "description": "The time was too short to explain the whole text."},
+        "explained": done,
     }
 
 # %% ../nbs/05f_openapi.ipynb #cd2654c3
@@ -227,6 +250,7 @@ def _prediction() -> dict:
     }
     described = _object(one)
     described["properties"] |= _more()
+    described["dependentRequired"] = {"partial": ["explanation", "explained"], "explained": ["partial"]}
     several = {"properties": {"windows": {"minimum": 2}}}
     return described | {"if": several, "then": {"required": ["parts"]}, "else": {"properties": {"parts": False}}}
 

@@ -160,7 +160,6 @@ def stack_parameters(
         "SmsProvider": settings.sms_provider,
         "TextbeltUrl": settings.textbelt_url,
         "SmsCountries": ",".join(settings.sms_countries),
-        "WebhookHosts": ",".join(settings.webhook_hosts),
         "SiteOrigins": ",".join(origins),
         "SiteAddress": address,
         "CaptureText": str(settings.capture_text).lower(),

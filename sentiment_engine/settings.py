@@ -39,8 +39,7 @@ class Settings:
     sms_provider: str = "textbelt"  # textbelt or sns
     textbelt_url: str = "https://textbelt.com"
     sms_countries: tuple[str, ...] = ("US", "CA", "GB", "IE", "FR", "DE", "ES", "IT", "NL", "AU", "NZ", "IN")
-    webhook_hosts: tuple[str, ...] = ()  # hosts that a webhook may be sent to; empty: no webhooks
-    number_cooldown_minutes: float = 15  # before the same number or webhook is told again; 0: no wait
+    number_cooldown_minutes: float = 15  # before the same number is told again; 0: no wait
     address_cooldown_seconds: float = 60  # before the same address may begin a run or leave a number again; 0: no wait
     daily_starts: int = 40  # runs that may begin in a day (UTC)
     daily_messages: int = 100  # people who may be told in a day (UTC)

@@ -285,7 +285,7 @@ class Phone:
     def __init__(self):
         self.sent, self.tried, self.broken, self.left = [], [], set(), None
 
-    def send(self, to: str, notice, secret: str = "") -> str:
+    def send(self, to: str, notice) -> str:
         self.tried.append(to)
         if to in self.broken:
             raise NotSent("refused")

@@ -64,6 +64,11 @@ def answer(model, inputs, **more) -> list[dict]:
         (b'{"inputs": "fine"}', "", ["fine"]),
         ("sch\u00f6n \U0001f600".encode(), "text/plain; charset=utf-8", ["sch\u00f6n \U0001f600"]),
         (b'{"inputs": "half an emoji \\ud83d"}', "application/json", ["half an emoji ?"]),
+        (b'{"inputs": ["\\udc00 low", "x"]}', "application/json", ["? low", "x"]),
+        (b'\xef\xbb\xbf{"inputs": "a byte order mark"}', "application/json", ["a byte order mark"]),
+        (b"\xef\xbb\xbfa byte order mark", "text/plain", ["a byte order mark"]),
+        (b'{"inputs": "x", "explain": null, "parameters": null, "options": null}', "application/json", ["x"]),
+        (b'{"inputs": "x", "options": {"wait_for_model": true, "use_cache": false}}', "application/json", ["x"]),
         (json.dumps({"inputs": ["x"] * 1000}).encode(), "application/json", ["x"] * 1000),
     ],
 )
@@ -85,7 +90,9 @@ def test_requests_that_are_read(body, kind, texts):
         (b"null", "application/json", 400, "missing_inputs"),
         (b"{}", "application/json", 400, "missing_inputs"),
         (b'{"text": "a review"}', "application/json", 400, "missing_inputs"),
-        (b'{"inputs": "x", "parameters": {"top_k": 2}}', "application/json", 400, "unknown_field"),
+        (b'{"inputs": "x", "top_k": 2}', "application/json", 400, "unknown_field"),
+        (b'{"inputs": "x", "parameters": [1]}', "application/json", 400, "unsupported_parameter"),
+        (b'{"inputs": "x", "options": true}', "application/json", 400, "unsupported_parameter"),
         (b'{"inputs": null}', "application/json", 400, "invalid_inputs"),
         (b'{"inputs": 5}', "application/json", 400, "invalid_inputs"),
         (b'{"inputs": true}', "application/json", 400, "invalid_inputs"),
@@ -99,7 +106,6 @@ def test_requests_that_are_read(body, kind, texts):
         (json.dumps({"inputs": ["x"] * 1001}).encode(), "application/json", 400, "too_many_inputs"),
         (json.dumps({"inputs": ["word " * 20_000] * 51}).encode(), "application/json", 413, "too_much_text"),
         (b'{"inputs": "x", "explain": 1}', "application/json", 400, "invalid_explain"),
-        (b'{"inputs": "x", "explain": null}', "application/json", 400, "invalid_explain"),
         (b'{"inputs": "x", "explain": "yes"}', "application/json", 400, "invalid_explain"),
         (json.dumps({"inputs": ["x"] * 11, "explain": True}).encode(), "application/json", 400, "too_many_explained"),
         (b"inputs=fine", "application/x-www-form-urlencoded", 415, "unsupported_media_type"),
@@ -112,6 +118,76 @@ def test_requests_that_are_refused(body, kind, status, code):
     assert (refused.value.status, refused.value.code) == (status, code)
     assert isinstance(refused.value, ValueError) and str(refused.value) == refused.value.message
     assert len(refused.value.message) < 300
+
+
+NULL = {"explain", "parameters", "options"}
+
+
+@pytest.mark.parametrize("field", sorted(NULL))
+def test_an_optional_field_that_is_null_counts_as_left_out(model, field):
+    assert answer(model, "love", **{field: None}) == answer(model, "love")
+
+
+# The parameters of Hugging Face's clients
+
+
+WHOLE, BOTH, BEST = "whole", ["POSITIVE", "NEGATIVE"], ["POSITIVE"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shape"),
+    [
+        ({}, BOTH),
+        ({"top_k": None}, BOTH),
+        ({"top_k": 1}, BEST),
+        ({"top_k": 2, "truncation": True}, BOTH),
+        ({"top_k": 99, "function_to_apply": "softmax"}, BOTH),
+        ({"function_to_apply": "SOFTMAX"}, BOTH),
+        ({"function_to_apply": None, "truncation": None}, BOTH),
+        ({"return_all_scores": True}, BOTH),
+        ({"return_all_scores": True, "top_k": 1}, BOTH),
+        ({"return_all_scores": False}, WHOLE),
+        ({"truncation": True}, WHOLE),
+        ({"truncation": False, "padding": "max_length"}, WHOLE),
+        ({"truncation": "longest_first", "max_length": 512}, WHOLE),
+        ({"truncation": True, "temperature": None}, WHOLE),
+    ],
+)
+@pytest.mark.parametrize("inputs", ["love", ["love", "excellent"], "love " * 600])
+def test_parameters_that_change_no_answer_choose_its_shape(model, inputs, parameters, shape):
+    plain, told = answer(model, inputs), answer(model, inputs, parameters=parameters)
+    if shape is WHOLE:
+        assert told == plain
+    else:
+        assert [[each["label"] for each in one] for one in told] == [shape] * len(plain)
+        assert all(
+            each["score"] == one["scores"][each["label"]] for one, row in zip(plain, told, strict=True) for each in row
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("top_k", value) for value in (0, -1, True, 1.5, "2", [1])),
+        *(("return_all_scores", value) for value in (1.5, "yes", [])),
+        *(("function_to_apply", value) for value in ("sigmoid", "none", 5, ["softmax"])),
+        *(("truncation", value) for value in ("only_second", [], {})),
+        *(("max_length", value) for value in (128, True, "512")),
+        *(("temperature", 0.5), ("candidate_labels", ["a"]), ("\udc00", 1), ("padding", "never")),
+    ],
+)
+def test_a_parameter_that_would_change_the_answer_is_refused_by_name(name, value):
+    with pytest.raises(InputError) as refused:
+        input_fn(json.dumps({"inputs": "x", "parameters": {"top_k": None, name: value}}))
+    assert (refused.value.status, refused.value.code) == (400, "unsupported_parameter")
+    assert f"parameters.{name}" in refused.value.message
+
+
+@pytest.mark.parametrize("parameters", [{}, {"top_k": 1}, {"return_all_scores": True}])
+def test_an_explanation_has_no_place_in_a_list_of_labels(model, parameters):
+    with pytest.raises(InputError, match="leave parameters out"):
+        answer(model, "love", explain=True, parameters=parameters)
+    assert "explanation" in answer(model, "love", explain=True, parameters={"truncation": True})[0]
 
 
 def test_a_list_of_books_is_read_as_far_as_one_can(model):

@@ -181,11 +181,7 @@ def test_a_guard_holds_for_two_who_read_the_row_at_once(table, monkeypatch, sett
 
 
 ROOMY = {"number_cooldown_minutes": 15, "address_cooldown_seconds": 60, "daily_messages": 100_000}
-ROOMY |= {"webhook_hosts": ("hooks.example.com",)}
 KINDS = {  # what the API admits, at its longest and its shortest
-    "webhooks": lambda n: {
-        "webhook": {"url": f"https://hooks.example.com/{n:06}/".ljust(500, "x"), "secret": "~" * 256}
-    },
     "long names": lambda n: {"phone": f"+1202555{n:04}", "name": "𝒜" * 80},
     "umlauts": lambda n: {"phone": f"+1202555{n:04}", "name": "ÄöÜß" * 20},
     "no names": lambda n: {"phone": f"+1202555{n:04}"},
@@ -197,7 +193,6 @@ def roomy(monkeypatch):
     "An engine that could tell everybody, with a table in memory."
     world = World(monkeypatch, **ROOMY)
     world.dynamodb = world.clients["dynamodb"] = MemoryDynamoDB()
-    world.engine.__dict__["webhook"] = world.phone
     return world
 
 
@@ -217,7 +212,7 @@ def fill(world, kind: str) -> int:  # subscribers
     while (fit := room()) > 0:
         for n in itertools.islice(numbers, fit):
             whom = subscriber_of(KINDS[kind](n), world.settings)
-            entry = {"to": {"S": whom.to}, "name": {"S": whom.name}, "secret": {"S": whom.secret}, "at": now}
+            entry = {"to": {"S": whom.to}, "name": {"S": whom.name}, "at": now}
             item["subscribers"]["M"][whom.key] = {"M": entry}
             item["told"]["M"][mark_of(whom.to)] = item["seen"]["M"][f"{n:06x}"] = now
     for n in numbers:
@@ -277,14 +272,14 @@ def test_a_full_row_is_told_within_the_functions_time_and_put_to_sleep(roomy, ki
 
 
 def test_who_comes_to_a_full_row_hears_that_there_is_room_again_soon(roomy):
-    fill(roomy, "webhooks")
+    fill(roomy, "long names")
     roomy.clock.now += 60
-    error = ask(roomy, "webhooks", 9999)[1]["error"]
+    error = ask(roomy, "long names", 9999)[1]["error"]
     assert "today" not in error["message"] and "list is full" in error["message"]
     assert 0 < error["retryAfterSeconds"] <= 600
     assert roomy.endpoint_becomes("InService") == "ready"
     roomy.pass_time(1900)
-    assert ask(roomy, "webhooks", 9999)[1]["outcome"] == "started"
+    assert ask(roomy, "long names", 9999)[1]["outcome"] == "started"
 
 
 def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_message(roomy):
@@ -298,7 +293,7 @@ def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_mes
 @pytest.mark.parametrize("left", [0, 1, 500, 900, 3000, 6000])
 def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monkeypatch, left):
     "All have read the row before any of them writes."
-    ask(roomy, "webhooks", 0)
+    ask(roomy, "long names", 0)
     stale, table = roomy.row, roomy.engine.table
     limit = states.row_size(stale) + states.RESERVE + left
     monkeypatch.setattr(states, "ROW_LIMIT", limit)
@@ -306,8 +301,7 @@ def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monke
     for n in range(1, 12):
         reads = iter([stale])
         monkeypatch.setattr(states, "read_row", lambda table, reads=reads: next(reads, None) or read(table))
-        size = {"url": f"https://hooks.example.com/{n:06}/".ljust(500 if n % 2 else 60, "x"), "secret": "~" * 256}
-        whom = Subscriber(size["url"], secret=size["secret"])
+        whom = Subscriber(f"+1202555{n:04}", "𝒜" * 80 if n % 2 else "")
         try:
             outcome, row = states.start_or_join(table, Settings(**ROOMY), StartRequest(OTHER, whom, f"192.0.2.{n}"))
         except Refused as e:
