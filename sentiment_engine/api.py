@@ -243,10 +243,8 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
     if is_serverless(engine.settings):
         return 200, {"outcome": "already-in-service", **status_of(engine, current_row(engine), time.time())}
-    if subscriber:
-        _check_quota(engine)
     try:
-        outcome, row = lifecycle.start(engine, subscriber, address_of(event))
+        outcome, row = lifecycle.start(engine, subscriber, address_of(event), lambda: _check_quota(engine))
     except NoModel as e:
         raise ApiError(503, "no_model", str(e)) from None
     except StartFailed as e:
