@@ -233,7 +233,7 @@ def _check_quota(engine: Engine):
     "Raise ApiError if the provider surely sends no more messages."
     if (left := engine.sender.quota()) is not None:
         emit(engine.settings.prefix, SmsQuota=left)
-    if left == 0:
+    if left is not None and left <= 0:
         message = "No SMS can be sent at the moment. Start without a number: the page tells you too."
         raise ApiError(503, "no_sms_quota", message)
 

@@ -128,8 +128,8 @@ def _new_key() -> str:
 class Subscriber:
     "Who wants one message when the model is ready."
 
-    to: str  # a phone number in E.164
-    name: str = ""  # what the SMS calls them
+    to: str = field(repr=False)  # a phone number in E.164
+    name: str = field(default="", repr=False)  # what the SMS calls them
     key: str = field(default_factory=_new_key, compare=False)  # in the map: 16 characters, 0-9 and a-f
 
 
