@@ -746,13 +746,13 @@ def calibration_line(
     "Say how far the shares may be believed."
     if found is None:
         return "A share of 0.9 is not a probability of 0.9: there were no validation reviews to calibrate on."
-    line = f"Shares were calibrated on {found['rows']:,} reviews (expected error {found['ece_after']:.3f}); "
-    if not found["reached"]:
-        return (
-            line + f"on so few, no score proved right in {found['wanted']:.0%} of cases, so no answer is called sure."
-        )
-    line += f"answers of at least {found['sure_from']:.3f} are called sure, {found['coverage']:.0%} of them there, "
-    return line + f"and {found['accuracy_sure']:.1%} of those were right."
+    said = [f"Shares were calibrated on {found['rows']:,} reviews (expected error {found['ece_after']:.3f})."]
+    if found["reached"]:
+        covered = f"{found['coverage']:.0%} of them there, and {found['accuracy_sure']:.1%} of those were right"
+        said.append(f"Answers of at least {found['sure_from']:.3f} are called sure: {covered}.")
+    else:
+        said.append(f"No answer is called sure: no score proved right in {found['wanted']:.0%} of cases.")
+    return " ".join([*said, *(f"Calibration is limited: {why}." for why in found["limited"])])
 
 # %% ../nbs/03d_training_job.ipynb #a661ea68
 def model_card(
