@@ -139,11 +139,11 @@ def expected_calibration_error(
     confidence: Sequence[float],
     right: Sequence[bool],
     bins: int = BINS,
-) -> float:  # 0: every confidence is kept; Guo et al. 2017, equation 3
+) -> float:  # 0: every confidence is kept, or there is none; Guo et al. 2017, equation 3
     "Return the mean gap between confidence and accuracy over equal-width bins."
     table = reliability(confidence, right, bins)
     gaps = (table["accuracy"] - table["confidence"]).abs()
-    return float((gaps * table["answers"]).sum() / table["answers"].sum())
+    return float((gaps * table["answers"]).sum() / max(table["answers"].sum(), 1))
 
 
 def brier_score(

@@ -11,11 +11,13 @@ from hypothesis.extra.numpy import arrays
 from sentiment_engine.calibration import (
     BOUNDS,
     NEVER,
+    PRIOR,
+    Z,
     calibration_of,
     coverage_curve,
     doubt_by_stars,
     fit_temperature,
-    nll,
+    misfit,
     plot_coverage,
     shares,
     sure_threshold,
@@ -29,6 +31,7 @@ from sentiment_engine.evaluation import (
     scores,
     share_scores,
 )
+from sentiment_engine.training_job import calibration_line
 
 ROWS = st.integers(1, 60)
 WANTED = st.floats(0.5, 1)
@@ -58,11 +61,19 @@ def test_temperature_never_changes_the_label(given_answers, temperature):
     assert np.allclose(after.sum(1), 1)
 
 
-@given(answers(), st.floats(*BOUNDS))
-def test_no_temperature_within_the_bounds_is_better(given_answers, other):
-    found = fit_temperature(*given_answers)
+@given(answers(), st.floats(*BOUNDS), st.sampled_from([0, 1, PRIOR]))
+def test_no_temperature_within_the_bounds_is_better(given_answers, other, prior):
+    found, rows = fit_temperature(*given_answers, prior=prior), len(given_answers[0])
     assert BOUNDS[0] <= found <= BOUNDS[1]
-    assert nll(*given_answers, found) <= nll(*given_answers, other) + 1e-4
+    assert misfit(*given_answers, found, prior) <= misfit(*given_answers, other, prior) + 1e-4 * (rows + prior)
+
+
+@given(answers())
+def test_the_prior_only_draws_the_temperature_towards_1(given_answers):
+    alone, weak, strong = (fit_temperature(*given_answers, prior=prior) for prior in (0, 1, PRIOR))
+    distances = [abs(np.log(temperature)) for temperature in (strong, weak, alone)]
+    assert distances == pytest.approx(sorted(distances), abs=1e-3)
+    assert min(alone, 1) - 1e-3 <= strong <= max(alone, 1) + 1e-3
 
 
 def test_temperature_is_what_the_logits_were_multiplied_by():
@@ -70,8 +81,9 @@ def test_temperature_is_what_the_logits_were_multiplied_by():
     honest = rng.normal(0, 2, 5000)
     labels = (rng.random(5000) < 1 / (1 + np.exp(-honest))).astype(int)
     logits = np.column_stack([np.zeros(5000), honest])
-    once = fit_temperature(logits, labels)
-    assert 0.9 < once < 1.1 and fit_temperature(3 * logits, labels) == pytest.approx(3 * once, rel=1e-3)
+    once, thrice = (fit_temperature(factor * logits, labels, prior=0) for factor in (1, 3))
+    assert 0.9 < once < 1.1 and thrice == pytest.approx(3 * once, rel=1e-3)
+    assert fit_temperature(3 * logits, labels) == pytest.approx(thrice, rel=0.05), "many rows outweigh the prior"
 
 
 @pytest.mark.parametrize("logits", [np.empty((0, 2)), [[np.nan, 1]], [1.0, 2.0]])
@@ -135,8 +147,82 @@ def test_calibration_is_json_and_true(given_answers):
 def test_hopeless_answers_are_never_sure():
     found = calibration_of([[0, 5.0]] * 200, [0, 1] * 100)
     assert found["sure_from"] == NEVER and found["coverage"] == 0 and not found["reached"]
-    assert found["accuracy_sure"] is None and found["temperature"] == BOUNDS[1]
+    assert found["accuracy_sure"] is None and found["temperature"] > 5
+    assert fit_temperature([[0, 5.0]] * 20_000, [0, 1] * 10_000) == BOUNDS[1]
     assert found["ece_after"] < found["ece_before"] == pytest.approx(0.4933, abs=1e-4)
+
+
+def with_gaps(gaps: np.ndarray, right: np.ndarray, true: np.ndarray) -> np.ndarray:
+    "Make logits that lie so far apart and give those labels, or the other ones where they are wrong."
+    towards = np.where(right, 2 * true - 1, 1 - 2 * true)
+    return np.column_stack([-towards * gaps / 2, towards * gaps / 2])
+
+
+@pytest.mark.parametrize("size", [0.01, 4, 20, 1e3, 1e300])
+@pytest.mark.parametrize("rows", [1, 2, 12, 60])
+@pytest.mark.parametrize("right", [True, False])
+def test_few_rows_hardly_move_the_temperature_and_the_calibration_says_so(rows, right, size):
+    true = np.arange(rows) % 2
+    logits = with_gaps(size * np.linspace(1, 1.5, rows), np.full(rows, right), true)
+    found = json.loads(json.dumps(calibration_of(logits, true), allow_nan=False))
+    away = 1 + 0.6 * rows  # one answer that is surely wrong weighs most
+    assert 0.85 <= found["temperature"] <= 1 if right else 1 <= found["temperature"] <= min(away, BOUNDS[1])
+    assert found["limited"] and not found["reached"] and found["sure_from"] == NEVER
+
+
+def test_faultless_answers_do_not_drive_the_temperature_to_its_bound():
+    for rows in (100, 1000, 10_000):
+        true = np.arange(rows) % 2
+        found = calibration_of(with_gaps(np.linspace(2, 6, rows), np.full(rows, True), true), true)
+        assert 0.3 < found["temperature"] < 1
+        assert "0 of them answered wrong" in found["limited"][0] and "alone would give 0.25" in found["limited"][0]
+
+
+def test_rows_that_determine_a_temperature_are_not_called_limited():
+    rng = np.random.default_rng(2)
+    for rows in (1500, 10_000):
+        honest = rng.normal(0, 4, rows)
+        true = (rng.random(rows) < 1 / (1 + np.exp(-honest))).astype(int)
+        found = calibration_of(np.column_stack([np.zeros(rows), 1.5 * honest]), true)
+        assert found["limited"] == [] and found["reached"] and 0 < found["coverage"] < 1
+        assert found["temperature"] == pytest.approx(1.5, abs=0.15)
+
+
+ROWS_OF = {
+    "no rows": ([], [], "there were no rows"),
+    "one label": ([[0, 4.0], [0, 5.0]] * 200, [1] * 400, "400 rows of POSITIVE only say nothing about NEGATIVE"),
+    "the other label": ([[4.0, 0], [0, 5.0]] * 200, [0] * 400, "400 rows of NEGATIVE only say nothing about POSITIVE"),
+    "constant logits": ([[1.0, 1.0]] * 400, [0] * 399 + [1], "answers NEGATIVE to all 400 rows"),
+    "constant answers": ([[0, 9.0]] * 400, [1] * 399 + [0], "answers POSITIVE to all 400 rows"),
+    "chance": ([[0, 1.0], [1.0, 0]] * 200, [0, 0, 1, 1] * 100, "no confidence has proved right often enough"),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS_OF)
+def test_rows_that_prove_nothing_make_no_answer_sure_and_say_why(kind):
+    logits, labels, why = ROWS_OF[kind]
+    found = json.loads(json.dumps(calibration_of(logits, labels), allow_nan=False))
+    assert found["sure_from"] == NEVER and not found["reached"] and found["coverage"] == 0
+    assert any(why in reason and "no answer is called sure" in reason for reason in found["limited"])
+
+
+@given(answers(), st.sampled_from([0, Z]))
+def test_a_threshold_that_is_never_or_always_reached_is_always_said(given_answers, z):
+    found = calibration_of(*given_answers, wanted=0.6, z=z)
+    told = " ".join(found["limited"])
+    assert (found["coverage"] == 0) == ("no answer is called sure" in told) == (found["sure_from"] == NEVER)
+    assert (found["coverage"] == 1) == ("every answer" in told)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_model_whose_logits_are_not_finite_is_not_calibrated(broken):
+    with pytest.raises(ValueError, match="finite logits"):
+        calibration_of([[0, 1], [broken, 0]] * 50, [0, 1] * 50)
+
+
+def test_the_model_card_repeats_why_a_calibration_is_limited():
+    for logits, labels, why in ROWS_OF.values():
+        assert why in calibration_line(calibration_of(logits, labels))
 
 
 def test_doubt_is_counted_by_stars():
