@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HANDLERS', 'WARM_UP', 'BODY_LIMIT', 'load_handlers', 'JsonLines', 'log_event', 'error_answer', 'Predictor',
-           'open_model', 'Traffic', 'serving_app', 'serve', 'main']
+           'open_model', 'Traffic', 'serving_app', 'why_foreign', 'closed_to_pages', 'serve', 'main']
 
 # %% ../nbs/08d_serving.ipynb #24f61154
 import argparse
@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -271,6 +272,42 @@ def _no_route(path: str, method: str) -> tuple[int, bytes, str]:
         return 405, _error("method_not_allowed", f"{path} does not answer {method}"), _TYPE
     return 404, _error("not_found", "there are GET /ping, GET /metrics and POST /invocations"), _TYPE
 
+# %% ../nbs/08d_serving.ipynb #ea8d535e
+_OWN_HOST = re.compile(r"(127\.0\.0\.1|\[::1\]|([a-z0-9_.-]+\.)?localhost)(:\d{1,5})?", re.IGNORECASE)
+
+
+def why_foreign(
+    headers: Mapping[str, str],  # names in lower case
+    method: str = "GET",
+    allowed: bool = False,  # whether the server's own rules allow the origin
+) -> str:  # empty: it is not foreign
+    "Say why a request may come from a foreign web page."
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not _OWN_HOST.fullmatch(host):
+        return "use 127.0.0.1 or localhost: this server answers to no other host name"
+    if allowed:
+        return ""
+    if origin is not None:
+        own = origin.lower() == f"http://{host}".lower()
+    else:
+        tab = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        own = headers.get("sec-fetch-site", "none") in ("none", "same-origin") or (tab and method in ("GET", "HEAD"))
+    return "" if own else "web pages of other origins may not use this server"
+
+# %% ../nbs/08d_serving.ipynb #b16fd6ff
+def closed_to_pages(app):
+    "Wrap an ASGI application so that foreign web pages get a 403."
+
+    async def closed(scope, receive, send):
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        if not (why := why_foreign(headers, scope["method"])):
+            return await app(scope, receive, send)
+        sent = [(b"content-type", _TYPE.encode()), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 403, "headers": sent})
+        await send({"type": "http.response.body", "body": _error("forbidden", why)})
+
+    return closed
+
 # %% ../nbs/08d_serving.ipynb #1d5c2cb7
 def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
     "Return a uvicorn server that drains on SIGTERM or SIGINT, and ends by itself if the model does not load."
@@ -314,7 +351,7 @@ def serve(
         threading.Thread(target=predictor.load, daemon=True).start()
         import asyncio  # only now, like uvicorn: the model is loaded meanwhile
 
-        server = _server(serving_app(predictor, traffic=traffic), predictor, traffic, drain_seconds)
+        server = _server(closed_to_pages(serving_app(predictor, traffic=traffic)), predictor, traffic, drain_seconds)
         asyncio.run(server.serve([listener]))
     if predictor.failure:
         log_event("the model does not load", logging.ERROR, predictor.failure)

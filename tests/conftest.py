@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator
 
-import boto3
 import pytest
 
 from sentiment_engine.local.cloud import LocalCloud
@@ -19,14 +18,7 @@ class TestCloud(LocalCloud):
     @functools.cache  # noqa: B019 -- as long-lived as the session
     def client(self, service: str):
         "Return a boto3 client of this cloud."
-        environment = self.environment
-        return boto3.client(
-            service,
-            endpoint_url=self.url,
-            region_name=environment["AWS_DEFAULT_REGION"],
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        )
+        return self.root_client(service)
 
 
 @pytest.fixture(scope="session")
