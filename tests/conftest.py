@@ -1,13 +1,20 @@
 """Fixtures that several test modules share."""
 
 import functools
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from sentiment_engine.local.aws import direct_hosts, stray_variables
 from sentiment_engine.local.cloud import LocalCloud
 
 pytest_plugins = ("engine", "visitor")
+
+# Whatever the shell says of AWS or of a proxy, the tests stay on this machine.
+for name in (*stray_variables(os.environ), "ALL_PROXY", "all_proxy"):
+    os.environ.pop(name, None)
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = direct_hosts(os.environ)
 
 
 class TestCloud(LocalCloud):

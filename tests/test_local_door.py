@@ -316,7 +316,9 @@ def test_no_service_takes_a_call_without_a_key_that_the_cloud_knows(cloud):
     for number, (service, operation) in enumerate(calls):
         access, secret = wrong[number % len(wrong)]
         keys = {"aws_access_key_id": access, "aws_secret_access_key": secret}
-        assert re.search("Token|Key|Signature|Denied|Client|Auth", outcome(cloud, service, operation, keys)), service
+        assert re.search(
+            "Token|Key|Signature|Denied|Client|Auth|Forbidden", outcome(cloud, service, operation, keys)
+        ), service
         code = outcome(cloud, service, operation, {}, signature_version=UNSIGNED)
         assert re.search("Token|Denied|Auth|Parameter|403", code), service
 
