@@ -38,7 +38,7 @@ smoke: install ## play one visit over HTTP, step by step
 	@$(PY) infra_scripts/smoke.py $(OPTIONS)
 
 lab: install ## open the notebooks in JupyterLab, with the local cloud behind them
-	@$(PY) infra_scripts/local_cloud.py start && eval $$($(PY) infra_scripts/local_cloud.py env) && \
+	@$(PY) infra_scripts/local_cloud.py start && eval "$$($(PY) infra_scripts/local_cloud.py env)" && \
 		$(VENV)/bin/jupyter lab nbs; $(PY) infra_scripts/local_cloud.py stop
 
 streamlit: install ## the developer's page (a demo must be running, or set SENTIMENT_API_URL)

@@ -14,7 +14,7 @@ import boto3
 import httpx
 from aws_target import planned
 from botocore.exceptions import BotoCoreError, ClientError
-from smoke import PRAISE, StepFailed, Visit, sleep, use, wake
+from smoke import PRAISE, StepFailed, Visit, is_loopback, sleep, use, wake
 from standing import by_tag
 
 from sentiment_engine.costs import price_per_hour
@@ -41,7 +41,8 @@ def fetch(at: Acceptance, path: str) -> httpx.Response:
     "Get a file of the page: from its domain, or from the address that --site-address says stands for it."
     site = at.outputs["SiteUrl"]
     headers = {"host": urlsplit(site).netloc, "x-forwarded-proto": "https", "accept-encoding": "identity"}
-    return httpx.get(f"{(at.options.site_address or site).rstrip('/')}/{path}", headers=headers, timeout=30)
+    address = (at.options.site_address or site).rstrip("/")
+    return httpx.get(f"{address}/{path}", headers=headers, timeout=30, trust_env=not is_loopback(address))
 
 
 def first_answer(at: Acceptance) -> httpx.Response:

@@ -1,7 +1,6 @@
 """Run every notebook against a fresh local cloud and keep its outputs in nbs/, as they are read and rendered."""
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +49,7 @@ def main():
     parser.add_argument("notebooks", nargs="*", help="file names such as 03_model_training.ipynb; all if none is given")
     names = parser.parse_args().notebooks or sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
     with tempfile.TemporaryDirectory() as state, LocalCloud(Path(state), port=0, site_port=0) as cloud:
-        os.environ.update(cloud.environment)
+        cloud.enter()
         for i, name in enumerate(names, 1):
             print(f"[{i}/{len(names)}] {name}", flush=True)
             try:

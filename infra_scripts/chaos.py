@@ -63,8 +63,8 @@ class Chaos:
             number = f"+1{(202, 203, 205, 206)[n // 100 % 4]}555{n % 100 + 100:04}" if n < 400 else None
             body = {"phone": number} if number else {}
         try:
-            call = httpx.get if path == "status" else httpx.post
-            answer = call(f"{self.api}/{path}", timeout=40, **({} if path == "status" else {"json": body}))
+            method, sent = ("GET", None) if path == "status" else ("POST", body)
+            answer = httpx.request(method, f"{self.api}/{path}", json=sent, timeout=40, trust_env=False)
             known = answer.json()
         except (httpx.HTTPError, ValueError) as e:
             self.answers[path, type(e).__name__] += 1

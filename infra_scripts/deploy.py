@@ -329,7 +329,7 @@ def local_cloud(start: bool = True) -> Iterator[LocalCloud]:  # start: whether t
         raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")
     cloud.start(detached=False)
     try:
-        os.environ.update(cloud.environment)
+        cloud.enter()
         yield cloud
     finally:
         if not ran:

@@ -6,6 +6,7 @@ python infra_scripts/local_cloud.py stop
 """
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sentiment_engine.local.cloud import LocalCloud  # noqa: E402 -- also works before the package is installed
+# These work before the package is installed, too.
+from sentiment_engine.local.aws import stray_variables  # noqa: E402
+from sentiment_engine.local.cloud import LocalCloud  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--record", type=Path, metavar="FILE", help="add a line about each call to this file")
     commands.add_parser("stop", parents=[shared], help="stop the cloud and all its processes; its state is kept")
     commands.add_parser("status", parents=[shared], help="say whether and where it runs; exit status 1 if not")
-    commands.add_parser("env", parents=[shared], help="print export lines for a shell")
+    commands.add_parser("env", parents=[shared], help="print lines for a shell: they replace its AWS variables")
     commands.add_parser("reset", parents=[shared], help="stop the cloud and delete everything in it")
     return main
 
@@ -52,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     "Run one command and return the exit status."
     options = parser().parse_args(argv)
     if options.command == "start":
-        cloud = LocalCloud(options.state, options.port, options.site_port, options.endpoint_delay, options.record)
+        places = options.state, options.port, options.site_port
+        cloud = LocalCloud(*places, options.endpoint_delay, record=options.record)
         ran = cloud.running
         try:
             cloud.start()
@@ -72,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         print("The local cloud does not run: python infra_scripts/local_cloud.py start", file=sys.stderr)
         return 1
     if options.command == "env":
-        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in cloud.environment.items()))
+        own = cloud.environment
+        stray = [f"unset {shlex.quote(name)}" for name in stray_variables(os.environ, own)]
+        print("\n".join([*stray, *(f"export {name}={shlex.quote(value)}" for name, value in own.items())]))
     else:
         print(describe(cloud))
     return 0

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from urllib.parse import urlsplit
 
 import boto3
 import httpx
@@ -23,6 +24,11 @@ from sentiment_engine.stacks import stack_outputs
 PHONE = "+12025550123"  # of the range that is kept free for fiction
 PRAISE = "Five weeks in and it still delights me every single day. Best purchase I have made this year!"
 COMPLAINT = "Broke after two days and the seller refused a refund. A complete waste of money, avoid it."
+
+
+def is_loopback(url: str) -> bool:
+    "Tell whether a call stays on this machine. No proxy may see it; httpx loads one even for the hosts of no_proxy."
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 class StepFailed(RuntimeError):
@@ -40,7 +46,7 @@ class Visit:
         phone: str = "",  # who gets the SMS; empty: nobody
         patience: float = 120,  # seconds that a start may take
     ):
-        self.http = httpx.Client(base_url=api, timeout=60)
+        self.http = httpx.Client(base_url=api, timeout=60, trust_env=not is_loopback(api))
         self.pass_time, self.inbox, self.phone, self.patience = pass_time, inbox, phone, patience
         self.step_number, self.start = 0, time.monotonic()
 
@@ -147,7 +153,7 @@ def local_visit(cloud: LocalCloud, api: str) -> Visit:
     "Return a visit that reads the local cloud's inbox and puts its clock forward."
 
     def inbox() -> list[dict]:
-        return [m for m in httpx.get(f"{cloud.inbox_url}.json").json() if m["to"] == PHONE]
+        return [m for m in httpx.get(f"{cloud.inbox_url}.json", trust_env=False).json() if m["to"] == PHONE]
 
     return Visit(api, cloud.advance_clock, inbox, PHONE)
 

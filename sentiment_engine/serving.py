@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HANDLERS', 'WARM_UP', 'BODY_LIMIT', 'Reply', 'load_handlers', 'JsonLines', 'log_event', 'error_answer', 'Predictor',
-           'open_model', 'RequestError', 'Traffic', 'serving_app', 'serve', 'main']
+           'open_model', 'RequestError', 'Traffic', 'serving_app', 'why_foreign', 'closed_to_pages', 'serve', 'main']
 
 # %% ../nbs/08d_serving.ipynb #24f61154
 import argparse
@@ -365,6 +365,42 @@ def _no_route(path: str, method: str) -> tuple[int, bytes, tuple]:  # status, bo
         return 405, body, ((b"allow", ", ".join(allowed).encode()),)
     return 404, _error("not_found", "there are GET /ping, GET /metrics and POST /invocations"), ()
 
+# %% ../nbs/08d_serving.ipynb #ea8d535e
+_OWN_HOST = re.compile(r"(127\.0\.0\.1|\[::1\]|([a-z0-9_.-]+\.)?localhost)(:\d{1,5})?", re.IGNORECASE)
+
+
+def why_foreign(
+    headers: Mapping[str, str],  # names in lower case
+    method: str = "GET",
+    allowed: bool = False,  # whether the server's own rules allow the origin
+) -> str:  # empty: it is not foreign
+    "Say why a request may come from a foreign web page."
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not _OWN_HOST.fullmatch(host):
+        return "use 127.0.0.1 or localhost: this server answers to no other host name"
+    if allowed:
+        return ""
+    if origin is not None:
+        own = origin.lower() == f"http://{host}".lower()
+    else:
+        tab = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        own = headers.get("sec-fetch-site", "none") in ("none", "same-origin") or (tab and method in ("GET", "HEAD"))
+    return "" if own else "web pages of other origins may not use this server"
+
+# %% ../nbs/08d_serving.ipynb #b16fd6ff
+def closed_to_pages(app):
+    "Wrap an ASGI application so that foreign web pages get a 403."
+
+    async def closed(scope, receive, send):
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        if not (why := why_foreign(headers, scope["method"])):
+            return await app(scope, receive, send)
+        sent = [(b"content-type", _TYPE.encode()), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 403, "headers": sent})
+        await send({"type": "http.response.body", "body": _error("forbidden", why)})
+
+    return closed
+
 # %% ../nbs/08d_serving.ipynb #1d5c2cb7
 def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
     "Return a uvicorn server that drains on SIGTERM or SIGINT, and ends by itself if the model does not load."
@@ -408,7 +444,7 @@ def serve(
         threading.Thread(target=predictor.load, daemon=True).start()
         import asyncio  # only now, like uvicorn: the model is loaded meanwhile
 
-        server = _server(serving_app(predictor, traffic=traffic), predictor, traffic, drain_seconds)
+        server = _server(closed_to_pages(serving_app(predictor, traffic=traffic)), predictor, traffic, drain_seconds)
         asyncio.run(server.serve([listener]))
     if predictor.failure:
         log_event("the model does not load", logging.ERROR, predictor.failure)

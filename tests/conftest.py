@@ -1,14 +1,20 @@
 """Fixtures that several test modules share."""
 
 import functools
+import os
 from collections.abc import Iterator
 
-import boto3
 import pytest
 
+from sentiment_engine.local.aws import direct_hosts, stray_variables
 from sentiment_engine.local.cloud import LocalCloud
 
 pytest_plugins = ("engine", "visitor")
+
+# Whatever the shell says of AWS or of a proxy, the tests stay on this machine.
+for name in (*stray_variables(os.environ), "ALL_PROXY", "all_proxy"):
+    os.environ.pop(name, None)
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = direct_hosts(os.environ)
 
 
 class TestCloud(LocalCloud):
@@ -19,14 +25,7 @@ class TestCloud(LocalCloud):
     @functools.cache  # noqa: B019 -- as long-lived as the session
     def client(self, service: str):
         "Return a boto3 client of this cloud."
-        environment = self.environment
-        return boto3.client(
-            service,
-            endpoint_url=self.url,
-            region_name=environment["AWS_DEFAULT_REGION"],
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        )
+        return self.root_client(service)
 
 
 @pytest.fixture(scope="session")

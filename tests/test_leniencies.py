@@ -16,7 +16,7 @@ import pytest
 from conftest import TestCloud
 from test_boto3_calls import FOUND, model, operations
 
-from sentiment_engine.local.aws import aws_environment
+from sentiment_engine.local.aws import aws_environment, make_keys
 from sentiment_engine.local.glue import spark_environment
 from sentiment_engine.local.leniencies import read_leniencies, rows
 from sentiment_engine.local.processes import _KEPT, PACKAGE_ROOT
@@ -158,8 +158,9 @@ def test_who_works_with_the_cloud_gets_the_variables_that_are_listed(cloud):
 
 
 def test_the_emulator_gets_the_variables_that_are_listed(tmp_path):
-    assert set(aws_environment("http://127.0.0.1:1")) == set(ENVIRONMENT["everywhere"])
-    given = set(emulator_environment(tmp_path, 1)) - set(ENVIRONMENT["everywhere"])
+    keys = make_keys(tmp_path)
+    assert set(aws_environment("http://127.0.0.1:1", keys)) == set(ENVIRONMENT["everywhere"])
+    given = set(emulator_environment(tmp_path, 1, keys)) - set(ENVIRONMENT["everywhere"])
     assert given | {"PYTHONPATH"} == set(ENVIRONMENT["emulator"])
 
 
@@ -172,7 +173,7 @@ def value_of(node: ast.expr, module: str) -> ast.expr:
 
 
 # Functions whose variables other tests compare with the list.
-COMPARED = {"emulator_environment", "aws_environment"}
+COMPARED = {"emulator_environment", "aws_environment", "_environment"}
 
 
 def names_in(node: ast.expr, module: str) -> Iterator[str]:

@@ -14,7 +14,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-import boto3
 import psutil
 import pytest
 from local_models import ROLE, deploy, predict, settled, until
@@ -28,8 +27,7 @@ class Cloud(LocalCloud):
     "A cloud that is stopped and started, so its clients are made anew each time."
 
     def client(self, service: str):
-        keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
-        return boto3.client(service, endpoint_url=self.url, **keys)
+        return self.root_client(service)
 
     def processes(self) -> list[psutil.Process]:
         server = psutil.Process(self.place["pid"])
@@ -367,7 +365,8 @@ def test_the_command_line(tmp_path):
         assert started.returncode == 0 and "http://127.0.0.1:" in started.stdout
         again = run("start", *state, "--port", "0", "--site-port", "0")
         assert again.returncode == 0 and "runs already" in again.stdout
-        exports = dict(line.removeprefix("export ").split("=", 1) for line in run("env", *state).stdout.splitlines())
+        lines = run("env", *state).stdout.splitlines()
+        exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
         assert exports["AWS_ENDPOINT_URL"] in run("status", *state).stdout
         port = exports["AWS_ENDPOINT_URL"].rpartition(":")[2]
         other = run("start", "--state", tmp_path / "other", "--port", port, "--site-port", "0")

@@ -368,7 +368,7 @@ def pass_through(gate: Gate, method: str, url: str, headers: dict, body: bytes) 
     async def send(message):
         answer.append(message)
 
-    asyncio.run(gate(scope, again(body), send))
+    asyncio.run(gate(scope, again(body, None), send))
     headers = {k.decode(): v.decode() for k, v in answer[0]["headers"]}
     return answer[0]["status"], b"".join(m.get("body", b"") for m in answer[1:]), headers
 

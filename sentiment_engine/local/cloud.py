@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from .aws import REGION, ROOT_KEYS, aws_environment
+from .aws import Aws, aws_environment, private, read_keys, stray_variables
 from .processes import PACKAGE_ROOT
 from .strict import administrator_environment
 from ..settings import Settings, environment_of
@@ -112,14 +112,14 @@ LocalCloud.__exit__ = _exit__
 # %% ../../nbs/08_local_cloud.ipynb #20382f74
 def _spawn(self: LocalCloud, detached: bool):
     "Start the server's process."
-    self.state.mkdir(parents=True, exist_ok=True)
+    self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     (self.state / "cloud.json").unlink(missing_ok=True)
     ports = self._ports()
     command = [sys.executable, "-m", "sentiment_engine.local.server", "--state", str(self.state)]
     command += ["--port", str(ports[0]), "--site-port", str(ports[1]), "--endpoint-delay", str(self.endpoint_delay)]
     command += ["--strict"] if self.strict else []
     command += ["--record", str(self.record.resolve())] if self.record else []
-    with self.log.open("ab") as log:
+    with open(self.log, "ab", opener=private) as log:
         self._log_start = log.tell()
         self._process = subprocess.Popen(
             command if detached else [*command, "--attached"],
@@ -144,8 +144,8 @@ def _ports(self: LocalCloud) -> tuple[int, int]:
 
 def _server_environment() -> dict[str, str]:
     "Return the environment of the server: what this one needs to find Python, and no setting of ours."
-    dropped = ("AWS_", "SENTIMENT_", "PYTHONSTARTUP")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    stray = stray_variables(os.environ)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SENTIMENT_", "PYTHONSTARTUP")) and k not in stray}
     path = os.pathsep.join(p for p in [str(PACKAGE_ROOT), kept.get("PYTHONPATH", "")] if p)
     return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
@@ -187,7 +187,6 @@ def _ready(self: LocalCloud) -> bool:
         health = json.load(_OPEN(f"{self.url}/_local/health", timeout=5))
     except (URLError, OSError, ValueError, RuntimeError):
         return False
-    (self.state / "ports.json").write_text(json.dumps([self.place["port"], self.place["site_port"]]))
     return health["ready"]
 
 
@@ -200,15 +199,19 @@ def _reason(self: LocalCloud) -> str:
 def _environment(self: LocalCloud) -> dict[str, str]:
     "Return where AWS is, and the settings that say where its surroundings are."
     settings = Settings(textbelt_url=self.textbelt_url, site_origin=self.site_url[:-1], inbox_url=self.inbox_url)
-    return aws_environment(self.url) | environment_of(settings)
+    return aws_environment(self.url, read_keys(self.state)) | environment_of(settings)
+
+
+def _enter(self: LocalCloud):
+    "Lead this process here: every AWS variable of its environment is replaced."
+    for name in stray_variables(os.environ, own=_environment(self)):
+        del os.environ[name]
+    os.environ.update(_environment(self))
 
 
 def _root_client(self: LocalCloud, service: str):
     "Return a boto3 client of the cloud's root user, whatever the environment says."
-    import boto3
-
-    keys = {name.lower(): value for name, value in ROOT_KEYS.items()}
-    return boto3.Session(region_name=REGION, **keys).client(service, endpoint_url=self.url)
+    return Aws(self.url, read_keys(self.state)).client(service)
 
 
 def _account_environment(self: LocalCloud) -> dict[str, str]:
@@ -216,7 +219,7 @@ def _account_environment(self: LocalCloud) -> dict[str, str]:
     return administrator_environment(self.root_client("iam"), self.url, self.state / "administrator")
 
 
-LocalCloud.root_client, LocalCloud.account_environment = _root_client, _account_environment
+LocalCloud.enter, LocalCloud.root_client, LocalCloud.account_environment = _enter, _root_client, _account_environment
 
 
 LocalCloud._ready, LocalCloud._reason = _ready, _reason

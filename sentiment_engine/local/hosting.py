@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from .aws import Aws, split_uri, unpack
 from .processes import PACKAGE_ROOT, Child, child_environment
@@ -25,6 +25,7 @@ NO_PING = (
     "Please check CloudWatch logs for this endpoint."
 )
 PING_SECONDS = 120.0  # how long a model may take to load
+_OPEN = build_opener(ProxyHandler({})).open  # never through a proxy
 DRAINING = 25.0  # seconds that a server may take to answer what it has begun; it gives itself 20
 
 
@@ -105,7 +106,7 @@ def _answers(self: ModelServer, port_file: Path) -> bool:
     "Ask `/ping` once."
     try:
         self.port = int(port_file.read_text() or 0)
-        return urlopen(f"http://127.0.0.1:{self.port}/ping", timeout=2).status == 200
+        return _OPEN(f"http://127.0.0.1:{self.port}/ping", timeout=2).status == 200
     except (OSError, ValueError, URLError):
         return False
 

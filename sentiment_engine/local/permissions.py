@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Need', 'SERVICE_OF_ROLES', 'NO_TRUST', 'sagemaker_needs', 'schedule_arn', 'passed_role', 'needs_of', 'refusal',
-           'judge_of', 'mend_schedule_arns', 'trusts', 'assume_role']
+           'judge_of', 'mend_schedule_arns', 'trusts', 'assume_role', 'mend_lambda_keys']
 
 # %% ../../nbs/08p_local_permissions.ipynb #a16e9f24
 import hashlib
+import hmac
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import parse_qs
 
-from .aws import ACCOUNT, REGION, ROOT_KEYS
+from .aws import ACCOUNT, REGION
 from .records import AwsError
 from .sagemaker import CONFIG, ENDPOINT, KINDS
 
@@ -162,6 +163,7 @@ def trusts(policy: str | dict, service: str) -> bool:
 def assume_role(
     role: str,  # ARN
     service: str,  # sagemaker or glue
+    root: Mapping[str, str],  # the root user's key, as environment variables
     strict: bool = True,  # False: a role that does not exist stands for the root user
 ) -> dict[str, str]:  # keys, as environment variables
     "Give a service the keys of a role. Raises AwsError if the role does not trust the service."
@@ -172,19 +174,41 @@ def assume_role(
     with responses.request_scope(ACCOUNT, REGION):
         found = iam._roles.get(name)
     if not found and not strict:
-        return dict(ROOT_KEYS)
+        return dict(root)
     if not found or not trusts(found["AssumeRolePolicyDocument"], service):
         raise AwsError("ValidationException", NO_TRUST.format(role=role, service=service))
-    return _session_keys(name, service)
+    return _session_keys(name, service, root["AWS_SECRET_ACCESS_KEY"])
 
 # %% ../../nbs/08p_local_permissions.ipynb #47961507
-def _session_keys(role: str, service: str) -> dict[str, str]:
+def _derived(secret: str, *parts: str) -> str:
+    "Derive one secret from another and some names."
+    return hmac.new(secret.encode(), ":".join(parts).encode(), hashlib.sha256).hexdigest()
+
+
+def _session_keys(role: str, service: str, secret: str) -> dict[str, str]:
     "Register a session of `role` with the emulator and return its keys."
     from ministack.services import sts as sessions
 
-    secret, token = (hashlib.sha256(f"{kind}:{service}:{role}".encode()).hexdigest() for kind in ("secret", "token"))
+    own, token = (_derived(secret, kind, service, role) for kind in ("secret", "token"))
     access = f"ASIA{token[:16].upper()}"
     arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{service}"
-    keys = {"SecretAccessKey": secret, "SessionToken": token}
+    keys = {"SecretAccessKey": own, "SessionToken": token}
     sessions.register_session(access, {"Arn": arn, "UserId": f"{role}:{service}", **keys})
-    return {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
+    return {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": own, "AWS_SESSION_TOKEN": token}
+
+# %% ../../nbs/08p_local_permissions.ipynb #0a7474d3
+def mend_lambda_keys(secret: str):
+    "Give each Lambda keys that cannot be worked out from names; once, however often it is called."
+    from ministack.core import lambda_runtime
+    from ministack.services import lambda_svc
+
+    known = lambda_runtime.execution_credentials
+    if getattr(known, "mended", False):
+        return
+
+    def credentials(config: dict) -> dict[str, str]:
+        # The emulator hashes the role's ARN, and reads the role's name from its end only.
+        return known({**config, "Role": f"{secret}/{config.get('Role', '')}"})
+
+    credentials.mended = True
+    lambda_runtime.execution_credentials = lambda_svc.execution_credentials = credentials

@@ -42,13 +42,18 @@ async def read_body(receive) -> bytes:
     return b"".join(parts)
 
 
-def again(body: bytes) -> Callable:
-    "Return a `receive` that gives a body which has been read already."
+def again(body: bytes, receive: Callable) -> Callable:
+    "Return a `receive` that gives a body which has been read already, and then what comes after it."
+    given = False
 
-    async def receive():
+    async def receive_again():
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return receive
+    return receive_again
 
 
 async def respond(send, status: int, headers: dict[str, str], body: bytes):
@@ -608,12 +613,12 @@ class Gate:
         body = await read_body(receive)
         call, wrong = self._look(scope, body)
         if call is None:
-            return await self.app(scope, again(body), send)
+            return await self.app(scope, again(body, receive), send)
         heard = _Heard(send)
         if wrong and self.strict:
             await respond(heard, *refuse(call, wrong).to_response())
         else:
-            await self.app(scope, again(body), heard)
+            await self.app(scope, again(body, receive), heard)
         try:
             self.keep(call, wrong, heard)  # before the end of the answer: who has it may read the recording
         finally:

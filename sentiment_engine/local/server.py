@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver', 'Emulator',
            'composite_alarms', 'oidc_providers', 'mend_http_apis', 'mend_tables', 'lifecycle_rules', 'mend_buckets',
-           'mend_stages', 'mend_functions', 'Events', 'owner_of', 'LocalServer', 'open_socket', 'run_server', 'main']
+           'mend_stages', 'mend_functions', 'Events', 'owner_of', 'LocalServer', 'own_refusal', 'read_json',
+           'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
 import asyncio
+import contextlib
 import errno
 import functools
 import json
 import logging
+import math
 import os
 import queue
 import shutil
@@ -24,13 +27,21 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from . import clock
-from .aws import ACCOUNT, REGION, Aws, aws_environment
+from .aws import ACCOUNT, REGION, Aws, aws_environment, make_keys
+from .door import Door
 from .glue import GlueRuns
-from .permissions import assume_role, judge_of, mend_schedule_arns, needs_of, refusal
+from sentiment_engine.local.permissions import (
+    assume_role,
+    judge_of,
+    mend_lambda_keys,
+    mend_schedule_arns,
+    needs_of,
+    refusal,
+)
 from .records import AwsError
 from .requests import Gate, again, read_body, respond
 from .sagemaker import SageMaker
@@ -42,6 +53,7 @@ from .strict import EVENT_LEAD, NEW_ACCOUNT, answer_refusal, decryption_refusal,
 def emulator_environment(
     state: Path,
     port: int,
+    keys: Mapping[str, str],  # of the root user, as environment variables
 ) -> dict[str, str]:
     "Return the environment variables that ministack is started with."
     return {
@@ -57,7 +69,7 @@ def emulator_environment(
         "DOCKER_HOST": "unix:///nonexistent",  # no container is ever started
         "AUTH": "true",  # a role may do what its policies allow, and nothing else
         "LOG_LEVEL": "INFO",
-        **aws_environment(f"http://127.0.0.1:{port}"),
+        **aws_environment(f"http://127.0.0.1:{port}", keys),
     }
 
 # %% ../../nbs/08l_local_server.ipynb #b126e5b4
@@ -137,7 +149,7 @@ Saver.run = _run
 class Emulator:
     "ministack, and the private parts of it that the local cloud relies on."
 
-    def __init__(self):
+    def __init__(self, secret: str):  # of the root user
         from ministack import app as ministack
         from ministack.core import persistence, responses, router
         from ministack.services import eventbridge, scheduler
@@ -148,6 +160,7 @@ class Emulator:
         self.app, self.ministack, self.router, self.responses = ministack.app, ministack, router, responses
         self.eventbridge, self.extended = eventbridge, False
         mend_schedule_arns()
+        mend_lambda_keys(secret)
         scheduler._SCHEDULE_TICK_INTERVAL = eventbridge._SCHEDULER_TICK_INTERVAL = 1
         self.saver = Saver(ministack._build_persistence_save_dict, persistence.save_state)
 
@@ -382,13 +395,14 @@ class LocalServer:
         self,
         state: Path,
         port: int,
+        keys: Mapping[str, str],  # of the root user, as environment variables
         endpoint_delay: float = 0.0,  # seconds
         strict: bool = False,  # whether it is as unforgiving as a new AWS account
     ):
         self.state, self.url, self.clock_file = state, f"http://127.0.0.1:{port}", str(state / "clock")
-        self.emulator, self.strict = Emulator(), strict
-        assume = functools.partial(assume_role, strict=strict)
-        aws = Aws(self.url, emit=Events(self.emulator.put_event).emit, assume=assume)
+        self.emulator, self.strict = Emulator(keys["AWS_SECRET_ACCESS_KEY"]), strict
+        assume = functools.partial(assume_role, root=keys, strict=strict)
+        aws = Aws(self.url, keys, emit=Events(self.emulator.put_event).emit, assume=assume)
         lead = EVENT_LEAD if strict else 0.0
         self.sagemaker = SageMaker(state, aws, endpoint_delay, event_lead=lead, checks_access=strict)
         self.glue = GlueRuns(state, aws)
@@ -445,7 +459,7 @@ async def _call_strictly(self: LocalServer, scope, receive, send, headers: dict)
     if not refused:
         try:
             async with asyncio.timeout(GATEWAY_SECONDS):
-                await self.emulator.app(scope, again(body), keep)
+                await self.emulator.app(scope, again(body, receive), keep)
             refused = answer_refusal(b"".join(message.get("body", b"") for message in answer))
         except TimeoutError:
             refused = 503, {"message": "Service Unavailable"}
@@ -467,7 +481,7 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
         body = await read_body(receive)
         if refused := self._refusal_of_ministack(scope, headers, body):
             return await respond(send, *refused.to_response())
-        receive = again(body)
+        receive = again(body, receive)
     if "authorization" in headers:
         scope = scope | {"headers": [*scope["headers"], (b"x-forwarded-proto", b"https")]}
     direct = path.startswith("/_") or path.endswith("/invocations")
@@ -503,27 +517,68 @@ def _refusal_of_ministack(self: LocalServer, scope, headers: dict, body: bytes) 
 LocalServer._pass_on, LocalServer._refusal_of_ministack = _pass_on, _refusal_of_ministack
 
 # %% ../../nbs/08l_local_server.ipynb #0e20a49d
+_JSON, _FORM = "application/json", "application/x-www-form-urlencoded"
+_READS = ("/_local/health", "/_local/clock", "/_local/inbox", "/_local/inbox.json")
+_READS_BELOW = ("/_textbelt/status/", "/_textbelt/quota/")
+_BODIES = {"/_local/clock": (_JSON,), "/_textbelt/text": (_JSON, _FORM)}  # content types of what may be sent
+_LARGEST = 100_000  # bytes of a body
+
+
+def own_refusal(method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:  # 0: none
+    "Refuse a request to our own pages that no client of theirs sends: status and reason."
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not (path in (*_READS, *_BODIES) or path.startswith(_READS_BELOW)):
+        return 404, "there is no such page"
+    if method not in (("POST",) if path in _BODIES else ()) + (("GET", "HEAD") if path != "/_textbelt/text" else ()):
+        return 405, f"{path} does not answer {method}"
+    if method == "POST" and kind not in _BODIES[path]:
+        return 415, f"send {' or '.join(_BODIES[path])}"
+    if len(body) > _LARGEST:
+        return 413, f"send at most {_LARGEST} bytes"
+    if method == "POST" and kind == _JSON and not isinstance(read_json(body), dict):
+        return 400, "send a JSON object, with finite numbers"
+    return 0, ""
+
+
+def read_json(body: bytes) -> object | None:  # None: it is not JSON
+    "Read JSON with finite numbers only."
+
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise ValueError(text)
+        return number
+
+    try:
+        return json.loads(body, parse_float=finite, parse_constant=finite)
+    except (ValueError, RecursionError):
+        return None
+
+# %% ../../nbs/08l_local_server.ipynb #e68610c7
 async def _own(self: LocalServer, scope, headers: dict, body: bytes) -> tuple[int, dict, bytes]:
     "Answer a request to the local cloud itself."
     path, method = scope["path"], scope["method"]
+    status, why = own_refusal(method, path, headers, body)
+    if status:
+        return _json({"error": why}, status)
     if path == "/_local/health":
         return _json({"state": str(self.state), "pid": os.getpid(), "ready": self.ready})
     if path == "/_local/clock":
         try:
             return _json(self.advance(body) if method == "POST" else {"ahead": clock.read_ahead(self.clock_file)})
         except (ValueError, KeyError, TypeError):
-            return _json({"error": 'send {"advance": seconds}; the clock can only be set forward'}, 400)
-    return await asyncio.to_thread(self.textbelt.handle, method, path, headers, body)
+            most = f"the clock can only be set forward, by {clock.MOST_AHEAD} seconds in all"
+            return _json({"error": f'send {{"advance": seconds}}; {most}'}, 400)
+    return await asyncio.to_thread(self.textbelt.handle, "GET" if method == "HEAD" else method, path, headers, body)
 
 
 def _json(content: object, status: int = 200) -> tuple[int, dict, bytes]:
-    return status, {"content-type": "application/json"}, json.dumps(content).encode()
+    return status, {"content-type": _JSON}, json.dumps(content).encode()
 
 
 def _advance(self: LocalServer, body: bytes) -> dict:
-    "Set the clock forward."
-    seconds = float(json.loads(body)["advance"])
-    if seconds < 0:
+    "Set the clock forward. Raises ValueError, KeyError or TypeError for anything but a number of seconds."
+    seconds = json.loads(body)["advance"]
+    if isinstance(seconds, bool) or not 0 <= seconds <= clock.MOST_AHEAD:
         raise ValueError(seconds)
     clock.set_ahead(self.clock_file, clock.read_ahead(self.clock_file) + seconds)
     return {"ahead": clock.read_ahead(self.clock_file)}
@@ -531,10 +586,9 @@ def _advance(self: LocalServer, body: bytes) -> dict:
 # %% ../../nbs/08l_local_server.ipynb #f6f3a1ab
 def _sns_messages(self: LocalServer) -> list[dict]:
     "Return the text messages sent through SNS."
-    import httpx
+    from ministack.services import sns
 
-    found = httpx.get(f"{self.url}/_ministack/sns/sms-messages", trust_env=False, timeout=5).json()["sms_messages"]
-    return [message for messages in found.values() for message in messages]
+    return [message for messages in sns._sms_messages.to_dict().values() for message in messages]
 
 
 LocalServer._own, LocalServer.advance, LocalServer._sns_messages = _own, _advance, _sns_messages
@@ -561,6 +615,8 @@ def _lock_folder(state: Path):
     import fcntl
 
     state.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a file system without modes
+        state.chmod(0o700)
     lock = (state / "lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock  # held as long as it is referred to
@@ -568,6 +624,7 @@ def _lock_folder(state: Path):
 # %% ../../nbs/08l_local_server.ipynb #f73e794f
 async def run_server(
     state: Path,
+    keys: Mapping[str, str],  # of the root user, as environment variables
     gateway: socket.socket,
     site: socket.socket,
     endpoint_delay: float = 0.0,  # seconds
@@ -579,15 +636,16 @@ async def run_server(
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
 
-    server = LocalServer(state, gateway.getsockname()[1], endpoint_delay, strict)
+    server = LocalServer(state, gateway.getsockname()[1], keys, endpoint_delay, strict)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     if attached:
         threading.Thread(target=_until_end, args=(loop, stop), daemon=True).start()
-    site_application = site_app(server.emulator.app, server.url)
+    root = keys["AWS_ACCESS_KEY_ID"]
+    site_application = site_app(server.emulator.app, server.url, f"http://127.0.0.1:{site.getsockname()[1]}", root)
     jobs = []
-    entrance = Gate(server, record, strict) if strict or record else server
+    entrance = Door(Gate(server, record, strict) if strict or record else server, root)
     for application, listener in ((entrance, gateway), (site_application, site)):
         config = Config()
         config.bind, config.keep_alive_timeout, config.graceful_timeout = [f"fd://{listener.detach()}"], 75, 2
@@ -613,7 +671,7 @@ def _begin(self: LocalServer):
 
     for _ in range(600):
         try:
-            httpx.get(f"{self.url}/_ministack/health", timeout=5, trust_env=False)
+            httpx.get(f"{self.url}/_local/health", timeout=5, trust_env=False)
             break
         except httpx.HTTPError:
             time.sleep(0.05)
@@ -651,9 +709,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _prepare(state: Path, port: int, strict: bool = False):
+def _prepare(state: Path, port: int, keys: Mapping[str, str], strict: bool = False):
     "Set the environment for ministack and for Lambda's workers, start the clock, and clear the temporary files."
-    os.environ.update(emulator_environment(state, port) | (NEW_ACCOUNT if strict else {}))
+    os.environ.update(emulator_environment(state, port, keys) | (NEW_ACCOUNT if strict else {}))
     clock.follow(str(state / "clock"))
     clock.write_sitecustomize(str(state / "lambda"), str(state / "clock"))
     os.environ["PYTHONPATH"] = str(state / "lambda")  # for Lambda's workers, which are started from here
@@ -665,6 +723,7 @@ def _prepare(state: Path, port: int, strict: bool = False):
 def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another server has the folder
     "Run the command line of this module: `LocalCloud.start` does."
     options = _options(argv)
+    os.umask(0o077)  # whatever the cloud and its processes write is for its user only
     state = options.state.resolve()
     try:
         lock = _lock_folder(state)
@@ -677,12 +736,13 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another ser
         print(e, file=sys.stderr)
         return 1
     port = gateway.getsockname()[1]
-    _prepare(state, port, options.strict)
+    keys = make_keys(state)
+    _prepare(state, port, keys, options.strict)
     place = {"pid": os.getpid(), "port": port, "site_port": site.getsockname()[1]}
+    (state / "ports.json").write_text(json.dumps([place["port"], place["site_port"]]))
     (state / "cloud.json").write_text(json.dumps(place))
-    asyncio.run(
-        run_server(state, gateway, site, options.endpoint_delay, options.attached, options.strict, options.record)
-    )
+    more = (options.endpoint_delay, options.attached, options.strict, options.record)
+    asyncio.run(run_server(state, keys, gateway, site, *more))
     lock.close()
     return 0
 

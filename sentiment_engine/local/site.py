@@ -11,6 +11,7 @@ import re
 import time
 
 from .aws import REGION
+from ..serving import why_foreign
 
 # %% ../../nbs/08m_local_site.ipynb #77647cb1
 def domains(
@@ -41,13 +42,16 @@ async def ask(
     return start["status"], list(start.get("headers", [])), b"".join(parts)
 
 
-_SIGNED = (
-    f"AWS4-HMAC-SHA256 Credential=local/20260101/{REGION}/cloudfront/aws4_request, SignedHeaders=host, Signature=0"
-)
 _LIST = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http"}
 _LIST |= {"path": "/2020-05-31/distribution", "raw_path": b"/2020-05-31/distribution", "query_string": b""}
-_LIST |= {"headers": [(b"host", b"cloudfront.amazonaws.com"), (b"authorization", _SIGNED.encode())]}
 _LIST |= {"client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0)}
+
+
+def _listing(key: str) -> dict:
+    "Ask for the distributions as the owner of a key; inside, the emulator does not check the root user's signature."
+    credential = f"{key}/20260101/{REGION}/cloudfront/aws4_request"
+    signed = f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0"
+    return _LIST | {"headers": [(b"host", b"cloudfront.amazonaws.com"), (b"authorization", signed.encode())]}
 
 # %% ../../nbs/08m_local_site.ipynb #82809323
 COMPRESSIBLE = ("text/html", "text/css", "text/javascript", "text/plain", "application/json", "image/svg+xml")
@@ -82,34 +86,57 @@ every three seconds.</p></body></html>
 class Site:
     "The distribution's domain, asked for again every second."
 
-    def __init__(self, emulator):
-        self.emulator, self._domain, self._asked = emulator, ("", False), 0.0
+    def __init__(self, emulator, key: str):
+        self.emulator, self._listing, self._asked = emulator, _listing(key), 0.0
+        self._domain, self._names = ("", False), frozenset()
 
     async def domain(self) -> tuple[str, bool]:  # empty: there is none; whether it compresses
         "Return the domain name of the distribution."
         if time.monotonic() - self._asked > 1:
-            _, _, answer = await ask(self.emulator, _LIST)
-            self._domain, self._asked = next(iter(domains(answer).items()), ("", False)), time.monotonic()
+            _, _, answer = await ask(self.emulator, self._listing)
+            found, self._asked = domains(answer), time.monotonic()
+            self._domain = next(iter(found.items()), ("", False))
+            self._names = {*found, *re.findall(r"<CNAME>([^<]+)</CNAME>", answer.decode())}
         return self._domain
+
+    async def is_name(self, host: str) -> bool:
+        "Tell whether a `Host` is a domain name of a distribution."
+        await self.domain()
+        return host.partition(":")[0].lower() in self._names
 
 # %% ../../nbs/08m_local_site.ipynb #462eb22e
 def site_app(
     emulator,  # ASGI application that answers under the distribution's domain
     url: str,  # of the local cloud
+    own: str,  # address of the site, such as http://127.0.0.1:8080
+    key: str,  # of the root user
 ):
     "Return the ASGI application of the site's own port."
-    site = Site(emulator)
+    site = Site(emulator, key)
 
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
             return await _lifespan(receive, send)
         if scope["type"] != "http":
-            return None
-        status, headers, body = await _page(site, url, scope)
+            return await send({"type": "websocket.close"})
+        status, headers, body = await _turned_away(site, own, scope) or await _page(site, url, scope)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+async def _turned_away(site: Site, own: str, scope: dict) -> tuple[int, list, bytes] | None:  # None: go on
+    "Answer a request that comes under another name, or from a foreign page."
+    headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+    named = await site.is_name(host := headers.get("host", ""))
+    here = headers | ({"host": own.removeprefix("http://")} if named else {})
+    if why := why_foreign(here, scope["method"]):
+        return 403, [(b"content-type", b"text/plain; charset=utf-8")], f"{why}\n".encode()
+    if named or host.startswith("127.0.0.1"):
+        return None
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    return 307, [(b"location", b"%s/%s%s" % (own.encode(), scope["raw_path"].lstrip(b"/"), query))], b""
 
 # %% ../../nbs/08m_local_site.ipynb #a70a9571
 async def _page(site: Site, url: str, scope: dict) -> tuple[int, list, bytes]:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .aws import ACCOUNT, REGION
+from .aws import ACCOUNT, REGION, private
 from .records import AwsError
 
 # %% ../../nbs/08s_local_strict.ipynb #12dd6e46
@@ -34,9 +34,8 @@ def _write_profile(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = {"region": REGION, "endpoint_url": url, **more}
     for name, title, lines in (("config", "profile rehearsal", config), ("credentials", "rehearsal", keys)):
-        path = folder / name
-        path.touch(mode=0o600)
-        path.write_text(f"[{title}]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items()))
+        with open(folder / name, "w", opener=private) as file:
+            file.write(f"[{title}]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items()))
     return profile_environment(folder)
 
 # %% ../../nbs/08s_local_strict.ipynb #b4398f81
@@ -76,7 +75,8 @@ def workflow_environment(
 ) -> dict[str, str]:  # environment variables of the workflow
     "Return the environment of a workflow that may take `role`."
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (folder / "token").write_text(workflow_token(repository, environment))
+    with open(folder / "token", "w", opener=private) as file:
+        file.write(workflow_token(repository, environment))
     return _write_profile(folder, url, more={"role_arn": role, "web_identity_token_file": str(folder / "token")})
 
 # %% ../../nbs/08s_local_strict.ipynb #358aefda
