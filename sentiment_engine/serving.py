@@ -232,6 +232,7 @@ class Traffic:
     def __init__(self):
         self.since, self.under_way, self.draining, self.dropped = time.monotonic(), 0, False, 0
         self.taken, self.held = 0, 0  # requests that are answered or wait for it; bytes of their bodies and texts
+        self.receiving: list[bytearray] = []  # bodies that are not complete, the oldest first
         self.reading, self._lock = threading.Lock(), threading.Lock()  # reading takes up to nine times the bytes
         self.answers: Counter[int] = Counter()  # status: how many
 
@@ -241,6 +242,15 @@ class Traffic:
             if size > 0 and self.held + size > MAX_HELD:
                 raise _busy()
             self.held += size
+
+    def receive(self, body: bytearray, part: bytes):
+        "Add `part` to a body. Raises RequestError if there is no room; the oldest body needs none of that of others."
+        with self._lock:
+            others = sum(map(len, self.receiving)) - len(body) if self.receiving[0] is body else 0
+            if self.held - others + len(part) > MAX_HELD:
+                raise _busy()
+            self.held += len(part)
+            body += part
 
     def report(self, predictor: Predictor) -> bytes:  # JSON
         "Write down the figures so far."
@@ -254,7 +264,9 @@ class Traffic:
 # %% ../nbs/08d_serving.ipynb #35112126
 async def _body(receive, traffic: Traffic) -> bytes:
     "Read a request's body and hold it. Raises RequestError, and ConnectionError if its sender leaves."
-    body, size, more, full = bytearray(), 0, True, traffic.taken >= MAX_TAKEN
+    body, size, more = bytearray(), 0, True
+    refusal = _busy() if traffic.taken >= MAX_TAKEN else None
+    traffic.receiving.append(body)
     try:
         while more:
             message = await receive()
@@ -263,16 +275,21 @@ async def _body(receive, traffic: Traffic) -> bytes:
             part, more = message.get("body", b""), message.get("more_body", False)
             if (size := size + len(part)) > BODY_LIMIT:
                 raise _too_large()
-            full = full or traffic.held + len(part) > MAX_HELD
-            if not full:  # else the rest is read and dropped: who is sending does not see an answer
-                traffic.hold(len(part))
-                body += part
-        if full:
-            raise _busy()
+            if not refusal:
+                try:
+                    traffic.receive(body, part)
+                except RequestError as e:  # the rest is read and dropped: who is sending does not see an answer
+                    refusal = e
+                    traffic.hold(-len(body))
+                    body.clear()
+        if refusal:
+            raise refusal
+        return bytes(body)
     except BaseException:
         traffic.hold(-len(body))
         raise
-    return bytes(body)
+    finally:
+        traffic.receiving = [each for each in traffic.receiving if each is not body]
 
 # %% ../nbs/08d_serving.ipynb #6f98e88b
 def _unpacked(
