@@ -347,6 +347,8 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
     kinds = headers.get("content-type", _TYPE), _TYPE if wanted == "*/*" else wanted
 
     def answer(body: bytes) -> tuple[bytes, str]:
+        if gone.is_set():
+            raise ConnectionError
         return predictor.predict(_unpacked(body, headers.get("content-encoding", "")), *kinds, gone)
 
     try:
