@@ -402,7 +402,9 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
 
     def answer() -> tuple[bytes, str]:
         with traffic.reading:
-            packed = body.pop()  # nothing is there if the sender has left
+            if gone.is_set():
+                raise ConnectionError
+            packed = body.pop()
             traffic.hold(-len(packed))
             data = predictor.read(_unpacked(packed, headers.get("content-encoding", "")), kinds[0])
             del packed
