@@ -46,7 +46,7 @@ def role(cloud):
     iam, name = cloud.client("iam"), ROLE.rpartition("/")[2]
     trust = {
         "Effect": "Allow",
-        "Principal": {"Service": ["lambda.amazonaws.com", "sagemaker.amazonaws.com"]},
+        "Principal": {"Service": [f"{name}.amazonaws.com" for name in ("lambda", "sagemaker", "glue")]},
         "Action": "sts:AssumeRole",
     }
     everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}

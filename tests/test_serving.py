@@ -212,7 +212,7 @@ def test_a_fault_after_the_request_was_read_is_not_its_senders(artifact):
 def test_who_goes_away_is_no_fault_of_the_model(artifact):
     with running(artifact) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as caller:
-            caller.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
+            caller.sendall(b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf of it")
         wait_for(lambda: server.metrics()["answers"])
         assert server.metrics()["answers"] == {"499": 1}
         server.process.send_signal(signal.SIGTERM)
