@@ -8,6 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL)) \
 	$(if $(IDLE),--idle-minutes $(IDLE))
+PORTS = $(if $(PORT),--site-port "$(PORT)")
 TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml monitoring.yaml deployer.yaml)
 
 .DEFAULT_GOAL := help
@@ -21,11 +22,11 @@ help: ## show this list
 install: ## make .venv with everything in it, or repair it (PYTHON=path)
 	@PYTHON="$(PYTHON)" infra_scripts/install.sh
 
-demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=names, ROWS=n or MODEL=released; IDLE=minutes)
-	@$(PY) infra_scripts/demo.py $(OPTIONS)
+demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=names, ROWS=n or MODEL=released; IDLE=minutes, PORT=n)
+	@$(PY) infra_scripts/demo.py $(OPTIONS) $(PORTS)
 
 pipeline: install ## the same without the page: run the notebooks, then stop
-	@$(PY) infra_scripts/demo.py $(OPTIONS) --exit
+	@$(PY) infra_scripts/demo.py $(OPTIONS) $(PORTS) --exit
 
 release: install ## make the released model again (half an hour on a GPU, a night on two cores; DATA=folder of real reviews, TEACHERS=n)
 	@test -n "$(DATA)" || { echo "name the reviews: make release DATA=folder (with *.jsonl.gz of reviews)"; exit 1; }
@@ -35,11 +36,10 @@ artifact: install ## pack the released model as model.tar.gz for SageMaker, with
 	@$(PY) infra_scripts/release_model.py --pack "$(or $(OUT),model.tar.gz)"
 
 smoke: install ## play one visit over HTTP, step by step
-	@$(PY) infra_scripts/smoke.py $(OPTIONS)
+	@$(PY) infra_scripts/smoke.py $(OPTIONS) $(PORTS)
 
 lab: install ## open the notebooks in JupyterLab, with the local cloud behind them
-	@$(PY) infra_scripts/local_cloud.py start && eval "$$($(PY) infra_scripts/local_cloud.py env)" && \
-		$(VENV)/bin/jupyter lab nbs; $(PY) infra_scripts/local_cloud.py stop
+	@$(PY) infra_scripts/lab.py $(PORTS)
 
 streamlit: install ## the developer's page (a demo must be running, or set SENTIMENT_API_URL)
 	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py \
@@ -121,7 +121,7 @@ audit: install ## look for known faults in templates, files and packages (asks P
 	@$(PY) infra_scripts/audit.py
 
 teardown: install ## delete everything the local deployment made
-	@$(PY) infra_scripts/teardown.py
+	@$(PY) infra_scripts/teardown.py $(PORTS)
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true

@@ -7,7 +7,17 @@ import sys
 import time
 
 import boto3
-from deploy import FAILURES, ROOT, add_options, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
+from deploy import (
+    FAILURES,
+    ROOT,
+    add_options,
+    add_ports,
+    chosen_parameters,
+    deploy,
+    explain,
+    local_cloud,
+    stop_on_signals,
+)
 
 from sentiment_engine.endpoint import RegisteredModel, current_model
 from sentiment_engine.local.cloud import LocalCloud
@@ -54,13 +64,14 @@ def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
+    add_ports(parser)
     parser.add_argument("--exit", action="store_true", help="stop once the page would be served")
     options = parser.parse_args()
     stop_on_signals()
     started, ours = time.monotonic(), not LocalCloud(ROOT / ".local-cloud").running
     try:
         parameters = chosen_parameters(options)
-        with local_cloud() as cloud:
+        with local_cloud(ports=options) as cloud:
             since = f"is up at {cloud.url} after {time.monotonic() - started:.1f} s"
             print(f"the local cloud {since if ours else f'runs already at {cloud.url}'}", flush=True)
             deploy("local", **parameters)

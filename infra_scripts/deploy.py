@@ -320,13 +320,26 @@ def deploy_given(
     return deploy(target, start="04", asked=asked, **chosen)
 
 
+def add_ports(parser: argparse.ArgumentParser):
+    "Add the options that choose where the local cloud listens."
+    free = "without it the usual one, or a free one if that is taken"
+    parser.add_argument("--port", type=int, metavar="N", help=f"port of AWS; {free}")
+    parser.add_argument("--site-port", type=int, metavar="N", help=f"port of the page; {free}")
+
+
 @contextmanager
-def local_cloud(start: bool = True) -> Iterator[LocalCloud]:  # start: whether to start one if none runs
+def local_cloud(
+    start: bool = True,  # whether to start one if none runs
+    ports: argparse.Namespace | None = None,  # options of `add_ports`
+) -> Iterator[LocalCloud]:
     "Use this folder's local cloud, and lead boto3 there; one that was started for this is stopped at the end."
-    cloud = LocalCloud(ROOT / ".local-cloud")
+    wanted = {"port": ports and ports.port, "site_port": ports and ports.site_port}
+    cloud = LocalCloud(ROOT / ".local-cloud", **wanted)
     ran = cloud.running
     if not ran and not start:
         raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")
+    if ran and any(port and port != cloud.place[name] for name, port in wanted.items()):
+        raise RuntimeError(f"the local cloud of this folder runs already, with the page at {cloud.site_url}")
     cloud.start(detached=False)
     try:
         cloud.enter()

@@ -1,6 +1,6 @@
 """Start, stop and inspect the local cloud: the AWS of this project on one machine.
 
-python infra_scripts/local_cloud.py start         # on http://127.0.0.1:4566, the site on :8080
+python infra_scripts/local_cloud.py start         # usually http://127.0.0.1:4566, the site on :8080
 eval "$(python infra_scripts/local_cloud.py env)" # point boto3 and the AWS CLI to it
 python infra_scripts/local_cloud.py stop
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 # These work before the package is installed, too.
 from sentiment_engine.local.aws import stray_variables  # noqa: E402
-from sentiment_engine.local.cloud import LocalCloud  # noqa: E402
+from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,8 +28,9 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main.add_subparsers(dest="command", required=True, metavar="start|stop|status|env|reset")
     start = commands.add_parser("start", parents=[shared], help="start the cloud, unless it runs, and wait for it")
-    start.add_argument("--port", type=int, default=4566, help="port of AWS (%(default)s); 0 takes a free one")
-    start.add_argument("--site-port", type=int, default=8080, help="port of the web site (%(default)s); 0: a free one")
+    free = "without it %d, or a free one if that is taken; 0 takes a free one"
+    for name, usual, of in (("--port", USUAL_PORTS[0], "AWS"), ("--site-port", USUAL_PORTS[1], "the web site")):
+        start.add_argument(name, type=int, metavar="N", help=f"port of {of}; {free % usual}")
     start.add_argument(
         "--endpoint-delay",
         type=float,

@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 import boto3
 import httpx
-from deploy import FAILURES, add_options, chosen_parameters, deploy, explain, local_cloud
+from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud
 
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
@@ -48,7 +49,7 @@ class Visit:
     ):
         self.http = httpx.Client(base_url=api, timeout=60, trust_env=not is_loopback(api))
         self.pass_time, self.inbox, self.phone, self.patience = pass_time, inbox, phone, patience
-        self.step_number, self.start = 0, time.monotonic()
+        self.step_number, self.start, self.woken = 0, time.monotonic(), False
 
     def step(self, title: str, passed: bool, seen: object):
         "Print a step. Raises StepFailed if it did not pass."
@@ -90,9 +91,11 @@ def wake(visit: Visit):
     "From asleep to awake, with the SMS if it can be read."
     code, status = visit.call("GET", "/status")
     if status.get("state") in ("CREATING", "IN_SERVICE", "STOPPING"):
-        raise RuntimeError(f"the model is {status['state']}: somebody uses it. Try again when it sleeps")
+        until = f", until {status['shutdownAt']} if nobody goes on" if status.get("shutdownAt") else ""
+        raise RuntimeError(f"the model is {status['state']}: somebody uses it{until}. Try again when it sleeps")
     visit.step("status: asleep", code == 200 and status["state"] == "STOPPED", status.get("state", status))
     before = len(visit.inbox()) if visit.inbox else 0
+    visit.woken = True
     code, reply = visit.call("POST", "/start", {"name": "Smoke", "phone": visit.phone})
     visit.step("start: the run is won", code == 202 and reply.get("outcome") == "started", reply.get("outcome", reply))
     visit.step("start: waking", reply["state"] == "CREATING", f"{reply['state']} on {reply['instanceType']}")
@@ -108,16 +111,28 @@ def wake(visit: Visit):
     visit.step("awake: the model answered", visit.wait(awake, visit.patience), visit.state())
     if visit.inbox:
         visit.wait(lambda: len(visit.inbox()) > before, 20)
-        texts = [m["text"] for m in visit.inbox()[before:]]
+        found = visit.inbox()  # the newest first
+        texts = [m["text"] for m in found[: len(found) - before]]
         visit.step("one SMS in the inbox", len(texts) == 1, texts)
+        visit.step("the SMS says that it is ready", "is ready" in texts[0], texts[0])
+
+
+def predict(visit: Visit):
+    "Two predictions; a model that loads or is busy is asked again."
+
+    def answer(text: str) -> tuple[int, dict] | None:
+        code, reply = visit.call("POST", "/predict", {"inputs": text})
+        return None if reply.get("error", {}).get("code") in ("waking", "busy") else (code, reply)
+
+    for text, expected in ((PRAISE, "POSITIVE"), (COMPLAINT, "NEGATIVE")):
+        code, reply = visit.wait(partial(answer, text), visit.patience) or (503, "the model only ever was busy")
+        said = reply["predictions"][0] if code == 200 else reply
+        visit.step(f"predict: {text[:32]}…", code == 200 and said["label"] == expected, said)
 
 
 def use(visit: Visit):
     "Two predictions and a keep-alive."
-    for text, expected in ((PRAISE, "POSITIVE"), (COMPLAINT, "NEGATIVE")):
-        code, reply = visit.call("POST", "/predict", {"inputs": text})
-        answer = reply["predictions"][0] if code == 200 else reply
-        visit.step(f"predict: {text[:32]}…", code == 200 and answer["label"] == expected, answer)
+    predict(visit)
     status = visit.call("GET", "/status")[1]
     pause = min(90, status["idleMinutes"] * 60 / 4)
     visit.pass_time(pause)
@@ -147,6 +162,24 @@ def sleep(visit: Visit):
     visit.step("no endpoint config left", not configs, configs)
     code, reply = visit.call("POST", "/predict", {"inputs": PRAISE})
     visit.step("predict asleep: a clear no", code == 409, reply["error"]["code"] if "error" in reply else reply)
+    visit.woken = False
+
+
+def tidy(visit: Visit):
+    "Let the model that this visit has woken fall asleep, in case the visit was cut short."
+    if visit.woken:
+        print("smoke: putting the model to sleep again", flush=True)
+        visit.wait(lambda: visit.state() != "CREATING", visit.patience)
+        visit.pass_time((visit.call("GET", "/status")[1].get("secondsLeft") or 0) + 5)
+        visit.wait(lambda: visit.state() in ("STOPPED", "FAILED"), visit.patience / 2)
+
+
+def ask_serverless(visit: Visit):
+    "Predictions of a serverless endpoint, which is never started and never deleted."
+    code, status = visit.call("GET", "/status")
+    awake = code == 200 and status["state"] == "IN_SERVICE"
+    visit.step("status: in service, paid by the request", awake, status.get("state", status))
+    predict(visit)
 
 
 def local_visit(cloud: LocalCloud, api: str) -> Visit:
@@ -158,22 +191,33 @@ def local_visit(cloud: LocalCloud, api: str) -> Visit:
     return Visit(api, cloud.advance_clock, inbox, PHONE)
 
 
+def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
+    "Return the API's address, after a deployment if there is none yet or it was made at another address."
+    try:
+        outputs = stack_outputs(boto3.client("cloudformation"), engine_stack(settings_from(os.environ)))
+    except LookupError:  # nothing deployed yet
+        outputs = {"ApiUrl": ""}
+    if not outputs["ApiUrl"].startswith(f"{cloud.url}/"):
+        outputs = deploy("local", **chosen_parameters(options))
+    return outputs["ApiUrl"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
+    add_ports(parser)
     options = parser.parse_args()
     try:
-        with local_cloud() as cloud:
+        with local_cloud(ports=options) as cloud:
+            visit = local_visit(cloud, deployed_api(cloud, options))
+            serverless = visit.call("GET", "/status")[1].get("endpoint") == "serverless"
             try:
-                outputs = stack_outputs(boto3.client("cloudformation"), engine_stack(settings_from(os.environ)))
-            except LookupError:  # nothing deployed yet
-                outputs = deploy("local", **chosen_parameters(options))
-            visit = local_visit(cloud, outputs["ApiUrl"])
-            try:
-                for act in (wake, use, sleep):
+                for act in [ask_serverless] if serverless else [wake, use, sleep]:
                     act(visit)
             except StepFailed as e:
                 sys.exit(f"smoke: {e}; the local cloud's log is {cloud.log}")
+            finally:
+                tidy(visit)
             print(f"smoke: {visit.step_number} passed, 0 failed")
     except (*FAILURES, httpx.HTTPError) as e:
         sys.exit(f"smoke: {explain(e)}")

@@ -14,7 +14,7 @@ from itertools import chain
 import boto3
 from aws_target import ROOT, add_account_options, check_options, chosen_environment, enter, whose
 from botocore.exceptions import BotoCoreError, ClientError
-from deploy import local_cloud, stop_on_signals
+from deploy import add_ports, local_cloud, stop_on_signals
 from loose_ends import glue_runs, say, stop_glue, training_jobs
 
 from sentiment_engine.account import find_stack, mask_accounts, tags_of
@@ -240,6 +240,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to clear")
     add_account_options(parser)
+    add_ports(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask before deleting from AWS")
     options = parser.parse_args()
     check_options(parser, options)
@@ -253,7 +254,7 @@ def main():
         _make_sure(options.yes)
     try:
         if options.target == "local":
-            with local_cloud():
+            with local_cloud(ports=options):
                 os.environ.update(chosen)
                 deleted = teardown("local")
         else:

@@ -4,10 +4,12 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.error import HTTPError
@@ -387,7 +389,41 @@ def test_a_stop_and_a_start_keep_the_port(tmp_path):
     assert ports[0] == ports[1]
 
 
-@pytest.mark.parametrize("left", ["", "[4566", "{}", "[1]"])
+@pytest.mark.parametrize("left", ["", "[4566", "{}", "[1]", "7"])
 def test_a_file_of_ports_cut_short_by_a_kill_does_not_matter(tmp_path, left):
     (tmp_path / "ports.json").write_text(left)
-    assert LocalCloud(tmp_path, port=0, site_port=0)._ports() == (0, 0)
+    with LocalCloud(tmp_path, port=0, site_port=0) as cloud:
+        assert len(json.loads((tmp_path / "ports.json").read_text())) == 2 and cloud.running
+
+
+def test_two_checkouts_run_at_the_same_time_without_being_told_any_ports(tmp_path):
+    clouds = [LocalCloud(tmp_path / name) for name in ("one", "two", "three")]
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            list(pool.map(lambda cloud: cloud.start(detached=False), clouds))
+            ports = [cloud.place[name] for cloud in clouds for name in ("port", "site_port")]
+            assert len(set(ports)) == 6 and all(cloud.running for cloud in clouds)
+        finally:
+            list(pool.map(LocalCloud.reset, clouds))
+
+
+@pytest.mark.parametrize(("name", "option"), [("port", "--port"), ("site_port", "PORT=")])
+def test_a_port_that_was_asked_for_is_taken_or_refused(tmp_path, name, option):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(RuntimeError, match=f"port {taken} is in use.*{option}"):
+            LocalCloud(tmp_path / "state", **{name: taken}).start(detached=False)
+    with LocalCloud(tmp_path / "state", **{name: taken}) as cloud:
+        assert cloud.place[name] == taken
+
+
+def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "sentiment_engine.local.server", "--state", str(tmp_path / "file" / "state")],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Not a directory" in done.stderr and "file" in done.stderr
+    assert "another" not in done.stderr and "Traceback" not in done.stderr

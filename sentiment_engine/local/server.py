@@ -596,17 +596,20 @@ LocalServer._own, LocalServer.advance, LocalServer._sns_messages = _own, _advanc
 # %% ../../nbs/08l_local_server.ipynb #12826016
 def open_socket(
     port: int,  # 0: any free one
-    option: str,  # of the command line, by which to choose another
+    option: str,  # by which to choose another; empty: if the port is taken, a free one is as good
 ) -> socket.socket:
-    "Listen on 127.0.0.1. Raises OSError, with what to do, if the port is taken."
+    "Listen on 127.0.0.1. Raises OSError, with what to do, if the port cannot be had."
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # TCP named: no 40 ms delays
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen(512)
     except OSError as e:
+        listener.close()
+        if not option and port:
+            return open_socket(0, option)
         why = "is in use by another program" if e.errno == errno.EADDRINUSE else f"cannot be opened ({e.strerror})"
-        raise OSError(f"port {port} {why}: end that program, or choose another port with {option}") from None
-    listener.listen(512)
+        raise OSError(f"port {port} {why}: end that program, or choose another one with {option}") from None
     return listener
 
 
@@ -700,8 +703,9 @@ LocalServer.begin, LocalServer.close = _begin, _close
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("sentiment_engine.local.server")
     parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--port", type=int, default=4566)
-    parser.add_argument("--site-port", type=int, default=8080)
+    for name in ("--port", "--site-port"):
+        parser.add_argument(name, type=int, default=0, help="a free one, if that is taken")
+        parser.add_argument(f"--only-{name[2:]}", action="store_true", help="take that port or none")
     parser.add_argument("--endpoint-delay", type=float, default=0.0)
     parser.add_argument("--strict", action="store_true", help="be as unforgiving as a new AWS account")
     parser.add_argument("--record", type=Path, metavar="FILE", help="add a line about each call to this file")
@@ -727,11 +731,15 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another ser
     state = options.state.resolve()
     try:
         lock = _lock_folder(state)
-    except OSError:
+    except BlockingIOError:
         print(f"another local cloud is already at work in {state}", file=sys.stderr)
         return 3
+    except OSError as e:
+        print(f"{state} cannot be used: {e.strerror} ({e.filename})", file=sys.stderr)
+        return 1
     try:
-        gateway, site = open_socket(options.port, "--port"), open_socket(options.site_port, "--site-port")
+        gateway = open_socket(options.port, "--port" if options.only_port else "")
+        site = open_socket(options.site_port, "--site-port, or PORT= with make" if options.only_site_port else "")
     except OSError as e:
         print(e, file=sys.stderr)
         return 1

@@ -1,0 +1,106 @@
+"Settings mean what they say, in whatever usual spelling; what can never match is refused by name."
+
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from phonenumbers import SUPPORTED_REGIONS
+
+from sentiment_engine.settings import Settings, environment_of, settings_from
+
+NUMBERS = [field.name for field in fields(Settings) if field.type in (int, float)]
+FRACTIONS = [field.name for field in fields(Settings) if field.type is float]
+
+
+def variable(name: str) -> str:
+    "Name the environment variable of a setting."
+    return f"SENTIMENT_{name.upper()}"
+
+
+@pytest.mark.parametrize("name", FRACTIONS)
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "1e999", "NaN", ""])
+def test_a_number_that_is_none_is_refused_by_name(name, text):
+    with pytest.raises(ValueError, match=f"(?i){name}"):
+        settings_from({variable(name): text})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_below_nothing_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"(?i){name}"):
+        settings_from({variable(name): "-1"})
+
+
+@given(st.text(max_size=4))
+@example("UK")
+@example("EU")
+@example("usa")
+@example("01")
+def test_every_country_is_one_that_a_number_can_be_of(code):
+    try:
+        countries = Settings(sms_countries=(code,)).sms_countries
+    except ValueError as error:
+        assert "sms_countries" in str(error) and code.upper() not in SUPPORTED_REGIONS
+    else:
+        assert set(countries) <= SUPPORTED_REGIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("sms_countries", "us, de US", ("US", "DE")),
+        ("instance_types", "ML.M5.LARGE ml.m5.large", ("ml.m5.large",)),
+        ("site_origin", " https://reviews.example.com/ ", "https://reviews.example.com"),
+        ("textbelt_url", "https://textbelt.com/", "https://textbelt.com"),
+        ("sms_provider", "SNS", "sns"),
+        ("endpoint", "Serverless ", "serverless"),
+        ("alarm_email", " me@example.com", "me@example.com"),
+    ],
+)
+def test_another_spelling_of_the_same_is_the_same(name, given, read):
+    assert getattr(settings_from({variable(name): given}), name) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("sms_countries", "UK"),
+        ("sms_countries", "US;DE"),
+        ("sms_countries", "+1"),
+        ("instance_types", "m5.large"),
+        ("instance_types", "ml.m5"),
+        ("instance_types", ""),
+        ("textbelt_url", "textbelt.com"),
+        ("textbelt_url", "ftp://textbelt.com"),
+        ("textbelt_url", ""),
+        ("site_origin", "reviews.example.com"),
+        ("site_origin", "https://reviews.example.com/page"),
+        ("site_origin", "https://a.example https://b.example"),
+        ("inbox_url", "inbox"),
+        ("alarm_email", "me"),
+        ("alarm_email", "me@here, you@there.example"),
+        ("sms_provider", "twilio"),
+        ("endpoint", "batch"),
+        ("table", "a table"),
+        ("model_id", ""),
+        ("serverless_memory_mb", "3000"),
+        ("firewall", "maybe"),
+        ("text_limit", "1.5"),
+    ],
+)
+def test_what_can_never_match_is_refused_by_name(name, given):
+    with pytest.raises(ValueError, match=f"(?i){name}"):
+        settings_from({variable(name): given})
+
+
+@pytest.mark.parametrize("name", ["SENTIMENT_IDLE_MINUTE", "SENTIMENT_MONTHLY_BUDGETS", "SENTIMENT_XYZ"])
+def test_a_misspelt_variable_is_refused(name):
+    with pytest.raises(ValueError, match=name):
+        settings_from({name: "5"})
+
+
+@given(st.floats(min_value=0.01, max_value=1e6), st.sets(st.sampled_from(sorted(SUPPORTED_REGIONS)), min_size=1))
+def test_settings_survive_their_way_through_an_environment(minutes, countries):
+    own = Settings(idle_minutes=minutes, sms_countries=tuple(countries))
+    assert settings_from(environment_of(own)) == own and math.isfinite(own.idle_minutes)
