@@ -4,28 +4,27 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'CREATING', 'IN_SERVICE', 'STOPPING', 'FAILED', 'STATES', 'TRANSITIONS', 'ROW_LIMIT', 'RESERVE',
-           'ENTRY_LIMIT', 'DEMANDS', 'KEEP_NUMBERS', 'Guarded', 'Uses', 'HISTORY', 'REASON_LIMIT', 'REASONS_LIMIT',
-           'ABANDONED', 'UNKNOWN_START', 'next_state', 'transition_diagram', 'Row', 'row_from', 'Subscriber', 'key_for',
-           'stored_size', 'entry_size', 'row_size', 'StateTable', 'transition_write', 'read_row', 'apply',
-           'StartRequest', 'mark_keys', 'places_for', 'start_or_join', 'retry', 'clear', 'roll_back', 'fail', 'ready',
-           'touch', 'begin_stopping', 'stopped', 'waiting', 'claim', 'settle', 'settle_abandoned', 'forget_expiry',
-           'forget_marks', 'typical_seconds', 'remaining_seconds']
+           'ENTRY_LIMIT', 'DEMANDS', 'KEEP_NUMBERS', 'Guarded', 'Uses', 'START_TRIES', 'LONGEST_PAUSE', 'CROWDED',
+           'HISTORY', 'REASON_LIMIT', 'REASONS_LIMIT', 'ABANDONED', 'UNKNOWN_START', 'next_state', 'transition_diagram',
+           'Row', 'sound_row', 'row_from', 'Subscriber', 'key_for', 'stored_size', 'entry_size', 'row_size',
+           'transition_write', 'read_row', 'whole_row', 'apply', 'StartRequest', 'mark_keys', 'places_for', 'Crowded',
+           'start_or_join', 'retry', 'clear', 'roll_back', 'fail', 'ready', 'touch', 'begin_stopping', 'stopped',
+           'waiting', 'claim', 'settle', 'settle_abandoned', 'forget_expiry', 'forget_marks', 'typical_seconds',
+           'remaining_seconds']
 
 # %% ../nbs/05a_model_state.ipynb #eb6a3303
 import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
-from botocore.exceptions import ClientError
+from boto3.dynamodb.types import TypeSerializer
 
 from sentiment_engine.guards import (
     DAY,
-    after_run,
     after_start,
     check_cooldown,
     check_number,
@@ -37,7 +36,8 @@ from sentiment_engine.guards import (
     room,
     uses_of,
 )
-from .settings import Settings
+from .settings import Settings, usage_table
+from .usage import LATEST, StateTable, Usage, heal, plain_item, read_usage, whole, write_if
 
 # %% ../nbs/05a_model_state.ipynb #5f803da8
 STOPPED, CREATING, IN_SERVICE, STOPPING, FAILED = "STOPPED", "CREATING", "IN_SERVICE", "STOPPING", "FAILED"
@@ -97,27 +97,60 @@ class Row:
     smsSent: int = 0  # messages of this run
     smsFailed: int = 0
     history: tuple[Mapping[str, Any], ...] = ()  # past starts, the newest last
-    usage: Mapping[str, Any] = field(default_factory=dict)  # of this day and month, see guards.usage_at
+    usage: Mapping[str, Any] = field(default_factory=dict)  # people told on this day, see guards.usage_at
     told: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a number: when it was put on a list
     seen: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a network address: when it cost something
+    token: str = ""  # of the last write that began a run or a state: whoever repeats it recognises it
 
 # %% ../nbs/05a_model_state.ipynb #efcaedc3
-def _plain(value: Any) -> Any:
-    "Turn what DynamoDB's deserializer returns (Decimal) into plain Python numbers."
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return int(value) if type(value).__name__ == "Decimal" else value
+def _holds(entry: Any, must: Mapping[str, type], may: Mapping[str, type] = {}) -> bool:
+    "Tell whether an entry has the fields of `must`, and those of `may` in the right form."
+    if not isinstance(entry, dict) or not must.keys() <= entry.keys():
+        return False
+    return all(type(entry[name]) is kind for name, kind in {**must, **may}.items() if name in entry)
+
+
+def _subscribers(value: Any) -> dict[str, Mapping[str, Any]]:
+    "Return the entries that can be told."
+    entries = value.items() if isinstance(value, dict) else ()
+    may = {"name": str, "at": int, "claim": str, "claimedAt": int}
+    return {key: entry for key, entry in entries if _holds(entry, {"to": str}, may)}
+
+
+def _marks(value: Any) -> dict[str, list[int]]:
+    "Return the marks that say when they were used."
+    marks = value.items() if isinstance(value, dict) else ()
+    return {m: times for m, times in marks if isinstance(times, list) and all(whole(t) == t for t in times)}
+
+
+def _history(value: Any) -> tuple[Mapping[str, Any], ...]:
+    "Return the past starts that say how long they took."
+    past = value if isinstance(value, list) else ()
+    return tuple(h for h in past if _holds(h, {"instanceType": str, "seconds": int}) and 0 <= h["seconds"] <= LATEST)
+
+
+def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
+    "Return every field of Row but the key, whatever an item holds."
+    texts = {f: plain.get(f) for f in ("runId", "instanceType", "modelVersion", "reason", "leftover", "token")}
+    numbers = {f: plain.get(f) for f in ("since", "startedAt", "shutdownAt", "smsSent", "smsFailed")}
+    return {
+        "state": plain["state"] if plain.get("state") in STATES else STOPPED,
+        **{name: value if isinstance(value, str) else "" for name, value in texts.items()},
+        **{name: whole(value) for name, value in numbers.items()},
+        "subscribers": _subscribers(plain.get("subscribers")),
+        "history": _history(plain.get("history")),
+        "usage": plain["usage"] if _holds(plain.get("usage"), {"day": str, "messages": int}) else {},
+        "told": _marks(plain.get("told")),
+        "seen": _marks(plain.get("seen")),
+    }
 
 
 def row_from(
     item: Mapping[str, Mapping[str, Any]],  # as DynamoDB's client returns it
 ) -> Row:
-    "Read an item of the table; attributes that are not of the row are passed over."
-    read = TypeDeserializer().deserialize
-    known = {k: _plain(read(v)) for k, v in item.items() if k in Row.__dataclass_fields__}
-    return Row(**known | {"history": tuple(known.get("history", ()))})
+    "Read an item of the table. A field that is missing or that nobody can read is as in a row that was never used."
+    plain = plain_item(item)
+    return Row(plain["modelId"], **sound_row(plain))
 
 # %% ../nbs/05a_model_state.ipynb #e947e007
 def _new_key() -> str:
@@ -171,20 +204,6 @@ def row_size(row: Row) -> int:  # bytes
     "Return what the row takes once every subscriber is claimed."
     claimed = {key: {**entry, **_CLAIM} for key, entry in row.subscribers.items()}
     return stored_size({**vars(row), "subscribers": claimed, "expiresAt": 10**9})
-
-# %% ../nbs/05a_model_state.ipynb #d082f9a8
-@dataclass(frozen=True)
-class StateTable:
-    "Where the row lives."
-
-    dynamodb: Any  # boto3 client
-    name: str
-    model_id: str
-
-    @property
-    def key(self) -> dict:
-        "The row's key, as the client wants it."
-        return {"modelId": {"S": self.model_id}}
 
 # %% ../nbs/05a_model_state.ipynb #e444a540
 def _placeholders(
@@ -250,49 +269,42 @@ def transition_write(
 # %% ../nbs/05a_model_state.ipynb #15850735
 def read_row(table: StateTable) -> Row:
     "Read the row, strongly consistent. A model that was never started is STOPPED."
-    found = table.dynamodb.get_item(TableName=table.name, Key=table.key, ConsistentRead=True).get("Item")
+    found = table.item()
     return row_from(found) if found else Row(table.model_id)
 
 
-def _attempt(write: Callable[..., dict], **arguments) -> dict | None:  # None: the condition was false
-    "Make a conditional write."
-    try:
-        return write(**arguments)
-    except ClientError as e:
-        if e.response["Error"]["Code"] == "ConditionalCheckFailedException":
-            return None
-        raise
+def whole_row(table: StateTable) -> Row:
+    "Read the row, and first write what it lacks or holds in a form that nobody can read. Raises Unsound."
+    return row_from(table.key | heal(table, sound_row))
 
 
-def _update(table: StateTable, write: Mapping[str, Any]) -> Row | None:  # None: the condition was false
+def _update(table: StateTable, write: Mapping[str, Any], **ours) -> Row | None:  # None: the condition was false
     "Apply a conditional update and return the row after it."
-    done = _attempt(table.dynamodb.update_item, TableName=table.name, Key=table.key, ReturnValues="ALL_NEW", **write)
-    return row_from(done["Attributes"]) if done else None
+    done = write_if(table, write, **ours)
+    return row_from(done) if done else None
 
 # %% ../nbs/05a_model_state.ipynb #186ff201
+_OPEN = ("join", "touch")  # actions that many repeat: a look at the row tells whether they took effect
+
+
 def apply(
     table: StateTable,
     action: str,
     run_id: str,
+    values: Mapping[str, Any] = {},
     **write,  # see `transition_write`
 ) -> Row | None:  # the row after it; None if the row has moved on and nothing was changed
-    "Apply one action to the row by one conditional write."
-    return _update(table, transition_write(action, run_id, now=int(time.time()), **write))
+    "Apply one action to the row by one conditional write, which recognises itself if it is sent twice."
+    values = dict(values) if action in _OPEN else {"token": uuid.uuid4().hex} | dict(values)
+
+    def is_ours(item: dict) -> bool:
+        row = row_from(item)
+        return row.token == values.get("token") or ("runId" in values and row.runId == values["runId"])
+
+    return _update(table, transition_write(action, run_id, values, now=int(time.time()), **write), is_ours=is_ours)
 
 # %% ../nbs/05a_model_state.ipynb #054dcdf7
-KEEP_NUMBERS = 24 * 3600  # DynamoDB deletes a row with numbers that nobody erased this long after its last start
-
-
-def _ensure_row(table: StateTable):
-    "Write the first, empty row unless there is one."
-    item = {"modelId": table.model_id, "state": STOPPED, "runId": "none", "since": int(time.time())}
-    item |= {"subscribers": {}, "usage": {}, "told": {}, "seen": {}, "smsSent": 0, "smsFailed": 0}
-    _attempt(
-        table.dynamodb.put_item,
-        TableName=table.name,
-        Item={k: TypeSerializer().serialize(v) for k, v in item.items()},
-        ConditionExpression="attribute_not_exists(modelId)",
-    )
+KEEP_NUMBERS = 24 * 3600  # seconds from the end of their run after which DynamoDB deletes numbers that nobody erased
 
 # %% ../nbs/05a_model_state.ipynb #98f91e67
 @dataclass(frozen=True)
@@ -310,28 +322,20 @@ def _day(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d")
 
 
-def _new_day(item: Mapping[str, Any], now: float) -> dict:
-    "Write a new key for marks as a conditional update: the first caller of the day makes it."
-    today, yesterday = _day(now), _day(now - DAY)
-    before = item["today"]["S"] if item.get("day", {}).get("S") == yesterday else ""
-    end = int(now) // DAY * DAY + 2 * DAY  # when yesterday's key is not needed any more either
-    values = {":day": {"S": today}, ":new": {"S": secrets.token_hex(32)}, ":before": {"S": before}}
-    return {
-        "UpdateExpression": "SET #day = :day, #today = :new, #before = :before, #end = :end",
-        "ConditionExpression": "attribute_not_exists(#day) OR #day <> :day",
-        "ExpressionAttributeNames": {"#day": "day", "#today": "today", "#before": "yesterday", "#end": "expiresAt"},
-        "ExpressionAttributeValues": values | {":end": {"N": str(end)}},
-    }
-
-
 def mark_keys(table: StateTable, now: float) -> tuple[str, ...]:
-    "Return today's key for marks and, if there was one, yesterday's."
-    place = {"TableName": table.name, "Key": {"modelId": {"S": f"{table.model_id}#marks"}}}
-    while True:
-        item = table.dynamodb.get_item(**place, ConsistentRead=True).get("Item", {})
-        if item.get("day", {}).get("S") == _day(now):
-            return tuple(filter(None, (item["today"]["S"], item["yesterday"]["S"])))
-        _attempt(table.dynamodb.update_item, **place, **_new_day(item, now))
+    "Return today's key for marks and, if there was one, yesterday's. The first caller of a day makes its key."
+    new, days = secrets.token_hex(32), (_day(now), _day(now + DAY))  # another caller's clock may be ahead
+
+    def sound(plain: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {n: plain[n] if isinstance(plain.get(n), str) else "" for n in ("day", "today", "yesterday")}
+        if kept["day"] in days and kept["today"]:
+            return kept
+        before = kept["today"] if kept["day"] == _day(now - DAY) else ""
+        end = int(now) // DAY * DAY + 2 * DAY  # when yesterday's key is not needed any more either
+        return {"day": days[0], "today": new, "yesterday": before, "expiresAt": end}
+
+    item = plain_item(heal(replace(table, model_id=f"{table.model_id}#marks"), sound))
+    return tuple(filter(None, (item["today"], item["yesterday"])))
 
 # %% ../nbs/05a_model_state.ipynb #4bbfc313
 _GUARDED = {"told": ("number_cooldown", "This number"), "seen": ("address_cooldown", "Your network address")}
@@ -387,13 +391,14 @@ def _check_request(
     return places
 
 
-def _subscription(row: Row, subscriber: Subscriber | None, now: int) -> dict:
+def _subscription(settings: Settings, row: Row, subscriber: Subscriber | None, now: int) -> dict:
     "Return the values that put `subscriber` on the list, and the numbers' own end of life."
     if subscriber is None:
         return {}
     entry = {"to": subscriber.to, "name": subscriber.name, "at": now}
     key = key_for(row, subscriber.to) or subscriber.key
-    return {f"subscribers.{key}": entry, "expiresAt": now + KEEP_NUMBERS}
+    ends = now + int(settings.max_run_minutes * 60) + KEEP_NUMBERS
+    return {f"subscribers.{key}": entry, "expiresAt": ends}
 
 # %% ../nbs/05a_model_state.ipynb #3d66218e
 def _join(
@@ -407,48 +412,84 @@ def _join(
     after = _marks_after(row, guarded, now)
     demands = {f"{kept}.{mark}": ("absent or =", uses) for (kept, mark), uses in read.items()}
     demands |= {"subscribers": ("size <", places)} | _as_read(row)
-    values = _subscription(row, request.subscriber, now) | {f"{kept}.{mark}": after[kept][mark] for kept, mark in read}
+    values = _subscription(settings, row, request.subscriber, now) | {
+        f"{kept}.{mark}": after[kept][mark] for kept, mark in read
+    }
     return apply(table, "join", row.runId, values=values, conditions=demands)
 
 # %% ../nbs/05a_model_state.ipynb #291fbada
 def _usage_after(row: Row, now: int) -> dict[str, Any]:
-    "Count a run that begins now, and the messages of the one before if it began on the same day."
+    "Count the messages of the run before if it began on the day of the one that begins now."
     same_day = row.startedAt // 86_400 == now // 86_400
     return after_start(row.usage, now, row.smsSent + row.smsFailed if same_day else 0)
 
 # %% ../nbs/05a_model_state.ipynb #ab9ac287
 def _start(
-    table: StateTable, settings: Settings, row: Row, request: StartRequest, guarded: Guarded, now: int
+    table: StateTable,
+    settings: Settings,
+    row: Row,
+    spent: Usage,
+    request: StartRequest,
+    guarded: Guarded,
+    now: int,
 ) -> Row | None:
     "Begin a run if the row is still as it was read. Raises Refused."
-    check_start(settings, row.usage, now)
+    check_start(settings, spent, now)
     usage = _usage_after(row, now)
     _check_request(settings, row, request, guarded, room(settings, usage, now), now)
     fresh = {"runId": request.run_id, "startedAt": now, "modelVersion": request.model_version, "usage": usage}
     fresh |= {"instanceType": settings.instance_types[0]} | _marks_after(row, guarded, now)
-    zero = {"smsSent": 0, "smsFailed": 0, "shutdownAt": 0, "reason": ""}
-    values = fresh | zero | _subscription(row, request.subscriber, now)
+    zero = {"smsSent": 0, "smsFailed": 0, "shutdownAt": 0, "reason": "", "leftover": ""}
+    values = fresh | zero | _subscription(settings, row, request.subscriber, now)
     return apply(table, "start", row.runId, values=values, conditions=_as_read(row))
 
 # %% ../nbs/05a_model_state.ipynb #c62b8139
+START_TRIES = 12
+LONGEST_PAUSE = 1.0  # seconds
+CROWDED = "Too many people press Start at this moment. Nothing was started for this request. Try again in some seconds."
+
+
+class Crowded(RuntimeError):
+    "A Start that had no turn."
+
+
+def _pause(request: StartRequest, tries: int) -> float:  # seconds
+    "Return how long a request waits before its next try."
+    share = int(request.run_id[tries % len(request.run_id) :] + request.run_id[: tries % len(request.run_id)], 16)
+    return min(LONGEST_PAUSE, 0.02 * 2**tries) * share / 16 ** len(request.run_id)
+
+
 def start_or_join(
     table: StateTable,
     settings: Settings,
     request: StartRequest,
 ) -> tuple[str, Row]:  # started, joined, already-in-service or stopping
-    "Win the start or join it, by one write that also stores the subscriber. Raises Refused."
-    _ensure_row(table)
+    "Win the start or join it, by one write that also stores the subscriber. Raises Refused, Crowded or Unsound."
+    row = whole_row(table)
     guarded = _guarded(settings, request, mark_keys(table, time.time()))
-    while (row := read_row(table)).state not in (IN_SERVICE, STOPPING):
+    for tries in range(START_TRIES):
+        if row.state in (IN_SERVICE, STOPPING):
+            return "stopping" if row.state == STOPPING else "already-in-service", row
         if row.state == CREATING and row.runId == request.run_id:
             return "started", row
-        now = int(time.time())
-        if row.state == CREATING:
-            if joined := _join(table, settings, row, request, guarded, now):
-                return "joined", joined
-        elif started := _start(table, settings, row, request, guarded, now):
-            return "started", started
-    return "stopping" if row.state == STOPPING else "already-in-service", row
+        if done := _start_once(table, settings, row, request, guarded):
+            return done
+        time.sleep(_pause(request, tries))
+        row = whole_row(table)
+    raise Crowded(CROWDED)
+
+
+def _start_once(
+    table: StateTable, settings: Settings, row: Row, request: StartRequest, guarded: Guarded
+) -> tuple[str, Row] | None:  # None: the row has changed since it was read
+    "Join the run that is starting, or begin one. Raises Refused."
+    now = int(time.time())
+    if row.state == CREATING:
+        joined = _join(table, settings, row, request, guarded, now)
+        return joined and ("joined", joined)
+    spent = read_usage(replace(table, name=usage_table(settings)))
+    started = _start(table, settings, row, spent, request, guarded, now)
+    return started and ("started", started)
 
 # %% ../nbs/05a_model_state.ipynb #361c021b
 HISTORY = 20  # past starts that are remembered
@@ -470,21 +511,15 @@ def retry(table: StateTable, row: Row, new_run_id: str, instance_type: str, reas
     return apply(table, "retry", row.runId, values=values)
 
 
-def clear(table: StateTable, row: Row) -> Row | None:
+def clear(table: StateTable, row: Row, model_version: str) -> Row | None:
     "Record that nothing is left of the endpoint before, so that the next one may be created: by one caller only."
-    values = {"leftover": "", "since": int(time.time())}
+    values = {"leftover": "", "since": int(time.time()), "modelVersion": model_version}
     return apply(table, "clear", row.runId, values=values, conditions={"leftover": ("=", row.leftover)})
 
 # %% ../nbs/05a_model_state.ipynb #08b5a956
-def _after_run(row: Row) -> dict[str, Any]:
-    "Return the values that book what a run has cost that is over now."
-    now = time.time()
-    return {"usage": after_run(row.usage, now, row.instanceType, now - row.startedAt), "shutdownAt": 0}
-
-
 def _after_failure(row: Row, reason: str) -> dict[str, Any]:
     "Return the values that end a run which failed."
-    return _after_run(row) | {"reason": _reasons(row, reason), "leftover": row.leftover or row.runId}
+    return {"shutdownAt": 0, "reason": _reasons(row, reason), "leftover": row.leftover or row.runId}
 
 # %% ../nbs/05a_model_state.ipynb #6c9d6ef4
 def roll_back(
@@ -534,8 +569,7 @@ def _as_read(row: Row) -> dict[str, tuple[str, int]]:
 
 def stopped(table: StateTable, row: Row) -> Row | None:
     "Record that the endpoint is deleted, and forget whoever could not be told."
-    forgotten = {"subscribers": {}, "smsFailed": row.smsFailed + len(row.subscribers)}
-    values = _after_run(row) | forgotten
+    values = {"shutdownAt": 0, "subscribers": {}, "smsFailed": row.smsFailed + len(row.subscribers)}
     return apply(table, "stopped", row.runId, values=values, removes=["expiresAt"], conditions=_as_read(row))
 
 # %% ../nbs/05a_model_state.ipynb #00aea9d4

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'PREFIX', 'OWN', 'RESERVED_BY_AWS', 'NOT_SETTINGS', 'PROBE', 'Settings', 'check_prefix', 'settings_from',
-           'environment_of', 'foundation_stack', 'site_stack', 'engine_stack', 'monitoring_stack', 'model_parameter',
-           'captures_address', 'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name', 'connect',
-           'foundation_parameters', 'site_parameters']
+           'environment_of', 'foundation_stack', 'site_stack', 'engine_stack', 'monitoring_stack', 'usage_table',
+           'model_parameter', 'captures_address', 'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name',
+           'connect', 'foundation_parameters', 'site_parameters']
 
 # %% ../nbs/00_settings.ipynb #15bbc554
 import math
@@ -219,6 +219,11 @@ def monitoring_stack(settings: Settings) -> str:
     return f"{settings.prefix}-monitoring"
 
 
+def usage_table(settings: Settings) -> str:
+    "Name the table of what was spent; the templates say the same."
+    return f"{settings.table}-usage"
+
+
 def model_parameter(settings: Settings) -> str:
     "Name the SSM parameter that says which registered model a start deploys."
     return f"/{settings.prefix}/model"
@@ -281,7 +286,7 @@ def foundation_parameters(
     boundary: str = "",  # ARN of a policy that no role may go beyond
 ) -> dict[str, str]:
     "Say what the foundation's template is told."
-    return {"Prefix": settings.prefix, "PermissionsBoundary": boundary}
+    return {"Prefix": settings.prefix, "TableName": settings.table, "PermissionsBoundary": boundary}
 
 # %% ../nbs/00_settings.ipynb #001f5638
 def site_parameters(
