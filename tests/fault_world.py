@@ -333,7 +333,7 @@ class FaultWorld:
         self.clock, self.ids = Clock(), itertools.count()
         known = {f.name for f in fields(Settings)}
         self.settings = Settings(
-            table="t", site_origin="https://site.example", **{k: v for k, v in given.items() if k in known}
+            table="states", site_origin="https://site.example", **{k: v for k, v in given.items() if k in known}
         )
         self.dynamodb = MemoryDynamoDB(self.watch, self.settings.table, self.watch_usage)
         self.sagemaker, self.scheduler = SageMaker(self, page, deleting, lag), Scheduler()

@@ -152,7 +152,7 @@ def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]
 @pytest.fixture(scope="module", params=["textbelt", "sns"])
 def known(request, cloud):
     "What each function did in a life of the engine, and the statements of its deployed role."
-    own = Settings(prefix=PREFIX, table="t", sms_provider=request.param)
+    own = Settings(prefix=PREFIX, table="states", sms_provider=request.param)
     s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
     s3.create_bucket(Bucket=f"{name}-artifacts")
     packages = upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas")
