@@ -240,7 +240,7 @@ def _check_quota(engine: Engine):
     "Raise ApiError if the provider surely sends no more messages."
     if (left := engine.sender.quota()) is not None:
         emit(engine.settings.prefix, SmsQuota=left)
-    if left == 0:
+    if left is not None and left <= 0:
         message = "No SMS can be sent at the moment. Start without a number: the page tells you too."
         raise ApiError(503, "no_sms_quota", message)
 
@@ -250,10 +250,8 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
     if is_serverless(engine.settings):
         return 200, {"outcome": "already-in-service", **status_now(engine, current_row(engine))}
-    if subscriber:
-        _check_quota(engine)
     try:
-        outcome, row = lifecycle.start(engine, subscriber, address_of(event))
+        outcome, row = lifecycle.start(engine, subscriber, address_of(event), lambda: _check_quota(engine))
     except NoModel as e:
         raise ApiError(503, "no_model", str(e)) from None
     except StartFailed as e:

@@ -32,6 +32,7 @@ CODES |= {
     "invalid_phone": (400, "The number cannot get an SMS."),
     "over_budget": (402, "The month's budget does not allow another run."),
     "number_cooldown": (429, "This number has asked a moment ago."),
+    "number_limit": (429, "This number was promised its messages of 24 hours."),
     "address_cooldown": (429, "This network address has asked a moment ago."),
     "too_many_starts": (429, "The model was started often enough today."),
     "too_many_waiting": (429, "No more messages can be promised."),
@@ -66,8 +67,8 @@ _ALWAYS = "internal_error unavailable"
 _BODY = f"{_ALWAYS} invalid_body invalid_json body_too_large"
 REFUSALS: dict[str, str] = {  # path: codes
     "/status": _ALWAYS,
-    "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown address_cooldown too_many_starts "
-    "too_many_waiting stopping no_model busy start_failed no_sms_quota",
+    "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown number_limit address_cooldown "
+    "too_many_starts too_many_waiting stopping no_model busy start_failed no_sms_quota",
     "/predict": f"{_BODY} missing_inputs not_text empty_text text_too_long too_many_texts invalid_text not_in_service "
     f"invalid_explain too_many_explained no_model busy waking model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",

@@ -43,6 +43,7 @@ class Settings:
     address_cooldown_seconds: float = 60  # before the same address may begin a run or leave a number again; 0: no wait
     daily_starts: int = 40  # runs that may begin in a day (UTC)
     daily_messages: int = 100  # people who may be told in a day (UTC)
+    daily_messages_per_number: int = 3  # of them to the same number, in any 24 hours
     monthly_budget: float = 10.0  # dollars of instance time in a month (UTC); beyond them Start is refused
     capture_percent: int = 20  # of the endpoint's answers that are kept in S3 to watch the model; 0: none
     capture_text: bool = False  # whether what visitors wrote is kept with them
@@ -58,8 +59,12 @@ class Settings:
             raise ValueError("idle_minutes, max_run_minutes and creating_minutes must be above 0")
         if min(self.number_cooldown_minutes, self.address_cooldown_seconds) < 0:
             raise ValueError("number_cooldown_minutes and address_cooldown_seconds must not be below 0")
-        if min(self.daily_starts, self.daily_messages, self.monthly_budget, self.account_budget) <= 0:
-            raise ValueError("daily_starts, daily_messages, monthly_budget and account_budget must be above 0")
+        if self.number_cooldown_minutes > 1440 or self.address_cooldown_seconds > 86_400:
+            raise ValueError("number_cooldown_minutes and address_cooldown_seconds must not be longer than a day")
+        if min(self.daily_starts, self.daily_messages, self.daily_messages_per_number) <= 0:
+            raise ValueError("daily_starts, daily_messages and daily_messages_per_number must be above 0")
+        if min(self.monthly_budget, self.account_budget) <= 0:
+            raise ValueError("monthly_budget and account_budget must be above 0")
         if not 0 <= self.capture_percent <= 100:
             raise ValueError("capture_percent must be between 0 and 100")
         if self.endpoint not in ("realtime", "serverless"):

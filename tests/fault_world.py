@@ -349,12 +349,12 @@ class FaultWorld:
         self.opened: set[int] = set()  # starts that became ready
         self.delivered: list[tuple[int, str]] = []  # (start, number) of each message that may have arrived
         self.promised: set[tuple[int, str]] = set()  # (start, number) that were told 202
-        self.accounts: list[tuple[int, str, str]] = []  # (start, key, how a number left the row)
+        self.accounts: list[tuple[int, str, str]] = []  # (start, number, how it left the row)
         self.booked: set[str] = set()  # runs whose time was booked
         self.losses = 0  # how often the row was lost
         self.twice = twice  # whether every write is sent twice, as after a lost answer
         self.accepted = 0  # subscribers of the last start
-        self.listed_at: dict[str, int] = {}  # key: when it was last put on a list
+        self.listed_at: dict[str, list[int]] = {}  # number: when it was put on a list
         self.struck: list[tuple[str, str]] = []  # (kind of fault, operation) of this invocation
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
@@ -391,7 +391,7 @@ class FaultWorld:
 
     def watch(self, before: dict | None, after: dict):
         "Check one write of the row."
-        if before is None:
+        if before is None or after["modelId"]["S"] != self.settings.model_id:
             return
         was, now = row_from(before), row_from(after)
         must(self.current != "status", "a status poll writes nothing", self.current)
@@ -431,15 +431,24 @@ class FaultWorld:
 
     def _check_cooldown(self, was: Row, now: Row):
         "Check that nobody is taken on a list again within the cool-down, but for whose own start was undone."
+        must(
+            len({e["to"] for e in now.subscribers.values()}) == len(now.subscribers),
+            "a number is on the list once",
+            now,
+        )
         for key, entry in now.subscribers.items():
             before = was.subscribers.get(key)
             if before is None or before["at"] != entry["at"]:
-                rest = self.listed_at.get(key, -1e12) + self.settings.number_cooldown_minutes * 60 - entry["at"]
+                uses = self.listed_at.setdefault(entry["to"], [])
+                rest = (uses or [-1e12])[-1] + self.settings.number_cooldown_minutes * 60 - entry["at"]
                 must(rest <= 1, "a number waits out its cool-down", rest)
-                self.listed_at[key] = entry["at"]
+                uses.append(entry["at"])
+                recent = [at for at in uses if at > entry["at"] - 86_400]
+                most = self.settings.daily_messages_per_number
+                must(len(recent) <= most, "a number is promised so many messages in 24 hours", recent)
         if (was.state, now.state) == (CREATING, STOPPED):
             for key in was.subscribers.keys() - now.subscribers.keys():
-                self.listed_at.pop(key, None)
+                self.listed_at[was.subscribers[key]["to"]].pop()
 
     def _check_entry(self, was: Row, now: Row):
         name = self.name(now.runId)
@@ -485,7 +494,7 @@ class FaultWorld:
             return
         for key in gone:
             how = "sent" if sent else "failed" if failed else f"{was.state}->{now.state}"
-            self.accounts.append((self.starts, key, how))
+            self.accounts.append((self.starts, was.subscribers[key]["to"], how))
         if sent or failed:
             must(len(gone) == sent + failed, "every count is a number that is erased", (gone, sent, failed))
         elif gone:
@@ -784,7 +793,6 @@ class FaultWorld:
             item = self.dynamodb.items[self.settings.model_id]
             must("expiresAt" not in item, "a live row without numbers does not expire", row.state)
         for start, phone in self.promised & {(s, p) for s in self.opened for p in PHONES}:
-            key = model_state.Subscriber(phone).key
-            ends = [how for s, k, how in self.accounts if k == key and s >= start]
-            waits = key in row.subscribers
+            ends = [how for s, number, how in self.accounts if number == phone and s >= start]
+            waits = model_state.key_for(row, phone)
             must(ends or waits, "everybody who was promised a message is accounted for", (start, phone, self.accounts))

@@ -14,6 +14,7 @@ LOW = {"number_cooldown_minutes": 60, "address_cooldown_seconds": 20, "daily_sta
 OFF = {name: 0 for name in LOW if "cool" in name} | {
     "daily_starts": 9999,
     "daily_messages": 9999,
+    "daily_messages_per_number": 9999,
     "monthly_budget": 1e6,
 }
 
