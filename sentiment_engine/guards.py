@@ -10,7 +10,6 @@ __all__ = ['DAY', 'LIST_WAIT', 'Refused', 'mark_of', 'marks_of', 'uses_of', 'fre
 # %% ../nbs/05g_guards.ipynb #b0d9760c
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from .costs import price_per_hour

@@ -399,8 +399,7 @@ def start(
     for _ in range(2):
         if _still_there(engine):
             return "stopping", states.read_row(engine.table)
-        version = model["version"]
-        request = StartRequest(new_run_id(), subscriber, address, version, last_check)
+        request = StartRequest(new_run_id(), subscriber, address, model["version"], last_check)
         outcome, row = states.start_or_join(engine.table, engine.settings, request)
         if outcome != "stopping":
             break
@@ -435,10 +434,22 @@ def _bring_up(
     reason = f"The endpoint could not be created: {_short(error)}"
     logger.error(reason, run_id=row.runId)
     left = try_delete_endpoint(engine, row.runId, existed=refusal(error) in ("broken", "throttled"))
-    rolled_back = states.roll_back(engine.table, row, reason, subscriber)
+    rolled_back = _roll_back(engine, row, reason, subscriber)
     if isinstance(error, StillThere):
         return "stopping", rolled_back or states.read_row(engine.table)
     raise StartFailed(rolled_back.reason if rolled_back else reason, bool(left))
+
+
+def _roll_back(engine: Engine, row: Row, reason: str, subscriber: Subscriber | None) -> Row | None:
+    "Return to STOPPED, unless the run is over already. A second tab of the same visitor can make a try fail."
+    for _ in range(STOP_TRIES):
+        if rolled_back := states.roll_back(engine.table, row, reason, subscriber):
+            return rolled_back
+        now = states.read_row(engine.table)
+        if now.runId != row.runId or now.state != CREATING:
+            return None
+        row = now
+    return None
 
 
 def _short(e: Exception) -> str:

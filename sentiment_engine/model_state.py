@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from boto3.dynamodb.types import TypeSerializer
@@ -37,7 +36,17 @@ from sentiment_engine.guards import (
     uses_of,
 )
 from .settings import Settings, usage_table
-from .usage import LATEST, StateTable, Usage, heal, plain_item, read_usage, whole, write_if
+from sentiment_engine.usage import (
+    LATEST,
+    StateTable,
+    Usage,
+    day_of,
+    heal,
+    plain_item,
+    read_usage,
+    whole,
+    write_if,
+)
 
 # %% ../nbs/05a_model_state.ipynb #5f803da8
 STOPPED, CREATING, IN_SERVICE, STOPPING, FAILED = "STOPPED", "CREATING", "IN_SERVICE", "STOPPING", "FAILED"
@@ -113,20 +122,20 @@ def _holds(entry: Any, must: Mapping[str, type], may: Mapping[str, type] = {}) -
 def _subscribers(value: Any) -> dict[str, Mapping[str, Any]]:
     "Return the entries that can be told."
     entries = value.items() if isinstance(value, dict) else ()
-    may = {"name": str, "at": int, "claim": str, "claimedAt": int}
+    may = {"name": str, "at": int, "claim": str, "claimedAt": int, "asked": int}
     return {key: entry for key, entry in entries if _holds(entry, {"to": str}, may)}
-
-
-def _marks(value: Any) -> dict[str, list[int]]:
-    "Return the marks that say when they were used."
-    marks = value.items() if isinstance(value, dict) else ()
-    return {m: times for m, times in marks if isinstance(times, list) and all(whole(t) == t for t in times)}
 
 
 def _history(value: Any) -> tuple[Mapping[str, Any], ...]:
     "Return the past starts that say how long they took."
     past = value if isinstance(value, list) else ()
     return tuple(h for h in past if _holds(h, {"instanceType": str, "seconds": int}) and 0 <= h["seconds"] <= LATEST)
+
+
+def _marks(value: Any) -> dict[str, list[int]]:
+    "Return the marks with lists of instants."
+    lists = {mark: uses for mark, uses in value.items() if isinstance(uses, list)} if isinstance(value, dict) else {}
+    return {mark: uses for mark, uses in lists.items() if all(whole(at) for at in uses)}
 
 
 def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,19 +327,15 @@ class StartRequest:
     last_check: Callable[[], None] = lambda: None  # made once all guards agree and before a number is taken
 
 # %% ../nbs/05a_model_state.ipynb #829bce40
-def _day(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d")
-
-
 def mark_keys(table: StateTable, now: float) -> tuple[str, ...]:
     "Return today's key for marks and, if there was one, yesterday's. The first caller of a day makes its key."
-    new, days = secrets.token_hex(32), (_day(now), _day(now + DAY))  # another caller's clock may be ahead
+    new, days = secrets.token_hex(32), (day_of(now), day_of(now + DAY))  # another caller's clock may be ahead
 
     def sound(plain: Mapping[str, Any]) -> dict[str, Any]:
         kept = {n: plain[n] if isinstance(plain.get(n), str) else "" for n in ("day", "today", "yesterday")}
         if kept["day"] in days and kept["today"]:
             return kept
-        before = kept["today"] if kept["day"] == _day(now - DAY) else ""
+        before = kept["today"] if kept["day"] == day_of(now - DAY) else ""
         end = int(now) // DAY * DAY + 2 * DAY  # when yesterday's key is not needed any more either
         return {"day": days[0], "today": new, "yesterday": before, "expiresAt": end}
 
@@ -395,27 +400,35 @@ def _subscription(settings: Settings, row: Row, subscriber: Subscriber | None, n
     "Return the values that put `subscriber` on the list, and the numbers' own end of life."
     if subscriber is None:
         return {}
-    entry = {"to": subscriber.to, "name": subscriber.name, "at": now}
+    entry = {"to": subscriber.to, "name": subscriber.name, "at": now, "asked": 1}
     key = key_for(row, subscriber.to) or subscriber.key
-    ends = now + int(settings.max_run_minutes * 60) + KEEP_NUMBERS
-    return {f"subscribers.{key}": entry, "expiresAt": ends}
+    return {f"subscribers.{key}": entry, "expiresAt": now + int(settings.max_run_minutes * 60) + KEEP_NUMBERS}
 
 # %% ../nbs/05a_model_state.ipynb #3d66218e
 def _join(
     table: StateTable, settings: Settings, row: Row, request: StartRequest, guarded: Guarded, now: int
 ) -> Row | None:
     "Put somebody on the list of a run that is starting. Raises Refused."
-    if request.subscriber is None or key_for(row, request.subscriber.to):
+    if request.subscriber is None:
         return row
+    if key := key_for(row, request.subscriber.to):
+        return _ask_again(table, row, key)
     places = _check_request(settings, row, request, guarded, room(settings, row.usage, row.startedAt), now)
     read = {(kept, marks[0]): getattr(row, kept).get(marks[0], []) for kept, marks, _ in guarded}
     after = _marks_after(row, guarded, now)
     demands = {f"{kept}.{mark}": ("absent or =", uses) for (kept, mark), uses in read.items()}
     demands |= {"subscribers": ("size <", places)} | _as_read(row)
-    values = _subscription(settings, row, request.subscriber, now) | {
-        f"{kept}.{mark}": after[kept][mark] for kept, mark in read
-    }
+    values = _subscription(settings, row, request.subscriber, now)
+    values |= {f"{kept}.{mark}": after[kept][mark] for kept, mark in read}
     return apply(table, "join", row.runId, values=values, conditions=demands)
+
+
+def _ask_again(table: StateTable, row: Row, key: str) -> Row | None:
+    "Note that somebody who waits was promised their message once more, as from a second tab."
+    asked = row.subscribers[key].get("asked", 1)
+    values, demands = {f"subscribers.{key}.asked": asked + 1}, {f"subscribers.{key}.asked": ("absent or =", asked)}
+    known = {f"subscribers.{key}.to": ("=", row.subscribers[key]["to"])}
+    return apply(table, "join", row.runId, values=values, conditions=demands | known)
 
 # %% ../nbs/05a_model_state.ipynb #291fbada
 def _usage_after(row: Row, now: int) -> dict[str, Any]:
@@ -425,13 +438,7 @@ def _usage_after(row: Row, now: int) -> dict[str, Any]:
 
 # %% ../nbs/05a_model_state.ipynb #ab9ac287
 def _start(
-    table: StateTable,
-    settings: Settings,
-    row: Row,
-    spent: Usage,
-    request: StartRequest,
-    guarded: Guarded,
-    now: int,
+    table: StateTable, settings: Settings, row: Row, spent: Usage, request: StartRequest, guarded: Guarded, now: int
 ) -> Row | None:
     "Begin a run if the row is still as it was read. Raises Refused."
     check_start(settings, spent, now)
@@ -465,8 +472,7 @@ def start_or_join(
     request: StartRequest,
 ) -> tuple[str, Row]:  # started, joined, already-in-service or stopping
     "Win the start or join it, by one write that also stores the subscriber. Raises Refused, Crowded or Unsound."
-    row = whole_row(table)
-    guarded = _guarded(settings, request, mark_keys(table, time.time()))
+    row, guarded = whole_row(table), _guarded(settings, request, mark_keys(table, time.time()))
     for tries in range(START_TRIES):
         if row.state in (IN_SERVICE, STOPPING):
             return "stopping" if row.state == STOPPING else "already-in-service", row
@@ -530,12 +536,14 @@ def roll_back(
 ) -> Row | None:
     "Return to STOPPED because the endpoint could not be created."
     values, key = _after_failure(row, reason), key_for(row, subscriber.to) if subscriber else None
-    if key:
+    asked = row.subscribers[key].get("asked", 1) if key else 0
+    demands = {f"subscribers.{key}.asked": ("absent or =", asked)} if key else {}
+    if asked == 1:  # else another tab of theirs was promised a message
         marks = marks_of(subscriber.to, mark_keys(table, time.time()))
         mark = next(mark for mark in marks if row.told.get(mark))  # yesterday's if the day has turned since
         values |= {f"told.{mark}": row.told[mark][:-1]}
-    removes = [f"subscribers.{key}"] if key else []
-    return apply(table, "roll_back", row.runId, values=values, removes=removes)
+    removes = [f"subscribers.{key}"] if asked == 1 else []
+    return apply(table, "roll_back", row.runId, values=values, removes=removes, conditions=demands)
 
 # %% ../nbs/05a_model_state.ipynb #f6bff7f5
 def fail(table: StateTable, row: Row, reason: str) -> Row | None:

@@ -350,7 +350,6 @@ class FaultWorld:
         self.delivered: list[tuple[int, str]] = []  # (start, number) of each message that may have arrived
         self.promised: set[tuple[int, str]] = set()  # (start, number) that were told 202
         self.accounts: list[tuple[int, str, str]] = []  # (start, number, how it left the row)
-        self.started_at: list[float] = []
         self.booked: set[str] = set()  # runs whose time was booked
         self.losses = 0  # how often the row was lost
         self.twice = twice  # whether every write is sent twice, as after a lost answer

@@ -232,7 +232,7 @@ def test_money_comes_before_messages(monkeypatch):
     seen = []
 
     def look(to, notice):
-        seen.append((world.row.state, world.row.usage["microdollars"] > 0, dict(world.sagemaker.endpoints)))
+        seen.append((world.row.state, sum(world.usage.spent.values()) > 0, dict(world.sagemaker.endpoints)))
         raise SystemExit("the Lambda dies while it sends")
 
     monkeypatch.setattr(world.phone, "send", look)
