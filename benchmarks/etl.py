@@ -103,7 +103,8 @@ def _marked_as_once(raw: str):
         values = {str(row[0]) for row in reviews.select(column).distinct().collect()}
         if values <= {"None", "", "null"}:
             reviews = reviews.drop(column)
-    fields = ["rating", "title", "text", "timestamp", "verified_purchase"]
+    cleaned = [F.udf(clean)(name).alias(name) for name in ("title", "text")]
+    fields = [*cleaned, "rating", "timestamp", "verified_purchase"]
     nothing = [F.lit(None).cast("string").alias("fault"), F.lit("Part").alias("category")]
     marked = mark_repeats(judge(reviews.select(*fields, *nothing, F.to_json(F.struct("*")).alias("line"))))
     return marked.withColumn("split", split_of(F.col("review_id")))

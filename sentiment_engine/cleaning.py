@@ -67,7 +67,7 @@ STEPS: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = (
     (BLANK, " "),
     (re.compile("  +"), " "),
 )
-UNTIDY = r"[^ -~]|[&<]|\[\[|  "  # a text without one of these only loses spaces at its ends; Java reads it alike
+UNTIDY = r"[^ -~]|[&<]|\[\[|  "  # a text without one of these only loses spaces at its ends
 
 
 def clean(text: str) -> str:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ONE_MACHINE', 'QUICK_JAVA', 'LOGGING', 'PARSED', 'REASONS', 'TRUTHS', 'COLUMNS', 'RUN', 'LEFTOVERS', 'COMMITTER',
            'DONE', 'NEW_ROLE', 'ADVICE', 'start_spark', 'parse', 'read_lines', 'check_raw', 'Rules', 'rules_from',
-           'cleaned_text', 'judge', 'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label', 'apply_limits',
-           'split_of', 'transform', 'new_run', 'stage', 'clean_reviews', 'package_zip', 'upload_job', 'run_glue_job']
+           'judge', 'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label', 'apply_limits', 'split_of',
+           'transform', 'new_run', 'stage', 'clean_reviews', 'package_zip', 'upload_job', 'run_glue_job']
 
 # %% ../nbs/01_glue_etl.ipynb #75b9257f
 import io
@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from .cleaning import MAX_CHARACTERS, UNTIDY, clean
+from .cleaning import clean
 from .language import is_english
 from .near_repeats import find_near_repeats
 from .polling import ask
@@ -108,29 +108,18 @@ PARSED = "title string, text string, rating double, timestamp long, verified_pur
 def parse(
     lines: DataFrame,  # columns line and category
 ) -> DataFrame:  # the same, and the columns of PARSED; `fault` is a key of NO_REVIEW, or null for a review
-    "Read each line as a review."
-    sent = lines.select("category", F.col("line").cast("binary"))
-    return sent.mapInArrow(_parse_batches, f"category string, line string, {PARSED}")
+    "Read each line as a review, and clean its title and text."
+    once = F.udf(_parsed, PARSED).asNondeterministic()  # or Spark may call it for each column that is used
+    return lines.withColumn("review", once(F.col("line").cast("binary"))).select("category", "line", "review.*")
 
 
-def _parse_batches(batches: Iterable) -> Iterator:  # of Arrow's RecordBatch
-    import pyarrow as pa
-
-    names = [column.split()[0] for column in PARSED.split(", ")]
-    types = [pa.string(), pa.string(), pa.float64(), pa.int64(), pa.bool_(), pa.string()]
-    for batch in batches:
-        lines = [line.decode("utf-8", "replace") for line in batch["line"].to_pylist()]
-        rows = [_parsed(line) for line in lines]
-        columns = [pa.array([row.get(name) for row in rows], kind) for name, kind in zip(names, types, strict=True)]
-        arrays = [batch["category"], pa.array(lines), *columns]
-        yield pa.RecordBatch.from_arrays(arrays, ["category", "line", *names])
-
-
-def _parsed(line: str) -> dict:
+def _parsed(line: bytes) -> tuple:  # PARSED
     try:
-        return review_of(json_object(line)) | {"fault": None}
+        review = review_of(json_object(line.decode("utf-8", "replace")))
     except NoReview as reason:
-        return {"fault": str(reason)}
+        return None, None, None, None, None, str(reason)
+    texts = clean(review["title"]), clean(review["text"])
+    return *texts, review["rating"], review["timestamp"], review["verified_purchase"], None
 
 # %% ../nbs/01_glue_etl.ipynb #0f99eb54
 def read_lines(
@@ -236,29 +225,21 @@ def rules_from(
             raise ValueError(f"--{rule.name} is {kind.__name__}, not {text!r}") from None
     return Rules(**found)
 
-# %% ../nbs/01_glue_etl.ipynb #8cba1b83
-def cleaned_text(text: Column) -> Column:
-    "Apply `clean` to the texts that need it. What exceeds MAX_CHARACTERS stays as it is."
-    untidy = (F.length(text) <= MAX_CHARACTERS) & text.rlike(UNTIDY)
-    in_python = F.udf(lambda text: text and clean(text), "string")
-    return F.coalesce(in_python(F.when(untidy, text)), F.trim(text))
-
 # %% ../nbs/01_glue_etl.ipynb #56a7352c
 def judge(
     parsed: DataFrame,  # from `parse`
     rules: Rules = Rules(),
 ) -> DataFrame:  # columns of a clean review, `label`, `reason` (null: fine so far) and `line`
-    "Clean each review, and give the reason why it cannot be used."
+    "Label each review, or give the reason why it cannot be used."
     stars = F.col("rating")
-    cleaned = parsed.withColumns({"title": cleaned_text(F.col("title")), "body": cleaned_text(F.col("text"))})
     reason = F.when(F.col("fault").isNotNull(), F.col("fault"))
     if rules.three_stars == "dropped":
         reason = reason.when(stars == 3, "three_stars")
     if rules.english_only:
-        reason = reason.when(~is_english(F.col("body")), "not_english")
-    return cleaned.select(
-        F.col("title"),
-        F.col("body").alias("text"),
+        reason = reason.when(~is_english(F.col("text")), "not_english")
+    return parsed.select(
+        "title",
+        "text",
         stars.cast("int").alias("stars"),
         F.when(stars <= 3, 0).otherwise(1).alias("label"),
         "category",

@@ -30,7 +30,6 @@ from sentiment_engine.etl import (
     QualityError,
     Rules,
     clean_reviews,
-    cleaned_text,
     package_zip,
     run_glue_job,
     start_spark,
@@ -789,8 +788,9 @@ def test_interrupting_the_watch_stops_the_run(glue, monkeypatch):
     ],
 )
 def test_text_is_cleaned(spark, raw, read):
-    frame = spark.createDataFrame([(raw,)], "text string")
-    assert frame.select(cleaned_text(frame.text)).first()[0] == read
+    frame = spark.createDataFrame([(line(raw, title=raw), "B")], "line string, category string")
+    row = transform(frame).first()
+    assert (row.title, row.text) == (read, read)
 
 
 @pytest.fixture(scope="module")
