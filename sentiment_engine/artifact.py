@@ -29,11 +29,12 @@ SERVE_REQUIREMENTS = ("onnxruntime==1.32.0", "tokenizers>=0.22,<0.24", "numpy>=1
 def add_inference_code(
     model_dir: Path,  # the root of an artifact
 ) -> Path:  # its code folder
-    "Write code/inference.py and code/requirements.txt into an artifact."
+    "Write code/inference.py, code/cleaning.py and code/requirements.txt into an artifact."
     code = Path(model_dir) / "code"
     code.mkdir(parents=True, exist_ok=True)
-    source = importlib.util.find_spec("sentiment_engine.inference").origin  # found, not imported
-    (code / "inference.py").write_bytes(Path(source).read_bytes())
+    for name in ("inference", "cleaning"):
+        source = importlib.util.find_spec(f"sentiment_engine.{name}").origin  # found, not imported
+        (code / f"{name}.py").write_bytes(Path(source).read_bytes())
     (code / "requirements.txt").write_text("".join(f"{line}\n" for line in SERVE_REQUIREMENTS), encoding="utf-8")
     return code
 
@@ -146,7 +147,8 @@ def _demand(holds: bool, otherwise: str):
         raise ValueError(otherwise)
 
 # %% ../nbs/04b_artifact.ipynb #07771c07
-NEEDED = ("model.onnx", "tokenizer.json", "config.json", "metrics.json", "code/inference.py", "code/requirements.txt")
+NEEDED = ("model.onnx", "tokenizer.json", "config.json", "metrics.json")
+NEEDED += ("code/inference.py", "code/cleaning.py", "code/requirements.txt")
 
 
 def _see_files(model_dir: Path) -> str:

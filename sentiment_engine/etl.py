@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ONE_MACHINE', 'QUICK_JAVA', 'LOGGING', 'RAW_SCHEMA', 'REASONS', 'TRUTHS', 'COLUMNS', 'RUN', 'LEFTOVERS', 'COMMITTER',
-           'DONE', 'NEW_ROLE', 'ADVICE', 'start_spark', 'parse', 'read_lines', 'Rules', 'rules_from', 'judge',
-           'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label', 'apply_limits', 'split_of', 'transform',
-           'new_run', 'stage', 'clean_reviews', 'package_zip', 'upload_job', 'run_glue_job']
+           'DONE', 'NEW_ROLE', 'ADVICE', 'start_spark', 'parse', 'read_lines', 'Rules', 'rules_from', 'cleaned_text',
+           'judge', 'mark_repeats', 'mark_near_repeats', 'limit', 'limit_label', 'apply_limits', 'split_of',
+           'transform', 'new_run', 'stage', 'clean_reviews', 'package_zip', 'upload_job', 'run_glue_job']
 
 # %% ../nbs/01_glue_etl.ipynb #75b9257f
 import io
@@ -32,7 +32,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from .cleaning import clean, nfc
+from .cleaning import MAX_CHARACTERS, UNTIDY, clean
 from .language import is_english
 from .near_repeats import find_near_repeats
 from .polling import ask
@@ -125,6 +125,7 @@ def _path(spark: SparkSession, path: str):
 REASONS = {
     "malformed": "not a JSON object",
     "no_text": "no text at all",
+    "too_long": f"a title or a text of more than {MAX_CHARACTERS:,} characters",
     "blank_text": "nothing left of the text after cleaning",
     "bad_rating": "a rating that is not 1, 2, 3, 4 or 5",
     "three_stars": "neither good nor bad, left out by the rule for 3 stars",
@@ -181,6 +182,13 @@ def rules_from(
             raise ValueError(f"--{rule.name} is {kind.__name__}, not {text!r}") from None
     return Rules(**found)
 
+# %% ../nbs/01_glue_etl.ipynb #8cba1b83
+def cleaned_text(text: Column) -> Column:
+    "Apply `clean` to the texts that need it. What exceeds MAX_CHARACTERS stays as it is."
+    untidy = (F.length(text) <= MAX_CHARACTERS) & text.rlike(UNTIDY)
+    in_python = F.udf(lambda text: text and clean(text), "string")
+    return F.coalesce(in_python(F.when(untidy, text)), F.trim(text))
+
 # %% ../nbs/01_glue_etl.ipynb #56a7352c
 def judge(
     parsed: DataFrame,  # from `parse`
@@ -188,12 +196,13 @@ def judge(
 ) -> DataFrame:  # columns of a clean review, `label`, `reason` (null: fine so far) and `line`
     "Clean each review, and give the reason why it cannot be used."
     stars = F.col("rating").cast("double")
-    title, body = clean(F.coalesce("title", F.lit(""))), clean(F.col("text"))
-    cleaned = parsed.withColumns({"title": title, "body": body})  # then, for what `nfc` is given is used five times
-    cleaned = cleaned.withColumns({"title": nfc(F.col("title")), "body": nfc(F.col("body"))})
+    title, body = F.coalesce("title", F.lit("")), F.col("text")
+    long = F.greatest(F.length(title), F.length(body)) > MAX_CHARACTERS
+    cleaned = parsed.withColumns({"title": cleaned_text(title), "body": cleaned_text(body), "long": long})
     reason = (
         F.when(F.col("malformed").isNotNull(), "malformed")
         .when(F.col("text").isNull(), "no_text")
+        .when(F.col("long"), "too_long")
         .when(F.col("body") == "", "blank_text")
         .when(~F.coalesce(stars.isin(1, 2, 3, 4, 5), F.lit(False)), "bad_rating")
     )

@@ -227,10 +227,13 @@ def _more() -> dict:
     part = _object(place | {"weight": _SHARE | {"description": "Of the whole."}, "scores": _SCORES})
     falls = {"type": "number", "minimum": -1, "maximum": 1}
     falls["description"] = "How far the share of POSITIVE falls without it."
+    done = _SHARE | {"description": "If the time was too short: the share of the words that were looked at."}
     word = _object({"text": {"type": "string", "minLength": 1}} | place | {"influence": falls})
     return {
         "parts": {"type": "array", "items": part, "minItems": 2, "description": "What each window said."},
         "explanation": {"type": "array", "items": word, "description": "The words, if the request has explain."},
+        "partial": {"const": True, "description": "The time was too short to explain the whole text."},
+        "explained": done,
     }
 
 # %% ../nbs/05f_openapi.ipynb #cd2654c3
@@ -247,6 +250,7 @@ def _prediction() -> dict:
     }
     described = _object(one)
     described["properties"] |= _more()
+    described["dependentRequired"] = {"partial": ["explanation", "explained"], "explained": ["partial"]}
     several = {"properties": {"windows": {"minimum": 2}}}
     return described | {"if": several, "then": {"required": ["parts"]}, "else": {"properties": {"parts": False}}}
 

@@ -40,6 +40,7 @@ MODULES = (
     "served_graph",
     "artifact",
     "inference",
+    "cleaning",
     "reviews",
 )
 REQUIREMENTS = (  # what the code needs; the containers of Hugging Face have most of it

@@ -29,6 +29,7 @@ from zipfile import is_zipfile
 import numpy as np
 import pandas as pd
 
+from .cleaning import clean
 from .evaluation import LABELS, breakdown, majority_baseline, scores
 
 # %% ../nbs/03d_training_job.ipynb #8d7858a6
@@ -142,7 +143,8 @@ def read_reviews(
         raise UnusableData(f"the reviews in {Path(folder).name} have no column {', '.join(missing)}")
     if strange := sorted(set(rows["label"].unique()) - {0, 1}, key=str):
         raise UnusableData(f"labels must be 0 or 1, but {Path(folder).name} has {strange[:3]}")
-    return rows[rows["text"].fillna("").str.strip() != ""].reset_index(drop=True)
+    rows["text"] = rows["text"].fillna("").map(clean)  # the model reads in service what it read here
+    return rows[rows["text"] != ""].reset_index(drop=True)
 
 # %% ../nbs/03d_training_job.ipynb #d36822f7
 FEWEST = 16  # rows that a training sample must have at least

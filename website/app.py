@@ -7,6 +7,7 @@ field in the sidebar; that of the local inbox from SENTIMENT_INBOX_URL or from t
 """
 
 import json
+import math
 import os
 import random
 import re
@@ -226,9 +227,13 @@ def row_of(review: str, prediction: dict) -> dict:
     return {"review": review} | told | why | prediction["scores"]
 
 
-def show_words(explanation: list[dict]):
+def show_words(prediction: dict):
     "Show each word with what it does to the answer."
-    table = pd.DataFrame(explanation)[["text", "influence", "start", "end"]]
+    if prediction.get("partial"):
+        st.info(f"Time ran out: {math.floor(prediction['explained'] * 100)} % of the words were tried.")
+    if not prediction["explanation"]:
+        return
+    table = pd.DataFrame(prediction["explanation"])[["text", "influence", "start", "end"]]
     table.insert(1, "speaks for", ["POSITIVE" if each > 0 else "NEGATIVE" for each in table["influence"]])
     st.dataframe(table, hide_index=True)
     st.caption("Influence: how far the share of POSITIVE falls when the model reads the review without the word.")
@@ -248,8 +253,8 @@ def show_answers(answered: dict):
         st.metric(f"{one['label']}, not sure" if one.get("sure") is False else one["label"], f"{one['score']:.1%}")
         for label, share in one["scores"].items():
             st.progress(float(share), text=f"{label} {share:.1%}")
-        if one.get("explanation"):
-            show_words(one["explanation"])
+        if "explanation" in one:
+            show_words(one)
     else:
         st.dataframe(table, hide_index=True)
         st.download_button("Download as CSV", table.map(harmless).to_csv(index=False), "sentiment.csv", "text/csv")

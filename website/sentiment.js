@@ -1,4 +1,4 @@
-// `accept(status)`, with an answer of GET /status, is the only way into a state, `fail(problem)` into trouble.
+// Only `accept(status)`, with an answer of GET /status, enters a state; only `fail(problem)` enters trouble.
 // Text is only ever set as text.
 'use strict';
 {
@@ -6,7 +6,7 @@ const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPP
 const NAME = document.title;
 const WARN_SECONDS = 120;
 const UNSURE = 0.6; // below this share, if the model does not say itself
-const CHUNK = 50; // reviews in one call, so that a long list shows its progress
+const CHUNK = 50; // reviews in one call: a long list shows progress
 const KEPT = 30; // answers remembered in this browser
 
 const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0, queued: false};
@@ -49,7 +49,7 @@ function money(dollars) {
 	if (dollars < 0.0001) return 'less than $0.0001';
 	return `$${dollars.toFixed(dollars < 1 ? 4 : 2).replace(/(\.\d\d\d?)0+$/, '$1')}`;
 }
-function percent(share) { // never 100 or 0: no model is as sure as that
+function percent(share) { // never 100 or 0: no model is that sure
 	if (share > 0.999) return '> 99.9 %';
 	if (share < 0.001) return '< 0.1 %';
 	return `${(share * 100).toFixed(1)} %`;
@@ -83,7 +83,7 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 
 const TROUBLES = {
 	offline: ['You are offline', 'Your device has no connection.'],
-	unreachable: ['The service does not answer', 'It may be your network, a browser filter or the service.'],
+	unreachable: ['The service does not answer', 'It may be your network, a filter or the service.'],
 	slow: ['The service is silent', 'It did not answer in time.'],
 	busy: ['The service asks for patience', 'It gets more requests than it takes.'],
 	gateway: ['The service has a problem', 'It answered with an error that is not yours.'],
@@ -120,7 +120,7 @@ async function look() {
 	clearTimeout(app.timer);
 	app.timer = 0;
 	if (!app.api) return setUp();
-	const turn = ++app.turn; // answers overtake each other: the newest question counts
+	const turn = ++app.turn; // the newest question counts
 	let act;
 	try { const status = await call('/status'); act = () => accept(status); } catch (e) { said(e); act = () => fail(e); }
 	if (turn === app.turn) act(); else if (!app.timer) plan();
@@ -148,7 +148,7 @@ const WORDS = { // tab, title, lead
 	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays by the request. After a pause the first answer can take a minute.'
 		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest: no run may be longer.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
 	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. You can wake it again in a minute.'],
-	failed: () => ['Failed', 'The model has failed', 'It did not come up, or it broke down. Nothing of yours is lost.'],
+	failed: () => ['Failed', 'The model has failed', 'It did not start, or it broke down. Nothing of yours is lost.'],
 };
 const standing = () => app.status.endpoint === 'serverless';
 const idle = () => app.status.idleMinutes * 60; // seconds
@@ -254,7 +254,7 @@ function tick() {
 		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; all month it would be ${money(price * 730)}` : ''}.`);
 	}
 	if (standing()) placeSun(0.4);
-	// Focus on a control that is gone moves to the heading.
+	// If the focused control is gone, the heading takes over.
 	if (!document.activeElement.getClientRects().length) $('title').focus();
 	root.dataset.late = soon;
 	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Next to nothing' : standing() ? 'By the request' : number(price) ? `${money(price)}/h` : '–');
@@ -276,9 +276,9 @@ function hint(message, kind = '') {
 	$('phone-hint').className = `hint ${kind}`;
 	$('phone').setAttribute('aria-invalid', kind === 'wrong');
 }
-function checkPhone(strict) { // the control that must be mended first; null: none
+function checkPhone(strict) { // the control to correct first, or null
 	const p = tidyPhone($('phone').value), fault = app.refusal || (strict && !p && app.view === 'waking' ? 'Write a number first.' : phoneFault(p));
-	// While somebody types, an unfinished number is no mistake.
+	// An unfinished number is no mistake yet.
 	if (fault && (strict || app.refusal || (!/missing/.test(fault) && p !== '+'))) hint(fault, 'wrong');
 	else if (p && !fault) hint('Looks complete.', 'right');
 	else hint('With country code, such as +1 or +44.');
@@ -404,7 +404,7 @@ async function patiently(inputs, tell, more) { // asks again while it is busy or
 async function read() {
 	const list = reviews(), size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
-	// A list that broke off goes on where it did, unless the model has changed.
+	// A list continues where it broke off, unless the model has changed.
 	const key = [app.status.modelVersion, ...list].join('\n'), now = app.broken?.key === key ? app.broken : {key, found: [], latency: 0};
 	const {found} = now, before = found.length;
 	app.broken = null;
@@ -458,7 +458,7 @@ function single(p) {
 }
 function words(p) { // offsets count characters, not UTF-16 units
 	const letters = [...p.text], say = (from, to) => letters.slice(from, to).join(''), weight = (w) => Math.abs(w.influence);
-	const ranked = [...p.explanation].sort((x, y) => weight(y) - weight(x)), most = ranked[0] ? weight(ranked[0]) : 0;
+	const ranked = [...p.explanation].sort((x, y) => weight(y) - weight(x)), most = Math.max(...ranked.map(weight));
 	const telling = ranked.filter((w) => weight(w) >= Math.max(0.01, most / 5)).slice(0, 10);
 	const label = (w) => w.influence > 0 ? 'POSITIVE' : 'NEGATIVE', box = el('blockquote', {id: 'words', tabindex: -1});
 	let end = 0;
@@ -468,10 +468,11 @@ function words(p) { // offsets count characters, not UTF-16 units
 	}
 	box.append(say(end));
 	const points = (w) => `${say(w.start, w.end)} ${w.influence > 0 ? '+' : '−'}${(weight(w) * 100).toFixed(0)}`;
-	const sides = ['POSITIVE', 'NEGATIVE'].map((side) => [side, telling.filter((w) => label(w) === side)]).filter(([, found]) => found.length);
-	return el('div.why', box, ...sides.map(([side, found]) => el('p', el('b', `${sign(side)} For ${side.toLowerCase()}: `), found.map(points).join(', '))), el('p.small', telling.length
+	const side = (s) => { const found = telling.filter((w) => label(w) === s); return found[0] && el('p', el('b', `${sign(s)} For ${s.toLowerCase()}: `), found.map(points).join(', ')); };
+	return el('div.why', box, side('POSITIVE'), side('NEGATIVE'), el('p.small', telling.length
 		? 'Points: how far “positive” falls (+) or rises (−) without the word.'
-		: 'It hangs on no single word: without any of them the answer stays.'));
+		: p.partial ? '' : 'It hangs on no single word: without any of them the answer stays.',
+	p.partial ? ` Time ran out: ${Math.floor(p.explained * 100)} % of the words were tried.` : ''));
 }
 async function why({text: review}) {
 	const button = $('why'), here = () => button.isConnected; // else it is another answer
