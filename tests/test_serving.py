@@ -313,6 +313,13 @@ def test_a_client_that_asks_first_is_told_before_it_sends_too_much(served):
     assert clients.talk(f"{served.url}/invocations", pieces, 1) == [413]
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/nothing"), ("PUT", "/ping"), ("GET", "/invocations")])
+def test_a_refusal_before_the_body_ends_the_connection(served, method, path):
+    "Its sender does not send the body any more, so whatever came next would be taken for it."
+    pieces = [clients.LENGTH + b"Expect: 100-continue\r\n\r\n", b"NEXT" + clients.WHOLE]
+    assert len(clients.talk(served.url + path, pieces, 2, method)) == 1
+
+
 def test_the_head_of_an_answer_can_be_asked_for(served):
     for path in ("/ping", "/metrics"):
         head, whole = httpx.head(served.url + path), httpx.get(served.url + path)
@@ -398,8 +405,11 @@ def test_what_waits_for_a_thread_is_dropped_with_its_sender(tmp_path):
     asked, free = [], threading.Event()
 
     class Slow(Predictor):
-        def predict(self, body, *_):
+        def read(self, body, content_type):
             asked.append(body)
+            return body
+
+        def answer(self, data, *_):
             free.wait(10)
             return b"[]", "application/json"
 
