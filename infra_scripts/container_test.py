@@ -70,9 +70,11 @@ REQUESTS = (  # what is sent, content type, accept, body, status that the caller
     ("no accept", JSON, None, {"inputs": EXAMPLES[0]}, 200),
     ("plain text", TEXT, JSON, EXAMPLES[1].encode(), 200),
     ("explain", JSON, JSON, {"inputs": EXAMPLES[1], "explain": True}, None),  # 200 or 400: as the artifact can
+    ("labels by score", JSON, JSON, {"inputs": EXAMPLES, "parameters": {"top_k": 2}}, None),
     ("no JSON", JSON, JSON, b'{"inputs": ', 400),
     ("no inputs", JSON, JSON, {"text": "x"}, 400),
     ("unknown field", JSON, JSON, {"inputs": "x", "top_k": 2}, 400),
+    ("another function", JSON, JSON, {"inputs": "x", "parameters": {"function_to_apply": "none"}}, 400),
     ("a number", JSON, JSON, {"inputs": 5}, 400),
     ("an empty list", JSON, JSON, {"inputs": []}, 400),
     ("a blank text", JSON, JSON, {"inputs": ["fine", " "]}, 400),

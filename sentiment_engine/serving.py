@@ -210,8 +210,8 @@ def _busy() -> RequestError:
     return RequestError(429, "busy", "too many requests right now: ask again in a few seconds")
 
 
-def _too_large(*headers: tuple[bytes, bytes]) -> RequestError:
-    return RequestError(413, "too_large", f"the request is larger than {BODY_LIMIT // 2**20} MB", headers)
+def _too_large() -> RequestError:
+    return RequestError(413, "too_large", f"the request is larger than {BODY_LIMIT // 2**20} MB")
 
 # %% ../nbs/08d_serving.ipynb #68b13e2d
 _CLOSE = (b"connection", b"close")
@@ -223,7 +223,7 @@ def _check_length(headers: Mapping[str, str]):
     if declared and "transfer-encoding" in headers:
         raise RequestError(400, "two_lengths", "send Content-Length or Transfer-Encoding, not both", (_CLOSE,))
     if declared.isdecimal() and int(declared) > BODY_LIMIT:
-        raise _too_large(*[_CLOSE] if "expect" in headers else [])  # who waits for a 100 sends nothing more
+        raise _too_large()
 
 # %% ../nbs/08d_serving.ipynb #d2ff9161
 class Traffic:
@@ -338,6 +338,7 @@ def serving_app(
             status, body, given, more = await _counted(_invoke(predictor, pool, traffic, headers, receive), traffic)
         sent = [(b"content-type", given.encode()), (b"content-length", str(len(body)).encode()), *more]
         sent += [(b"retry-after", _RETRY_AFTER[status])] if status in _RETRY_AFTER else []
+        sent += [_CLOSE] if status >= 400 and "expect" in headers else []  # the body may never come
         await send({"type": "http.response.start", "status": status, "headers": sent})
         await send({"type": "http.response.body", "body": body})
 

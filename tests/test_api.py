@@ -1,5 +1,7 @@
 "The HTTP API: what every kind of request gets, good or bad, and that a bad one changes nothing."
 
+import base64
+import gzip
 import io
 import json
 import logging
@@ -24,6 +26,19 @@ def world(monkeypatch):
 
 
 BAD_TEXTS = [
+    ({"text": None}, "missing_inputs"),
+    ({"text": ""}, "empty_text"),
+    ({"text": ["fine", 5]}, "not_text"),
+    ({"text": ["x"] * 11, "explain": True}, "too_many_explained"),
+    ({"inputs": "one", "text": "another"}, "two_inputs"),
+    ({"inputs": ["one"], "text": 5}, "two_inputs"),
+    ({"inputs": "half \udc00 character"}, "invalid_text"),
+    ({"text": ["fine", "half \udc00 character"]}, "invalid_text"),
+    ({"inputs": "x", "parameters": {"function_to_apply": "sigmoid"}}, "unsupported_parameter"),
+    ({"inputs": "x", "parameters": {"temperature": 0.5}}, "unsupported_parameter"),
+    ({"inputs": "x", "parameters": {"top_k": 0}}, "unsupported_parameter"),
+    ({"inputs": "x", "parameters": {"max_length": 8}}, "unsupported_parameter"),
+    ({"inputs": "x", "parameters": [1]}, "unsupported_parameter"),
     ({}, "missing_inputs"),
     ({"inputs": None}, "not_text"),
     ({"inputs": ""}, "empty_text"),
@@ -38,7 +53,6 @@ BAD_TEXTS = [
     ({"inputs": ["x"] * 1001}, "too_many_texts"),
     ({"inputs": "half \ud800 character"}, "invalid_text"),
     ({"inputs": "x", "explain": 1}, "invalid_explain"),
-    ({"inputs": "x", "explain": None}, "invalid_explain"),
     ({"inputs": ["x"] * 11, "explain": True}, "too_many_explained"),
 ]
 
@@ -51,6 +65,85 @@ def test_bad_texts(world, body, code):
     status, got = world.request("POST", "/predict", body)
     assert (status, got["error"]["code"]) == (400, code) and got["error"]["message"]
     assert world.row == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": "Great."},
+        {"text": ["Great."], "inputs": None},
+        {"inputs": "Great.", "text": None, "explain": None, "parameters": None},
+        {"inputs": "Great.", "parameters": {}},
+        {"inputs": "Great.", "parameters": {"top_k": 2, "function_to_apply": "softmax", "truncation": True}},
+        {"inputs": "Great.", "parameters": {"top_k": None, "function_to_apply": None, "temperature": None}},
+        {"text": "Great.", "parameters": {"return_all_scores": True, "padding": "longest"}},
+    ],
+)
+def test_other_clients_ways_to_ask_are_understood(world, body):
+    "Those of the first version, and those of Hugging Face."
+    world.in_service()
+    plain = world.request("POST", "/predict", {"inputs": "Great."})
+    status, got = world.request("POST", "/predict", body)
+    assert (status, got["predictions"]) == (plain[0], plain[1]["predictions"]) == (200, got["predictions"])
+    assert json.loads(world.sagemaker.calls[-1][1]["Body"]) == {"inputs": ["Great."]}
+
+
+@pytest.mark.parametrize("name", ["function_to_apply", "temperature", "\udc00"])
+def test_a_parameter_that_would_change_the_answer_is_named(world, name):
+    world.in_service()
+    _, got = world.request("POST", "/predict", {"inputs": "x", "parameters": {"top_k": 1, name: "none"}})
+    assert got["error"]["code"] == "unsupported_parameter" and f"parameters.{name}" in got["error"]["message"]
+
+
+GZIP = {"content-encoding": "gzip"}
+GREAT = b'{"inputs": "Great."}'
+PACKED = {
+    "gzip": (gzip.compress(GREAT), GZIP, 200),
+    "a byte order mark": (b"\xef\xbb\xbf" + GREAT, {}, 200),
+    "nothing": (GREAT, {"content-encoding": "identity"}, 200),
+    "not as it says": (GREAT, GZIP, 400),
+    "cut off": (gzip.compress(GREAT)[:-4], GZIP, 400),
+    "far more than it seems": (gzip.compress(bytes(50_000_000)), GZIP, 413),
+    "another coding": (GREAT, {"content-encoding": "br"}, 415),
+}
+
+
+@pytest.mark.parametrize("how", PACKED)
+def test_a_packed_body_is_unpacked_or_refused(world, how):
+    world.in_service()
+    raw, headers, status = PACKED[how]
+    event = {"routeKey": "POST /predict", "headers": headers, "isBase64Encoded": True}
+    event["body"] = base64.b64encode(raw).decode()
+    got = world.handlers["invoke-sagemaker-endpoint"].handler(event, None)
+    assert got["statusCode"] == status
+    contract.check("POST", "/predict", status, got["headers"], json.loads(got["body"]))
+
+
+def test_bytes_that_the_gateway_took_for_text_cannot_be_unpacked(world):
+    event = {"routeKey": "POST /predict", "headers": GZIP, "isBase64Encoded": False}
+    event["body"] = gzip.compress(GREAT).decode("utf-8", "replace")
+    got = world.handlers["invoke-sagemaker-endpoint"].handler(event, None)
+    assert (got["statusCode"], json.loads(got["body"])["error"]["code"]) == (415, "unsupported_encoding")
+
+
+NATIONAL = {
+    "202 555 0123": "+1 for US",
+    "12025550123": "+1 for US",
+    "07911 123456": "+44 for GB",
+    "01512 3456789": "+49 for DE",
+    "06 12 34 56 78": "+33 for FR",
+    "98765 43210": "+91 for IN",
+    "0044 7911 123456": "+ in place of the leading 00",
+    "call me": "+1 202 555 0123",
+}
+
+
+@pytest.mark.parametrize("number", NATIONAL)
+def test_a_national_number_is_told_its_country_code(world, number):
+    status, got = world.request("POST", "/start", {"phone": number})
+    assert (status, got["error"]["code"]) == (400, "invalid_phone") and NATIONAL[number] in got["error"]["message"]
+    assert ("Leave out the leading 0" in got["error"]["message"]) is (number[0] == "0" and number[:2] != "00")
+    assert not world.sagemaker.calls
 
 
 BAD_BODIES = [
@@ -165,6 +258,7 @@ def model_error(status: int, message: str):
 REFUSALS = [
     (model_error(400, '{"error": {"code": "bad_input", "message": "no"}}'), 400, "bad_input"),
     (model_error(400, "plain text"), 400, "bad_input"),
+    (model_error(429, '{"error": {"code": "busy", "message": "too many"}}'), 503, "busy"),
     (model_error(500, "Traceback (most recent call last)"), 502, "model_error"),
     (aws_error("ThrottlingException", "Rate exceeded"), 503, "busy"),
     (aws_error("ModelNotReadyException"), 503, "busy"),

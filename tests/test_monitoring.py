@@ -163,6 +163,13 @@ def test_a_score_that_is_none_is_a_broken_line(said):
         line_answers("[" * 100_000)
 
 
+def test_answers_that_are_lists_of_labels_count_by_their_first():
+    best, other = {"label": "NEGATIVE", "score": 0.9}, {"label": "POSITIVE", "score": 0.1}
+    told = json.dumps([[best, other], [best], best])
+    line = json.dumps({"captureData": {"endpointOutput": {"data": told, "encoding": "JSON"}}})
+    assert line_answers(line) == [best] * 3
+
+
 @pytest.mark.parametrize(("tested", "alarms"), [(2000, 10), (400, 40)])
 def test_chance_alone_is_no_drift(tested, alarms):
     "The least number of answers is enough: a thousand months without a change, and nearly no alarm."

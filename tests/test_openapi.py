@@ -7,8 +7,10 @@ import json
 import re
 from urllib.parse import urljoin
 
+import clients
 import contract
 import httpx
+import odd_json
 import pytest
 import schemathesis
 from engine_double import ADA, ROOT, World
@@ -238,6 +240,12 @@ def test_random_bytes_are_refused(shared, raw, path, kind):
         assert status in (400, 413) or not raw
 
 
+@given(odd_json.BODIES, st.sampled_from(["/start", "/predict"]), st.sampled_from(["application/json", "image/png"]))
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+def test_odd_json_is_answered_or_refused(shared, raw, path, kind):
+    assert shared.ask("POST", path, raw, kind)[0] in (200, 400, 413)
+
+
 ODD = ["/STATUS", "/status/", "//status", "/./status", "/status%00", "/é", "/\ud800", "/" + "x" * 9000, "", "status"]
 
 
@@ -263,9 +271,40 @@ def test_schemathesis_over_http(engine):
     assert engine.state() == "IN_SERVICE"
 
 
+@pytest.mark.parametrize("ask", clients.PYTHON_AND_NODE)
+def test_clients_of_python_and_javascript_are_answered(engine, ask):
+    engine.use("good")
+    engine.wake()
+    assert json.loads(ask("GET", engine.api_url + "/status", "")[1])["state"] == "IN_SERVICE"
+    assert json.loads(ask("POST", engine.api_url + "/start", "{}")[1])["outcome"] == "already-in-service"
+    status, said = ask("POST", engine.api_url + "/predict", json.dumps({"inputs": ["lovely " * 1000] * 9}))
+    assert status == 200 and len(json.loads(said)["predictions"]) == 9
+
+
+def test_java_is_answered(engine):
+    engine.use("good")
+    engine.wake()
+    with clients.running_java() as java:
+        for _ in range(2):
+            assert json.loads(java.ask("GET", engine.api_url + "/status", "")[1])["state"] == "IN_SERVICE"
+            for in_pieces in (False, True):
+                status, said = java.ask("POST", engine.api_url + "/predict", '{"text": "lovely"}', in_pieces)
+                assert status == 200 and json.loads(said)["predictions"][0]["label"] == "POSITIVE"
+                assert java.ask("POST", engine.api_url + "/start", "{", in_pieces)[0] == 400
+
+
+@pytest.mark.parametrize("what", sorted(clients.BYTES.keys() - {"a length and chunks"}))  # the gateway may read it
+def test_a_request_is_read_however_it_arrives(engine, what):
+    engine.use("good")
+    engine.wake()
+    pieces, statuses = clients.BYTES[what]
+    assert clients.talk(engine.api_url + "/predict", pieces, len(statuses)) == statuses
+
+
 ODDITIES = {
     "no body": ("POST", "/predict", {}, b"", 400),
     "bytes": ("POST", "/predict", {"content-type": "image/png"}, b"\x89PNG\xff\x00", 400),
+    "zipped text": ("POST", "/predict", {"content-encoding": "gzip", "content-type": "text/plain"}, b"\x1f\x8b", 415),
     "zipped": ("POST", "/predict", {"content-encoding": "gzip"}, b"\x1f\x8b\x08\x00\xff", 400),
     "a type of nonsense": ("POST", "/predict", {"content-type": ";;=,\x7f"}, b"{", 400),
     "very deep": ("POST", "/predict", {"content-type": "application/json"}, DEEP, 400),
@@ -288,3 +327,13 @@ def test_oddities_over_http(engine, what):
         got = client.request(method, engine.api_url + path, headers=given, content=body)
     contract.check(method, path, got.status_code, got.headers, got.json())
     assert got.status_code == status
+
+
+def test_the_page_for_programs_names_every_field_of_the_status():
+    told = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    fields = contract.DOCUMENT["components"]["schemas"]["Status"]["properties"]
+    section = told[told.index("## What /status holds") : told.index("## Phone numbers")]
+    assert set(re.findall(r"`(\w+)`", section)) - set(fields["state"]["enum"] + fields["endpoint"]["enum"]) == set(
+        fields
+    )
+    assert "is_running" in told and "is_running" in contract.DOCUMENT["components"]["schemas"]["Status"]["description"]

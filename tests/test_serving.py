@@ -1,21 +1,30 @@
 "The server around a model as a process: what it answers, counts and logs, and how it ends."
 
+import asyncio
+import gzip
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import clients
 import httpx
+import odd_json
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from hypothesis import given, settings
 from tiny_model import write_tiny_model
 
 from sentiment_engine.artifact import add_inference_code
+from sentiment_engine.serving import BODY_LIMIT, Predictor, serving_app
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = """
@@ -242,3 +251,189 @@ def test_the_answer_is_called_what_it_is(artifact):
         for accept in ("application/json", "text/html, application/*", "application/json, text/plain, */*", "*/*"):
             given = httpx.post(f"{server.url}/invocations", json={"inputs": "love"}, headers={"accept": accept})
             assert (given.status_code, given.headers["content-type"]) == (200, "application/json"), accept
+
+
+# Every client
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    "A server for requests that change nothing."
+    folder = write_tiny_model(tmp_path_factory.mktemp("served") / "model")
+    add_inference_code(folder)
+    with running(folder) as server, httpx.Client(timeout=30) as server.client:
+        yield server
+
+
+LONG = json.dumps({"inputs": "love " * 20_000})
+
+
+@pytest.mark.parametrize("ask", clients.PYTHON_AND_NODE)
+def test_clients_of_python_and_javascript_are_answered(served, ask):
+    for body in ('{"inputs": "love"}', LONG):
+        status, said = ask("POST", f"{served.url}/invocations", body)
+        assert status == 200 and json.loads(said)[0]["label"] == "POSITIVE"
+    assert ask("POST", f"{served.url}/invocations", "{")[0] == 400
+    assert ask("GET", f"{served.url}/ping", "")[0] == 200
+
+
+def test_java_is_answered(served):
+    "Its HttpClient offers HTTP/2 with each request, and keeps the connection open."
+    with clients.running_java() as java:
+        for body in ('{"inputs": "love"}', "{", LONG, '{"inputs": "love"}'):
+            for in_pieces in (False, True):
+                status, said = java.ask("POST", f"{served.url}/invocations", body, in_pieces)
+                assert (status, "POSITIVE" in said) == ((400, False) if body == "{" else (200, True))
+        assert java.ask("GET", f"{served.url}/ping", "")[0] == 200
+
+
+@pytest.mark.parametrize("what", clients.BYTES)
+def test_a_request_is_read_however_it_arrives(served, what):
+    pieces, statuses = clients.BYTES[what]
+    assert clients.talk(f"{served.url}/invocations", pieces, len(statuses)) == statuses
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"{", {}),
+        (b"{}", {"accept": "text/html"}),
+        (b"", {}),
+        (b" " * (BODY_LIMIT + 1), {}),
+        (b"x", {"content-encoding": "br"}),
+        (b"x", {"content-type": "image/png"}),
+    ],
+)
+def test_a_refused_request_leaves_the_connection_in_order(served, body, headers):
+    assert clients.keeps_open(f"{served.url}/invocations", body, headers) == 200
+
+
+def test_a_client_that_asks_first_is_told_before_it_sends_too_much(served):
+    pieces = [b"Content-Length: 99000000000\r\nExpect: 100-continue\r\n\r\n"]
+    assert clients.talk(f"{served.url}/invocations", pieces, 1) == [413]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/nothing"), ("PUT", "/ping"), ("GET", "/invocations")])
+def test_a_refusal_before_the_body_ends_the_connection(served, method, path):
+    "Its sender does not send the body any more, so whatever came next would be taken for it."
+    pieces = [clients.LENGTH + b"Expect: 100-continue\r\n\r\n", b"NEXT" + clients.WHOLE]
+    assert len(clients.talk(served.url + path, pieces, 2, method)) == 1
+
+
+def test_the_head_of_an_answer_can_be_asked_for(served):
+    for path in ("/ping", "/metrics"):
+        head, whole = httpx.head(served.url + path), httpx.get(served.url + path)
+        assert head.status_code == whole.status_code == 200 and head.content == b""
+    refused = httpx.head(f"{served.url}/invocations")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
+GOOD = b'{"inputs": "love"}'
+PACKED = {
+    "gzip": (gzip.compress(GOOD), "gzip", 200),
+    "gzip in two parts": (gzip.compress(GOOD[:9]) + gzip.compress(GOOD[9:]), "GZIP", 200),
+    "not at all": (GOOD, "identity", 200),
+    "cut off": (gzip.compress(GOOD)[:-4], "gzip", 400),
+    "not as it says": (GOOD, "gzip", 400),
+    "200 MB in 200 KB": (gzip.compress(bytes(200 * 2**20)), "gzip", 413),
+    "in another way": (GOOD, "br", 415),
+    "twice": (gzip.compress(gzip.compress(GOOD)), "gzip, gzip", 415),
+}
+
+
+@pytest.mark.parametrize("how", PACKED)
+def test_a_packed_body_is_unpacked_or_refused(served, how):
+    body, coding, status = PACKED[how]
+    sent = {"content-type": "application/json", "content-encoding": coding}
+    got = httpx.post(f"{served.url}/invocations", content=body, headers=sent, timeout=30)
+    assert got.status_code == status and (got.json()[0]["label"] if status == 200 else got.json()["error"]["message"])
+    assert status != 415 or got.headers["accept-encoding"] == "gzip, identity"
+
+
+def test_hugging_faces_client_reads_the_answers(served):
+    client = InferenceClient(f"{served.url}/invocations")
+    both, best = client.text_classification("love"), client.text_classification("love", top_k=1)
+    assert [each.label for each in both] == ["POSITIVE", "NEGATIVE"] and 0.9 < both[0].score <= 1
+    assert [each.label for each in best] == ["POSITIVE"]
+    assert client.text_classification("love", function_to_apply="softmax") == both
+    with pytest.raises(HfHubHTTPError) as refused:
+        client.text_classification("love", function_to_apply="sigmoid")
+    assert refused.value.response.status_code == 400 and "function_to_apply" in refused.value.response.text
+
+
+@given(odd_json.BODIES)
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+def test_odd_json_is_answered_or_refused(served, body):
+    got = served.client.post(f"{served.url}/invocations", content=body, headers=clients.JSON)
+    assert got.status_code in (200, 400), got.text
+    assert got.json() if got.status_code == 200 else got.json()["error"]["message"]
+
+
+# Who leaves
+
+
+COSTLY = """
+import time
+import inference_of_the_model as inference
+from inference_of_the_model import counters, input_fn, model_fn, output_fn, predict_fn
+compute = inference._batch_shares
+
+def slowly(model, windows):
+    time.sleep(0.05)
+    return compute(model, windows)
+
+inference._batch_shares = slowly
+"""
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_what_nobody_waits_for_is_computed_no_further(artifact, explain):
+    (artifact / "code" / "inference.py").write_text(COSTLY)
+    inputs = ["love it " * (150 + i) for i in range(10 if explain else 200)]
+    with running(artifact) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/invocations", json={"inputs": inputs, "explain": explain}, timeout=1)
+        wait_for(lambda: server.metrics()["model"]["gone"] == 1, 3)
+        told = server.metrics()
+        assert told["answers"] == {"499": 1} and told["under_way"] == 0 and told["model"]["failed"] == 0
+        begun = told["model"]["batches"]
+        assert server.ask("good").status_code == 200
+        assert begun > 2 and server.metrics()["model"]["batches"] == begun + 1
+
+
+def test_what_waits_for_a_thread_is_dropped_with_its_sender(tmp_path):
+    asked, free = [], threading.Event()
+
+    class Slow(Predictor):
+        def read(self, body, content_type):
+            asked.append(body)
+            return body
+
+        def answer(self, data, *_):
+            free.wait(10)
+            return b"[]", "application/json"
+
+    predictor = Slow(tmp_path)
+    predictor.ready = True
+    app = serving_app(predictor, threads=1)
+
+    async def ask(body: bytes, stays: bool) -> int:
+        came, sent = [{"type": "http.request", "body": body}], []
+
+        async def receive():
+            return came.pop() if came else await asyncio.sleep(10 if stays else 0.05) or {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        await app({"path": "/invocations", "method": "POST", "headers": []}, receive, send)
+        return sent[0]["status"]
+
+    async def three() -> list[int]:
+        first = asyncio.create_task(ask(b"first", stays=True))
+        await asyncio.sleep(0.05)
+        left = await ask(b"second", stays=False)
+        free.set()
+        return [await first, left, await ask(b"third", stays=True)]
+
+    assert asyncio.run(three()) == [200, 499, 200] and asked == [b"first", b"third"]
