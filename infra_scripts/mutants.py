@@ -48,8 +48,8 @@ MUTANTS = [
     Mutant(
         "cool-down of a number",
         STATE,
-        "(attribute_not_exists({path}) OR {path} <= {value})",
-        "(attribute_not_exists({path}) OR {path} <= {value} OR {path} > {value})",
+        "(attribute_not_exists({path}) OR {path} = {value})",
+        "(attribute_not_exists({path}) OR {path} = {value} OR {path} <> {value})",
         "tests/test_model_state.py::test_a_guard_holds_for_two_who_read_the_row_at_once",
     ),
     Mutant(
@@ -131,8 +131,14 @@ MUTANTS = [
         "",
         "tests/test_faults.py::test_fault_3_a_start_that_throws_leaves_nothing_behind",
     ),
-    Mutant("failed run is not cleaned up", LIFE, "    clean_up(engine, row.runId)\n    if now", "    if now"),
-    Mutant("failed run tells nobody", LIFE, "        notify(engine, now)", "        pass"),
+    Mutant("failed run is not cleaned up", LIFE, "row.leftover)\n    clean_up(engine, row.runId)\n", "row.leftover)\n"),
+    Mutant(
+        "an event tells nobody",
+        LIFE,
+        "        notify(engine, begun + TELL_SECONDS)\n    return outcome",
+        "        pass\n    return outcome",
+        "tests/test_lifecycle.py::test_one_failing_number_stops_nobody_elses_message",
+    ),
     Mutant("stop without deletion", LIFE, "if not clean_up(engine, row.runId):", "if not engine:"),
     Mutant(
         "unfinished deletion counts",
@@ -191,15 +197,15 @@ MUTANTS = [
     Mutant(
         "reconciler tells nobody",
         LIFE,
-        '    notify(engine, row)\n    return "rearmed"',
-        '    return "rearmed"',
+        "    _try(report, notify, engine, begun + TELL_SECONDS)",
+        "    report['notify'] = 0",
         "tests/test_lifecycle.py::test_a_sender_that_dies_leaves_no_second_message",
     ),
     Mutant(
         "sleeping row tells nobody",
         LIFE,
-        'return "notified" if notify(engine, row) else "asleep"',
-        'return "asleep"',
+        "if row.state in (CREATING, STOPPING):\n        return 0",
+        "if row.state in (CREATING, STOPPING, STOPPED):\n        return 0",
         "tests/test_lifecycle.py::test_who_joined_a_start_that_failed_is_told",
     ),
     Mutant(
@@ -233,8 +239,8 @@ MUTANTS = [
     Mutant(
         "a stop is not finished",
         LIFE,
-        'return "stopped" if finish_stopping(engine, row) else "stopping"\n    return "notified"',
-        'return "stopping"\n    return "notified"',
+        'return "stopped" if finish_stopping(engine, row) else "stopping"\n    return "asleep"',
+        'return "stopping"\n    return "asleep"',
         "tests/test_lifecycle.py::test_a_shutdown_that_died_halfway_is_finished",
     ),
     Mutant(
@@ -450,9 +456,16 @@ MUTANTS = [
     Mutant(
         "no cool-down before the write",
         GUARDS,
-        "if mark in fresh_marks(marks, cooldown, now):",
-        "if not mark:",
+        "if uses and (wait := uses[-1] + cooldown - now) > 0:",
+        "if not (wait := 0.0) and not code:",
         "tests/test_guards.py::test_a_number_waits_out_its_cool_down",
+    ),
+    Mutant(
+        "a number without end",
+        GUARDS,
+        "if len(recent) >= limit:",
+        "if limit < 0:",
+        "tests/test_guards.py::test_a_number_gets_so_many_messages_in_any_24_hours_and_no_more",
     ),
     Mutant(
         "full list in a race",

@@ -21,7 +21,7 @@ class Look:
     kept: str = ""  # why it stays after a teardown; empty: it must not
 
 
-BACKUP = "DynamoDB keeps the table's last state for 35 days, free"
+BACKUP = "DynamoDB keeps the last state of what was spent for 35 days, free"
 RECORDS = "SageMaker keeps the records of training jobs, free"
 DEPLOYER = "it lets GitHub deploy, and no teardown deletes it"
 LOOKS = (

@@ -32,6 +32,7 @@ from sentiment_engine.settings import (
     monitoring_stack,
     site_stack,
     textbelt_key_parameter,
+    usage_table,
 )
 from .training import training_image
 
@@ -335,17 +336,23 @@ def check_neighbours(session: boto3.Session, settings: Settings) -> Finding:
     return Finding("neighbours", True, f"no engine here has a prefix that goes with {settings.prefix}")
 
 # %% ../nbs/00b_account.ipynb #e9eaa4c7
-def check_table(session: boto3.Session, settings: Settings) -> Finding:
-    "See that the table's name is free, or is our engine's."
-    dynamodb = session.client("dynamodb")
+def _owner(dynamodb, table: str) -> str | None:  # the prefix in its tags; None: there is no such table
     try:
-        arn = dynamodb.describe_table(TableName=settings.table)["Table"]["TableArn"]
+        arn = dynamodb.describe_table(TableName=table)["Table"]["TableArn"]
     except dynamodb.exceptions.ResourceNotFoundException:
-        return Finding("table", True, f"the name {settings.table} is free")
+        return None
     tags = {tag["Key"]: tag["Value"] for tag in dynamodb.list_tags_of_resource(ResourceArn=arn)["Tags"]}
-    if tags.get("Project") == settings.prefix:
-        return Finding("table", True, f"{settings.table} is ours")
-    return Finding("table", False, f"{settings.table} is not ours: name another in SENTIMENT_TABLE")
+    return tags.get("Project", "")
+
+
+def check_table(session: boto3.Session, settings: Settings) -> Finding:
+    "See that the names of both tables are free, or our engine's."
+    dynamodb, names = session.client("dynamodb"), (settings.table, usage_table(settings))
+    owners = {name: _owner(dynamodb, name) for name in names}
+    if foreign := [name for name, owner in owners.items() if owner not in (None, settings.prefix)]:
+        return Finding("table", False, f"{foreign[0]} is not ours: name another table in SENTIMENT_TABLE")
+    found = [f"{name} is {'free' if owner is None else 'ours'}" for name, owner in owners.items()]
+    return Finding("table", True, ", ".join(found))
 
 # %% ../nbs/00b_account.ipynb #b0709c11
 def find_zone(route53, domain: str) -> str | None:  # the id of the zone; None: there is none

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BODY_LIMIT', 'START_LIMIT', 'THROTTLED', 'NOT_READY', 'WAKE_SECONDS', 'BUSY_SECONDS', 'ROUTES', 'Route', 'ApiError',
            'answer', 'json_body', 'texts_of', 'explain_of', 'check_parameters', 'subscriber_of', 'status_of',
-           'current_row', 'get_status', 'address_of', 'post_start', 'not_in_service', 'waking', 'busy', 'post_predict',
-           'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing', 'respond']
+           'current_row', 'status_now', 'get_status', 'address_of', 'post_start', 'not_in_service', 'waking', 'busy',
+           'post_predict', 'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing', 'respond']
 
 # %% ../nbs/05d_api.ipynb #2c7cbc94
 import base64
@@ -27,11 +27,12 @@ from .costs import price_per_hour, run_cost
 from .guards import Refused, savings
 from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, is_missing, logger
 from .metrics import emit
-from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Row, Subscriber
+from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Crowded, Row, Subscriber
 from .notifications import BadPhone, e164, mask
 from .openapi import EXPLAIN_LIMIT, openapi
 from .serverless import STANDING, is_serverless, standing_row
 from .settings import Settings
+from .usage import Unsound, Usage, read_usage
 
 # %% ../nbs/05d_api.ipynb #2214ee66
 class ApiError(Exception):
@@ -219,9 +220,9 @@ def _run(engine: Engine, row: Row, now: float) -> dict:
     }
 
 
-def _month(engine: Engine, row: Row, running: float, now: float) -> dict:
+def _month(engine: Engine, usage: Usage, now: float) -> dict:
     "Say what this month has cost and what sleeping has saved."
-    known = savings(row.usage, engine.settings.instance_types[0], running, now)
+    known = savings(usage, engine.settings.instance_types[0], now)
     since = known["countedSince"]
     return {
         **known,
@@ -230,17 +231,17 @@ def _month(engine: Engine, row: Row, running: float, now: float) -> dict:
     }
 
 # %% ../nbs/05d_api.ipynb #bbac815d
-def status_of(engine: Engine, row: Row, now: float) -> dict:
+def status_of(engine: Engine, row: Row, usage: Usage, now: float) -> dict:
     "Say everything that a visitor may know about the model."
     eta, late = states.remaining_seconds(row, now)
-    settings, run = engine.settings, _run(engine, row, now)
+    settings = engine.settings
     return {
         "state": row.state,
         "endpoint": settings.endpoint,
         "since": instant(row.since) if row.since else None,
         "now": instant(now),
-        **run,
-        **_month(engine, row, (run["runId"] and run["costSoFar"]) or 0.0, now),  # a failed run is booked already
+        **_run(engine, row, now),
+        **_month(engine, usage, now),
         "etaSeconds": eta,
         "typicalSeconds": states.typical_seconds(row, row.instanceType if row.state == CREATING else ""),
         "longerThanUsual": late,
@@ -259,9 +260,15 @@ def current_row(engine: Engine) -> Row:
     return standing_row(engine.settings) if is_serverless(engine.settings) else states.read_row(engine.table)
 
 
+def status_now(engine: Engine, row: Row) -> dict:
+    "Say everything that a visitor may know about the model, with what it has cost until now."
+    usage = Usage() if is_serverless(engine.settings) else read_usage(engine.usage)
+    return status_of(engine, row, usage, time.time())
+
+
 def get_status(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer GET /status. Never moves the deadline."
-    return 200, status_of(engine, current_row(engine), time.time())
+    return 200, status_now(engine, current_row(engine))
 
 # %% ../nbs/05d_api.ipynb #daeade15
 def address_of(event: Mapping[str, Any]) -> str:  # empty if the gateway gave none
@@ -273,7 +280,7 @@ def _check_quota(engine: Engine):
     "Raise ApiError if the provider surely sends no more messages."
     if (left := engine.sender.quota()) is not None:
         emit(engine.settings.prefix, SmsQuota=left)
-    if left == 0:
+    if left is not None and left <= 0:
         message = "No SMS can be sent at the moment. Start without a number: the page tells you too."
         raise ApiError(503, "no_sms_quota", message)
 
@@ -282,23 +289,26 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /start. Raises ApiError."
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
     if is_serverless(engine.settings):
-        return 200, {"outcome": "already-in-service", **status_of(engine, current_row(engine), time.time())}
-    if subscriber:
-        _check_quota(engine)
+        return 200, {"outcome": "already-in-service", **status_now(engine, current_row(engine))}
     try:
-        outcome, row = lifecycle.start(engine, subscriber, address_of(event))
+        outcome, row = lifecycle.start(engine, subscriber, address_of(event), lambda: _check_quota(engine))
     except NoModel as e:
         raise ApiError(503, "no_model", str(e)) from None
     except StartFailed as e:
-        message = f"{str(e).rstrip('.')}. Nothing was left running. Try again in a few minutes."
+        left = "AWS has not deleted what is left of it yet." if e.left else "Nothing was left running."
+        message = f"{str(e).rstrip('.')}. {left} Try again in a few minutes."
         raise ApiError(503, "start_failed", message) from None
     except Refused as e:
         wait = {"retry-after": str(e.retry_after)}
         raise ApiError(e.status, e.code, str(e), wait, retryAfterSeconds=e.retry_after) from None
+    except (Crowded, Unsound) as e:
+        logger.warning("start without a turn", reason=str(e))
+        raise ApiError(503, "busy", states.CROWDED, {"retry-after": "5"}, retryAfterSeconds=5) from None
     if outcome == "stopping":
-        raise ApiError(409, "stopping", "The model is going to sleep. Try again in a minute.", state=row.state)
+        still = "The model is going to sleep." if row.state == STOPPING else "The last endpoint is not deleted yet."
+        raise ApiError(409, "stopping", f"{still} Try again in a minute.", state=row.state)
     status = 200 if outcome == "already-in-service" else 202
-    return status, {"outcome": outcome, **status_of(engine, row, time.time())}
+    return status, {"outcome": outcome, **status_now(engine, row)}
 
 # %% ../nbs/05d_api.ipynb #6f1f4b5a
 def not_in_service(row: Row) -> ApiError:
@@ -450,7 +460,7 @@ def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
 # %% ../nbs/05d_api.ipynb #ea3ca6d3
 def post_extend(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /extend. Raises ApiError."
-    return 200, status_of(engine, _in_service(engine, at_least=1), time.time())
+    return 200, status_now(engine, _in_service(engine, at_least=1))
 
 # %% ../nbs/05d_api.ipynb #bdb5ee8c
 ROUTES = {  # path: method

@@ -34,6 +34,7 @@ METRICS: dict[str, Metric] = {
     "Shutdowns": Metric("Count", "runs that ended", by="Reason"),
     "StuckRuns": Metric("Count", "starts that never came up and were ended by the reconciler"),
     "OrphansDeleted": Metric("Count", "endpoints and endpoint configs of no run in progress"),
+    "NotDeleted": Metric("Count", "endpoints that AWS has not deleted although their runs are over"),
     "SmsSent": Metric("Count", "messages that the provider took"),
     "SmsFailed": Metric("Count", "messages that it did not"),
     "SmsQuota": Metric("Count", "messages that the key still pays for"),

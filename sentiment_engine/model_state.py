@@ -4,36 +4,51 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'CREATING', 'IN_SERVICE', 'STOPPING', 'FAILED', 'STATES', 'TRANSITIONS', 'ROW_LIMIT', 'RESERVE',
-           'ENTRY_LIMIT', 'DEMANDS', 'KEEP_NUMBERS', 'HISTORY', 'REASON_LIMIT', 'REASONS_LIMIT', 'ABANDONED',
-           'UNKNOWN_START', 'next_state', 'transition_diagram', 'Row', 'row_from', 'Subscriber', 'stored_size',
-           'entry_size', 'row_size', 'StateTable', 'transition_write', 'read_row', 'apply', 'StartRequest',
-           'places_for', 'start_or_join', 'retry', 'clear', 'roll_back', 'fail', 'ready', 'touch', 'begin_stopping',
-           'stopped', 'waiting', 'claim', 'settle', 'settle_abandoned', 'forget_expiry', 'typical_seconds',
+           'ENTRY_LIMIT', 'DEMANDS', 'KEEP_NUMBERS', 'Guarded', 'Uses', 'START_TRIES', 'LONGEST_PAUSE', 'CROWDED',
+           'HISTORY', 'REASON_LIMIT', 'REASONS_LIMIT', 'ABANDONED', 'UNKNOWN_START', 'next_state', 'transition_diagram',
+           'Row', 'sound_row', 'row_from', 'Subscriber', 'key_for', 'stored_size', 'entry_size', 'row_size',
+           'transition_write', 'read_row', 'whole_row', 'apply', 'StartRequest', 'mark_keys', 'places_for', 'Crowded',
+           'start_or_join', 'retry', 'clear', 'roll_back', 'fail', 'ready', 'touch', 'begin_stopping', 'stopped',
+           'waiting', 'claim', 'settle', 'settle_abandoned', 'forget_expiry', 'forget_marks', 'typical_seconds',
            'remaining_seconds']
 
 # %% ../nbs/05a_model_state.ipynb #eb6a3303
-import hashlib
+import secrets
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
-from botocore.exceptions import ClientError
+from boto3.dynamodb.types import TypeSerializer
 
 from sentiment_engine.guards import (
-    after_run,
+    DAY,
     after_start,
     check_cooldown,
+    check_number,
     check_start,
     fresh_marks,
     list_is_full,
-    mark_of,
+    marks_of,
     no_more_messages,
     room,
+    uses_of,
 )
-from .settings import Settings
+from .settings import Settings, usage_table
+from sentiment_engine.usage import (
+    HEAL_TRIES,
+    LATEST,
+    StateTable,
+    Unsound,
+    Usage,
+    day_of,
+    heal,
+    plain_item,
+    read_usage,
+    whole,
+    write_if,
+)
 
 # %% ../nbs/05a_model_state.ipynb #5f803da8
 STOPPED, CREATING, IN_SERVICE, STOPPING, FAILED = "STOPPED", "CREATING", "IN_SERVICE", "STOPPING", "FAILED"
@@ -89,44 +104,85 @@ class Row:
     modelVersion: str = ""
     reason: str = ""  # why the last start or run failed; while CREATING: why earlier instance types of it did
     leftover: str = ""  # a run whose endpoint may still be paid for; none is created before it is gone or going
-    subscribers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the hash of their number
+    subscribers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by a random key
     smsSent: int = 0  # messages of this run
     smsFailed: int = 0
     history: tuple[Mapping[str, Any], ...] = ()  # past starts, the newest last
-    usage: Mapping[str, Any] = field(default_factory=dict)  # of this day and month, see guards.usage_at
-    told: Mapping[str, int] = field(default_factory=dict)  # mark of a number: when it was put on a list
-    seen: Mapping[str, int] = field(default_factory=dict)  # mark of a network address: when it last cost something
+    usage: Mapping[str, Any] = field(default_factory=dict)  # people told on this day, see guards.usage_at
+    told: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a number: when it was put on a list
+    seen: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a network address: when it cost something
+    token: str = ""  # of the last write that began a run or a state: whoever repeats it recognises it
 
 # %% ../nbs/05a_model_state.ipynb #efcaedc3
-def _plain(value: Any) -> Any:
-    "Turn what DynamoDB's deserializer returns (Decimal) into plain Python numbers."
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return int(value) if type(value).__name__ == "Decimal" else value
+def _holds(entry: Any, must: Mapping[str, type], may: Mapping[str, type] = {}) -> bool:
+    "Tell whether an entry has the fields of `must`, and those of `may` in the right form."
+    if not isinstance(entry, dict) or not must.keys() <= entry.keys():
+        return False
+    return all(type(entry[name]) is kind for name, kind in {**must, **may}.items() if name in entry)
+
+
+def _subscribers(value: Any) -> dict[str, Mapping[str, Any]]:
+    "Return the entries that can be told."
+    entries = value.items() if isinstance(value, dict) else ()
+    may = {"name": str, "at": int, "claim": str, "claimedAt": int, "asked": int}
+    return {key: entry for key, entry in entries if _holds(entry, {"to": str}, may)}
+
+
+def _history(value: Any) -> tuple[Mapping[str, Any], ...]:
+    "Return the past starts that say how long they took."
+    past = value if isinstance(value, list) else ()
+    return tuple(h for h in past if _holds(h, {"instanceType": str, "seconds": int}) and 0 <= h["seconds"] <= LATEST)
+
+
+def _marks(value: Any) -> dict[str, list[int]]:
+    "Return the marks with lists of instants."
+    lists = {mark: uses for mark, uses in value.items() if isinstance(uses, list)} if isinstance(value, dict) else {}
+    return {mark: uses for mark, uses in lists.items() if all(whole(at) for at in uses)}
+
+
+def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
+    "Return every field of Row but the key, whatever an item holds."
+    texts = {f: plain.get(f) for f in ("runId", "instanceType", "modelVersion", "reason", "leftover", "token")}
+    numbers = {f: plain.get(f) for f in ("since", "startedAt", "shutdownAt", "smsSent", "smsFailed")}
+    return {
+        "state": plain["state"] if plain.get("state") in STATES else STOPPED,
+        **{name: value if isinstance(value, str) else "" for name, value in texts.items()},
+        **{name: whole(value) for name, value in numbers.items()},
+        "subscribers": _subscribers(plain.get("subscribers")),
+        "history": _history(plain.get("history")),
+        "usage": plain["usage"] if _holds(plain.get("usage"), {"day": str, "messages": int}) else {},
+        "told": _marks(plain.get("told")),
+        "seen": _marks(plain.get("seen")),
+    }
 
 
 def row_from(
     item: Mapping[str, Mapping[str, Any]],  # as DynamoDB's client returns it
 ) -> Row:
-    "Read an item of the table; attributes that are not of the row are passed over."
-    read = TypeDeserializer().deserialize
-    known = {k: _plain(read(v)) for k, v in item.items() if k in Row.__dataclass_fields__}
-    return Row(**known | {"history": tuple(known.get("history", ()))})
+    "Read an item of the table. A field that is missing or that nobody can read is as in a row that was never used."
+    plain = plain_item(item)
+    return Row(plain["modelId"], **sound_row(plain))
 
 # %% ../nbs/05a_model_state.ipynb #e947e007
+def _new_key() -> str:
+    return uuid.uuid4().hex[:16]
+
+
 @dataclass(frozen=True)
 class Subscriber:
     "Who wants one message when the model is ready."
 
-    to: str  # a phone number in E.164
-    name: str = ""  # what the SMS calls them
+    to: str = field(repr=False)  # a phone number in E.164
+    name: str = field(default="", repr=False)  # what the SMS calls them
+    key: str = field(default_factory=_new_key, compare=False)  # in the map: 16 characters, 0-9 and a-f
 
-    @property
-    def key(self) -> str:  # 16 characters, 0-9 and a-f
-        "The key in the map."
-        return hashlib.sha256(self.to.encode()).hexdigest()[:16]
+
+def key_for(
+    row: Row,
+    number: str,  # E.164
+) -> str | None:
+    "Return the key under which a number waits; None if it does not."
+    return next((key for key, entry in row.subscribers.items() if entry["to"] == number), None)
 
 # %% ../nbs/05a_model_state.ipynb #98c14d3b
 ROW_LIMIT = 102_400  # bytes of the row; DynamoDB itself takes 409,600
@@ -146,7 +202,7 @@ def stored_size(value: Any) -> int:  # bytes, at most
 
 # %% ../nbs/05a_model_state.ipynb #bc9526ba
 _CLAIM = {"claim": "0" * 32, "claimedAt": 10**9}  # what `claim` adds to an entry
-_MARK = {"0" * 6: 10**9}  # what a cool-down adds to a map of marks
+_MARK = {"0" * 6: [10**9]}  # what a use adds to a map of marks
 
 
 def entry_size(subscriber: Subscriber) -> int:  # bytes
@@ -159,20 +215,6 @@ def row_size(row: Row) -> int:  # bytes
     "Return what the row takes once every subscriber is claimed."
     claimed = {key: {**entry, **_CLAIM} for key, entry in row.subscribers.items()}
     return stored_size({**vars(row), "subscribers": claimed, "expiresAt": 10**9})
-
-# %% ../nbs/05a_model_state.ipynb #d082f9a8
-@dataclass(frozen=True)
-class StateTable:
-    "Where the row lives."
-
-    dynamodb: Any  # boto3 client
-    name: str
-    model_id: str
-
-    @property
-    def key(self) -> dict:
-        "The row's key, as the client wants it."
-        return {"modelId": {"S": self.model_id}}
 
 # %% ../nbs/05a_model_state.ipynb #e444a540
 def _placeholders(
@@ -197,7 +239,7 @@ def _update_text(values: Iterable[str], removes: Iterable[str], names: Mapping[s
 DEMANDS = {  # comparison: its DynamoDB expression
     "=": "{path} = {value}",
     "<=": "{path} <= {value}",
-    "absent or <=": "(attribute_not_exists({path}) OR {path} <= {value})",
+    "absent or =": "(attribute_not_exists({path}) OR {path} = {value})",
     "size <": "size({path}) < {value}",
 }
 
@@ -238,47 +280,42 @@ def transition_write(
 # %% ../nbs/05a_model_state.ipynb #15850735
 def read_row(table: StateTable) -> Row:
     "Read the row, strongly consistent. A model that was never started is STOPPED."
-    found = table.dynamodb.get_item(TableName=table.name, Key=table.key, ConsistentRead=True).get("Item")
+    found = table.item()
     return row_from(found) if found else Row(table.model_id)
 
 
-def _update(table: StateTable, write: Mapping[str, Any]) -> Row | None:  # None: the condition was false
+def whole_row(table: StateTable) -> Row:
+    "Read the row, and first write what it lacks or holds in a form that nobody can read. Raises Unsound."
+    return row_from(table.key | heal(table, sound_row))
+
+
+def _update(table: StateTable, write: Mapping[str, Any], **ours) -> Row | None:  # None: the condition was false
     "Apply a conditional update and return the row after it."
-    try:
-        done = table.dynamodb.update_item(TableName=table.name, Key=table.key, ReturnValues="ALL_NEW", **write)
-    except ClientError as e:
-        if e.response["Error"]["Code"] == "ConditionalCheckFailedException":
-            return None
-        raise
-    return row_from(done["Attributes"])
+    done = write_if(table, write, **ours)
+    return row_from(done) if done else None
 
 # %% ../nbs/05a_model_state.ipynb #186ff201
+_OPEN = ("join", "touch")  # actions that many repeat: a look at the row tells whether they took effect
+
+
 def apply(
     table: StateTable,
     action: str,
     run_id: str,
+    values: Mapping[str, Any] = {},
     **write,  # see `transition_write`
 ) -> Row | None:  # the row after it; None if the row has moved on and nothing was changed
-    "Apply one action to the row by one conditional write."
-    return _update(table, transition_write(action, run_id, now=int(time.time()), **write))
+    "Apply one action to the row by one conditional write, which recognises itself if it is sent twice."
+    values = dict(values) if action in _OPEN else {"token": uuid.uuid4().hex} | dict(values)
+
+    def is_ours(item: dict) -> bool:
+        row = row_from(item)
+        return row.token == values.get("token") or ("runId" in values and row.runId == values["runId"])
+
+    return _update(table, transition_write(action, run_id, values, now=int(time.time()), **write), is_ours=is_ours)
 
 # %% ../nbs/05a_model_state.ipynb #054dcdf7
-KEEP_NUMBERS = 24 * 3600  # DynamoDB deletes a row with numbers that nobody erased this long after its last start
-
-
-def _ensure_row(table: StateTable):
-    "Write the first, empty row unless there is one."
-    item = {"modelId": table.model_id, "state": STOPPED, "runId": "none", "since": int(time.time())}
-    item |= {"subscribers": {}, "usage": {}, "told": {}, "seen": {}, "smsSent": 0, "smsFailed": 0}
-    try:
-        table.dynamodb.put_item(
-            TableName=table.name,
-            Item={k: TypeSerializer().serialize(v) for k, v in item.items()},
-            ConditionExpression="attribute_not_exists(modelId)",
-        )
-    except ClientError as e:
-        if e.response["Error"]["Code"] != "ConditionalCheckFailedException":
-            raise
+KEEP_NUMBERS = 24 * 3600  # seconds from the end of their run after which DynamoDB deletes numbers that nobody erased
 
 # %% ../nbs/05a_model_state.ipynb #98f91e67
 @dataclass(frozen=True)
@@ -289,17 +326,62 @@ class StartRequest:
     subscriber: Subscriber | None = None  # who wants a message
     address: str = ""  # the visitor's network address; empty: not known, and not guarded
     model_version: str = ""
+    last_check: Callable[[], None] = lambda: None  # made once all guards agree and before a number is taken
+
+# %% ../nbs/05a_model_state.ipynb #829bce40
+def _new_day(item: Mapping[str, Any], now: float) -> dict:
+    "Write a new key for marks as a conditional update: the first caller of the day makes it."
+    known = plain_item(item)
+    before = known.get("today") if known.get("day") == day_of(now - DAY) else ""
+    end = int(now) // DAY * DAY + 2 * DAY  # when yesterday's key is not needed any more either
+    values = {":day": day_of(now), ":new": secrets.token_hex(32), ":end": end}
+    values |= {":before": before if isinstance(before, str) else ""}
+    return {
+        "UpdateExpression": "SET #day = :day, #today = :new, #before = :before, #end = :end",
+        "ConditionExpression": "#today = :was" if "today" in item else "attribute_not_exists(#today)",
+        "ExpressionAttributeNames": {"#day": "day", "#today": "today", "#before": "yesterday", "#end": "expiresAt"},
+        "ExpressionAttributeValues": {k: TypeSerializer().serialize(v) for k, v in values.items()}
+        | ({":was": item["today"]} if "today" in item else {}),
+    }
+
+
+def mark_keys(table: StateTable, now: float) -> tuple[str, ...]:
+    "Return today's key for marks and, if there was one, yesterday's. Raises Unsound."
+    place = replace(table, model_id=f"{table.model_id}#marks")
+    for _ in range(HEAL_TRIES):
+        item = place.item()
+        known = {name: value for name, value in plain_item(item).items() if isinstance(value, str)}
+        if known.get("day", "") >= day_of(now) and known.get("today"):  # later: this clock is behind
+            return tuple(filter(None, (known["today"], known.get("yesterday"))))
+        write_if(place, _new_day(item, now))
+    raise Unsound(f"the keys for marks in {table.name} change all the time")
 
 # %% ../nbs/05a_model_state.ipynb #4bbfc313
 _GUARDED = {"told": ("number_cooldown", "This number"), "seen": ("address_cooldown", "Your network address")}
+Guarded = list[tuple[str, tuple[str, ...], float]]  # map, marks with today's first, cool-down in seconds
 
 
-def _cooldowns(settings: Settings, request: StartRequest) -> list[tuple[str, str, float]]:  # (map, mark, seconds)
-    "List the cool-downs that a request must respect."
-    whom, address = request.subscriber, request.address
-    number = [("told", mark_of(whom.to), settings.number_cooldown_minutes * 60)] if whom else []
-    network = [("seen", mark_of(address), settings.address_cooldown_seconds)] if address else []
-    return [cooldown for cooldown in number + network if cooldown[2] > 0]
+def _guarded(settings: Settings, request: StartRequest, keys: tuple[str, ...]) -> Guarded:
+    "List what of a request must be recognised."
+    whom, address, pause = request.subscriber, request.address, settings.address_cooldown_seconds
+    number = [("told", marks_of(whom.to, keys), settings.number_cooldown_minutes * 60)] if whom else []
+    return number + ([("seen", marks_of(address, keys), pause)] if address and pause else [])
+
+# %% ../nbs/05a_model_state.ipynb #8596c48c
+Uses = dict[str, dict[str, list[int]]]  # map: mark: seconds since 1970
+
+
+def _fresh(row: Row, now: float) -> Uses:
+    "Return both maps of marks without the uses that no longer matter."
+    return {kept: fresh_marks(getattr(row, kept), DAY, now) for kept in ("told", "seen")}
+
+
+def _marks_after(row: Row, guarded: Guarded, now: int) -> Uses:
+    "Return both maps of marks as this request leaves them."
+    after = _fresh(row, now)
+    for kept, marks, _ in guarded:
+        after[kept][marks[0]] = [*after[kept].get(marks[0], []), now]
+    return after
 
 # %% ../nbs/05a_model_state.ipynb #b66c1e68
 def places_for(
@@ -311,81 +393,123 @@ def places_for(
     return 0 if free < 0 else len(row.subscribers) + 1 + free // ENTRY_LIMIT
 
 # %% ../nbs/05a_model_state.ipynb #32c5cb40
-def _check_request(settings: Settings, row: Row, request: StartRequest, messages: int, now: int) -> int:  # places
-    "Return how many subscribers the list must stay below. Raise Refused if it is full or a cool-down runs."
+def _check_request(
+    settings: Settings, row: Row, request: StartRequest, guarded: Guarded, messages: int, now: int
+) -> int:  # places
+    "Return how many subscribers the list must stay below. Raise Refused if it is full or a guard objects."
     places = min(messages, places_for(request.subscriber, row)) if request.subscriber else messages
     if request.subscriber and len(row.subscribers) >= places:
         raise no_more_messages(now) if places == messages else list_is_full()
-    for kept, mark, seconds in _cooldowns(settings, request):
-        check_cooldown(getattr(row, kept), mark, seconds, now, *_GUARDED[kept])
+    for kept, marks, pause in guarded:
+        uses = uses_of(getattr(row, kept), marks)
+        check_cooldown(uses, pause, now, *_GUARDED[kept])
+        if kept == "told":
+            check_number(settings, uses, now)
+    if request.subscriber:
+        request.last_check()
     return places
 
 
-def _subscription(subscriber: Subscriber | None, now: int) -> dict:
+def _subscription(settings: Settings, row: Row, subscriber: Subscriber | None, now: int) -> dict:
     "Return the values that put `subscriber` on the list, and the numbers' own end of life."
     if subscriber is None:
         return {}
-    entry = {"to": subscriber.to, "name": subscriber.name, "at": now}
-    return {f"subscribers.{subscriber.key}": entry, "expiresAt": now + KEEP_NUMBERS}
+    entry = {"to": subscriber.to, "name": subscriber.name, "at": now, "asked": 1}
+    key = key_for(row, subscriber.to) or subscriber.key
+    return {f"subscribers.{key}": entry, "expiresAt": now + int(settings.max_run_minutes * 60) + KEEP_NUMBERS}
 
 # %% ../nbs/05a_model_state.ipynb #3d66218e
-def _join(table: StateTable, settings: Settings, row: Row, request: StartRequest, now: int) -> Row | None:
+def _join(
+    table: StateTable, settings: Settings, row: Row, request: StartRequest, guarded: Guarded, now: int
+) -> Row | None:
     "Put somebody on the list of a run that is starting. Raises Refused."
-    if request.subscriber is None or request.subscriber.key in row.subscribers:
+    if request.subscriber is None:
         return row
-    places = _check_request(settings, row, request, room(settings, row.usage, row.startedAt), now)
-    cooldowns = _cooldowns(settings, request)
-    demands = {f"{kept}.{mark}": ("absent or <=", int(now - seconds)) for kept, mark, seconds in cooldowns}
-    marks = {f"{kept}.{mark}": now for kept, mark, _ in cooldowns}
-    values = _subscription(request.subscriber, now) | marks
+    if key := key_for(row, request.subscriber.to):
+        return _ask_again(table, row, key)
+    places = _check_request(settings, row, request, guarded, room(settings, row.usage, row.startedAt), now)
+    read = {(kept, marks[0]): getattr(row, kept).get(marks[0], []) for kept, marks, _ in guarded}
+    after = _marks_after(row, guarded, now)
+    demands = {f"{kept}.{mark}": ("absent or =", uses) for (kept, mark), uses in read.items()}
     demands |= {"subscribers": ("size <", places)} | _as_read(row)
+    values = _subscription(settings, row, request.subscriber, now)
+    values |= {f"{kept}.{mark}": after[kept][mark] for kept, mark in read}
     return apply(table, "join", row.runId, values=values, conditions=demands)
 
+
+def _ask_again(table: StateTable, row: Row, key: str) -> Row | None:
+    "Note that somebody who waits was promised their message once more, as from a second tab."
+    asked = row.subscribers[key].get("asked", 1)
+    values, demands = {f"subscribers.{key}.asked": asked + 1}, {f"subscribers.{key}.asked": ("absent or =", asked)}
+    known = {f"subscribers.{key}.to": ("=", row.subscribers[key]["to"])}
+    return apply(table, "join", row.runId, values=values, conditions=demands | known)
+
 # %% ../nbs/05a_model_state.ipynb #291fbada
-def _marks_after(settings: Settings, row: Row, request: StartRequest, now: int) -> dict[str, dict[str, int]]:
-    "Return both maps of marks as they are after a start: the fresh ones and this visitor's."
-    seconds = {"told": settings.number_cooldown_minutes * 60, "seen": settings.address_cooldown_seconds}
-    kept = {name: fresh_marks(getattr(row, name), cooldown, now) for name, cooldown in seconds.items()}
-    for name, mark, _ in _cooldowns(settings, request):
-        kept[name][mark] = now
-    return kept
-
-
 def _usage_after(row: Row, now: int) -> dict[str, Any]:
-    "Count a run that begins now, and the messages of the one before if it began on the same day."
+    "Count the messages of the run before if it began on the day of the one that begins now."
     same_day = row.startedAt // 86_400 == now // 86_400
     return after_start(row.usage, now, row.smsSent + row.smsFailed if same_day else 0)
 
 # %% ../nbs/05a_model_state.ipynb #ab9ac287
-def _start(table: StateTable, settings: Settings, row: Row, request: StartRequest, now: int) -> Row | None:
+def _start(
+    table: StateTable, settings: Settings, row: Row, spent: Usage, request: StartRequest, guarded: Guarded, now: int
+) -> Row | None:
     "Begin a run if the row is still as it was read. Raises Refused."
-    check_start(settings, row.usage, now)
+    check_start(settings, spent, now)
     usage = _usage_after(row, now)
-    _check_request(settings, row, request, room(settings, usage, now), now)
+    _check_request(settings, row, request, guarded, room(settings, usage, now), now)
     fresh = {"runId": request.run_id, "startedAt": now, "modelVersion": request.model_version, "usage": usage}
-    fresh |= {"instanceType": settings.instance_types[0]} | _marks_after(settings, row, request, now)
-    zero = {"smsSent": 0, "smsFailed": 0, "shutdownAt": 0, "reason": ""}
-    values = fresh | zero | _subscription(request.subscriber, now)
+    fresh |= {"instanceType": settings.instance_types[0]} | _marks_after(row, guarded, now)
+    zero = {"smsSent": 0, "smsFailed": 0, "shutdownAt": 0, "reason": "", "leftover": ""}
+    values = fresh | zero | _subscription(settings, row, request.subscriber, now)
     return apply(table, "start", row.runId, values=values, conditions=_as_read(row))
 
 # %% ../nbs/05a_model_state.ipynb #c62b8139
+START_TRIES = 12
+LONGEST_PAUSE = 1.0  # seconds
+CROWDED = "Too many people press Start at this moment. Nothing was started for this request. Try again in some seconds."
+
+
+class Crowded(RuntimeError):
+    "A Start that had no turn."
+
+
+def _pause(request: StartRequest, tries: int) -> float:  # seconds
+    "Return how long a request waits before its next try."
+    share = int(request.run_id[tries % len(request.run_id) :] + request.run_id[: tries % len(request.run_id)], 16)
+    return min(LONGEST_PAUSE, 0.02 * 2**tries) * share / 16 ** len(request.run_id)
+
+
 def start_or_join(
     table: StateTable,
     settings: Settings,
     request: StartRequest,
 ) -> tuple[str, Row]:  # started, joined, already-in-service or stopping
-    "Win the start or join it, by one write that also stores the subscriber. Raises Refused."
-    _ensure_row(table)
-    while (row := read_row(table)).state not in (IN_SERVICE, STOPPING):
+    "Win the start or join it, by one write that also stores the subscriber. Raises Refused, Crowded or Unsound."
+    row, guarded = whole_row(table), _guarded(settings, request, mark_keys(table, time.time()))
+    for tries in range(START_TRIES):
+        if row.state in (IN_SERVICE, STOPPING):
+            return "stopping" if row.state == STOPPING else "already-in-service", row
         if row.state == CREATING and row.runId == request.run_id:
             return "started", row
-        now = int(time.time())
-        if row.state == CREATING:
-            if joined := _join(table, settings, row, request, now):
-                return "joined", joined
-        elif started := _start(table, settings, row, request, now):
-            return "started", started
-    return "stopping" if row.state == STOPPING else "already-in-service", row
+        if done := _start_once(table, settings, row, request, guarded):
+            return done
+        time.sleep(_pause(request, tries))
+        row = whole_row(table)
+    raise Crowded(CROWDED)
+
+
+def _start_once(
+    table: StateTable, settings: Settings, row: Row, request: StartRequest, guarded: Guarded
+) -> tuple[str, Row] | None:  # None: the row has changed since it was read
+    "Join the run that is starting, or begin one. Raises Refused."
+    now = int(time.time())
+    if row.state == CREATING:
+        joined = _join(table, settings, row, request, guarded, now)
+        return joined and ("joined", joined)
+    spent = read_usage(replace(table, name=usage_table(settings)))
+    started = _start(table, settings, row, spent, request, guarded, now)
+    return started and ("started", started)
 
 # %% ../nbs/05a_model_state.ipynb #361c021b
 HISTORY = 20  # past starts that are remembered
@@ -407,21 +531,15 @@ def retry(table: StateTable, row: Row, new_run_id: str, instance_type: str, reas
     return apply(table, "retry", row.runId, values=values)
 
 
-def clear(table: StateTable, row: Row) -> Row | None:
+def clear(table: StateTable, row: Row, model_version: str) -> Row | None:
     "Record that nothing is left of the endpoint before, so that the next one may be created: by one caller only."
-    values = {"leftover": "", "since": int(time.time())}
+    values = {"leftover": "", "since": int(time.time()), "modelVersion": model_version}
     return apply(table, "clear", row.runId, values=values, conditions={"leftover": ("=", row.leftover)})
 
 # %% ../nbs/05a_model_state.ipynb #08b5a956
-def _after_run(row: Row) -> dict[str, Any]:
-    "Return the values that book what a run has cost that is over now."
-    now = time.time()
-    return {"usage": after_run(row.usage, now, row.instanceType, now - row.startedAt), "shutdownAt": 0}
-
-
 def _after_failure(row: Row, reason: str) -> dict[str, Any]:
     "Return the values that end a run which failed."
-    return _after_run(row) | {"reason": _reasons(row, reason), "leftover": row.leftover or row.runId}
+    return {"shutdownAt": 0, "reason": _reasons(row, reason), "leftover": row.leftover or row.runId}
 
 # %% ../nbs/05a_model_state.ipynb #6c9d6ef4
 def roll_back(
@@ -431,8 +549,15 @@ def roll_back(
     subscriber: Subscriber | None = None,  # who pressed Start
 ) -> Row | None:
     "Return to STOPPED because the endpoint could not be created."
-    removes = [f"subscribers.{subscriber.key}", f"told.{mark_of(subscriber.to)}"] if subscriber else []
-    return apply(table, "roll_back", row.runId, values=_after_failure(row, reason), removes=removes)
+    values, key = _after_failure(row, reason), key_for(row, subscriber.to) if subscriber else None
+    asked = row.subscribers[key].get("asked", 1) if key else 0
+    demands = {f"subscribers.{key}.asked": ("absent or =", asked)} if key else {}
+    if asked == 1:  # else another tab of theirs was promised a message
+        marks = marks_of(subscriber.to, mark_keys(table, time.time()))
+        mark = next(mark for mark in marks if row.told.get(mark))  # yesterday's if the day has turned since
+        values |= {f"told.{mark}": row.told[mark][:-1]}
+    removes = [f"subscribers.{key}"] if asked == 1 else []
+    return apply(table, "roll_back", row.runId, values=values, removes=removes, conditions=demands)
 
 # %% ../nbs/05a_model_state.ipynb #f6bff7f5
 def fail(table: StateTable, row: Row, reason: str) -> Row | None:
@@ -466,8 +591,7 @@ def _as_read(row: Row) -> dict[str, tuple[str, int]]:
 
 def stopped(table: StateTable, row: Row) -> Row | None:
     "Record that the endpoint is deleted, and forget whoever could not be told."
-    forgotten = {"subscribers": {}, "smsFailed": row.smsFailed + len(row.subscribers)}
-    values = _after_run(row) | forgotten
+    values = {"shutdownAt": 0, "subscribers": {}, "smsFailed": row.smsFailed + len(row.subscribers)}
     return apply(table, "stopped", row.runId, values=values, removes=["expiresAt"], conditions=_as_read(row))
 
 # %% ../nbs/05a_model_state.ipynb #00aea9d4
@@ -496,7 +620,7 @@ def claim(table: StateTable, run_id: str, key: str) -> tuple[str, Subscriber] | 
     if row is None:
         return None
     entry = row.subscribers[key]
-    return token, Subscriber(entry["to"], entry.get("name", ""))
+    return token, Subscriber(entry["to"], entry.get("name", ""), key)
 
 
 def settle(table: StateTable, key: str, token: str, sent: bool) -> Row | None:
@@ -530,6 +654,23 @@ def forget_expiry(table: StateTable) -> Row | None:
             "ConditionExpression": "attribute_exists(expiresAt) AND #subscribers = :none",
             "ExpressionAttributeNames": {"#subscribers": "subscribers"},
             "ExpressionAttributeValues": {":none": {"M": {}}},
+        },
+    )
+
+# %% ../nbs/05a_model_state.ipynb #7ca8ba3e
+def forget_marks(table: StateTable, row: Row) -> Row | None:
+    "Erase the marks whose time is over, unless somebody can be adding one."
+    fresh = _fresh(row, time.time())
+    if row.state == CREATING or fresh == {"told": row.told, "seen": row.seen}:
+        return None
+    values = {":run": row.runId, ":state": row.state, ":told": fresh["told"], ":seen": fresh["seen"]}
+    return _update(
+        table,
+        {
+            "UpdateExpression": "SET #told = :told, #seen = :seen",
+            "ConditionExpression": "#run = :run AND #state = :state",
+            "ExpressionAttributeNames": {"#told": "told", "#seen": "seen", "#run": "runId", "#state": "state"},
+            "ExpressionAttributeValues": {k: TypeSerializer().serialize(v) for k, v in values.items()},
         },
     )
 

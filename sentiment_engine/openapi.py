@@ -24,7 +24,7 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, what happened)
     "unavailable": (503, "A service of AWS that is needed does not answer."),
     "internal_error": (500, "A mistake of ours."),
     "not_in_service": (409, "The model is not awake."),
-    "stopping": (409, "The model is being put to sleep."),
+    "stopping": (409, "The endpoint of the last run is not deleted yet."),
 }
 
 # %% ../nbs/05f_openapi.ipynb #31329c3c
@@ -33,12 +33,13 @@ CODES |= {
     "invalid_phone": (400, "The number cannot get an SMS."),
     "over_budget": (402, "The month's budget does not allow another run."),
     "number_cooldown": (429, "This number has asked a moment ago."),
+    "number_limit": (429, "This number was promised its messages of 24 hours."),
     "address_cooldown": (429, "This network address has asked a moment ago."),
     "too_many_starts": (429, "The model was started often enough today."),
     "too_many_waiting": (429, "No more messages can be promised."),
     "no_sms_quota": (503, "The SMS provider sends no more messages now."),
     "no_model": (503, "No model is registered yet."),
-    "start_failed": (503, "The endpoint could not be created; nothing was left running."),
+    "start_failed": (503, "The endpoint could not be created. The message says what is left of it."),
 }
 
 # %% ../nbs/05f_openapi.ipynb #68a1f38e
@@ -58,7 +59,7 @@ CODES |= {
     "invalid_explain": (400, "explain is neither true nor false."),
     "too_many_explained": (400, "There are more texts than are explained at a time."),
     **dict.fromkeys(MODEL_CODES.split(), (400, "The model cannot read this.")),
-    "busy": (503, "The model has too much to do."),
+    "busy": (503, "Too many ask at the same moment."),
     "waking": (503, "A serverless model is being loaded after a pause; retryAfterSeconds says when to ask again."),
     "model_error": (502, "The model failed."),
     "model_timeout": (504, "The model did not answer in time."),
@@ -69,8 +70,8 @@ _ALWAYS = "internal_error unavailable"
 _BODY = f"{_ALWAYS} invalid_body invalid_json body_too_large unsupported_encoding"
 REFUSALS: dict[str, str] = {  # path: codes
     "/status": _ALWAYS,
-    "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown address_cooldown too_many_starts "
-    "too_many_waiting stopping no_model start_failed no_sms_quota",
+    "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown number_limit address_cooldown "
+    "too_many_starts too_many_waiting stopping no_model busy start_failed no_sms_quota",
     "/predict": f"{_BODY} missing_inputs two_inputs not_text empty_text text_too_long too_many_texts invalid_text "
     f"invalid_explain too_many_explained unsupported_parameter not_in_service no_model busy waking model_error "
     f"model_timeout {MODEL_CODES}",

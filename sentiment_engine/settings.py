@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'PREFIX', 'OWN', 'RESERVED_BY_AWS', 'PROBE', 'Settings', 'check_prefix', 'settings_from',
-           'environment_of', 'foundation_stack', 'site_stack', 'engine_stack', 'monitoring_stack', 'model_parameter',
-           'captures_address', 'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name', 'connect',
-           'foundation_parameters', 'site_parameters']
+           'environment_of', 'foundation_stack', 'site_stack', 'engine_stack', 'monitoring_stack', 'usage_table',
+           'model_parameter', 'captures_address', 'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name',
+           'connect', 'foundation_parameters', 'site_parameters']
 
 # %% ../nbs/00_settings.ipynb #15bbc554
 import os
@@ -43,6 +43,7 @@ class Settings:
     address_cooldown_seconds: float = 60  # before the same address may begin a run or leave a number again; 0: no wait
     daily_starts: int = 40  # runs that may begin in a day (UTC)
     daily_messages: int = 100  # people who may be told in a day (UTC)
+    daily_messages_per_number: int = 3  # of them to the same number, in any 24 hours
     monthly_budget: float = 10.0  # dollars of instance time in a month (UTC); beyond them Start is refused
     capture_percent: int = 20  # of the endpoint's answers that are kept in S3 to watch the model; 0: none
     capture_text: bool = False  # whether what visitors wrote is kept with them
@@ -58,8 +59,12 @@ class Settings:
             raise ValueError("idle_minutes, max_run_minutes and creating_minutes must be above 0")
         if min(self.number_cooldown_minutes, self.address_cooldown_seconds) < 0:
             raise ValueError("number_cooldown_minutes and address_cooldown_seconds must not be below 0")
-        if min(self.daily_starts, self.daily_messages, self.monthly_budget, self.account_budget) <= 0:
-            raise ValueError("daily_starts, daily_messages, monthly_budget and account_budget must be above 0")
+        if self.number_cooldown_minutes > 1440 or self.address_cooldown_seconds > 86_400:
+            raise ValueError("number_cooldown_minutes and address_cooldown_seconds must not be longer than a day")
+        if min(self.daily_starts, self.daily_messages, self.daily_messages_per_number) <= 0:
+            raise ValueError("daily_starts, daily_messages and daily_messages_per_number must be above 0")
+        if min(self.monthly_budget, self.account_budget) <= 0:
+            raise ValueError("monthly_budget and account_budget must be above 0")
         if not 0 <= self.capture_percent <= 100:
             raise ValueError("capture_percent must be between 0 and 100")
         if self.endpoint not in ("realtime", "serverless"):
@@ -145,6 +150,11 @@ def monitoring_stack(settings: Settings) -> str:
     return f"{settings.prefix}-monitoring"
 
 
+def usage_table(settings: Settings) -> str:
+    "Name the table of what was spent; the templates say the same."
+    return f"{settings.table}-usage"
+
+
 def model_parameter(settings: Settings) -> str:
     "Name the SSM parameter that says which registered model a start deploys."
     return f"/{settings.prefix}/model"
@@ -207,7 +217,7 @@ def foundation_parameters(
     boundary: str = "",  # ARN of a policy that no role may go beyond
 ) -> dict[str, str]:
     "Say what the foundation's template is told."
-    return {"Prefix": settings.prefix, "PermissionsBoundary": boundary}
+    return {"Prefix": settings.prefix, "TableName": settings.table, "PermissionsBoundary": boundary}
 
 # %% ../nbs/00_settings.ipynb #001f5638
 def site_parameters(

@@ -26,7 +26,7 @@ WAKING_SECONDS = 5.0  # an endpoint takes that much longer here, so that a test 
 WORDS = ("warm", "lovely", "fantastic", "worth", "good", "stopped", "wobbles", "disappointed", "broken", "nothing")
 # All visitors of a test come from one address, many times a day.
 UNGUARDED = {"number_cooldown_minutes": 0, "address_cooldown_seconds": 0, "daily_starts": 100_000}
-UNGUARDED |= {"daily_messages": 100_000, "monthly_budget": 1_000_000}
+UNGUARDED |= {"daily_messages": 100_000, "daily_messages_per_number": 100_000, "monthly_budget": 1_000_000}
 LEXICON = WEIGHTS | dict(zip(WORDS, (2, 2, 2, 1, 1, -3, -2, -2, -3, -1), strict=True))
 
 

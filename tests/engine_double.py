@@ -28,7 +28,8 @@ from sentiment_engine import api, lifecycle, model_state
 from sentiment_engine.lifecycle import Engine
 from sentiment_engine.model_state import read_row
 from sentiment_engine.notifications import NotSent
-from sentiment_engine.settings import Settings, endpoint_name
+from sentiment_engine.settings import Settings, endpoint_name, usage_table
+from sentiment_engine.usage import Usage, read_usage
 
 ROOT = Path(__file__).parent.parent
 ADA, BOB, CAROL = "+12025550123", "+12025550145", "+12025550178"
@@ -116,8 +117,8 @@ class Clock:
 class SageMaker:
     "Endpoints and endpoint configs in two dictionaries, with SageMaker's own words of refusal."
 
-    def __init__(self):
-        self.endpoints, self.configs, self.lock = {}, {}, threading.Lock()
+    def __init__(self, clock: Clock):
+        self.endpoints, self.configs, self.lock, self.clock = {}, {}, threading.Lock(), clock
         self.errors = {}  # operation: exceptions to raise next; after it took effect if .after is set
         self.deaf = False  # whether a deletion is accepted and nothing is deleted
         self.calls = []
@@ -150,7 +151,7 @@ class SageMaker:
     def _add(self, kind, name, **fields):
         if name in kind:
             raise aws_error("ValidationException", f'Cannot create already existing endpoint "{name}".')
-        kind[name] = fields
+        kind[name] = fields | {"made": self.clock.now}
 
     def do_create_endpoint_config(self, EndpointConfigName, ProductionVariants, Tags=(), DataCaptureConfig=None):
         variant = ProductionVariants[0]
@@ -194,7 +195,8 @@ class SageMaker:
             arn = f"arn:aws:sagemaker:us-east-1:1:{'endpoint-config' if 'config' in operation else 'endpoint'}/"
             names = [n for n in list(found) if NameContains in n]
             status = {} if "config" in operation else {"EndpointStatus": "InService"}
-            born = {n: lifecycle.datetime.fromtimestamp(found[n].get("made", 0), lifecycle.UTC) for n in names}
+            made = {n: found[n].get("made", self.clock.now) for n in names}
+            born = {n: lifecycle.datetime.fromtimestamp(at, lifecycle.UTC) for n, at in made.items()}
             listed = [{f"{kind}Name": n, f"{kind}Arn": arn + n, "CreationTime": born[n], **status} for n in names]
             yield {f"{kind}s": listed}
 
@@ -308,19 +310,21 @@ class World:
     "An engine with its surroundings, driven through the Lambdas' own handlers."
 
     def __init__(self, monkeypatch, **settings):
-        self.clock, self.sagemaker, self.scheduler, self.phone = Clock(), SageMaker(), Scheduler(), Phone()
+        self.clock, self.scheduler, self.phone = Clock(), Scheduler(), Phone()
+        self.sagemaker = SageMaker(self.clock)
         self.logs = Logs()
         for module in (api, lifecycle, model_state):
             monkeypatch.setattr(module, "time", self.clock)
         name = f"state-{uuid.uuid4().hex[:8]}"
         self.settings = Settings(table=name, site_origin="https://site.example", **settings)
         self.dynamodb = dynamodb()
-        self.dynamodb.create_table(
-            TableName=name,
-            KeySchema=[{"AttributeName": "modelId", "KeyType": "HASH"}],
-            AttributeDefinitions=[{"AttributeName": "modelId", "AttributeType": "S"}],
-            BillingMode="PAY_PER_REQUEST",
-        )
+        for table in (name, usage_table(self.settings)):
+            self.dynamodb.create_table(
+                TableName=table,
+                KeySchema=[{"AttributeName": "modelId", "KeyType": "HASH"}],
+                AttributeDefinitions=[{"AttributeName": "modelId", "AttributeType": "S"}],
+                BillingMode="PAY_PER_REQUEST",
+            )
         self.model = {"modelName": "sentiment-engine-model", "version": "7"}
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
@@ -368,6 +372,10 @@ class World:
     @property
     def row(self):
         return read_row(self.engine.table)
+
+    @property
+    def usage(self) -> Usage:
+        return read_usage(self.engine.usage)
 
     def event(self, status: str, run_id: str | None = None, at: float | None = None) -> str:
         "Deliver an event about an endpoint, by default that of the run in the row, and of now."

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.parse
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -31,7 +31,8 @@ from memory_dynamodb import MemoryDynamoDB
 from sentiment_engine import guards, lifecycle, metrics, model_state, notifications
 from sentiment_engine.lifecycle import Engine
 from sentiment_engine.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING, Row, row_from
-from sentiment_engine.settings import Settings, endpoint_name
+from sentiment_engine.settings import Settings, endpoint_name, usage_table
+from sentiment_engine.usage import Usage, day_of, plain_item, sound_usage, spent_in_month
 
 PHONES = (ADA, BOB, CAROL)
 LIVE = (CREATING, IN_SERVICE, STOPPING)
@@ -83,6 +84,11 @@ def shown(method: Callable) -> Callable:
             raise AssertionError(str(e)) from None
 
     return call
+
+
+def usage_in(item: dict | None) -> Usage:
+    "Read the record of what was spent."
+    return Usage(**sound_usage(plain_item(item or {})))
 
 
 def must(true: object, name: str, what: object = ""):
@@ -169,7 +175,8 @@ class SageMaker:
         self.settle_deleting()
         if EndpointName in self.endpoints:
             raise aws_error("ValidationException", "Cannot create already existing endpoint")
-        self.endpoints[EndpointName] = {"status": "Creating", "reason": "", "tags": list(Tags), "until": 0}
+        made = {"made": self.world.clock.now}
+        self.endpoints[EndpointName] = {"status": "Creating", "reason": "", "tags": list(Tags), "until": 0} | made
 
     def describe_endpoint(self, EndpointName):
         found = self._find("endpoints", EndpointName)
@@ -217,10 +224,10 @@ class SageMaker:
 
     def _listed(self, kind: str, found: dict, part: str, after: str) -> dict:
         arn = f"arn:aws:sagemaker:us-east-1:1:{'endpoint' if kind == 'Endpoint' else 'endpoint-config'}/"
-        made = datetime.fromtimestamp(0, UTC)
+        made = {n: datetime.fromtimestamp(e.get("made", self.world.clock.now), UTC) for n, e in found.items()}
         names = sorted(n for n in found if part in n and n > after)
         page = [
-            {f"{kind}Name": n, f"{kind}Arn": arn + n, "CreationTime": made, "EndpointStatus": found[n].get("status")}
+            {f"{kind}Name": n, f"{kind}Arn": arn + n, "CreationTime": made[n], "EndpointStatus": found[n].get("status")}
             for n in names[: self.page]
         ]
         return {f"{kind}s": page, "next": names[self.page - 1] if len(names) > self.page else ""}
@@ -287,6 +294,7 @@ NESTED = (
     ("wake", 0, True),
     ("predict",),
     ("extend",),
+    ("lose_row",),
     ("up", 0),
     ("down", 0, CAPACITY),
     ("down", 0, "The container did not answer /ping."),
@@ -321,13 +329,13 @@ def handlers() -> dict:
 class FaultWorld:
     "The engine in a hostile AWS. `do` plays one action; every write and call is watched."
 
-    def __init__(self, page: int = 100, deleting: float = 0, lag: float = 0, **given):
+    def __init__(self, page: int = 100, deleting: float = 0, lag: float = 0, twice: bool = False, **given):
         self.clock, self.ids = Clock(), itertools.count()
         known = {f.name for f in fields(Settings)}
         self.settings = Settings(
             table="t", site_origin="https://site.example", **{k: v for k, v in given.items() if k in known}
         )
-        self.dynamodb = MemoryDynamoDB(self.watch)
+        self.dynamodb = MemoryDynamoDB(self.watch, self.settings.table, self.watch_usage)
         self.sagemaker, self.scheduler = SageMaker(self, page, deleting, lag), Scheduler()
         self.model, self.sms, self.calm = True, "works", False
         self.plan, self.count, self.depth, self.current = {}, 0, 0, ""
@@ -341,10 +349,12 @@ class FaultWorld:
         self.opened: set[int] = set()  # starts that became ready
         self.delivered: list[tuple[int, str]] = []  # (start, number) of each message that may have arrived
         self.promised: set[tuple[int, str]] = set()  # (start, number) that were told 202
-        self.accounts: list[tuple[int, str, str]] = []  # (start, key, how a number left the row)
-        self.started_at: list[float] = []
+        self.accounts: list[tuple[int, str, str]] = []  # (start, number, how it left the row)
+        self.booked: set[str] = set()  # runs whose time was booked
+        self.losses = 0  # how often the row was lost
+        self.twice = twice  # whether every write is sent twice, as after a lost answer
         self.accepted = 0  # subscribers of the last start
-        self.listed_at: dict[str, int] = {}  # key: when it was last put on a list
+        self.listed_at: dict[str, list[int]] = {}  # number: when it was put on a list
         self.struck: list[tuple[str, str]] = []  # (kind of fault, operation) of this invocation
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
@@ -381,7 +391,7 @@ class FaultWorld:
 
     def watch(self, before: dict | None, after: dict):
         "Check one write of the row."
-        if before is None:
+        if before is None or after["modelId"]["S"] != self.settings.model_id:
             return
         was, now = row_from(before), row_from(after)
         must(self.current != "status", "a status poll writes nothing", self.current)
@@ -398,8 +408,7 @@ class FaultWorld:
             must(not won, "every start has a run id of its own", now.runId)
         if won:
             self.starts, self.hurt = self.starts + 1, False
-            self.started_at.append(self.clock.now)
-            self._check_caps(was)
+            self._check_caps()
         elif now.state != was.state:
             self._check_entry(was, now)
         if was.state == now.state == IN_SERVICE:
@@ -422,15 +431,24 @@ class FaultWorld:
 
     def _check_cooldown(self, was: Row, now: Row):
         "Check that nobody is taken on a list again within the cool-down, but for whose own start was undone."
+        must(
+            len({e["to"] for e in now.subscribers.values()}) == len(now.subscribers),
+            "a number is on the list once",
+            now,
+        )
         for key, entry in now.subscribers.items():
             before = was.subscribers.get(key)
             if before is None or before["at"] != entry["at"]:
-                rest = self.listed_at.get(key, -1e12) + self.settings.number_cooldown_minutes * 60 - entry["at"]
+                uses = self.listed_at.setdefault(entry["to"], [])
+                rest = (uses or [-1e12])[-1] + self.settings.number_cooldown_minutes * 60 - entry["at"]
                 must(rest <= 1, "a number waits out its cool-down", rest)
-                self.listed_at[key] = entry["at"]
+                uses.append(entry["at"])
+                recent = [at for at in uses if at > entry["at"] - 86_400]
+                most = self.settings.daily_messages_per_number
+                must(len(recent) <= most, "a number is promised so many messages in 24 hours", recent)
         if (was.state, now.state) == (CREATING, STOPPED):
             for key in was.subscribers.keys() - now.subscribers.keys():
-                self.listed_at.pop(key, None)
+                self.listed_at[was.subscribers[key]["to"]].pop()
 
     def _check_entry(self, was: Row, now: Row):
         name = self.name(now.runId)
@@ -445,14 +463,26 @@ class FaultWorld:
             must(endpoint in (None, "Deleting"), "stopped means that the endpoint is deleted", endpoint)
             must(name not in self.sagemaker.configs, "stopped means that the config is deleted", name)
 
-    def _check_caps(self, was: Row):
+    def _check_caps(self):
         "Check what a start that has just been won may cost."
-        today = [at for at in self.started_at if at // 86400 == self.clock.now // 86400]
-        must(len(today) <= self.settings.daily_starts, "no more starts a day than allowed", len(today))
-        month = datetime.fromtimestamp(self.clock.now, UTC).strftime("%Y-%m")
-        spent = was.usage.get("microdollars", 0) / 1e6 if was.usage.get("month") == month else 0
-        left = self.settings.monthly_budget - spent
+        begun = self.usage.starts.get(day_of(self.clock.now), 0)
+        must(begun < self.settings.daily_starts, "no more starts a day than allowed", begun)
+        left = self.settings.monthly_budget - spent_in_month(self.usage, self.clock.now)
         must(left >= guards.longest_run_cost(self.settings), "no start beyond the month's budget", left)
+
+    @property
+    def usage(self) -> Usage:
+        return usage_in(self.dynamodb.tables[usage_table(self.settings)].get(self.settings.model_id))
+
+    def watch_usage(self, before: dict | None, after: dict):
+        "Check one write of the record of what was spent."
+        was, now = map(usage_in, (before, after))
+        must(self.current != "status", "a status poll writes nothing", self.current)
+        must(all(now.spent.get(m, 0) >= n for m, n in was.spent.items()), "no booking is lost", (was, now))
+        for run_id in was.open.keys() - now.open.keys():
+            must(self.name(run_id) not in self.sagemaker.endpoints, "a run is booked once its endpoint is gone", run_id)
+            must(run_id not in self.booked, "a run is booked once", run_id)
+            self.booked.add(run_id)
 
     def _account(self, was: Row, now: Row):
         sent, failed = now.smsSent - was.smsSent, now.smsFailed - was.smsFailed
@@ -464,7 +494,7 @@ class FaultWorld:
             return
         for key in gone:
             how = "sent" if sent else "failed" if failed else f"{was.state}->{now.state}"
-            self.accounts.append((self.starts, key, how))
+            self.accounts.append((self.starts, was.subscribers[key]["to"], how))
         if sent or failed:
             must(len(gone) == sent + failed, "every count is a number that is erased", (gone, sent, failed))
         elif gone:
@@ -498,6 +528,8 @@ class FaultWorld:
 
     def hit(self, service: str, call: Callable, /, **arguments):
         "Let one call through, with the fault that is planned for it."
+        if self.twice and getattr(call, "__name__", "") == "update_item":
+            call = self._sent_twice
         fault = None if self.calm else self.plan.pop(self.count, None)
         self.count += 1
         if fault is None:
@@ -517,6 +549,12 @@ class FaultWorld:
         call(**arguments)
         self.excuse()
         raise Dead if kind == "die" else ERRORS[what]()
+
+    def _sent_twice(self, **arguments):
+        "Write, lose the answer and write again; return the second answer."
+        with suppress(ClientError):
+            self.dynamodb.update_item(**arguments)
+        return self.dynamodb.update_item(**arguments)
 
     def excuse(self):
         "Remember that a fault has struck: what exists now may be left for the reconciler."
@@ -612,11 +650,11 @@ class FaultWorld:
         must(not Log.digits.search(json.dumps(body)), "no number in an answer", body)
 
     def do_start(self, phone: str | None):
-        self.struck = []
+        self.struck, losses = [], self.losses
         code, body = self.request("start", {"phone": phone, "name": "Ada"} if phone else {})
         if code == 503 and body["error"]["code"] == "start_failed":
             self._check_undone()
-        if code == 202 and phone and body["outcome"] in ("started", "joined"):
+        if code == 202 and phone and body["outcome"] in ("started", "joined") and losses == self.losses:
             self.promised.add((self.starts, phone))
 
     def _check_undone(self):
@@ -687,6 +725,15 @@ class FaultWorld:
             self.hurt = True
             del self.sagemaker.endpoints[name]
 
+    def do_lose_row(self):
+        "Delete the row by hand, or let DynamoDB delete it."
+        if self.dynamodb.items.pop(self.settings.model_id, None):
+            self.losses += 1
+            self.excuse()
+            self.promised.clear()
+            self.listed_at.clear()
+            self.tried, self.accepted = [], 0
+
     def do_many(self, *actions: tuple):
         "Play several actions on end."
         for action in actions:
@@ -730,8 +777,13 @@ class FaultWorld:
         must(set(ours) <= alive, "no endpoint of a dead run", (ours, row.state, row.runId))
         must(set(self.sagemaker.configs) - {FOREIGN} <= alive, "no config of a dead run", (row.state, row.runId))
         expected = {CREATING: "Creating", IN_SERVICE: "InService"}.get(row.state)
+        if row.state == CREATING and self.name(row.leftover) in self.sagemaker.endpoints:
+            expected = None  # it is created when the one before has gone
         must(ours.get(mine) == expected, "the row says what SageMaker says", (row.state, ours))
         must(row.state != STOPPING, "a stop is finished", row)
+        running = {row.runId} if row.state in LIVE else set()
+        running |= {run_id for run_id in self.usage.open if self.name(run_id) in self.sagemaker.endpoints}  # Deleting
+        must(set(self.usage.open) <= running, "no run stays open whose endpoint is gone", (self.usage, row.state))
         if row.state != CREATING:
             must(not row.subscribers, "no number of a run that is open or over", row)
         if row.state == IN_SERVICE:
@@ -741,7 +793,6 @@ class FaultWorld:
             item = self.dynamodb.items[self.settings.model_id]
             must("expiresAt" not in item, "a live row without numbers does not expire", row.state)
         for start, phone in self.promised & {(s, p) for s in self.opened for p in PHONES}:
-            key = model_state.Subscriber(phone).key
-            ends = [how for s, k, how in self.accounts if k == key and s >= start]
-            waits = key in row.subscribers
+            ends = [how for s, number, how in self.accounts if number == phone and s >= start]
+            waits = model_state.key_for(row, phone)
             must(ends or waits, "everybody who was promised a message is accounted for", (start, phone, self.accounts))

@@ -3,6 +3,7 @@
 import pickle
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -264,11 +265,24 @@ def item_bytes(item: dict) -> int:
 
 
 class MemoryDynamoDB:
-    "The three calls of the package. `watch` sees every write: the item before and after it."
+    """The two calls of the package, for any number of tables.
 
-    def __init__(self, watch: Callable[[dict | None, dict], None] = lambda before, after: None):
-        self.items: dict[str, dict] = {}
-        self.watch, self.lock = watch, threading.RLock()
+    `items` is the table `table`. `watch` sees every write of it, `watch_others` every write of another table: the item
+    before and after it.
+    """
+
+    def __init__(
+        self,
+        watch: Callable[[dict | None, dict], None] = lambda before, after: None,
+        table: str = "t",
+        watch_others: Callable[[dict | None, dict], None] = lambda before, after: None,
+    ):
+        self.table, self.tables = table, defaultdict(dict)
+        self.watch, self.watch_others, self.lock = watch, watch_others, threading.RLock()
+
+    @property
+    def items(self) -> dict[str, dict]:
+        return self.tables[self.table]
 
     def _key(self, key: dict) -> str:
         ((name, value),) = key.items()
@@ -277,21 +291,8 @@ class MemoryDynamoDB:
 
     def get_item(self, TableName: str, Key: dict, ConsistentRead: bool) -> dict:
         assert ConsistentRead
-        found = self.items.get(self._key(Key))
+        found = self.tables[TableName].get(self._key(Key))
         return {"Item": clone(found)} if found is not None else {}
-
-    def _allowed(self, text: str, item: dict, names: dict, values: dict, used: set):
-        if not Expression(text, item, names, values, used).whole_condition():
-            raise refuse("ConditionalCheckFailedException", "The conditional request failed")
-
-    def put_item(self, TableName: str, Item: dict, ConditionExpression: str):
-        key, used = Item["modelId"]["S"], set()
-        if item_bytes(Item) > ITEM_LIMIT:
-            raise refuse("ValidationException", "Item size has exceeded the maximum allowed size")
-        self._allowed(ConditionExpression, self.items.get(key, {}), {}, {}, used)
-        before, self.items[key] = self.items.get(key), clone(Item)
-        self.watch(before, self.items[key])
-        return {}
 
     def update_item(
         self,
@@ -302,15 +303,24 @@ class MemoryDynamoDB:
         ExpressionAttributeNames: dict[str, str] | None = None,
         ExpressionAttributeValues: dict[str, dict] | None = None,
         ReturnValues: str = "NONE",
+        ReturnValuesOnConditionCheckFailure: str = "NONE",
     ) -> dict:
-        key, names, values = self._key(Key), ExpressionAttributeNames or {}, ExpressionAttributeValues or {}
+        names, values = ExpressionAttributeNames or {}, ExpressionAttributeValues or {}
         with self.lock:
-            after = self._updated(key, Key, (UpdateExpression, ConditionExpression), names, values)
+            try:
+                after = self._updated(TableName, Key, (UpdateExpression, ConditionExpression), names, values)
+            except ClientError as e:
+                found = self.tables[TableName].get(self._key(Key))
+                failed = e.response["Error"]["Code"] == "ConditionalCheckFailedException"
+                if failed and found is not None and ReturnValuesOnConditionCheckFailure == "ALL_OLD":
+                    e.response["Item"] = clone(found)
+                raise
         return {"Attributes": clone(after)} if ReturnValues == "ALL_NEW" else {}
 
-    def _updated(self, key: str, whole_key: dict, expressions: tuple[str, str], names: dict, values: dict) -> dict:
+    def _updated(self, table: str, whole_key: dict, expressions: tuple[str, str], names: dict, values: dict) -> dict:
         "Carry out an update and return the item after it."
-        before, used = self.items.get(key), set()
+        key = self._key(whole_key)
+        before, used = self.tables[table].get(key), set()
         item = before or {}
         changes = Expression(expressions[0], item, names, values, used)
         allowed = Expression(expressions[1], item, names, values, used).whole_condition()
@@ -326,6 +336,6 @@ class MemoryDynamoDB:
             change(after, *planned_change)
         if item_bytes(after) > ITEM_LIMIT:
             raise refuse("ValidationException", "Item size to update has exceeded the maximum allowed size")
-        self.items[key] = after
-        self.watch(before, after)
+        self.tables[table][key] = after
+        (self.watch if table == self.table else self.watch_others)(before, after)
         return after

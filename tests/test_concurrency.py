@@ -48,7 +48,8 @@ def endpoints(engine) -> list[str]:
 
 
 def test_start_against_the_shutdown_a_hundred_times(monkeypatch):
-    world = World(monkeypatch, idle_minutes=1, number_cooldown_minutes=0, daily_starts=1000, daily_messages=1000)
+    limits = dict.fromkeys(("daily_starts", "daily_messages", "daily_messages_per_number"), 1000)
+    world = World(monkeypatch, idle_minutes=1, number_cooldown_minutes=0, **limits)
     outcomes = Counter()
     for _ in range(100):
         run_id = world.in_service()

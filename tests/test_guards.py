@@ -189,3 +189,127 @@ def test_account_numbers_do_not_reach_the_visitor(make_world):
     status, body = world.start()
     assert status == 503 and "not authorized" in body["error"]["message"]
     assert "123456789012" not in json.dumps(body) + json.dumps(world.status())
+
+
+@pytest.mark.parametrize("begin", [0, 20 * 3600])  # UTC's day turns in the middle of what is tried
+@pytest.mark.parametrize("settings", [{}, {"number_cooldown_minutes": 0, "daily_messages_per_number": 5}])
+def test_a_number_gets_so_many_messages_in_any_24_hours_and_no_more(make_world, begin, settings):
+    world = make_world(daily_starts=1000, daily_messages=1000, monthly_budget=1000, **settings)
+    world.clock.now += -world.clock.now % DAY + begin
+    limit, told = world.settings.daily_messages_per_number, []
+    for n in range(40):  # for more than a day
+        status, body = world.start(ADA, address=f"192.0.2.{n}")
+        if status == 429:
+            assert body["error"]["code"] == "number_limit" and 0 < body["error"]["retryAfterSeconds"] <= DAY
+            assert ADA not in json.dumps(body)
+            assert world.start(BOB if n % 25 == 0 else None, address=f"192.0.2.{n}")[0] == 202  # nobody else waits
+        sent = len(world.phone.sent)
+        world.endpoint_becomes("InService")
+        told += [world.clock.now] * sum(to == ADA for to, _ in world.phone.sent[sent:])
+        world.pass_time(1860)
+        world.clock.now += 1200
+        world.clock.now += 1200
+    assert len(told) > limit
+    assert all(sum(at - DAY < other <= at for other in told) <= limit for at in told)
+
+
+def test_a_number_is_taken_again_when_its_refusal_says_so(make_world):
+    world = make_world(daily_messages_per_number=1)
+    world.in_service(ADA)
+    sleep(world)
+    wait = refused(world.start(ADA))[2]
+    world.clock.now += wait - 60
+    assert refused(world.start(ADA))[1] == "number_limit"
+    world.clock.now += 61
+    assert world.start(ADA)[0] == 202
+
+
+def test_a_number_whose_start_failed_has_lost_no_message_of_its_day(make_world):
+    world = make_world(daily_messages_per_number=1)
+    for _ in range(4):
+        world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure", "no luck")]
+        assert world.start(ADA)[0] == 503
+    assert world.start(ADA)[0] == 202
+
+
+def test_those_who_press_start_at_once_with_one_number_get_one_message(make_world):
+    world = make_world(number_cooldown_minutes=0, daily_messages_per_number=2)
+    world.start()
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(world.start, [ADA] * 16))
+    assert {code for code, _ in answers} == {202} and world.status()["subscribers"] == 1
+    world.endpoint_becomes("InService")
+    assert world.phone.tried == [ADA]
+
+
+def test_what_an_earlier_version_remembered_is_no_obstacle(make_world):
+    world = make_world()
+    world.in_service(ADA)
+    sleep(world)
+    old = {"M": {"a1b2c3": {"N": str(int(world.clock.now) - 30)}}}
+    world.dynamodb.update_item(
+        TableName=world.settings.table,
+        Key=world.engine.table.key,
+        UpdateExpression="SET told = :old, seen = :old",
+        ExpressionAttributeValues={":old": old},
+    )
+    world.reconcile()
+    assert world.start(BOB, address=HOME)[0] == 202 and world.start(CAROL, address=OFFICE)[0] == 202
+
+
+def items(world) -> list[dict]:
+    return world.dynamodb.scan(TableName=world.settings.table)["Items"]
+
+
+def test_marks_and_their_keys_live_for_a_day(make_world):
+    world = make_world()
+    world.start(ADA, address=HOME)
+    sleep(world)
+    before, keys = world.row, next(item for item in items(world) if "today" in item)
+    assert before.told and before.seen and len(bytes.fromhex(keys["today"]["S"])) == 32
+    assert world.clock.now < int(keys["expiresAt"]["N"]) <= world.clock.now + 2 * DAY  # DynamoDB deletes it then
+    world.clock.now += DAY
+    world.reconcile()
+    assert not world.row.told and not world.row.seen
+    world.start(ADA, address=HOME)
+    sleep(world)
+    world.clock.now += DAY
+    world.start(ADA, address=HOME)
+    assert keys["today"]["S"] not in json.dumps(items(world))
+    assert not world.row.told.keys() & before.told.keys()  # the same number has another mark
+
+
+def test_the_providers_quota_is_asked_for_after_every_guard(make_world):
+    "A refused Start never reaches the provider, and neither does one that takes no number."
+    world, asked = make_world(daily_starts=4, daily_messages=3, monthly_budget=5), []
+    world.phone.quota = lambda: asked.append(1) or 7
+
+    def never_asks(*answers):
+        for what in answers:
+            before, code = len(asked), world.start(*what)[0]
+            assert len(asked) == before, what
+            yield code
+
+    assert set(never_asks(("+12025550",), ("+33612",), ("call me",))) == {400}
+    world.model = None
+    assert set(never_asks((ADA,))) == {503}
+    world.model = {"modelName": "m", "version": "7"}
+    assert world.start(ADA, address=HOME)[0] == 202 and len(asked) == 1
+    assert set(never_asks(*[(ADA,)] * 20, (None,))) == {202}  # on the list already
+    assert set(never_asks(*[(BOB, "", HOME)] * 20)) == {429}  # the address must wait
+    world.start(BOB, address=OFFICE)
+    world.start(CAROL, address="192.0.2.1")
+    assert len(asked) == 3
+    assert set(never_asks(("+12025550199",))) == {429}  # no more messages today
+    world.endpoint_becomes("InService")
+    assert set(never_asks((ADA,), ("+12025550199",))) == {200}  # it is awake
+    sleep(world)
+    assert set(never_asks((ADA,), (BOB,), ("+12025550199",))) == {429}  # cool-downs, and the day's messages
+    for _ in range(3):
+        world.start()
+        sleep(world)
+    world.clock.now += 3600
+    assert set(never_asks((ADA,))) == {429}  # the day's starts
+    world.clock.now += DAY
+    world.engine.settings.__dict__["monthly_budget"] = 0.01
+    assert set(never_asks((ADA,))) == {402}

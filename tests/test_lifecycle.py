@@ -366,16 +366,18 @@ def test_an_endpoint_that_is_never_deleted_ends_the_run(world):
 
 
 @pytest.mark.parametrize("operation", ["delete_endpoint", "delete_endpoint_config"])
-def test_a_start_waits_until_what_an_earlier_run_left_is_deleted(monkeypatch, operation):
+def test_a_start_is_refused_until_what_an_earlier_run_left_is_deleted(monkeypatch, operation):
     world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start()
+    first = world.row.runId
     world.sagemaker.errors[operation] = [aws_error("InternalFailure")]
     world.endpoint_becomes("Failed", UNHEALTHY)
     assert world.status()["state"] == "FAILED"
     world.sagemaker.errors[operation] = [aws_error("InternalFailure")]
     code, body = world.start(ADA)
-    assert (code, body["outcome"]) == (202, "started") and not alive(world)
-    assert world.reconcile()["repair"] == "created" and len(alive(world)) == 1
+    assert (code, body["error"]["code"]) == (409, "stopping") and "not deleted yet" in body["error"]["message"]
+    assert not alive(world) and world.row.runId == first and first in world.usage.open
+    assert world.start(ADA)[1]["outcome"] == "started" and len(alive(world)) == 1
     assert world.endpoint_becomes("InService") == "ready" and len(world.phone.sent) == 1
 
 
@@ -456,11 +458,11 @@ def test_two_who_find_the_first_endpoint_deleted_create_one(world, monkeypatch):
     next(iter(world.sagemaker.endpoints.values()))["status"] = "Failed"
     clear, others = model_state.clear, []
 
-    def clear_after_somebody_else(table, row):
+    def clear_after_somebody_else(table, row, version):
         if not others:
             others.append(1)
             world.reconcile()
-        return clear(table, row)
+        return clear(table, row, version)
 
     monkeypatch.setattr(model_state, "clear", clear_after_somebody_else)
     world.reconcile()

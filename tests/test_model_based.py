@@ -14,6 +14,7 @@ LOW = {"number_cooldown_minutes": 60, "address_cooldown_seconds": 20, "daily_sta
 OFF = {name: 0 for name in LOW if "cool" in name} | {
     "daily_starts": 9999,
     "daily_messages": 9999,
+    "daily_messages_per_number": 9999,
     "monthly_budget": 1e6,
 }
 
@@ -39,10 +40,11 @@ class Life(RuleBasedStateMachine):
         page=st.sampled_from([1, 100]),
         deleting=st.sampled_from([0, 40]),
         lag=st.sampled_from([0, 10, 100]),
+        twice=st.booleans(),
         guards=st.sampled_from([OFF, LOW, TIGHT]),
     )
-    def begin(self, page, deleting, lag, guards):
-        self.world = FaultWorld(page, deleting, lag, **guards).__enter__()
+    def begin(self, page, deleting, lag, twice, guards):
+        self.world = FaultWorld(page, deleting, lag, twice, **guards).__enter__()
 
     @rule(phone=st.sampled_from([None, *PHONES]), plan=plans)
     def start(self, phone, plan):
@@ -78,6 +80,7 @@ class Life(RuleBasedStateMachine):
                 *(("drop", i) for i in range(2)),
                 *(("forget", i) for i in range(2)),
                 ("vanish", 0),
+                ("lose_row",),
                 ("rubbish", True),
                 ("rubbish", False),
                 ("deaf", True),

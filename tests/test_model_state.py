@@ -87,7 +87,7 @@ def test_stopping_and_touching_at_once_have_one_winner(table):
 def start(table, run_id, phone=None, name="", **settings):
     "Press Start as run `run_id`."
     subscriber = Subscriber(phone, name) if phone else None
-    return states.start_or_join(table, Settings(**settings), StartRequest(run_id, subscriber))
+    return states.start_or_join(table, Settings(table=table.name, **settings), StartRequest(run_id, subscriber))
 
 
 def test_a_start_whose_answer_was_lost_knows_that_it_won(table):
@@ -167,11 +167,11 @@ def test_other_errors_are_not_taken_for_a_lost_race(table, monkeypatch):
 
 @pytest.mark.parametrize("settings", [{"daily_messages": 1}, {"address_cooldown_seconds": 60}])
 def test_a_guard_holds_for_two_who_read_the_row_at_once(table, monkeypatch, settings):
-    guarded = Settings(**{"number_cooldown_minutes": 0, "address_cooldown_seconds": 0} | settings)
+    guarded = Settings(table=table.name, **{"number_cooldown_minutes": 0, "address_cooldown_seconds": 0} | settings)
     _, stale = start(table, RUN)
     states.start_or_join(table, guarded, StartRequest(OTHER, Subscriber(ADA), "192.0.2.7"))
-    reads, read = iter([stale]), states.read_row
-    monkeypatch.setattr(states, "read_row", lambda table: next(reads, None) or read(table))
+    reads, read = iter([stale]), states.whole_row
+    monkeypatch.setattr(states, "whole_row", lambda table: next(reads, None) or read(table))
     with pytest.raises(Refused):
         states.start_or_join(table, guarded, StartRequest(OTHER[::-1], Subscriber(BOB), "192.0.2.7"))
     assert len(read(table).subscribers) == 1
@@ -181,6 +181,7 @@ def test_a_guard_holds_for_two_who_read_the_row_at_once(table, monkeypatch, sett
 
 
 ROOMY = {"number_cooldown_minutes": 15, "address_cooldown_seconds": 60, "daily_messages": 100_000}
+KEY = "f" * 64
 KINDS = {  # what the API admits, at its longest and its shortest
     "long names": lambda n: {"phone": f"+1202555{n:04}", "name": "𝒜" * 80},
     "umlauts": lambda n: {"phone": f"+1202555{n:04}", "name": "ÄöÜß" * 20},
@@ -192,7 +193,7 @@ KINDS = {  # what the API admits, at its longest and its shortest
 def roomy(monkeypatch):
     "An engine that could tell everybody, with a table in memory."
     world = World(monkeypatch, **ROOMY)
-    world.dynamodb = world.clients["dynamodb"] = MemoryDynamoDB()
+    world.dynamodb = world.clients["dynamodb"] = MemoryDynamoDB(table=world.settings.table)
     return world
 
 
@@ -214,7 +215,7 @@ def fill(world, kind: str) -> int:  # subscribers
             whom = subscriber_of(KINDS[kind](n), world.settings)
             entry = {"to": {"S": whom.to}, "name": {"S": whom.name}, "at": now}
             item["subscribers"]["M"][whom.key] = {"M": entry}
-            item["told"]["M"][mark_of(whom.to)] = item["seen"]["M"][f"{n:06x}"] = now
+            item["told"]["M"][mark_of(whom.to, KEY)] = item["seen"]["M"][f"{n:06x}"] = {"L": [now]}
     for n in numbers:
         status, body = ask(world, kind, n)
         if status != 202 and "cooldown" not in body["error"]["code"]:  # of so many, two have the same mark now and then
@@ -236,7 +237,7 @@ def test_the_rows_size_decides_how_many_can_wait_and_a_full_row_lives_through_a_
     long = "x" * 400
     for reason in (long, long):  # another instance type, and a start that failed, with all that a row can be told
         row = states.retry(roomy.engine.table, roomy.row, "b" * 12, "ml.m5.large", reason)
-        assert row and states.clear(roomy.engine.table, row)
+        assert row and states.clear(roomy.engine.table, row, "7")
     history = [{"instanceType": "ml.g4dn.12xlarge", "seconds": 2700, "at": int(roomy.clock.now)}] * states.HISTORY
     roomy.dynamodb.items[roomy.settings.model_id]["history"] = states.TypeSerializer().serialize(history)
     row = states.ready(roomy.engine.table, roomy.row, int(roomy.clock.now) + 1800)
@@ -285,6 +286,7 @@ def test_who_comes_to_a_full_row_hears_that_there_is_room_again_soon(roomy):
 def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_message(roomy):
     waiting = fill(roomy, "long names")
     states.fail(roomy.engine.table, roomy.row, "𝒜" * 10_000)
+    roomy.sagemaker.endpoints.clear()
     roomy.clock.now += 3600
     assert ask(roomy, "long names", 9999)[1]["error"]["code"] == "too_many_waiting"
     assert roomy.start()[1]["outcome"] == "started" and len(roomy.row.subscribers) == waiting
@@ -297,13 +299,13 @@ def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monke
     stale, table = roomy.row, roomy.engine.table
     limit = states.row_size(stale) + states.RESERVE + left
     monkeypatch.setattr(states, "ROW_LIMIT", limit)
-    read, joined = states.read_row, 0
+    read, joined = states.whole_row, 0
     for n in range(1, 12):
         reads = iter([stale])
-        monkeypatch.setattr(states, "read_row", lambda table, reads=reads: next(reads, None) or read(table))
+        monkeypatch.setattr(states, "whole_row", lambda table, reads=reads: next(reads, None) or read(table))
         whom = Subscriber(f"+1202555{n:04}", "𝒜" * 80 if n % 2 else "")
         try:
-            outcome, row = states.start_or_join(table, Settings(**ROOMY), StartRequest(OTHER, whom, f"192.0.2.{n}"))
+            outcome, row = states.start_or_join(table, roomy.settings, StartRequest(OTHER, whom, f"192.0.2.{n}"))
         except Refused as e:
             assert e.code == "too_many_waiting"
             continue
@@ -321,12 +323,12 @@ def test_an_entry_that_was_replaced_since_the_row_was_read_is_noticed(table):
         TableName=table.name,
         Key=table.key,
         UpdateExpression="REMOVE subscribers.#k ADD smsFailed :one",
-        ExpressionAttributeNames={"#k": Subscriber(BOB).key},
+        ExpressionAttributeNames={"#k": states.key_for(stale, BOB)},
         ExpressionAttributeValues={":one": {"N": "1"}},
     )
     with pytest.MonkeyPatch.context() as patch:
-        reads, read, seen = iter([stale]), states.read_row, []
-        patch.setattr(states, "read_row", lambda table: seen.append(1) or next(reads, None) or read(table))
+        reads, read, seen = iter([stale]), states.whole_row, []
+        patch.setattr(states, "whole_row", lambda table: seen.append(1) or next(reads, None) or read(table))
         assert start(table, OTHER, CAROL)[0] == "joined"
     assert len(seen) == 2  # the first write was refused, the row was read again
 

@@ -108,6 +108,9 @@ def live(world: Watched):
     world.settle(60)
     do(("reconcile",))
     _late(world)
+    for finder in (("start", None), ("reconcile",)):  # who finds the endpoint of a row that was lost
+        world.awake()
+        do(("many", ("lose_row",), ("clock", 200), finder))
 
 
 def _dies_stopping(world: Watched, n: int) -> bool:
@@ -124,6 +127,7 @@ def _late(world: Watched):
         world.sagemaker.endpoints, kept = {}, dict(world.sagemaker.endpoints)
         world.do(("reconcile",))  # its endpoint is missing: the run has failed
         world.sagemaker.endpoints.update(kept)
+        world.booked.clear()  # SageMaker has called it missing: what it costs from now on is booked as well
         world.do(("many", ("up", 0), way))
 
 

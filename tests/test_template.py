@@ -21,7 +21,7 @@ from sentiment_engine.account import SHARES
 from sentiment_engine.metrics import METRICS, NAMESPACE
 from sentiment_engine.packaging import parameter_of, stack_parameters, upload_packages
 from sentiment_engine.plan import read_template, resources_of
-from sentiment_engine.settings import PREFIX, Settings, site_parameters
+from sentiment_engine.settings import PREFIX, Settings, foundation_parameters, site_parameters
 from sentiment_engine.stacks import INLINE_LIMIT, delete_stack, deploy_stack, template_argument, upload_template
 
 TEMPLATE = ROOT / "infra_scripts" / "template.yaml"
@@ -137,7 +137,7 @@ def test_only_who_needs_to_may_delete_invoke_or_send():
     assert allowed["sagemaker:CreateEndpoint"] == busy | {"StartModelService"}
     assert allowed["sagemaker:DeleteEndpoint"] == busy | {"StartModelService", "ShutdownEndpoint"}
     assert allowed["sagemaker:InvokeEndpoint"] == busy | {"InvokeSagemakerEndpoint"}
-    assert allowed["dynamodb:PutItem"] == {"StartModelService"}
+    assert "dynamodb:PutItem" not in allowed
 
 
 def test_only_names_with_our_prefix_can_be_created_or_deleted():
@@ -167,6 +167,8 @@ def deployed(cloud):
     s3.create_bucket(Bucket="template-test-artifacts")
     keys = upload_packages(s3, "template-test-artifacts", ROOT / "lambdas")
     tags, stored = {"Project": OURS.prefix}, upload_template(s3, "template-test-artifacts", TEMPLATE)
+    foundation = ROOT / "infra_scripts" / "foundation.yaml"
+    deploy_stack(cloudformation, "template-test-foundation", foundation, foundation_parameters(OURS), tags)
     plain = stack_parameters(OURS, "template-test-artifacts", keys, SITE)
     first = deploy_stack(cloudformation, "template-test-engine", stored, plain, tags)
     changed = stack_parameters(OURS, "template-test-artifacts", keys, SITE, EXTRA)
@@ -175,6 +177,7 @@ def deployed(cloud):
     _update_that_fails(cloudformation, stored, changed, tags)
     yield second
     delete_stack(cloudformation, "template-test-engine")
+    delete_stack(cloudformation, "template-test-foundation")
 
 
 @pytest.fixture(scope="module")
@@ -403,11 +406,12 @@ def test_no_drift_functions(cloud, deployed):
 
 def test_no_drift_what_is_kept(cloud, deployed, site):
     dynamodb, physical = cloud.client("dynamodb"), _physical(cloud)
-    assert dynamodb.describe_table(TableName="TemplateTest")["Table"]["BillingModeSummary"]["BillingMode"] == (
-        "PAY_PER_REQUEST"
-    )
-    backups = dynamodb.describe_continuous_backups(TableName="TemplateTest")["ContinuousBackupsDescription"]
-    assert backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"] == "ENABLED"
+    numbers, money = ("TemplateTest", "DISABLED"), ("TemplateTest-usage", "ENABLED")  # no number outlives its deletion
+    for table, backed_up in (numbers, money):
+        mode = dynamodb.describe_table(TableName=table)["Table"]["BillingModeSummary"]["BillingMode"]
+        backups = dynamodb.describe_continuous_backups(TableName=table)["ContinuousBackupsDescription"]
+        recovery = backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"]
+        assert (mode, recovery) == ("PAY_PER_REQUEST", backed_up)
     ttl = dynamodb.describe_time_to_live(TableName="TemplateTest")["TimeToLiveDescription"]
     assert ttl == {"TimeToLiveStatus": "ENABLED", "AttributeName": "expiresAt"}
     for name in of_type("AWS::Logs::LogGroup"):
@@ -478,7 +482,7 @@ def test_a_domain_and_a_firewall_are_behind_switches(cloud):
 
 def test_nothing_is_left_after_deletion(cloud, deployed, site):
     cloudformation = cloud.client("cloudformation")
-    for stack in ("template-test-engine", "template-test-site"):
+    for stack in ("template-test-engine", "template-test-site", "template-test-foundation"):
         assert delete_stack(cloudformation, stack)
         assert not delete_stack(cloudformation, stack)
 
@@ -490,7 +494,7 @@ def test_nothing_is_left_after_deletion(cloud, deployed, site):
     assert not ours(r["Name"] for r in cloud.client("events").list_rules()["Rules"])
     assert not ours(g["Name"] for g in cloud.client("scheduler").list_schedule_groups()["ScheduleGroups"])
     assert not ours(g["logGroupName"] for g in cloud.client("logs").describe_log_groups()["logGroups"])
-    assert "TemplateTest" not in cloud.client("dynamodb").list_tables()["TableNames"]
+    assert not {"TemplateTest", "TemplateTest-usage"} & set(cloud.client("dynamodb").list_tables()["TableNames"])
     assert not cloud.client("cloudfront").list_distributions()["DistributionList"].get("Items")
     assert site["SiteBucket"] not in [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
 
@@ -507,7 +511,7 @@ def test_a_domain_is_not_made_to_speak_https_on_all_its_subdomains():
 
 
 monitoring = yaml.load((ROOT / "infra_scripts" / "monitoring.yaml").read_text(), Loader)["Resources"]
-FAILURES = {"StuckRuns", "OrphansDeleted", "Reconciled", "BudgetShare", "SmsFailed", "SmsQuota"}
+FAILURES = {"StuckRuns", "OrphansDeleted", "NotDeleted", "Reconciled", "BudgetShare", "SmsFailed", "SmsQuota"}
 
 
 def _dashboard() -> dict:
@@ -606,7 +610,7 @@ def test_alarms_deploy_and_go(cloud):
     given = {"Prefix": "watched", "DeadLetters": "watched-dead-letters", "AlarmEmail": "ops@example.com"}
     deploy_stack(cloudformation, "watched-monitoring", ROOT / "infra_scripts" / "monitoring.yaml", given)
     names = {a["AlarmName"] for a in watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]}
-    assert len(names) == 15 and "watched-reconciler-quiet" in names
+    assert len(names) == 16 and "watched-reconciler-quiet" in names
     body = json.loads(watch.get_dashboard(DashboardName="watched-us-east-1")["DashboardBody"])
     assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
     delete_stack(cloudformation, "watched-monitoring")
