@@ -388,6 +388,7 @@ async def _unless_left(
         gone.set()
         watching.cancel()
         working.cancel()
+        del working  # its error knows this frame: together they would keep the request's texts
 
 # %% ../nbs/08d_serving.ipynb #020b1e11
 async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, receive) -> Reply:
@@ -421,8 +422,7 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
         _check_length(headers)
         body.append(await _body(receive, traffic))  # `answer` takes it out, so that it can be freed
         traffic.taken, taken = traffic.taken + 1, 1
-        working = get_running_loop().run_in_executor(pool, answer)
-        return 200, *await _unless_left(working, receive, gone), ()
+        return 200, *await _unless_left(get_running_loop().run_in_executor(pool, answer), receive, gone), ()
     except ConnectionError:  # whoever asked is gone; nobody reads this
         return 499, b"", _TYPE, ()
     except Exception as e:

@@ -94,3 +94,59 @@ def test_memory_does_not_grow_with_what_is_sent(server, kind):
     assert answered and all(reply.status_code == 429 for reply in replies if reply not in answered)
     for reply in answered:
         assert [each["truncated"] for each in reply.json()] == [truncated] * len(texts)
+
+
+def test_packed_bodies_count_with_what_they_hold(server):
+    "Each is a few kilobytes that unpack to ten megabytes."
+    body = gzip.compress(json.dumps({"inputs": ["\U0001f600" * LIMIT] * 50}, ensure_ascii=False).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    with watched(server) as peak, ThreadPoolExecutor(40) as pool:
+        asked = [
+            pool.submit(httpx.post, f"{server.url}/invocations", content=body, headers=headers, timeout=120)
+            for _ in range(40)
+        ]
+        statuses = [each.result().status_code for each in asked]
+    assert peak[0] < ALLOWED, f"{peak[0] / 2**20:.0f} MB"
+    assert set(statuses) <= {200, 429} and 200 in statuses
+    assert server.ask("good").status_code == 200
+
+
+WAITING = """
+import json, threading
+from inference_of_the_model import Busy
+
+class Texts(list): pass
+
+def model_fn(folder): return threading.Event()
+def input_fn(body, kind): return Texts(json.loads(body)["inputs"])
+def output_fn(answers, accept): return json.dumps(answers)
+def predict_fn(texts, released):
+    if texts[0] == "release": released.set()
+    elif texts[0] == "wait": released.wait(60)
+    elif texts[0] == "busy": raise Busy()
+    return len(texts)
+"""
+
+
+def test_beyond_the_waiting_room_a_request_is_told_when_to_come_again(tmp_path):
+    folder = write_tiny_model(tmp_path / "model")
+    code = add_inference_code(folder)
+    (code / "inference.py").rename(code / "inference_of_the_model.py")
+    (code / "inference.py").write_text(WAITING)
+    with running(folder) as server, ThreadPoolExecutor(200) as pool:
+        waiting = [pool.submit(server.ask, ["wait"]) for _ in range(200)]
+        wait_for(lambda: server.metrics()["answers"].get("429", 0) >= 200 - 128, 60)
+        assert server.metrics()["under_way"] == 128
+        refused = server.ask(["wait"])
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+        assert refused.json()["error"]["code"] == "busy"
+        assert httpx.get(f"{server.url}/ping").status_code == 200, "it is busy, not broken"
+        server.process.send_signal(15)
+        server.process.kill()
+        statuses = []
+        for each in waiting:
+            try:
+                statuses.append(each.result().status_code)
+            except httpx.TransportError:
+                statuses.append(0)
+    assert statuses.count(429) == 72
