@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +20,7 @@ from sentiment_engine.account import (
     mask_accounts,
     tags_of,
 )
-from sentiment_engine.artifact import artifact_hash
+from sentiment_engine.artifact import artifact_hash, unpack
 from sentiment_engine.endpoint import model_version
 from sentiment_engine.packaging import monitoring_parameters, package_keys, stack_parameters
 from sentiment_engine.plan import Plan, Work, bill, describe_plan, plan_of, unchecked
@@ -327,7 +326,7 @@ def adopt_model(session: boto3.Session, settings: Settings, place: str) -> str: 
 def _metrics(archive: Path) -> dict:
     "Read what an artifact scored."
     try:
-        with tarfile.open(archive) as tar:
-            return json.load(tar.extractfile("metrics.json"))
-    except (OSError, KeyError, tarfile.TarError, ValueError) as e:
+        with tempfile.TemporaryDirectory() as work:
+            return json.loads((unpack(archive, Path(work)) / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
         raise ValueError(f"{archive.name} is no artifact with a metrics.json: {e}") from None

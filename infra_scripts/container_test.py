@@ -33,10 +33,9 @@ from pathlib import Path
 
 from packaging.tags import platform_tags
 
-from sentiment_engine.artifact import Check, add_inference_code, unpack
+from sentiment_engine.artifact import Check, add_inference_code, artifact_environment, unpack
 from sentiment_engine.endpoint import CONTAINER_ENVIRONMENT
 from sentiment_engine.released import pack_released
-from sentiment_engine.serving import Predictor, error_answer
 from sentiment_engine.wheels import Lock, add_wheels, fetch_wheels, has_wheels, lock_text, parse_lock, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -298,12 +297,24 @@ def ask(address: str, content_type: str, accept: str | None, body: bytes) -> tup
         return e.code, e.read()
 
 
-def ask_locally(predictor: Predictor, content_type: str, accept: str | None, body: bytes) -> tuple[int, bytes]:
-    "Answer the same request with the local server's own code."
+@contextmanager
+def local_server(base: Path) -> Iterator[str]:  # its address
+    "Serve base/model as the local cloud does. Raises SystemExit with its log if it does not answer a ping."
+    port = free_port()
+    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", base / "model", "--port", port]
+    env = artifact_environment(PYTHONPATH=str(ROOT))
+    with (base / "local-log").open("w") as log:
+        process = subprocess.Popen([*map(str, command)], env=env, cwd=base, stdout=log, stderr=log)
     try:
-        return 200, predictor.predict(body, content_type, JSON if accept in (None, "*/*") else accept)[0]
-    except Exception as e:
-        return error_answer(e)
+        wait_for(process, f"http://127.0.0.1:{port}", base / "local-log", 120)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def same(found: object, expected: object, tolerance: float = 1e-4) -> bool:
@@ -325,19 +336,19 @@ def same(found: object, expected: object, tolerance: float = 1e-4) -> bool:
     return found == expected
 
 
-def compare(address: str, predictor: Predictor) -> Iterator[Check]:
+def compare(address: str, local: str) -> Iterator[Check]:
     "Send every request to both and compare status and body."
     for name, content_type, accept, content, wanted in REQUESTS:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         status, answer = ask(address, content_type, accept, body)
-        expected, local = ask_locally(predictor, content_type, accept, body)
+        expected, locally = ask(local, content_type, accept, body)
         try:
-            equal = same(json.loads(answer), json.loads(local))
+            equal = same(json.loads(answer), json.loads(locally))
         except ValueError:
             equal = False
         passed = equal and status == expected and wanted in (None, status)
         saw = f"{status}, the local server's answer" if passed else f"{status} {answer[:300].decode(errors='replace')}"
-        yield Check(name, passed, saw if passed else f"{saw}; expected {expected} {local[:120].decode()}")
+        yield Check(name, passed, saw if passed else f"{saw}; expected {expected} {locally[:120].decode()}")
 
 
 PLAIN = """
@@ -354,7 +365,7 @@ print("RESULT", json.dumps([dict(zip(names, logits.tolist())) for logits in said
 GAP = 0.3  # of a difference of logits: what 16-bit weights and an 8-bit ONNX may move it by
 
 
-def plain_transformers(python: Path, base: Path, predictor: Predictor) -> Check:
+def plain_transformers(python: Path, base: Path, local: str) -> Check:
     "Load the artifact as any user of transformers would, and compare what it says with the answers."
     model, env = base / "model", server_environment(python, base)
     said = run(python, "-c", PLAIN, model, env=env, input=json.dumps(EXAMPLES))
@@ -362,7 +373,7 @@ def plain_transformers(python: Path, base: Path, predictor: Predictor) -> Check:
     temperature = 1.0
     if (calibration := model / "calibration.json").is_file():
         temperature = json.loads(calibration.read_text())["temperature"]
-    answers = json.loads(ask_locally(predictor, JSON, JSON, json.dumps({"inputs": EXAMPLES}).encode())[1])
+    answers = json.loads(ask(local, JSON, JSON, json.dumps({"inputs": EXAMPLES}).encode())[1])
     worst = 0.0
     for plain, answer in zip(logits, answers, strict=True):
         shares = answer["scores"]
@@ -400,15 +411,12 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
     yield from installed
     if not all(check.passed for check in installed):
         return
-    predictor = Predictor(model)
-    predictor.load()
-    yield Check("local server", predictor.ready, str(predictor.failure or "answers"))
-    if not predictor.ready:
-        return
-    if (model / "model.safetensors").is_file():
-        yield plain_transformers(python, base, predictor)
-    with model_server(python, base) as address:
-        yield from compare(address, predictor)
+    with local_server(base) as local:
+        yield Check("local server", True, "answers")
+        if (model / "model.safetensors").is_file():
+            yield plain_transformers(python, base, local)
+        with model_server(python, base) as address:
+            yield from compare(address, local)
     yield check_versions((base / "log").read_text(), version_of(python))
 
 

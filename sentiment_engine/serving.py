@@ -166,12 +166,16 @@ def open_model(
     model_dir: Path,  # an unpacked artifact; if it has no code/, this project's inference code answers
     at_a_time: int = 200,  # texts in a request
 ) -> Callable[[Iterable[str]], list[dict]]:  # answers texts, in their order
-    "Load a model in this process, to ask it about many texts. Raises what keeps it from loading."
-    predictor = Predictor(model_dir)
-    if not (predictor.model_dir / "code").is_dir():
-        from sentiment_engine import inference
+    "Prepare to ask a model about many texts. Raises what keeps it from loading."
+    if (Path(model_dir) / "code").is_dir():
+        from sentiment_engine.artifact import ask_artifact
 
-        predictor.handlers = inference
+        ask_artifact(model_dir, ["A first sentence."])
+        return lambda texts: ask_artifact(model_dir, list(texts), at_a_time)["answers"]
+    from sentiment_engine import inference
+
+    predictor = Predictor(model_dir)
+    predictor.handlers = inference
     predictor.load()
     if predictor.failure:
         raise predictor.failure

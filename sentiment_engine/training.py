@@ -15,7 +15,6 @@ import io
 import json
 import os
 import shutil
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 from botocore.exceptions import ClientError
 
-from .artifact import SERVE_REQUIREMENTS
+from .artifact import SERVE_REQUIREMENTS, unpack
 from .polling import ask
 from .settings import Settings
 from .stacks import upload_once
@@ -410,13 +409,13 @@ def collect(
 ) -> dict:  # the record
     "Read what a completed job measured, and write its record."
     artifact = job["ModelArtifacts"]["S3ModelArtifacts"]
-    output = s3.get_object(Bucket=bucket, Key=s3_place(artifact)[1].replace("model.tar.gz", "output.tar.gz"))[
-        "Body"
-    ].read()
-    with tarfile.open(fileobj=io.BytesIO(output)) as tar:
-        files = {Path(member.name).name: tar.extractfile(member).read() for member in tar if member.isfile()}
-    s3.put_object(Bucket=bucket, Key=predictions_key(mark), Body=files["predictions.parquet"])
-    metrics = json.loads(files["metrics.json"])
+    output = s3_place(artifact)[1].replace("model.tar.gz", "output.tar.gz")
+    with TemporaryDirectory() as work:
+        packed = Path(work) / "output.tar.gz"
+        packed.write_bytes(s3.get_object(Bucket=bucket, Key=output)["Body"].read())
+        files = {path.name: path for path in unpack(packed, Path(work) / "output").rglob("*.*")}
+        s3.put_object(Bucket=bucket, Key=predictions_key(mark), Body=files["predictions.parquet"].read_bytes())
+        metrics = json.loads(files["metrics.json"].read_text(encoding="utf-8"))
     record = {"job": job["TrainingJobName"], "artifact": artifact, "fingerprint": mark, "metrics": metrics}
     keep_record(s3, bucket, record)
     return record

@@ -16,6 +16,7 @@ import pytest
 from conftest import TestCloud
 from test_boto3_calls import FOUND, model, operations
 
+from sentiment_engine.artifact import SEEN as SEEN_BY_ARTIFACTS
 from sentiment_engine.local.aws import aws_environment, make_keys
 from sentiment_engine.local.glue import spark_environment
 from sentiment_engine.local.leniencies import read_leniencies, rows
@@ -141,7 +142,7 @@ OF_PROCESSES = [*ENVIRONMENT["everywhere"], *ENVIRONMENT["processes"]]
 # Who asks, what it has to have, and what it may have besides.
 SEEN = [
     (of_training, {*OF_PROCESSES, *ENVIRONMENT["training"]}, set(ENVIRONMENT["kept"])),
-    (of_endpoint, {*OF_PROCESSES, *ENVIRONMENT["endpoints"]}, set(ENVIRONMENT["kept"])),
+    (of_endpoint, {*ENVIRONMENT["processes"], *ENVIRONMENT["endpoints"]}, set(SEEN_BY_ARTIFACTS)),
     (of_glue, {*OF_PROCESSES, *ENVIRONMENT["glue"]}, set(ENVIRONMENT["kept"])),
     (of_lambda, {*ENVIRONMENT["everywhere"], *ENVIRONMENT["emulator"], *ENVIRONMENT["lambda"]}, set(os.environ)),
 ]

@@ -1,8 +1,10 @@
 "The model server's memory and patience have bounds, whatever is sent and however often."
 
+import gzip
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from shutil import copy
 import httpx
 import psutil
 import pytest
-from test_serving import Server, running
+from test_serving import Server, running, wait_for
 from tiny_model import write_tiny_model
 
 from sentiment_engine.artifact import add_inference_code

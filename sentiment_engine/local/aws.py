@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCOUNT', 'REGION', 'read_keys', 'make_keys', 'private', 'direct_hosts', 'aws_environment', 'stray_variables',
-           'isolated_session', 'Aws', 'split_uri', 'fetch', 'send', 'pack', 'unpack', 'LogStream']
+           'isolated_session', 'Aws', 'split_uri', 'fetch', 'send', 'pack', 'LogStream']
 
 # %% ../../nbs/08g_local_aws.ipynb #f487fa47
 import json
@@ -184,22 +184,6 @@ def pack(folder: Path, archive: Path):
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         for path in sorted(folder.iterdir()):
             tar.add(path, arcname=path.name)
-
-
-def _private(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    "Refuse what leaves the folder, and keep the rest from other users."
-    safe = tarfile.data_filter(member, folder)
-    return safe if safe.mode is None else safe.replace(mode=safe.mode & 0o700)
-
-
-def unpack(archive: Path, folder: Path):
-    "Unpack a .tar.gz. Raises ValueError, with the reason, if it is none or tries to leave `folder`."
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(folder, filter=_private)
-    except (tarfile.TarError, EOFError, OSError) as e:
-        raise ValueError(f"{archive.name} cannot be unpacked: {e}") from None
 
 # %% ../../nbs/08g_local_aws.ipynb #6435ee53
 class LogStream:

@@ -14,8 +14,9 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
-from .aws import Aws, split_uri, unpack
-from .processes import PACKAGE_ROOT, Child, child_environment
+from ..artifact import artifact_environment, unpack
+from .aws import Aws, split_uri
+from .processes import PACKAGE_ROOT, Child
 from ..wheels import why_not_installable
 
 # %% ../../nbs/08i_local_hosting.ipynb #0f5be064
@@ -82,7 +83,8 @@ def _start(self: ModelServer, timeout: float = PING_SECONDS):
     port_file = self.folder / "port"
     port_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", self.folder / "model"]
-    env = child_environment(self.aws.environment, PYTHONPATH=str(PACKAGE_ROOT), **self.container.get("Environment", {}))
+    own = {"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUNBUFFERED": "1"}
+    env = artifact_environment(**own | self.container.get("Environment", {}))
     self.child = Child(
         [*command, "--port", "0", "--port-file", port_file],
         env,
