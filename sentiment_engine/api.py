@@ -28,7 +28,7 @@ from .guards import Refused, savings
 from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, is_missing, logger
 from .metrics import emit
 from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Crowded, Row, Subscriber
-from .notifications import BadPhone, e164, mask
+from .notifications import PHONE_LIMIT, BadPhone, e164, mask, tidy_phone
 from .openapi import EXPLAIN_LIMIT, openapi
 from .serverless import STANDING, is_serverless, standing_row
 from .settings import Settings
@@ -179,10 +179,10 @@ def check_parameters(body: Mapping[str, Any]):
 # %% ../nbs/05d_api.ipynb #c9a9db65
 def _phone_of(phone: Any, countries: tuple[str, ...]) -> str:  # E.164; empty: none given
     "Check a phone number. Raises ApiError."
-    if not isinstance(phone, str) or len(phone) > 40:
+    if not isinstance(phone, str) or len(phone) > PHONE_LIMIT:
         raise ApiError(400, "invalid_phone", "The phone number must be a text such as +1 202 555 0123.")
     try:
-        return e164(phone, countries) if phone.strip() else ""
+        return e164(phone, countries) if tidy_phone(phone) else ""
     except BadPhone as e:
         raise ApiError(400, "invalid_phone", str(e)) from None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import sentiment_engine
 from .model_state import CREATING, IN_SERVICE, STATES, STOPPING
+from .notifications import PHONE_LIMIT
 from .settings import Settings
 
 # %% ../nbs/05f_openapi.ipynb #7169c4ed
@@ -169,7 +170,7 @@ def _dependent() -> list[dict]:
 def _start_request() -> dict:
     "Describe the body of POST /start."
     name = _or_null("string", "Greets you in the message.", maxLength=80)
-    phone = _or_null("string", "With + and the country code.", maxLength=40, examples=["+1 202 555 0123"])
+    phone = _or_null("string", "With + and the country code.", maxLength=PHONE_LIMIT, examples=["+1 202 555 0123"])
     fields = {"name": name, "phone": phone}
     return {"type": "object", "properties": fields, "description": "Who wants an SMS when the model is awake."}
 

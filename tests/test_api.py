@@ -11,10 +11,14 @@ import contract
 import pytest
 from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 from engine_double import ADA, World, aws_error, load_handler, logged
+from hypothesis import given
+from hypothesis import strategies as st
+from phones import ACCEPTED, DASHES, EMPTY, MARKS, NUMBER, OTHERS, REFUSED, SPACES
 
 from sentiment_engine import model_state
 from sentiment_engine.api import ROUTES
 from sentiment_engine.inference import MAX_EXPLAINED
+from sentiment_engine.notifications import BadPhone, e164
 from sentiment_engine.openapi import EXPLAIN_LIMIT
 
 LONG = "x" * 10_001
@@ -421,3 +425,36 @@ def test_a_long_answer_is_as_it_is_described(world):
     for wrong in ({"windows": 1}, {"parts": None}, {"parts": [part | {"more": 1}] * 2}, {"sure": "yes"}):
         with pytest.raises(AssertionError):
             contract.check("POST", "/predict", 200, {}, got | {"predictions": [got["predictions"][0] | wrong]})
+
+
+@pytest.mark.parametrize("text", ACCEPTED)
+def test_a_number_is_understood_however_it_was_written(monkeypatch, text):
+    world = World(monkeypatch, daily_messages_per_number=1000, number_cooldown_minutes=0)
+    assert world.start(text)[0] == 202
+    assert [entry["to"] for entry in world.row.subscribers.values()] == [NUMBER]
+
+
+def test_what_is_no_number_is_refused_and_nothing_is_no_number(world):
+    for text in REFUSED:
+        status, body = world.start(text)
+        assert (status, body["error"]["code"]) == (400, "invalid_phone"), text
+    assert world.row.state == "STOPPED" and not world.sagemaker.calls
+    for text in EMPTY:
+        assert world.start(text)[0] == 202
+    assert not world.row.subscribers
+
+
+@given(st.lists(st.text(MARKS + SPACES + DASHES + OTHERS, max_size=3), min_size=12, max_size=12))
+def test_what_parts_digits_never_matters(between):
+    written = "".join(sep + c for sep, c in zip(between, NUMBER, strict=True))
+    assert e164(written, ("US",)) == NUMBER
+
+
+@given(st.text("+0123456789abc;,#*x" + MARKS, max_size=30))
+def test_a_number_is_never_guessed(text):
+    try:
+        found = e164(text, ("US", "GB", "DE", "IT", "IN"))
+    except BadPhone:
+        return
+    digits = [c for c in text if c.isdigit()]
+    assert "".join(digits).lstrip("0").endswith(found[-7:]) and not set(text) & set("abc;,#*x")

@@ -4,8 +4,11 @@ import re
 
 import pytest
 from chromium import find_chromium
+from phones import ACCEPTED, EMPTY, NUMBER, REFUSED
 from playwright.sync_api import expect
 from visitor import COMPLAINT, PHONE, PRAISE, ask, look_again, marks, predictions, seconds, text_of
+
+from sentiment_engine.notifications import e164
 
 pytestmark = pytest.mark.browser
 
@@ -122,6 +125,38 @@ def test_a_bad_number_is_told_while_typing_and_starts_nothing(visitor, engine, a
     expect(page.locator("#phone")).to_be_focused()
     assert page.locator("#phone").get_attribute("aria-invalid") == "true"
     assert engine.state() == "STOPPED" and not any("/start" in url for url in visitor.asked)
+
+
+def test_the_page_takes_every_way_to_write_a_number_that_the_api_takes(visitor, engine, asleep):
+    visitor.tolerated = ("409 (Conflict)", "status of 409")
+    page, sent = visitor.arrive("asleep"), []
+    error = {"error": {"code": "stopping", "message": "It goes to sleep.", "state": "STOPPING", "etaSeconds": None}}
+
+    def refuse(route):
+        sent.append(route.request.post_data_json)
+        route.fulfill(status=409, json=error)
+
+    page.route("**/start", refuse)
+    for text in (*ACCEPTED, *EMPTY):
+        page.locator("#phone").evaluate("(field, text) => { field.value = text; field.oninput(); }", text)
+        page.locator("#consent").set_checked(text in ACCEPTED)
+        with page.expect_response("**/start"):
+            page.get_by_role("button", name="Wake the model").click()
+        expect(page.locator("#start")).to_have_attribute("aria-disabled", "false")
+    assert {e164(body["phone"], ("US",)) for body in sent[: len(ACCEPTED)]} == {NUMBER}
+    assert all(re.fullmatch(r"\+\d+", body["phone"]) for body in sent[: len(ACCEPTED)])
+    assert sent[len(ACCEPTED) :] == [{}] * len(EMPTY)
+    for text in REFUSED:
+        page.locator("#phone").evaluate("(field, text) => { field.value = text; field.oninput(); }", text)
+        page.get_by_role("button", name="Wake the model").click()
+        expect(page.locator("#phone-hint")).to_have_class(re.compile("wrong"))
+    page.locator("#phone").fill("")
+    longest = max(ACCEPTED, key=len)
+    page.locator("#phone").focus()
+    page.keyboard.insert_text(longest)  # as pasted: what is too long for the field would be cut off
+    assert page.locator("#phone").input_value() == longest and len(sent) == len(ACCEPTED) + len(EMPTY)
+    kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
+    assert "2025550123" not in kept
 
 
 def test_a_number_that_only_the_service_can_refuse(visitor, engine, asleep):

@@ -5,8 +5,8 @@
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
 const NAME = document.title;
 const WARN_SECONDS = 120;
-const UNSURE = 0.6; // below this share, if the model does not say itself
-const CHUNK = 50; // reviews in one call: a long list shows progress
+const UNSURE = 0.6; // if the model does not say itself
+const CHUNK = 50; // reviews in one call: a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
 
 const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0, queued: false};
@@ -57,10 +57,10 @@ function percent(share) { // never 100 or 0: no model is that sure
 
 const memory = {
 	read(key) { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } },
-	write(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* switched off or full */ } },
+	write(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* off or full */ } },
 };
 
-// ---- talking to the service
+// talking to the service
 
 class Problem extends Error {
 	constructor(kind, message = '', more = {}) { Object.assign(super(message), {kind, status: 0, code: '', ...more}); }
@@ -105,7 +105,7 @@ function fail(problem) {
 	tick();
 }
 
-// ---- polling
+// polling
 
 function pace() { // seconds until the next look
 	const {state, etaSeconds} = app.status ?? {}, slow = document.hidden ? 3 : 1;
@@ -126,9 +126,9 @@ async function look() {
 	if (turn === app.turn) act(); else if (!app.timer) plan();
 }
 
-// ---- the state machine
+// the state machine
 
-const tabs = new BroadcastChannel('model'); // they look at each other's changes
+const tabs = new BroadcastChannel('model');
 tabs.onmessage = look;
 
 function accept(status, mine = false) {
@@ -203,7 +203,7 @@ function renderStart(waking) {
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
 }
 
-// ---- news in this browser
+// news in this browser
 
 const notices = () => 'Notification' in window && isSecureContext && !app.mute ? Notification.permission : 'denied';
 function notified(title) { // phones have them too, but throw
@@ -215,7 +215,7 @@ function renderNotify() {
 }
 function news(title) { if (document.hidden && notices() === 'granted') notified(title); }
 
-// ---- once a second
+// once a second
 
 const since = () => (Date.now() - app.at) / 1000;
 const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN;
@@ -261,14 +261,17 @@ function tick() {
 	if (document.title !== title) document.title = title;
 }
 
-// ---- waking it
+// waking it
 
-const tidyPhone = (value) => value.replace(/[\s().\-/]/g, '').replace(/^00/, '+');
+// As the API's tidy_phone. The digits of a script begin at …0 or …6.
+const digit = (c) => (c = c.codePointAt(), /\p{Nd}/u.test(String.fromCodePoint(c | 15)) ? c - 6 : c) & 15;
+const tidyPhone = (value) => value.normalize('NFKC').replace(/\p{Nd}/gu, digit)
+	.replace(/[\p{Cf}\p{Pd}\p{Z}\t-\r()[\]./~·−]/gu, '').replace(/^tel:/i, '').replace(/^00/, '+');
 const PHONE_FAULTS = [
-	[/[^+\d]|.\+/, 'Only digits, spaces and a leading + belong here.'],
-	[/^\+?0|^\d/, 'Begin with + and the country code, such as +44 or +1.'],
+	[/[^+\d]|.\+/, 'Only digits and a leading + belong here.'],
+	[/^\+?0|^\d/, 'Begin with + and the country code, such as +1.'],
 	[/^.{17}/, 'That is too long: 15 digits at most.'],
-	[/^.{1,8}$/, 'A few digits are missing.'],
+	[/^.{1,7}$/, 'A few digits are missing.'],
 ];
 const phoneFault = (phone) => PHONE_FAULTS.find(([pattern]) => pattern.test(phone))?.[1] ?? '';
 function hint(message, kind = '') {
@@ -330,7 +333,7 @@ async function extend() {
 	} finally { busy('extend'); }
 }
 
-// ---- reviews
+// reviews
 
 const limits = () => ({most: app.status?.textLimit || 10000, batch: app.status?.batchLimit || 1000});
 function reviews() {
@@ -385,7 +388,7 @@ async function predict(inputs, more) {
 	return reply;
 }
 async function patiently(inputs, tell, more) { // asks again while it is busy or wakes up
-	const begun = Date.now(), loaded = begun - app.answered < 180000; // for some minutes
+	const begun = Date.now(), loaded = begun - app.answered < 180000;
 	for (let tries = 1; ; tries++) {
 		try { return await predict(inputs, more); } catch (e) {
 			said(e);
@@ -429,7 +432,7 @@ async function read() {
 	if (found.length) { answer(found, now); remember(found.slice(before), now.version); }
 }
 
-// ---- answers
+// answers
 
 const SIGNS = {POSITIVE: '▲', NEGATIVE: '▼', UNSURE: '◆'};
 const kind = (p) => (p.sure ?? p.score >= UNSURE) ? p.label : 'UNSURE';
@@ -535,7 +538,7 @@ function download(list) {
 	setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-// ---- reviews from a file or a link
+// reviews from a file or a link
 
 function table(csv, cuts) { // the first row tells which of `cuts` it uses
 	csv = csv.replace(/\r+\n?/g, '\n');
@@ -573,7 +576,7 @@ function takeLink() {
 	if (mine[0]) $('file-text').replaceChildren('This came with the link. ', button('Back to my text', () => put(...mine)));
 }
 
-// ---- what was asked before
+// what was asked before
 
 function past() {
 	const kept = memory.read('past');
@@ -605,7 +608,7 @@ function renderExamples({examples, modelVersion: version}) {
 	}}, el('b', x.name), el('span', x.text)))));
 }
 
-// ---- setting up
+// setting up
 
 async function setUp() {
 	let config, url;
@@ -637,7 +640,7 @@ $('consent').onchange = () => checkPhone();
 $('review-form').onsubmit = send;
 $('review').oninput = () => { text('review-error', ''); keepDraft(); renderCompose(); };
 $('lines').onchange = () => { keepDraft(); renderCompose(); };
-$('file').onchange = () => { const [file] = $('file').files; $('file').value = ''; if (file) take(file); }; // or the same file is no change
+$('file').onchange = () => { const [file] = $('file').files; $('file').value = ''; if (file) take(file); }; // or the same file changes nothing
 $('review').onkeydown = (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); };
 $('extend').onclick = extend;
 $('retry').onclick = () => { text('retry-in', 'Trying …'); look(); };
