@@ -15,7 +15,6 @@ import shlex
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pandas as pd
@@ -68,7 +67,7 @@ def advice(code: int, reply: object) -> str:
 
 def fetch(method: str, url: str, **more) -> httpx.Response:
     "Send a request, through a proxy only if it leaves this machine."
-    here = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    here = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
     return httpx.request(method, url, trust_env=not here, **more)
 
 

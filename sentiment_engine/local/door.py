@@ -9,11 +9,13 @@ __all__ = ['needs_no_key', 'trades_token', 'why_body', 'why_unsigned', 'why_late
 # %% ../../nbs/08t_local_door.ipynb #abbbc8fa
 import asyncio
 import datetime
+import hashlib
+import hmac
 import json
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from urllib.parse import parse_qs
+from urllib.parse import SplitResult, parse_qs
 
 from .aws import ACCOUNT, REGION
 from .requests import again, read_body, respond
@@ -52,8 +54,6 @@ _WEEK = 7 * 86_400  # seconds
 
 def why_body(service: str, headers: Mapping[str, str], body: bytes) -> str:  # empty: it fits
     "Say why a body is not the one that the headers promise."
-    import hashlib
-
     said = headers.get("x-amz-content-sha256")
     if said is None or said in _CHUNKS or (service == "s3" and said in _UNSIGNED):
         return ""
@@ -86,9 +86,6 @@ def why_late(
 # %% ../../nbs/08t_local_door.ipynb #45894699
 def trailer_fits(body: bytes, scope: str, date: str, key: bytes) -> bool:
     "Check the signature of the trailer behind the last chunk."
-    import hashlib
-    import hmac
-
     _, last, end = body.rpartition(b"\r\n0;chunk-signature=")
     previous, _, trailer = (end if last else body.removeprefix(b"0;chunk-signature=")).partition(b"\r\n")
     signed, name, given = trailer.rpartition(b"x-amz-trailer-signature:")
@@ -134,7 +131,7 @@ def check(request: Request, body: bytes, root: str):  # root: access key of the 
         return AuthError("MissingAuthenticationToken", "Request is missing Authentication Token")
     if bool(authorization) == request.presigned:
         return AuthError("UnsupportedSignature", "Only one authentication mechanism is allowed.")
-    if authorization.startswith("AWS ") or "AWSAccessKeyId" in request.query:
+    if "AWSAccessKeyId" in request.query:
         return _check_old(request, root)
     if not authorization.startswith("AWS4-HMAC-SHA256 ") and request.asked("X-Amz-Algorithm") != "AWS4-HMAC-SHA256":
         return AuthError("UnsupportedSignature", _NO_STANDARD)
@@ -186,25 +183,32 @@ def _credential(access_key: str, token: str, root: str):
 
 
 def _check_old(request: Request, root: str):
-    "Check a signature of version 2, which S3 takes."
+    "Check the signature of an address that is presigned by version 2, for S3."
+    from botocore.auth import HmacV1Auth
+    from botocore.awsrequest import HTTPHeaders
+    from botocore.credentials import Credentials
     from ministack import app
-    from ministack.core import iam_evaluator, responses, router
+    from ministack.core import iam_evaluator, sigv4
 
-    access_key = router.extract_access_key_id(request.headers, request.query)
-    token = request.asked("x-amz-security-token") or request.headers.get("x-amz-security-token", "")
+    refuse, expires = iam_evaluator.AuthError, request.asked("Expires")
     if app.detect_service(request.method, request.path, request.headers, request.query) != "s3":
-        return iam_evaluator.AuthError("UnsupportedSignature", _NO_STANDARD)
-    if isinstance(found := _credential(access_key, token, root), iam_evaluator.AuthError):
-        return found
+        return refuse("UnsupportedSignature", _NO_STANDARD)
+    if not (expires.isdigit() and int(expires) >= datetime.datetime.now().timestamp()):
+        return refuse("RequestExpired", "Request has expired")
+    access_key, token = request.asked("AWSAccessKeyId"), request.asked("x-amz-security-token")
+    credential = _credential(access_key, token, root)
+    if not isinstance(credential, iam_evaluator.ResolvedCredential):
+        return credential
     bucket = app._extract_s3_vhost_bucket(request.headers["host"])
     path = f"/{bucket}{request.raw_path}" if bucket else request.raw_path
     path += "/" * (path.count("/") == 1)  # a bucket alone is signed with a slash behind it
-    signed = iam_evaluator.SignedRequest(
-        access_key, request.method, request.raw_path, request.query, request.headers, sigv2=True, auth_path=path
+    signer = HmacV1Auth(Credentials(access_key, credential.secret_access_key, token or None))
+    signer._get_date = lambda: expires  # signed in place of a date
+    wanted = signer.get_signature(
+        request.method, SplitResult("", "", path, request.raw_query, ""), HTTPHeaders.from_dict(request.headers)
     )
-    with responses.request_scope(ACCOUNT, REGION):
-        result = iam_evaluator._sigv2_check(signed, ACCOUNT)
-    return result if isinstance(result, iam_evaluator.AuthError) else None
+    fits = hmac.compare_digest(request.asked("Signature").encode(), wanted.encode())
+    return None if fits else refuse("SignatureDoesNotMatch", sigv4.SIGNATURE_MISMATCH)
 
 # %% ../../nbs/08t_local_door.ipynb #c35570e9
 def cors_of(request: Request) -> tuple[str, Mapping]:  # api, bucket or nothing; what it answers to this origin
