@@ -428,7 +428,7 @@ def test_on_the_local_cloud_a_function_is_refused_what_another_does(known, folde
     foreign = [c for c in others if not all(alike({n}) <= own for n in needs_of(*c))]
     assert foreign
     role = known.found[camel(folder, "-") + "Role"]
-    mine = ["dynamodb", "get_item", {"TableName": "t", "Key": {"modelId": {"S": "x"}}}]
+    mine = ["dynamodb", "get_item", {"TableName": "states", "Key": {"modelId": {"S": "x"}}}]
     said = probe(known.cloud, role, [*foreign, mine])
     assert set(said[:-1]) <= DENIED, [(c[:2], s) for c, s in zip(foreign, said, strict=False) if s not in DENIED]
     assert said[-1] == ""  # what all may do is done, so the refusals are about permissions
