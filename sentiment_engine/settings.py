@@ -93,6 +93,8 @@ def _check_numbers(settings: Settings):
             raise ValueError(f"{field.name} must be between 0 and {most:,}, not {value}")
         if most is None and value <= 0:
             raise ValueError(f"{field.name} must be above 0, not {value}")
+    if settings.creating_minutes >= settings.max_run_minutes:
+        raise ValueError("creating_minutes must be below max_run_minutes, else a run may end before it can serve")
     if settings.serverless_memory_mb not in range(1024, 6145, 1024):
         raise ValueError("serverless_memory_mb must be 1024, 2048, 3072, 4096, 5120 or 6144")
 
