@@ -42,8 +42,7 @@ lab: install ## open the notebooks in JupyterLab, with the local cloud behind th
 	@$(PY) infra_scripts/lab.py $(PORTS)
 
 streamlit: install ## the developer's page (a demo must be running, or set SENTIMENT_API_URL)
-	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py \
-		--server.address 127.0.0.1 --browser.gatherUsageStats false
+	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py
 
 test: install ## everything that must hold before a change is merged
 	@infra_scripts/install_chromium.sh

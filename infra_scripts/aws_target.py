@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for if no region is chosen
 # Options that are settings, by the setting's name. They are handed on as SENTIMENT_… variables.
 SETTINGS = ("endpoint", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
-SETTINGS += ("alarm_email",)
+SETTINGS += ("alarm_email", "sms_link")
 ONLY_AWS = ("profile", "region", "domain", "dry_run", "firewall", "reserved_concurrency", "permissions_boundary")
 # What boto3 would take before a profile that is only named in AWS_PROFILE.
 BEFORE_A_PROFILE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
@@ -79,6 +79,11 @@ def add_variant_options(parser: argparse.ArgumentParser):
     add("--textbelt-url", metavar="URL", help="Textbelt, or a server that speaks like it")
     add("--alarm-email", metavar="ADDRESS", help="who is written to when an alarm rings")
     switch = argparse.BooleanOptionalAction
+    add(
+        "--sms-link",
+        action=switch,
+        help="whether the SMS holds the page's address; Textbelt wants a cleared key for it",
+    )
     add("--firewall", action=switch, help="let a firewall count each address's requests to the page ($6 a month)")
     add("--reserved-concurrency", action=switch, help="a share for each function; a new account has no room")
 

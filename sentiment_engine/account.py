@@ -284,7 +284,8 @@ def check_messages(
     if left is None:
         return Finding("SMS", None, f"{settings.textbelt_url} did not say how many messages {whose} pays for")
     if left:
-        return Finding("SMS", True, f"{whose} pays for {left} more messages")
+        link = "; links are sent for cleared keys only (textbelt.com/whitelist), else the text goes without"
+        return Finding("SMS", True, f"{whose} pays for {left} more messages{link if settings.sms_link else ''}")
     store = f"aws ssm put-parameter --region {session.region_name} --name {place} --type SecureString --overwrite"
     advice = f"To send SMS, buy a key of Textbelt and store it ({store} --value KEY), or use --sms-provider sns"
     return Finding("SMS", None, f"{whose} pays for no more messages; Start works without a number. {advice}")

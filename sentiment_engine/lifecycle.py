@@ -571,7 +571,7 @@ def on_ready(engine: Engine, row: Row):
 def _notice(engine: Engine, row: Row, name: str) -> Notice:
     "Say how a run came out."
     s, event = engine.settings, "ready" if row.state == IN_SERVICE else "failed"
-    return Notice(event, row.runId, name, s.site_origin, s.idle_minutes, row.reason)
+    return Notice(event, row.runId, name, s.site_origin if s.sms_link else "", s.idle_minutes, row.reason)
 
 
 def _deliver(engine: Engine, row: Row, subscriber: Subscriber) -> bool:  # whether it was sent

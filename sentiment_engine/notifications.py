@@ -19,7 +19,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from itertools import islice
 from typing import Any, Protocol
@@ -98,7 +98,7 @@ class Notice:
     event: str  # ready or failed
     run_id: str
     name: str = ""  # of the subscriber
-    site_url: str = ""
+    site_url: str = ""  # empty: the message holds no link
     minutes: float = 0  # that the model stays awake if nobody uses it
     reason: str = ""  # why the run failed
 
@@ -109,7 +109,8 @@ class Notice:
             said = f"the sentiment model is ready for {self.minutes:g} minutes"
         else:
             said = "sorry: the sentiment model could not be started. You can try again"
-        return f"{greeting(self.name)}, {said}: {self.site_url}"
+        place = f": {self.site_url}" if self.site_url else " on its page."
+        return f"{greeting(self.name)}, {said}{place}"
 
 # %% ../nbs/05b_notifications.ipynb #5cb7ee6f
 Fetch = Callable[[urllib.request.Request, float], Mapping[str, Any]]  # request and timeout to JSON
@@ -219,11 +220,14 @@ class Textbelt:
         return urllib.request.Request(self.url.rstrip("/") + "/text", data=form, method="POST")
 
     def send(self, to: str, notice: Notice) -> str:
-        "Send one SMS. Raises NotSent."
+        "Send one SMS, without its link if that is what the provider objects to. Raises NotSent."
         answer = _patiently(self.pauses, lambda: self.fetch(self._request(to, notice.text), self.timeout))
-        if not answer.get("success"):
-            raise NotSent(mask(str(answer.get("error", "refused without a reason"))))
-        return str(answer.get("textId", ""))
+        if answer.get("success"):
+            return str(answer.get("textId", ""))
+        error = str(answer.get("error", "refused without a reason"))
+        if notice.site_url and re.search(r"\b(url|link)s?\b", error, re.IGNORECASE):
+            return self.send(to, replace(notice, site_url=""))
+        raise NotSent(mask(error))
 
     def quota(self) -> int | None:
         "Ask how many messages the key still pays for; None if there is no answer. A spent key is asked about rarely."

@@ -160,6 +160,7 @@ def stack_parameters(
         "SmsProvider": settings.sms_provider,
         "TextbeltUrl": settings.textbelt_url,
         "SmsCountries": ",".join(settings.sms_countries),
+        "SmsLink": str(settings.sms_link).lower(),
         "SiteOrigins": ",".join(origins),
         "SiteAddress": address,
         "CaptureText": str(settings.capture_text).lower(),

@@ -41,6 +41,7 @@ class Settings:
     sms_provider: str = "textbelt"  # textbelt or sns
     textbelt_url: str = "https://textbelt.com"
     sms_countries: tuple[str, ...] = ("US", "CA", "GB", "IE", "FR", "DE", "ES", "IT", "NL", "AU", "NZ", "IN")
+    sms_link: bool = True  # whether the SMS holds the page's address; a Textbelt key must be cleared for that
     number_cooldown_minutes: float = 15  # before the same number is told again; 0: no wait
     address_cooldown_seconds: float = 60  # before the same address may begin a run or leave a number again; 0: no wait
     daily_starts: int = 40  # runs that may begin in a day (UTC)

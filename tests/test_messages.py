@@ -3,11 +3,13 @@
 import contextlib
 import json
 import math
+import re
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
 
 import boto3
 import pytest
@@ -95,6 +97,59 @@ def test_messages_and_ends_of_runs_are_reported_as_metrics(monkeypatch, capsys):
     ]
     assert 0.03 < seen["RunCost"][0] < 0.04 and seen["Reconciled"] == [1] and 0 < seen["BudgetShare"][0] < 1
     assert ADA not in json.dumps(lines)
+
+
+# --- links
+
+
+@contextlib.contextmanager
+def no_links(error: str):  # (URL, texts that were sent, texts that were refused)
+    "A provider that refuses texts with a link in them."
+    sent, refused = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404)
+            self.end_headers()
+
+        def do_POST(self):
+            form = parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
+            has_link = re.search(r"https?:|www|\w\.\w", form["message"][0])
+            (refused if has_link else sent).append(form["message"][0])
+            self.send_response(200)
+            self.end_headers()
+            answer = {"success": False, "error": error} if has_link else {"success": True, "textId": "7"}
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", sent, refused
+        server.shutdown()
+
+
+OBJECTIONS = ["Sending URLs is not enabled. Visit https://textbelt.com/whitelist", "Your text contains a link."]
+
+
+@pytest.mark.parametrize("error", OBJECTIONS)
+@pytest.mark.parametrize("becomes", ["InService", "Failed"])
+@pytest.mark.parametrize("link", [True, False])
+def test_a_key_that_may_send_no_links_sends_the_text_without(monkeypatch, error, becomes, link):
+    world = World(monkeypatch, sms_link=link, instance_types=("ml.m5.large",))
+    with no_links(error) as (url, sent, refused):
+        world.engine.__dict__["sender"] = Textbelt(url, "key")
+        world.start(ADA, "Ada")
+        world.endpoint_becomes(becomes, "no luck")
+    assert len(sent) == 1 and sent[0].startswith("Hi Ada, ") and len(refused) == link
+    assert (world.row.smsSent, world.row.smsFailed) == (1, 0)
+
+
+def test_another_refusal_is_not_repeated():
+    with no_links("Out of quota") as (url, sent, refused), pytest.raises(NotSent, match="Out of quota"):
+        deliver(Textbelt(url, "key"), ADA, Notice("ready", "0f3c5a7e9b1d", site_url="https://site.example"))
+    assert not sent and len(refused) == 1
 
 
 # --- time

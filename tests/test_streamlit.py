@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import pty
 import subprocess
 import sys
 import threading
@@ -11,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
+from engine_double import free_port
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.local_script_runner import LocalScriptRunner
@@ -377,3 +381,33 @@ def test_the_address_can_be_changed(open_app, impostor, engine):
     assert app.error
     app = checked(app.text_input(key="api").set_value(engine.api_url + "/").run())
     assert not app.error and headings(app)
+
+
+def test_its_first_start_in_a_terminal_asks_nobody_for_anything(tmp_path):
+    "Somebody who never used Streamlit has no file with an e-mail address at home."
+    ours, theirs = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("STREAMLIT_", "SENTIMENT_"))}
+    command, port = [sys.executable, "-m", "streamlit", "run", "website/app.py"], free_port()
+    with subprocess.Popen(
+        [*command, "--server.port", str(port)],
+        cwd=APP.parent.parent,
+        env=environment | {"HOME": str(tmp_path)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as server:
+        os.close(theirs)
+        try:
+            healthy = ""
+            for _ in range(150):
+                try:
+                    healthy = requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).text
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            said = os.read(ours, 100_000).decode().lower()
+            assert healthy == "ok" and f"127.0.0.1:{port}" in said and "email" not in said and "0.0.0.0" not in said
+        finally:
+            server.kill()
+            os.close(ours)
