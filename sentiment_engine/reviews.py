@@ -138,7 +138,7 @@ def time_of(value) -> int | None:  # ms since 1970
     if number is None or not 0 <= number < 1e20:
         return None
     if 1e8 <= number < 1e11:  # as ms, a day of the early 1970s
-        return int(number * 1_000)
+        return round(number * 1_000)
     return int(number) // (1_000_000 if number >= 1e17 else 1_000 if number >= 1e14 else 1)
 
 # %% ../nbs/01a_reviews.ipynb #c7e57bc4
@@ -453,7 +453,7 @@ _STARTS = {
     b"PK\x03\x04": "a zip archive: unpack it",
     b"PAR1": "a Parquet file: convert it to JSON lines",
 }
-_TABLE = re.compile(rb'"?\w+"?(?:[,;\t]"?\w+"?)+')  # the names of its columns
+_COLUMNS = {b"rating", b"stars", b"text", b"title", b"review", b"label"}  # one of them heads a column of a table
 
 
 def _what_else(head: bytes) -> str:  # empty: JSON lines, as far as can be seen
@@ -461,7 +461,7 @@ def _what_else(head: bytes) -> str:  # empty: JSON lines, as far as can be seen
     for start, kind in _STARTS.items():
         if head.startswith(start):
             return kind
-    if b"\0" in head[:6] and b"{" in head[:12]:
+    if head[:8].count(0) > 2 and re.match(rb"[\xfe\xff\s]*[!-~]", head[:8].replace(b"\0", b"")):
         return "text in UTF-16 or UTF-32: save it as UTF-8"
     lines = [line.strip() for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
     first, second = [*lines, b"", b""][:2]
@@ -470,7 +470,8 @@ def _what_else(head: bytes) -> str:  # empty: JSON lines, as far as can be seen
         return "one JSON array: write each of its objects on a line of its own, as jq -c '.[]' does"
     if first.startswith(b"{") and first.endswith((b"{", b",")) and second.startswith(b'"'):
         return "JSON with an object on several lines: write each on one line, as jq -c does"
-    if _TABLE.fullmatch(first):
+    columns = [name.strip(b" \"'").lower() for name in re.split(rb"[,;|\t]", first)]
+    if len(columns) > 1 and not _COLUMNS.isdisjoint(columns) and not second.startswith(b"{"):
         return "a table such as CSV: convert it to JSON lines"
     return "a web page" if re.match(rb"<(!doctype|html|\?xml)", first.lower()) else ""
 
