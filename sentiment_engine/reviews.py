@@ -78,7 +78,7 @@ BLANK = " \t\n\r\v\f\ufeff"  # a line of these only is empty: spaces, and the by
 
 # %% ../nbs/01a_reviews.ipynb #075448ca
 DEEPEST = 100  # brackets inside each other
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+_BRACKETS = re.compile(r'"(?:[^"\\]+|\\.)*"?|[\[{]|[\]}]', re.DOTALL)  # an open string ends with its line
 
 
 def _too_deep(line: str) -> bool:
