@@ -56,7 +56,13 @@ ODD = {
     ],
     "no_text": [b"{}", b'{"rating": 5}', b'{"rating": 9}', line(text=None), line(text=..., title="Only a title")],
     "bad_text": [*(line(text=odd) for odd in (5, 4.5, True, [], ["a"], {}, {"a": "b"})), line(title=5), line(title=[])],
-    "too_long": [line(text="long " * 20_000), line(title="t" * 60_000), line(text="x" * 10_000_000)],
+    "too_long": [
+        line(more="m" * 2_000_000),
+        b"[]" * 600_000,
+        line(text="long " * 20_000),
+        line(title="t" * 60_000),
+        line(text="x" * 10_000_000),
+    ],
     "blank_text": [*(line(text=odd) for odd in ("", "  ", "\t\n", "\u3000", "<br />", "&nbsp;\u200b", "\ufeff", "\0"))],
     "bad_rating": [
         *(line(rating=odd) for odd in (0, 6, -1, 4.5, 10**400, True, False, None, [5], {"stars": 5}, ..., 1e-320)),
