@@ -31,6 +31,8 @@ def main(argv: list[str]) -> None:
     report = clean_reviews(glue.spark_session, *places, rules, expected)
     job.commit()
     print(f"kept {report['kept']:,} of {report['read']:,} reviews, rejected {report['rejected']}")
+    if report["not_read"]:
+        print(f"not read: {', '.join(report['not_read'])}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
+from sentiment_engine import etl
 from sentiment_engine.etl import REASONS, clean_reviews, start_spark, transform
 from sentiment_engine.exploration import count_reviews, newest_reviews, open_newest
-from sentiment_engine.quality import Expectations
+from sentiment_engine.quality import Expectations, QualityError
 from sentiment_engine.released import read_texts
 from sentiment_engine.reviews import DataError, check_reviews, find_files, parse_review, read_reviews
 from sentiment_engine.training_job import UnusableData
@@ -55,7 +56,13 @@ ODD = {
     ],
     "no_text": [b"{}", b'{"rating": 5}', b'{"rating": 9}', line(text=None), line(text=..., title="Only a title")],
     "bad_text": [*(line(text=odd) for odd in (5, 4.5, True, [], ["a"], {}, {"a": "b"})), line(title=5), line(title=[])],
-    "too_long": [line(text="long " * 20_000), line(title="t" * 60_000), line(text="x" * 10_000_000)],
+    "too_long": [
+        line(more="m" * 2_000_000),
+        b"[]" * 600_000,
+        line(text="long " * 20_000),
+        line(title="t" * 60_000),
+        line(text="x" * 10_000_000),
+    ],
     "blank_text": [*(line(text=odd) for odd in ("", "  ", "\t\n", "\u3000", "<br />", "&nbsp;\u200b", "\ufeff", "\0"))],
     "bad_rating": [
         *(line(rating=odd) for odd in (0, 6, -1, 4.5, 10**400, True, False, None, [5], {"stars": 5}, ..., 1e-320)),
@@ -260,6 +267,9 @@ OTHER_KINDS = {
         (b"rating,title,text\n5,T,Fine\n1,T,Bad\n", "a table"),
         (b'\xef\xbb\xbf"text";"rating"\r\n"Fine";5\r\n', "a table"),
         (b"rating\ttext\n5\tFine\n", "a table"),
+        (b"Rating, Review Title, Text\n5, T, Fine\n", "a table"),
+        ("stars;größe;text\n5;9;Fine\n".encode(), "a table"),
+        ("rating,text\n5,Fine\n".encode("utf-16"), "UTF-16"),
         *((ROWS.decode().encode(encoding), "UTF-16") for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")),
         *(
             (gzip.compress(ROWS), "gzip"),
@@ -298,13 +308,25 @@ def test_a_file_of_another_kind_is_named_by_every_reader(spark, tmp_path, name):
     assert not (tmp_path / "etl.json").exists()
 
 
-def test_an_odd_first_line_is_only_a_line(spark, tmp_path):
-    for number, odd in enumerate(
-        (b"[1, 2]", b'[{"rating": 5}]', b"{", b'{"rating": 5, "te', b"[" * 9_000 + b"]" * 9_000)
-    ):
-        counts = Counter()
-        list(read_reviews(put(tmp_path / str(number), {"A.jsonl": odd + b"\n" + ROWS}), counts=counts))
-        assert counts == {"malformed": 1, "reviews": 30}
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(b"[1, 2]", b'[{"rating": 5}]', b"{", b'{"rating": 5, "te', b"[" * 9_000 + b"]" * 9_000, b"rating,text"),
+        *(b"\0" * 40, b"\xff\xfe{", b"<p>", b'{"rating": 5,', b'"text"', b"BZ", b"P"),
+    ],
+)
+def test_an_odd_first_line_is_only_a_line(tmp_path, odd):
+    counts = Counter()
+    list(read_reviews(put(tmp_path, {"A.jsonl": odd + b"\n" + ROWS}), counts=counts))
+    assert counts == {"malformed": 1, "reviews": 30}
+
+
+def test_a_run_that_loses_a_line_fails(spark, tmp_path, monkeypatch):
+    raw = put(tmp_path / "raw", {"A.jsonl": enough()})
+    monkeypatch.setattr(etl, "transform", lambda lines, rules: transform(lines.limit(119), rules))
+    with pytest.raises(QualityError, match="has 120 lines, but 119 are accounted for"):
+        run(spark, raw, tmp_path)
+    assert not (tmp_path / "etl.json").exists()
 
 
 @pytest.mark.parametrize("cut", [lambda data: data[:-900], lambda data: data[:-4], lambda data: data + b"more"])
