@@ -1,15 +1,33 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and what keeps tests independent of the speed of the machine."""
 
 import functools
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sentiment_engine.local.aws import direct_hosts, stray_variables
 from sentiment_engine.local.cloud import LocalCloud
 
 pytest_plugins = ("engine", "visitor")
+ci = {"derandomize": True, "database": None} if "CI" in os.environ else {}
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], **ci)
+settings.load_profile("tests")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    "Fail a test that waits without end, with the place where it waits."
+    limit = 3600 if item.get_closest_marker("slow") else 900  # seconds, with its fixtures
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"{item.nodeid} takes longer than {limit} seconds"))
+    signal.alarm(limit)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+
 
 # Whatever the shell says of AWS or of a proxy, the tests stay on this machine.
 for name in (*stray_variables(os.environ), "ALL_PROXY", "all_proxy"):

@@ -54,7 +54,7 @@ class Engine:
     def state(self) -> str:
         return self.call("GET", "/status")["state"]
 
-    def wait(self, *states: str, seconds: float = 90) -> str:
+    def wait(self, *states: str, seconds: float = 300) -> str:
         "Wait for one of `states`. Fails if none comes."
         end = time.monotonic() + seconds
         while (state := self.state()) not in states:

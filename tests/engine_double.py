@@ -57,11 +57,11 @@ def ministack() -> str:  # its address
         start_new_session=True,
     )
     atexit.register(_end, server, folder)
-    for _ in range(300):
+    for _ in range(1200):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return f"http://127.0.0.1:{port}"
         time.sleep(0.1)
-    raise RuntimeError("ministack did not start within 30 seconds")
+    raise RuntimeError("ministack did not start within 120 seconds")
 
 
 def _end(server: subprocess.Popen, folder: tempfile.TemporaryDirectory):
@@ -71,7 +71,7 @@ def _end(server: subprocess.Popen, folder: tempfile.TemporaryDirectory):
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(5)
         os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    server.wait(60)
     folder.cleanup()
 
 

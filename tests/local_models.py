@@ -34,7 +34,7 @@ def archive(files: dict[str, str]) -> bytes:
     return packed.getvalue()
 
 
-def until(found: Callable[[], object], seconds: float = 20.0):
+def until(found: Callable[[], object], seconds: float = 120.0):
     "Return the first true result of `found`. Raises TimeoutError after `seconds`."
     deadline = time.monotonic() + seconds
     while not (result := found()):
@@ -73,7 +73,7 @@ def deploy(cloud, name: str, handlers: str = HANDLERS) -> dict:
 def settled(cloud, name: str) -> dict:
     "Return the endpoint's description when its state is no longer in progress."
     describe = cloud.client("sagemaker").describe_endpoint
-    return until(lambda: (d := describe(EndpointName=name))["EndpointStatus"] in ("InService", "Failed") and d, 30)
+    return until(lambda: (d := describe(EndpointName=name))["EndpointStatus"] in ("InService", "Failed") and d)
 
 
 def predict(cloud, name: str, text: str) -> str:

@@ -24,7 +24,6 @@ from botocore.validate import ParamValidator
 from child import Abandoned, Interrupts, Late, run_program
 from engine_double import ROOT
 from hypothesis import assume, given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scrub import scrub
 from smoke import PHONE
@@ -40,7 +39,6 @@ NOBODY |= {"AWS_EC2_METADATA_DISABLED": "true"}
 
 # What a published report must not hold.
 
-SLOWLY = hypothesis_settings(deadline=None)  # a busy machine is no fault
 ASCII = st.characters(min_codepoint=32, max_codepoint=126)
 AROUND = st.text(ASCII, max_size=30)
 BESIDE = st.sampled_from([" ", "\n", "'", '"', " (", "<", ", "])
@@ -73,7 +71,6 @@ PLACES = [
 ]
 
 
-@SLOWLY
 @given(AROUND, ACCOUNT, st.sampled_from(PLACES), AROUND)
 def test_no_account_id_is_left_wherever_it_stands(before, account, place, after):
     assert account not in scrub(before + place.format(account) + after)
@@ -120,7 +117,6 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@SLOWLY
 @given(data=st.data())
 def test_nothing_that_identifies_is_left(kind, data):
     first, second, form = KINDS[kind]
@@ -131,7 +127,6 @@ def test_nothing_that_identifies_is_left(kind, data):
     assert value not in scrub(text), text
 
 
-@SLOWLY
 @given(AROUND, BESIDE, PHONES, AROUND)
 def test_no_phone_number_is_left(before, beside, phone, after):
     digits = re.sub(r"\D", "", phone)[-9:]
@@ -139,14 +134,12 @@ def test_no_phone_number_is_left(before, beside, phone, after):
     assert digits not in re.sub(r"[^\w]", "", scrub(f"{before}{beside}{phone}{beside}{after}"))
 
 
-@SLOWLY
 @given(AROUND, BESIDE, st.emails(), AROUND)
 def test_no_address_of_a_person_is_left(before, beside, address, after):
     assume(address not in before + after)
     assert address not in scrub(f"{before}{beside}{address}{beside}{after}")
 
 
-@SLOWLY
 @given(st.sampled_from(EXAMPLES), st.sampled_from([0, 1, 2, 3]), AROUND)
 def test_a_number_that_is_known_goes_in_every_form(number, way, around):
     form = written(number, way)
@@ -154,7 +147,6 @@ def test_a_number_that_is_known_goes_in_every_form(number, way, around):
     assert form not in scrub(f"{around} {form}", acceptance.phone_forms(number))
 
 
-@SLOWLY
 @given(st.text(max_size=200) | st.builds("".join, st.lists(AROUND | PHONES | ACCOUNT | IPV6 | st.emails(), max_size=5)))
 def test_scrubbing_twice_changes_nothing(text):
     assert scrub(scrub(text)) == scrub(text)
@@ -795,11 +787,9 @@ def test_a_program_that_takes_too_long_is_stopped(tidy):
 
 def test_a_program_that_does_not_stop_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(child, "STOPPING", 0.5)
-    (tmp_path / "deaf.py").write_text("import signal, time\nsignal.signal(2, signal.SIG_IGN)\ntime.sleep(60)")
-    begun = time.monotonic()
+    (tmp_path / "deaf.py").write_text("import signal, time\nsignal.signal(2, signal.SIG_IGN)\ntime.sleep(6000)")
     with Interrupts("wait") as interrupts, pytest.raises(Late):
         run_program([str(tmp_path / "deaf.py")], os.environ, 1.0, interrupts, print)
-    assert time.monotonic() - begun < 20
 
 
 def test_a_signal_while_a_program_starts_is_kept_back_until_it_is_known(tidy, monkeypatch):
@@ -848,7 +838,7 @@ def test_a_program_of_a_killed_acceptance_is_not_worked_beside(tmp_path, tidy):
     with pytest.raises(Busy), Memory(tmp_path).locked():
         pass
     os.kill(orphan, signal.SIGINT)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with suppress(Busy), Memory(tmp_path).locked():
             return

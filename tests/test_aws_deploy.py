@@ -83,7 +83,7 @@ def bare(**env: str) -> dict[str, str]:
 def run(*words: str, **env: str) -> subprocess.CompletedProcess:
     "Run deploy.py as somebody without any account would."
     command = [sys.executable, str(SCRIPTS / "deploy.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=bare(**env), check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=bare(**env), check=False, timeout=300)
 
 
 @pytest.mark.parametrize("script", ["deploy.py", "teardown.py"])
@@ -96,7 +96,7 @@ def test_a_cancelled_workflow_ends_like_ctrl_c(script):
             deaf.settimeout(60)
             with deaf.accept()[0]:
                 process.send_signal(signal.SIGTERM)
-                told = process.communicate(timeout=30)[1]
+                told = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "Interrupted." in told and "Traceback" not in told
 
 

@@ -49,7 +49,7 @@ def http_server(answer, held: list):  # answer: bytes for the number of a reques
     loop.create_task(main())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    ready.wait(10)
+    ready.wait(60)
     try:
         yield server[0].sockets[0].getsockname()[1], asked
     finally:

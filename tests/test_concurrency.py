@@ -34,9 +34,8 @@ def test_two_hundred_press_start_at_once(tmp_path):
         assert Counter(a.json()["outcome"] for a in answers) == {"started": 1, "joined": 199}
         assert len({a.json()["runId"] for a in answers}) == 1 == len(endpoints(engine))
         assert engine.call("GET", "/status")["subscribers"] == 200
-        engine.wait("IN_SERVICE", seconds=120)
-        while engine.call("GET", "/status")["subscribers"]:
-            time.sleep(0.2)
+        engine.wait("IN_SERVICE")
+        until(lambda: not engine.call("GET", "/status")["subscribers"])
         assert Counter(message["to"] for message in engine.messages()) == Counter(NUMBERS)
         engine.sleep()
         until(lambda: not endpoints(engine))  # SageMaker needs a moment to delete one
@@ -57,8 +56,8 @@ def test_start_against_the_shutdown_a_hundred_times(monkeypatch):
         shutdown = world.handlers["shutdown-endpoint"].handler
         with ThreadPoolExecutor(2) as pool:
             stopping = pool.submit(shutdown, {"runId": run_id}, None)
-            status, body = pool.submit(world.start, ADA).result()
-            stopping.result()
+            status, body = pool.submit(world.start, ADA).result(60)
+            stopping.result(60)
         outcomes[body.get("outcome") or body["error"]["code"]] += 1
         assert len(world.sagemaker.endpoints) <= 1 and len(world.sagemaker.configs) <= 1
         if status == 202:

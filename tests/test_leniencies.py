@@ -48,7 +48,7 @@ def pack(name: str, code: str) -> bytes:
     return file.getvalue()
 
 
-def wait(until, seconds: float = 60):
+def wait(until, seconds: float = 120):
     "Wait until `until()` is true, and return that."
     deadline = time.monotonic() + seconds
     while not (found := until()):

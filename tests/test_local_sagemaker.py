@@ -1,7 +1,6 @@
 """SageMaker of the local cloud, through real boto3 calls: states, errors, lists, events and predictions."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -85,7 +84,9 @@ import time
 def model_fn(folder): return None
 def input_fn(body, kind): return body.decode()
 def predict_fn(text, model):
-    time.sleep(7 if "slow" in text else 0)
+    if "slow" in text:
+        open("begun", "w").close()
+        time.sleep(7)
     return text
 def output_fn(answer, kind): return '"answered"'
 """
@@ -95,9 +96,9 @@ def test_what_is_being_answered_when_an_endpoint_is_deleted_is_answered(cloud, s
     deploy(cloud, "unhurried", SLOW)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(predict, cloud, "unhurried", "slow")
-        time.sleep(1)
+        until((cloud.state / "endpoints/unhurried/begun").exists)
         sagemaker.delete_endpoint(EndpointName="unhurried")
-        assert asked.result(30) == '"answered"'
+        assert asked.result(120) == '"answered"'
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_names_that_are_taken(cloud, sagemaker, endpoint):
 
 
 def test_an_endpoint_in_creation_cannot_be_deleted(cloud, sagemaker):
-    slow = "import time\ntime.sleep(1)\n"
+    slow = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\n"
     from local_models import HANDLERS
 
     register(cloud, "slow", slow + HANDLERS)
@@ -194,6 +195,9 @@ def test_an_endpoint_in_creation_cannot_be_deleted(cloud, sagemaker):
     runtime = cloud.client("sagemaker-runtime")
     code, message = error(runtime.invoke_endpoint, EndpointName="slow", Body=b"{}")
     assert (code, message) == ("ValidationError", "Endpoint slow of account 000000000000 not found.")
+    folder = cloud.state / "endpoints/slow"
+    until((folder / "port").exists)
+    (folder / "go").touch()
     assert settled(cloud, "slow")["EndpointStatus"] == "InService"
     sagemaker.delete_endpoint(EndpointName="slow")
     sagemaker.get_waiter("endpoint_deleted").wait(EndpointName="slow", WaiterConfig={"Delay": 1})

@@ -3,11 +3,12 @@
 import io
 import json
 import os
-import time
+import re
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import boto3
@@ -326,7 +327,9 @@ def test_a_restarted_cloud_knows_its_administrator(tmp_path):
     first = TestCloud(tmp_path / "cloud", port=0, site_port=0, strict=True)
     with first:
         given = first.account_environment()
-        time.sleep(1.5)  # IAM is saved within a second
+        key = re.search(r"aws_access_key_id = (\S+)", Path(given["AWS_SHARED_CREDENTIALS_FILE"]).read_text())[1]
+        saved = tmp_path / "cloud/aws/iam.json"
+        until(lambda: saved.exists() and key in saved.read_text())
     with first, patch.dict(os.environ, given):
         assert first.account_environment() == given
         session = boto3.Session()

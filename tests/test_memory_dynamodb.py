@@ -87,7 +87,7 @@ start = {"n": {"N": "1"}, "s": {"S": "a"}, "m": {"M": {"k": {"N": "2"}}}}
 
 
 @given(writes=st.lists(st.tuples(clauses, conditions, values, values), min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_both_do_the_same(table, writes):
     memory = MemoryDynamoDB(table=table)
     memory.items["m"] = KEY | start

@@ -140,7 +140,6 @@ def live(machine, examples: int, seeds: int):
     quick = settings(
         max_examples=examples,
         stateful_step_count=STEPS,
-        deadline=None,
         database=None,
         print_blob=True,
         report_multiple_bugs=False,

@@ -81,7 +81,7 @@ def test_stopping_and_touching_at_once_have_one_winner(table):
         with ThreadPoolExecutor(2) as pool:
             stopping = pool.submit(states.begin_stopping, table, RUN, 100)
             touched = pool.submit(states.touch, table, RUN, 200)
-        assert (stopping.result() is None) != (touched.result() is None)
+        assert (stopping.result(60) is None) != (touched.result(60) is None)
 
 
 def start(table, run_id, phone=None, name="", **settings):

@@ -231,7 +231,7 @@ def is_object(raw: bytes) -> bool:
 
 @given(st.binary(max_size=80), st.sampled_from(["/start", "/predict"]), st.sampled_from(["text/plain", "image/png"]))
 @example(b"{}", "/start", "image/png")
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400, derandomize=True, database=None)
 def test_random_bytes_are_refused(shared, raw, path, kind):
     status = shared.ask("POST", path, raw, kind)[0]
     if is_object(raw):  # bytes that happen to be a request are answered as one

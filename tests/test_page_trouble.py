@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from itertools import pairwise
 from urllib.parse import quote
 
@@ -205,17 +204,25 @@ def test_trouble_is_explained_and_ends_by_itself(visitor, asleep, answer, title,
 
 def test_retries_back_off(visitor, asleep):
     visitor.tolerated = ("Failed to load resource",)
-    times: list[float] = []
+    page, tries, gaps = visitor.page, [], []
 
     def refuse(route: Route):
-        times.append(time.monotonic())
+        tries.append(route.request.url)
         route.fulfill(status=503, body="")
 
-    visitor.page.route("**/status", refuse)
-    visitor.page.goto(visitor.url)
-    visitor.page.wait_for_timeout(9000)
-    gaps = [b - a for a, b in pairwise(times)]
-    assert 2 <= len(gaps) <= 3 and all(b > a for a, b in pairwise(gaps))
+    page.route("**/status", refuse)
+    page.clock.install()
+    page.goto(visitor.url)
+    expect(page.locator("#trouble")).to_be_visible()
+    for _ in range(3):
+        before, gap = len(tries), 0.0
+        while len(tries) == before:
+            page.clock.run_for(500)
+            page.wait_for_timeout(100)
+            gap += 0.5
+            assert gap < 120, "it does not try again"
+        gaps.append(gap)
+    assert all(b > a for a, b in pairwise(gaps)), gaps
 
 
 def test_offline_keeps_what_was_known(visitor, awake):

@@ -30,11 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW = """
 import inference_of_the_model as inference
 from inference_of_the_model import counters, input_fn, model_fn, output_fn
-import time
+import os, time
 
 def predict_fn(data, model):
     if "slow" in data[0]:
-        time.sleep(float(data[0].split()[1]))
+        end = time.monotonic() + 120
+        while not os.path.exists(data[0].split()[1]) and time.monotonic() < end:
+            time.sleep(0.01)
     if "wrong" in data[0]:
         raise ValueError("zip() argument 2 is shorter than argument 1")
     if "fault" in data[0]:
@@ -45,7 +47,7 @@ def predict_fn(data, model):
 
 @pytest.fixture
 def artifact(tmp_path) -> Path:
-    "A model that takes its time over `slow SECONDS`, and fails over `fault`."
+    "A model that answers `slow FILE` when that file exists, and fails over `fault`."
     folder = write_tiny_model(tmp_path / "model")
     code = add_inference_code(folder)
     (code / "inference.py").rename(code / "inference_of_the_model.py")
@@ -63,17 +65,17 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def ask(self, inputs, **more) -> httpx.Response:
-        return httpx.post(f"{self.url}/invocations", json={"inputs": inputs} | more, timeout=30)
+        return httpx.post(f"{self.url}/invocations", json={"inputs": inputs} | more, timeout=180)
 
     def metrics(self) -> dict:
-        return httpx.get(f"{self.url}/metrics").json()
+        return httpx.get(f"{self.url}/metrics", timeout=60).json()
 
-    def end(self, seconds: float = 15) -> list[dict]:  # its log
+    def end(self, seconds: float = 120) -> list[dict]:  # its log
         said = self.process.communicate(timeout=seconds)[1]
         return [json.loads(line) for line in said.splitlines()]
 
 
-def wait_for(holds, seconds: float = 15):
+def wait_for(holds, seconds: float = 120):
     "Wait until `holds()`."
     end = time.monotonic() + seconds
     while not holds():
@@ -92,21 +94,22 @@ def running(folder: Path, *options: str):
     )
     try:
         server = Server(process, port_file)
-        wait_for(lambda: httpx.get(f"{server.url}/ping").status_code == 200)
+        wait_for(lambda: httpx.get(f"{server.url}/ping", timeout=60).status_code == 200)
         yield server
     finally:
         process.kill()
-        process.wait()
+        process.wait(60)
 
 
 def test_requests_under_way_are_answered_before_the_end(artifact):
     with running(artifact) as server, ThreadPoolExecutor(3) as pool:
-        slow = [pool.submit(server.ask, ["slow 1.5 love"]) for _ in range(3)]
+        slow = [pool.submit(server.ask, [f"slow {artifact / 'go'} love"]) for _ in range(3)]
         wait_for(lambda: server.metrics()["under_way"] == 3)
         server.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: not listens(server.port), 1)
+        wait_for(lambda: not listens(server.port))
         assert not any(one.done() for one in slow)
-        assert [one.result().json()[0]["label"] for one in slow] == ["POSITIVE"] * 3
+        (artifact / "go").touch()
+        assert [one.result(60).json()[0]["label"] for one in slow] == ["POSITIVE"] * 3
         log = server.end()
     assert server.process.returncode == 0
     assert [(e["event"], e.get("under_way"), e.get("dropped")) for e in log[-2:]] == [
@@ -122,9 +125,9 @@ def listens(port: int) -> bool:
 
 def test_a_connection_that_is_kept_open_takes_no_new_request_while_it_drains(artifact):
     "Right after the signal it is told to come again; then it is closed."
-    with running(artifact) as server, httpx.Client(timeout=10) as client, ThreadPoolExecutor(1) as pool:
+    with running(artifact) as server, httpx.Client(timeout=60) as client, ThreadPoolExecutor(1) as pool:
         client.get(f"{server.url}/ping")
-        slow = pool.submit(server.ask, ["slow 1 love"])
+        slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
         wait_for(lambda: server.metrics()["under_way"] == 1)
         server.process.send_signal(signal.SIGTERM)
         try:
@@ -133,30 +136,28 @@ def test_a_connection_that_is_kept_open_takes_no_new_request_while_it_drains(art
             assert reply.json()["error"]["code"] == "draining"
         except httpx.TransportError:
             assert not listens(server.port)
-        assert slow.result().status_code == 200
+        (artifact / "go").touch()
+        assert slow.result(60).status_code == 200
         server.end()
     assert server.process.returncode == 0
 
 
 def test_the_limit_ends_it_and_the_status_says_so(artifact):
     with running(artifact, "--drain-seconds", "0.3") as server, ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(server.ask, ["slow 20 love"])
+        slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
         wait_for(lambda: server.metrics()["under_way"] == 1)
-        begun = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        assert slow.result().status_code == 503 and slow.result().json()["error"]["code"] == "draining"
+        assert slow.result(60).status_code == 503 and slow.result(60).json()["error"]["code"] == "draining"
         log = server.end()
     assert server.process.returncode == 1 and log[-1]["dropped"] == 1
-    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_ends_at_once(artifact, number):
-    with running(artifact) as server:
-        begun = time.monotonic()
+    with running(artifact, "--drain-seconds", "1000") as server:
         server.process.send_signal(number)
         server.end()
-    assert server.process.returncode == 0 and time.monotonic() - begun < 3
+    assert server.process.returncode == 0
 
 
 def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
@@ -164,7 +165,7 @@ def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
     (artifact / "tokenizer.json").write_text("{")
     command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1
     *log, last = ended.stderr.splitlines()
@@ -184,7 +185,7 @@ def test_code_that_cannot_be_imported_ends_it_too(artifact):
     (artifact / "code" / "inference.py").write_text("import nothing_of_that_name")
     command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1 and "nothing_of_that_name" in ended.stderr.splitlines()[-1]
 
@@ -238,11 +239,11 @@ def test_the_log_is_lines_of_json_without_what_people_wrote(artifact):
 def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
     "As many lists as an ordinary pool has threads do not keep it at the door."
     with running(artifact) as server, ThreadPoolExecutor(20) as pool:
-        lists = [pool.submit(server.ask, ["slow 2 love"] * 50) for _ in range(20)]
+        lists = [pool.submit(server.ask, [f"slow {artifact / 'go'} love"] * 50) for _ in range(20)]
         wait_for(lambda: server.metrics()["under_way"] == 20)
-        begun = time.monotonic()
         assert server.ask("good").json()[0]["label"] == "POSITIVE"
-        assert time.monotonic() - begun < 1.5 and not any(one.done() for one in lists)
+        assert not any(one.done() for one in lists)
+        (artifact / "go").touch()
 
 
 def test_the_answer_is_called_what_it_is(artifact):

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+from local_models import until
 
 VISITORS = 20  # each one cold: a Lambda worker is a process, and API Gateway waits 29 seconds
 
@@ -29,13 +30,10 @@ def errors(lines: list[str]) -> list[str]:
 
 
 def texted(engine, numbers: list[str]) -> list[str]:
-    "Return to whom of `numbers` an SMS went, once everybody was told or ten seconds have passed."
-    end = time.monotonic() + 10
-    while True:
-        to = sorted(m["to"] for m in engine.messages() if m["to"] in numbers)
-        if len(to) >= len(numbers) or time.monotonic() > end:
-            return to
-        time.sleep(0.2)
+    "Return to whom of `numbers` an SMS went, once everybody was told."
+    told = lambda: sorted(m["to"] for m in engine.messages() if m["to"] in numbers)  # noqa: E731
+    until(lambda: len(told()) >= len(numbers))
+    return told()
 
 
 def test_simultaneous_visitors_get_one_endpoint_a_message_each_and_leave_nothing(engine):
@@ -78,10 +76,8 @@ def test_a_model_that_does_not_come_up_is_reported_and_deleted(engine):
     number = "+12025550155"
     engine.call("POST", "/start", {"name": "Bob", "phone": number})
     engine.wait("FAILED")
-    end = time.monotonic() + 20
-    while left(engine) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert left(engine) == [] and engine.call("GET", "/status")["reason"]
+    until(lambda: not left(engine))
+    assert engine.call("GET", "/status")["reason"]
     assert texted(engine, [number]) == [number]
     assert "could not be started" in next(m["text"] for m in engine.messages() if m["to"] == number)
     engine.use("good")

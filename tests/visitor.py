@@ -8,7 +8,7 @@ import pytest
 from chromium import open_browser
 from playwright.sync_api import Browser, Page, expect
 
-expect.set_options(timeout=20_000)  # the first call of a Lambda takes seconds on a busy machine
+expect.set_options(timeout=60_000)  # the first call of a Lambda takes seconds on a busy machine
 
 PHONE = "+1 202 555 0123"  # of the range that is kept free for fiction
 PRAISE = "I love it: a warm and lovely sound. Excellent!"
@@ -39,7 +39,7 @@ class Visitor:
 
     def tab(self) -> Page:
         page = self.context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: self.said.append(f"pageerror: {error}"))
         page.on("request", lambda request: self.asked.append(request.url))
@@ -53,7 +53,7 @@ class Visitor:
     def see(self, view: str, page: Page | None = None) -> Page:
         "Wait until the page shows a view."
         page = page or self.page
-        expect(page.locator("html")).to_have_attribute("data-view", view, timeout=40_000)
+        expect(page.locator("html")).to_have_attribute("data-view", view, timeout=120_000)
         return page
 
     def hear(self, engine, state: str, **status) -> dict:  # what /status says; may be changed
