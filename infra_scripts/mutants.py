@@ -28,7 +28,7 @@ class Mutant:
     by: str = ""  # the test that must notice it; empty: the model-based one
 
 
-STATE, LIFE, GUARDS = "model_state", "lifecycle", "guards"
+STATE, LIFE, GUARDS, USAGE = "model_state", "lifecycle", "guards", "usage"
 MODEL = "tests/test_model_based.py"
 MUTANTS = [
     Mutant(
@@ -94,7 +94,118 @@ MUTANTS = [
         '"attribute_exists(#subscribers.#key.#claim) AND :token = :token",',
         "tests/test_model_state.py::test_a_subscriber_is_claimed_once",
     ),
-    Mutant("first row overwrites", STATE, '"attribute_not_exists(modelId)"', '"attribute_not_exists(nothing)"'),
+    Mutant(
+        "healing overwrites",
+        USAGE,
+        '"ConditionExpression": " AND ".join(as_read),',
+        '"ConditionExpression": " OR ".join([*as_read, "attribute_exists(#h0)", "attribute_not_exists(#h0)"]),',
+        "tests/test_hand_edits.py::test_healing_never_undoes_what_somebody_writes_meanwhile",
+    ),
+    Mutant(
+        "nothing is healed",
+        USAGE,
+        "if item.get(name) != value}",
+        "if item.get(name) != value and name == 'nothing'}",
+        "tests/test_hand_edits.py::test_every_field_alone_may_be_missing_while_it_starts_and_while_it_runs",
+    ),
+    Mutant(
+        "two runs are open",
+        USAGE,
+        '"size(#open) = :none"',
+        '"size(#open) >= :none"',
+        "tests/test_usage.py::test_two_starts_of_which_one_lost_its_row_create_one_endpoint",
+    ),
+    Mutant(
+        "a run is booked twice",
+        USAGE,
+        '"ConditionExpression": "attribute_exists(#open.#run)",',
+        '"ConditionExpression": "attribute_exists(#open) OR attribute_exists(#open.#run)",',
+        "tests/test_lost_answers.py::test_a_life_whose_every_write_is_sent_twice_is_the_same_life",
+    ),
+    Mutant(
+        "one month pays for the other",
+        USAGE,
+        "until = min(ended, next_month(begun).timestamp())",
+        "until = ended",
+        "tests/test_usage.py::test_a_run_over_the_turn_of_the_month_costs_each_month_its_share",
+    ),
+    Mutant(
+        "what nobody has recorded is not booked",
+        LIFE,
+        "        adopt_run(engine.usage, run_id, dearest, made or time.time())\n",
+        "        dearest = ''\n",
+        "tests/test_usage.py::test_an_endpoint_that_both_tables_have_forgotten_is_found_deleted_and_booked",
+    ),
+    Mutant(
+        "an endpoint about to be created counts as gone",
+        LIFE,
+        'return "Unborn"  #',
+        "return clean_up(engine, run_id)  #",
+        "tests/test_usage.py::test_an_endpoint_that_is_about_to_be_created_without_its_row_is_waited_for",
+    ),
+    Mutant(
+        "a start beside an endpoint that is left",
+        LIFE,
+        "        if _still_there(engine):\n",
+        "        if not engine:\n",
+        "tests/test_lifecycle.py::test_a_start_is_refused_until_what_an_earlier_run_left_is_deleted",
+    ),
+    Mutant(
+        "an endpoint that is being deleted counts as gone",
+        LIFE,
+        "left = {run_id: status for run_id, status in said.items() if status}",
+        "left = {run_id: status for run_id, status in said.items() if status not in GOING}",
+        "tests/test_usage.py::test_an_endpoint_that_aws_does_not_delete_rings_within_a_quarter_of_an_hour",
+    ),
+    Mutant(
+        "silence about what is not deleted",
+        LIFE,
+        "        emit(engine.settings.prefix, NotDeleted=stuck)\n",
+        "        pass\n",
+        "tests/test_usage.py::test_an_endpoint_that_aws_does_not_delete_rings_within_a_quarter_of_an_hour",
+    ),
+    Mutant(
+        "refused endpoints count as starts",
+        LIFE,
+        'existed=refusal(error) in ("broken", "throttled")',
+        "existed=True",
+        "tests/test_hand_edits.py::test_a_model_that_is_gone_is_no_start_of_the_day_and_the_reason_names_it",
+    ),
+    Mutant(
+        "own writes are not recognised",
+        STATE,
+        'row.token == values.get("token") or',
+        'row.token == "" or',
+        "tests/test_lost_answers.py::test_each_transition_recognises_itself_and_nobody_elses",
+    ),
+    Mutant(
+        "the version before the last type's",
+        STATE,
+        '"modelVersion": model_version}',
+        '"modelVersion": row.modelVersion}',
+        "tests/test_hand_edits.py::test_the_answer_names_the_version_that_serves",
+    ),
+    Mutant(
+        "a second tab is forgotten",
+        STATE,
+        'alone = key and "again" not in row.subscribers[key]',
+        "alone = key",
+        "tests/test_hand_edits.py::test_a_number_in_two_tabs_gets_the_one_message_that_the_second_tab_was_promised",
+    ),
+    Mutant(
+        "a start that is too late opens",
+        LIFE,
+        "if left < min(SHORTEST_SERVICE, engine.settings.idle_minutes * 60):",
+        "if left < -86_400:",
+        "tests/test_hand_edits.py::test_a_start_that_is_up_when_its_run_is_over_serves_nobody_and_says_so",
+    ),
+    Mutant(
+        "tries without an end",
+        STATE,
+        "for tries in range(START_TRIES):",
+        "for tries in range(10**9):",
+        "tests/test_hand_edits.py::test_a_start_that_never_gets_its_turn_ends_with_a_clear_sentence",
+    ),
     Mutant(
         "abandoned claims are kept",
         STATE,
@@ -127,8 +238,8 @@ MUTANTS = [
     Mutant(
         "failed start is not deleted",
         LIFE,
-        "    logger.error(reason, run_id=row.runId)\n    try_delete_endpoint(engine, row.runId)\n",
-        "",
+        'left = try_delete_endpoint(engine, row.runId, existed=refusal(error) in ("broken", "throttled"))',
+        'left = ""',
         "tests/test_faults.py::test_fault_3_a_start_that_throws_leaves_nothing_behind",
     ),
     Mutant("failed run is not cleaned up", LIFE, "row.leftover)\n    clean_up(engine, row.runId)\n", "row.leftover)\n"),
@@ -139,11 +250,11 @@ MUTANTS = [
         "        pass\n    return outcome",
         "tests/test_lifecycle.py::test_one_failing_number_stops_nobody_elses_message",
     ),
-    Mutant("stop without deletion", LIFE, "if not clean_up(engine, row.runId):", "if not engine:"),
+    Mutant("stop without deletion", LIFE, "if clean_up(engine, row.runId) not in GOING:", "if not engine:"),
     Mutant(
         "unfinished deletion counts",
         LIFE,
-        "if not clean_up(engine, row.runId):\n        return False",
+        "if clean_up(engine, row.runId) not in GOING:\n        return False",
         "clean_up(engine, row.runId)",
     ),
     Mutant("configs stay", LIFE, "    _unless_gone(sagemaker.delete_endpoint_config, EndpointConfigName=name)\n", ""),
@@ -174,8 +285,8 @@ MUTANTS = [
     Mutant(
         "row before list",
         LIFE,
-        "    listed = sorted(set(_listed(engine)))\n    row = states.read_row(engine.table)\n",
-        "    row = states.read_row(engine.table)\n    listed = sorted(set(_listed(engine)))\n",
+        "    listed, usage = _listed(engine), read_usage(engine.usage)\n    row = states.read_row(engine.table)\n",
+        "    row = states.read_row(engine.table)\n    listed, usage = _listed(engine), read_usage(engine.usage)\n",
         "tests/test_lifecycle.py::test_a_run_that_begins_while_orphans_are_sought_is_left_alone",
     ),
     Mutant(
@@ -190,8 +301,8 @@ MUTANTS = [
     Mutant(
         "never armed again",
         LIFE,
-        "if lost := not _schedules(engine, row.runId):",
-        "if lost := False:",
+        "if _schedules(engine, row.runId):",
+        "if row:",
         "tests/test_lifecycle.py::test_a_lost_schedule_is_armed_again",
     ),
     Mutant(
@@ -253,15 +364,15 @@ MUTANTS = [
     Mutant(
         "next endpoint before the first is deleted",
         LIFE,
-        "if try_delete_endpoint(engine, row.leftover) else None",
-        "if try_delete_endpoint(engine, row.leftover) or row else None",
+        "if try_delete_endpoint(engine, row.leftover, LOOKS):\n        return None",
+        "try_delete_endpoint(engine, row.leftover, LOOKS)",
         "tests/test_lifecycle.py::test_no_second_endpoint_is_created_before_the_first_is_deleted",
     ),
     Mutant(
         "an accepted deletion counts",
         LIFE,
-        'if describe(engine, run_id)[0] in ("", "Deleting"):',
-        "if engine:",
+        "if not (status := _settled(engine, run_id, looks)):",
+        "if not (status := str()):",
         "tests/test_lifecycle.py::test_no_second_endpoint_is_created_while_the_first_outlives_its_accepted_deletion",
     ),
     Mutant(
@@ -414,29 +525,29 @@ MUTANTS = [
     Mutant(
         "no limit of starts a day",
         GUARDS,
-        'used["starts"] >= settings.daily_starts',
-        'used["starts"] < 0',
+        "(starts := usage.starts.get(day_of(now), 0)) >= settings.daily_starts",
+        "(starts := usage.starts.get(day_of(now), 0)) < 0",
         "tests/test_guards.py::test_the_day_has_a_limit_of_starts",
     ),
     Mutant(
         "no budget",
         GUARDS,
-        'used["microdollars"] / MICRO + longest_run_cost(settings) > settings.monthly_budget',
-        'used["microdollars"] < 0',
+        "if spent_in_month(usage, now) + dearest > settings.monthly_budget:",
+        "if dearest < 0:",
         "tests/test_guards.py::test_the_month_has_a_budget_that_is_never_exceeded",
     ),
     Mutant(
         "starts are not counted",
-        GUARDS,
-        'used["starts"] + 1',
-        'used["starts"]',
+        USAGE,
+        'counted = {("starts", day_of(run["begunAt"] or now)): 1}',
+        'counted = {("starts", day_of(run["begunAt"] or now)): 0}',
         "tests/test_guards.py::test_the_day_has_a_limit_of_starts",
     ),
     Mutant(
         "runs are not booked",
-        GUARDS,
-        'used["microdollars"] + round(',
-        'used["microdollars"] + 0 * round(',
+        USAGE,
+        '{("spent", month): cost for month',
+        '{("spent", month): 0 * cost for month',
         "tests/test_guards.py::test_the_month_has_a_budget_that_is_never_exceeded",
     ),
     Mutant(

@@ -303,7 +303,7 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
         raise ApiError(e.status, e.code, str(e), wait, retryAfterSeconds=e.retry_after) from None
     except (Crowded, Unsound) as e:
         logger.warning("start without a turn", reason=str(e))
-        raise ApiError(503, "busy", states.CROWDED, {"retry-after": "5"}, retryAfterSeconds=5) from None
+        raise ApiError(503, "busy", states.CROWDED) from None
     if outcome == "stopping":
         still = "The model is going to sleep." if row.state == STOPPING else "The last endpoint is not deleted yet."
         raise ApiError(409, "stopping", f"{still} Try again in a minute.", state=row.state)

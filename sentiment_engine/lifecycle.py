@@ -236,7 +236,8 @@ def registered_model(engine: Engine) -> dict:  # modelName, version, accuracy â€
 def _model_in(text: str) -> dict:
     "Read the model parameter. Raises ValueError if it names no model."
     model = json.loads(text)
-    if not isinstance(model, dict) or not re.fullmatch("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", str(model.get("modelName"))):
+    name = model.get("modelName") if isinstance(model, dict) else None
+    if not isinstance(name, str) or not re.fullmatch("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", name):
         raise ValueError("no model is named")
     version = model.get("version", "")
     return model | {"version": str(version)[:63] if isinstance(version, str | int) else ""}

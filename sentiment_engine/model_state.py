@@ -13,6 +13,7 @@ __all__ = ['STOPPED', 'CREATING', 'IN_SERVICE', 'STOPPING', 'FAILED', 'STATES', 
            'remaining_seconds']
 
 # %% ../nbs/05a_model_state.ipynb #eb6a3303
+import re
 import secrets
 import time
 import uuid
@@ -124,7 +125,7 @@ def _holds(entry: Any, must: Mapping[str, type], may: Mapping[str, type] = {}) -
 def _subscribers(value: Any) -> dict[str, Mapping[str, Any]]:
     "Return the entries that can be told."
     entries = value.items() if isinstance(value, dict) else ()
-    may = {"name": str, "at": int, "claim": str, "claimedAt": int, "asked": int}
+    may = {"name": str, "at": int, "claim": str, "claimedAt": int, "again": str}
     return {key: entry for key, entry in entries if _holds(entry, {"to": str}, may)}
 
 
@@ -140,12 +141,20 @@ def _marks(value: Any) -> dict[str, list[int]]:
     return {mark: uses for mark, uses in lists.items() if all(whole(at) for at in uses)}
 
 
+def _run_id(value: Any) -> str:
+    "Return the id of a run; empty if it is none."
+    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) else ""
+
+
 def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
-    "Return every field of Row but the key, whatever an item holds."
-    texts = {f: plain.get(f) for f in ("runId", "instanceType", "modelVersion", "reason", "leftover", "token")}
+    "Return every field of Row but the key, whatever an item holds. A state that needs a run and names none is STOPPED."
+    texts = {f: plain.get(f) for f in ("instanceType", "modelVersion", "reason", "token")}
     numbers = {f: plain.get(f) for f in ("since", "startedAt", "shutdownAt", "smsSent", "smsFailed")}
+    state, run_id = plain.get("state"), _run_id(plain.get("runId"))
     return {
-        "state": plain["state"] if plain.get("state") in STATES else STOPPED,
+        "state": state if state in (STOPPED, FAILED) or (state in STATES and run_id) else STOPPED,
+        "runId": run_id,
+        "leftover": _run_id(plain.get("leftover")),
         **{name: value if isinstance(value, str) else "" for name, value in texts.items()},
         **{name: whole(value) for name, value in numbers.items()},
         "subscribers": _subscribers(plain.get("subscribers")),
@@ -201,7 +210,7 @@ def stored_size(value: Any) -> int:  # bytes, at most
     return 2 + (len(str(value)) + 1) // 2  # trailing zeros, which DynamoDB trims, are counted here
 
 # %% ../nbs/05a_model_state.ipynb #bc9526ba
-_CLAIM = {"claim": "0" * 32, "claimedAt": 10**9}  # what `claim` adds to an entry
+_CLAIM = {"claim": "0" * 32, "claimedAt": 10**9, "again": "0" * 12}  # what `claim` and a second tab add to an entry
 _MARK = {"0" * 6: [10**9]}  # what a use adds to a map of marks
 
 
@@ -295,7 +304,7 @@ def _update(table: StateTable, write: Mapping[str, Any], **ours) -> Row | None: 
     return row_from(done) if done else None
 
 # %% ../nbs/05a_model_state.ipynb #186ff201
-_OPEN = ("join", "touch")  # actions that many repeat: a look at the row tells whether they took effect
+_OPEN = ("join", "touch")  # actions of many visitors, which must not hide the token of another action
 
 
 def apply(
@@ -303,6 +312,7 @@ def apply(
     action: str,
     run_id: str,
     values: Mapping[str, Any] = {},
+    mine: Callable[[Row], bool] = lambda row: False,  # another way to recognise this write in the row
     **write,  # see `transition_write`
 ) -> Row | None:  # the row after it; None if the row has moved on and nothing was changed
     "Apply one action to the row by one conditional write, which recognises itself if it is sent twice."
@@ -310,7 +320,8 @@ def apply(
 
     def is_ours(item: dict) -> bool:
         row = row_from(item)
-        return row.token == values.get("token") or ("runId" in values and row.runId == values["runId"])
+        known = row.token == values.get("token") or ("runId" in values and row.runId == values["runId"])
+        return known or mine(row)
 
     return _update(table, transition_write(action, run_id, values, now=int(time.time()), **write), is_ours=is_ours)
 
@@ -414,7 +425,7 @@ def _subscription(settings: Settings, row: Row, subscriber: Subscriber | None, n
     "Return the values that put `subscriber` on the list, and the numbers' own end of life."
     if subscriber is None:
         return {}
-    entry = {"to": subscriber.to, "name": subscriber.name, "at": now, "asked": 1}
+    entry = {"to": subscriber.to, "name": subscriber.name, "at": now}
     key = key_for(row, subscriber.to) or subscriber.key
     return {f"subscribers.{key}": entry, "expiresAt": now + int(settings.max_run_minutes * 60) + KEEP_NUMBERS}
 
@@ -426,7 +437,7 @@ def _join(
     if request.subscriber is None:
         return row
     if key := key_for(row, request.subscriber.to):
-        return _ask_again(table, row, key)
+        return _ask_again(table, row, key, request)
     places = _check_request(settings, row, request, guarded, room(settings, row.usage, row.startedAt), now)
     read = {(kept, marks[0]): getattr(row, kept).get(marks[0], []) for kept, marks, _ in guarded}
     after = _marks_after(row, guarded, now)
@@ -434,15 +445,14 @@ def _join(
     demands |= {"subscribers": ("size <", places)} | _as_read(row)
     values = _subscription(settings, row, request.subscriber, now)
     values |= {f"{kept}.{mark}": after[kept][mark] for kept, mark in read}
-    return apply(table, "join", row.runId, values=values, conditions=demands)
+    joined = {"mine": lambda row: request.subscriber.key in row.subscribers}
+    return apply(table, "join", row.runId, values=values, conditions=demands, **joined)
 
 
-def _ask_again(table: StateTable, row: Row, key: str) -> Row | None:
-    "Note that somebody who waits was promised their message once more, as from a second tab."
-    asked = row.subscribers[key].get("asked", 1)
-    values, demands = {f"subscribers.{key}.asked": asked + 1}, {f"subscribers.{key}.asked": ("absent or =", asked)}
-    known = {f"subscribers.{key}.to": ("=", row.subscribers[key]["to"])}
-    return apply(table, "join", row.runId, values=values, conditions=demands | known)
+def _ask_again(table: StateTable, row: Row, key: str, request: StartRequest) -> Row | None:
+    "Note that somebody who waits was promised their message once more, as in a second tab."
+    again, known = {f"subscribers.{key}.again": request.run_id}, {f"subscribers.{key}.to": ("=", request.subscriber.to)}
+    return apply(table, "join", row.runId, values=again, conditions=known)
 
 # %% ../nbs/05a_model_state.ipynb #291fbada
 def _usage_after(row: Row, now: int) -> dict[str, Any]:
@@ -550,13 +560,12 @@ def roll_back(
 ) -> Row | None:
     "Return to STOPPED because the endpoint could not be created."
     values, key = _after_failure(row, reason), key_for(row, subscriber.to) if subscriber else None
-    asked = row.subscribers[key].get("asked", 1) if key else 0
-    demands = {f"subscribers.{key}.asked": ("absent or =", asked)} if key else {}
-    if asked == 1:  # else another tab of theirs was promised a message
-        marks = marks_of(subscriber.to, mark_keys(table, time.time()))
-        mark = next(mark for mark in marks if row.told.get(mark))  # yesterday's if the day has turned since
+    alone = key and "again" not in row.subscribers[key]  # else another tab of theirs was promised a message
+    marks = marks_of(subscriber.to, mark_keys(table, time.time())) if alone else ()
+    for mark in [mark for mark in marks if row.told.get(mark)][:1]:  # yesterday's if the day has turned since
         values |= {f"told.{mark}": row.told[mark][:-1]}
-    removes = [f"subscribers.{key}"] if asked == 1 else []
+    demands = {f"subscribers.{key}.again": ("absent or =", "")} if alone else {}
+    removes = [f"subscribers.{key}"] if alone else []
     return apply(table, "roll_back", row.runId, values=values, removes=removes, conditions=demands)
 
 # %% ../nbs/05a_model_state.ipynb #f6bff7f5

@@ -57,6 +57,8 @@ class Settings:
     def __post_init__(self):
         if min(self.idle_minutes, self.max_run_minutes, self.creating_minutes) <= 0:
             raise ValueError("idle_minutes, max_run_minutes and creating_minutes must be above 0")
+        if self.creating_minutes >= self.max_run_minutes:
+            raise ValueError("creating_minutes must be below max_run_minutes, else a run may end before it can serve")
         if min(self.number_cooldown_minutes, self.address_cooldown_seconds) < 0:
             raise ValueError("number_cooldown_minutes and address_cooldown_seconds must not be below 0")
         if self.number_cooldown_minutes > 1440 or self.address_cooldown_seconds > 86_400:
