@@ -259,6 +259,21 @@ def model_error(status: int, message: str):
     return error
 
 
+@pytest.mark.parametrize("code", ["busy", "loading", "draining", None])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_container_that_takes_no_request_now_is_busy_and_the_answer_says_when_to_ask_again(world, code, status):
+    world.in_service()
+    said = json.dumps(
+        {"error": {"code": code, "message": "not now"}} if code else {"code": status, "message": "no worker"}
+    )
+    world.sagemaker.errors["invoke_endpoint"] = [model_error(status, said)]
+    event = {"version": "2.0", "routeKey": "POST /predict", "rawPath": "/predict", "body": '{"inputs": "good"}'}
+    got = world.handlers["invoke-sagemaker-endpoint"].handler(event, None)
+    assert (got["statusCode"], json.loads(got["body"])["error"]["code"]) == (503, "busy")
+    assert int(got["headers"]["retry-after"]) > 0
+    assert world.request("POST", "/predict", {"inputs": "good"})[0] == 200, "nothing is stopped because of it"
+
+
 REFUSALS = [
     (model_error(400, '{"error": {"code": "bad_input", "message": "no"}}'), 400, "bad_input"),
     (model_error(400, "plain text"), 400, "bad_input"),

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from shutil import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +34,7 @@ from sentiment_engine.inference import (
     softmax,
     word_spans,
 )
+from sentiment_engine.released import released_folder
 
 PATIENCE = 120  # seconds that something may take on a busy machine
 
@@ -45,6 +47,17 @@ def model_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(model_dir):
     return model_fn(model_dir)
+
+
+@pytest.fixture(scope="module")
+def real_words(tmp_path_factory):
+    "A model with small windows, and the tokenizer of the released one."
+    folder = tmp_path_factory.mktemp("real")
+    vocabulary = json.loads((released_folder() / "tokenizer.json").read_text())["model"]["vocab"]
+    write_tiny_model(folder, weights={word: len(word) % 3 for word in sorted(vocabulary, key=vocabulary.get)})
+    copy(released_folder() / "tokenizer.json", folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 128}))
+    return model_fn(folder)
 
 
 def answer(model, inputs, **more) -> list[dict]:
@@ -282,6 +295,51 @@ def test_a_long_review_is_read_in_windows_and_says_if_its_end_was_not(model, wor
     assert ("parts" in only) is (windows > 1)
 
 
+LIMIT = inference.MAX_CHARACTERS
+ENDS = {  # name: a text, whether some of it is not read
+    "a word": ("good", False),
+    "one word at the limit": ("x" * LIMIT, False),
+    "one word beyond it": ("x" * (LIMIT + 1), True),
+    "spaces beyond it": ("good" + " " * (2 * LIMIT), False),
+    "a word behind many spaces": ("good" + " " * (2 * LIMIT) + "bad", True),
+    "a word right at the limit": ("good" + " " * (LIMIT - 7) + "bad", False),
+    "a word one too far": ("good" + " " * (LIMIT - 6) + "bad", True),
+    "full windows": ("love " * 3632, False),
+    "a word more": ("love " * 3633, True),
+    "full windows of rare words": (f"{'love' + ' ' * 9}" * 3632, False),
+    "full windows and a word beyond the limit": ("love " * 3632 + " " * LIMIT + "bad", True),
+    "Chinese": ("\u597d " * 25_000, True),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("explain", [False, True])
+def test_truncated_says_whether_some_of_a_text_is_not_read(model, end, explain):
+    text, truncated = ENDS[end]
+    assert [a["truncated"] for a in answer(model, ["good", text], explain=explain)] == [False, truncated]
+
+
+LETTERS = ["ab", "love ", "bad! ", "\u597d", "\U0001f600", "e\u0301", " ", "x" * 90, "&amp;", "<br />"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from(LETTERS), st.integers(1, 400)), min_size=1, max_size=8), st.booleans())
+def test_a_text_that_is_tokenized_in_part_is_answered_as_if_it_were_whole(real_words, pieces, explain):
+    text = "good " + "".join(letters * often for letters, often in pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "BRIEF", 0)
+        patch.setattr(inference, "FIRST", 10**9)
+        whole = answer(real_words, text, explain=explain)
+        patch.setattr(inference, "FIRST", 50)
+        assert answer(real_words, text, explain=explain) == whole
+
+
+def test_more_than_two_cores_can_read_is_refused(model):
+    with pytest.raises(InputError) as refused:
+        answer(model, ["a " * 1250] * 1000)
+    assert (refused.value.status, refused.value.code) == (413, "too_much_text")
+
+
 def test_a_book_is_answered_at_once(model):
     "Tokenizing all of it would take ten seconds."
     start = time.process_time()
@@ -446,6 +504,108 @@ def test_what_one_request_may_cost_has_a_limit(model):
     answers = answer(model, ["love it not " * 160] * 10, explain=True)
     assert len(answers) == 10 and all(5 <= len(a["explanation"]) <= 8 for a in answers)
     assert (counters(model)["windows"] - before) * 480 < 1.5 * inference.EXPLAINED_TOKENS
+
+
+class Clock:
+    "A clock of which each batch takes some seconds."
+
+    def __init__(self, model, seconds: float):
+        self.now, self.batches, self.seconds, self.compute = 1000.0, 0, seconds, model.queue.compute
+        model.clock, model.queue.compute = self, self.slowly
+
+    def __call__(self) -> float:
+        return self.now
+
+    def slowly(self, windows):
+        self.now, self.batches = self.now + self.seconds, self.batches + 1
+        return self.compute(windows)
+
+
+def late_answer(model_dir, inputs, seconds: float, waited: float = 0.0) -> tuple[list[dict], Clock]:
+    "Ask for an explanation of a model that takes `seconds` for a batch, `waited` seconds after the request came."
+    model = model_fn(model_dir)
+    data = input_fn(json.dumps({"inputs": inputs, "explain": True}).encode())
+    clock = Clock(model, seconds)
+    data.arrived = clock.now - waited
+    return predict_fn(data, model), clock
+
+
+@pytest.mark.parametrize("words", [180, 350, 504, 780, 3000])
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 3.0])
+def test_an_explanation_ends_in_time_and_says_how_far_it_came(model_dir, model, words, seconds):
+    text = " ".join(random.Random(7).choices([w for w in WEIGHTS if w.isalpha()], k=words))
+    (plain,) = answer(model, text)
+    (only,), clock = late_answer(model_dir, text, seconds)
+    base = plain["windows"] * seconds
+    assert clock.now - 1000 < max(inference.EXPLAIN_SECONDS, base) + seconds, "one batch too many at most"
+    found, partial = only.pop("explanation"), only.pop("partial", False)
+    assert partial is ("explained" in only) and 0 <= only.pop("explained", 1.0) <= 1
+    assert only == plain, "the answer itself is whole"
+    assert all(w["start"] < w["end"] for w in found) and all(a["end"] <= b["start"] for a, b in pairwise(found))
+    assert partial or len(found) > 50
+
+
+def test_without_hurry_nothing_is_partial(model_dir, model):
+    texts = ["I love it", "love it not " * 300]
+    assert late_answer(model_dir, texts, 0.001)[0] == answer(model, texts, explain=True)
+
+
+def test_the_wait_before_counts_as_well(model_dir, model):
+    (late,), clock = late_answer(model_dir, "I love it", 0.1, waited=inference.EXPLAIN_SECONDS)
+    assert late == answer(model, "I love it")[0] | {"explanation": [], "partial": True, "explained": 0.0}
+    assert clock.batches == 1
+
+
+def test_the_most_telling_words_come_first(model_dir):
+    text = "it is so " * 100 + "terrible " + "it is so " * 59
+    (only,), _ = late_answer(model_dir, text, 0.9)
+    place = text.index("terrible")
+    assert only["partial"] and 0 < only["explained"] < 0.5
+    lengths = {w["end"] - w["start"]: w["influence"] for w in only["explanation"] if w["start"] <= place < w["end"]}
+    (length,) = lengths
+    assert length < 100 and lengths[length] < -0.3, "the words around it were looked at one group after the other"
+    assert max(w["end"] - w["start"] for w in only["explanation"]) > 150, "the rest is known as a whole"
+
+
+def test_what_others_compute_does_not_keep_an_explanation():
+    "Both lanes are taken: the deadline wakes who waits."
+    gate, begun = threading.Event(), threading.Semaphore(0)
+
+    def compute(windows):
+        begun.release()
+        gate.wait(20)
+        return np.zeros((len(windows), 2))
+
+    queue = BatchQueue(compute)
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(queue.run, [[1] * 400] * 3) for _ in range(2)]
+        assert begun.acquire(timeout=10) and begun.acquire(timeout=10)
+        start = time.monotonic()
+        assert queue.run([[1] * 400] * 3, until=start + 0.3) == [None] * 3
+        assert 0.3 <= time.monotonic() - start < 5
+        gate.set()
+        assert [len(each.result()) for each in others] == [3, 3]
+
+
+def test_a_long_list_that_would_wait_for_minutes_is_refused_and_a_short_one_is_not(monkeypatch):
+    monkeypatch.setattr(inference, "MAX_WAITING", 5000)
+    gate = threading.Event()
+
+    def compute(windows):
+        gate.wait(20 if len(windows[0]) > 100 else 0)
+        return np.zeros((len(windows), 2))
+
+    queue = BatchQueue(compute)
+    with ThreadPoolExecutor(2) as pool:
+        alone = pool.submit(queue.run, [[1] * 500] * 20)  # more than the bound, but nobody waits
+        while not queue._turns:
+            time.sleep(0.001)
+        with pytest.raises(InputError) as refused:
+            queue.run([[1] * 500] * 2)
+        assert (refused.value.status, refused.value.code) == (429, "busy")
+        assert len(queue.run([[1] * 50] * 2)) == 2
+        gate.set()
+        assert len(alone.result()) == 20 and len(queue.run([[1] * 500] * 2)) == 2
 
 
 @given(st.text(), st.integers(1, 20))

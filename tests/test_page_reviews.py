@@ -274,6 +274,24 @@ def test_an_answer_that_hangs_on_no_word_says_so(visitor, awake):
     assert marks(page) == {}
 
 
+@pytest.mark.parametrize("known", [0, 1])
+def test_an_explanation_that_ran_out_of_time_says_so(visitor, awake, known):
+    page = visitor.arrive("awake")
+    ask(page, PRAISE)
+
+    def partly(route):
+        reply = route.fetch()
+        told = reply.json()
+        (prediction,) = told["predictions"]
+        prediction |= {"partial": True, "explained": 0.2999, "explanation": prediction["explanation"][:known]}
+        route.fulfill(response=reply, json=told)
+
+    page.route("**/predict", partly)
+    page.get_by_role("button", name="Which words count?").click()
+    expect(page.locator(".why")).to_contain_text("Time ran out: 29 % of the words were tried.")
+    expect(page.locator(".why")).not_to_contain_text("no single word")
+
+
 def test_a_model_that_cannot_say_why_leaves_the_answer(visitor, engine, awake):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")

@@ -107,6 +107,7 @@ COMPLAINT = '{"error": {"code": "empty_input", "message": "Text 1 is empty."}}'
 WARM = [  # what a container that is up says, what has enough to do, and what cannot be reached at all
     (aws_error("ThrottlingException", "Rate exceeded"), 503, "busy"),
     (aws_error("Throttling", "Rate exceeded"), 503, "busy"),
+    (model_error(OriginalStatusCode=429, OriginalMessage='{"error": {"code": "busy", "message": "x"}}'), 503, "busy"),
     (model_error(OriginalStatusCode=400, OriginalMessage=COMPLAINT), 400, "empty_input"),
     (model_error(OriginalStatusCode=500, OriginalMessage="Traceback"), 502, "model_error"),
     (EndpointConnectionError(endpoint_url="https://x"), 504, "model_timeout"),

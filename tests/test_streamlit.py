@@ -238,6 +238,20 @@ def test_a_busy_model_is_asked_again_and_what_was_read_is_kept(open_app, imposto
     assert saved[-1].splitlines()[1].startswith("'=1+1,")  # no spreadsheet takes it for a formula
 
 
+@pytest.mark.parametrize("reviews", [1, 2])
+def test_an_explanation_that_ran_out_of_time_says_so(open_app, impostor, reviews):
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
+    late = PREDICTION | {"explanation": [], "partial": True, "explained": 0.2999}
+    answered = {"predictions": [late] * reviews, "latencyMs": 5, "modelVersion": "7"}
+    says.append([[200, json.dumps(answered).encode()]])
+    app = open_app(address)
+    app.checkbox(key="explain").check()
+    app.checkbox(key="lines").check()
+    app = ask(app, "\n".join(["Great value."] * reviews))
+    assert [info.value for info in app.info] == ["Time ran out: 29 % of the words were tried."]
+
+
 WAKING = {"code": "waking", "message": "The model is waking up after a pause.", "retryAfterSeconds": 5}
 
 

@@ -233,13 +233,9 @@ def row_of(review: str, prediction: dict) -> dict:
     return {"review": review} | told | why | prediction["scores"]
 
 
-def show_words(prediction: dict):
+def show_words(explanation: list[dict]):
     "Show each word with what it does to the answer."
-    if prediction.get("partial"):
-        st.info(f"Time ran out: {math.floor(prediction['explained'] * 100)} % of the words were tried.")
-    if not prediction["explanation"]:
-        return
-    table = pd.DataFrame(prediction["explanation"])[["text", "influence", "start", "end"]]
+    table = pd.DataFrame(explanation)[["text", "influence", "start", "end"]]
     table.insert(1, "speaks for", ["POSITIVE" if each > 0 else "NEGATIVE" for each in table["influence"]])
     st.dataframe(table, hide_index=True)
     st.caption("Influence: how far the share of POSITIVE falls when the model reads the review without the word.")
@@ -259,11 +255,14 @@ def show_answers(answered: dict):
         st.metric(f"{one['label']}, not sure" if one.get("sure") is False else one["label"], f"{one['score']:.1%}")
         for label, share in one["scores"].items():
             st.progress(float(share), text=f"{label} {share:.1%}")
-        if "explanation" in one:
-            show_words(one)
+        if one.get("explanation"):
+            show_words(one["explanation"])
     else:
         st.dataframe(table, hide_index=True)
         st.download_button("Download as CSV", table.map(harmless).to_csv(index=False), "sentiment.csv", "text/csv")
+    if any(one.get("partial") for one in predictions):
+        tried = sum(one.get("explained", 1) for one in predictions) / len(predictions)
+        st.info(f"Time ran out: {math.floor(tried * 100)} % of the words were tried.")
     st.caption(f"{answered['latencyMs']} ms · model {answered['modelVersion'] or '–'}")
 
 
