@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import CONFIG, WEIGHTS, write_tiny_model
 
@@ -322,7 +322,7 @@ def test_truncated_says_whether_some_of_a_text_is_not_read(model, end, explain):
 LETTERS = ["ab", "love ", "bad! ", "\u597d", "\U0001f600", "e\u0301", " ", "x" * 90, "&amp;", "<br />"]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(LETTERS), st.integers(1, 400)), min_size=1, max_size=8), st.booleans())
 def test_a_text_that_is_tokenized_in_part_is_answered_as_if_it_were_whole(real_words, pieces, explain):
     text = "good " + "".join(letters * often for letters, often in pieces)
