@@ -31,7 +31,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"\d{9,}", "<number>"),  # a national phone number, or an account id beside other digits
     (r"(?<![\d.])(?!127\.)\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "<address>"),
     # IPv6: in full, perhaps with IPv4 at its end; shortened; shortened at the beginning. ::1 stays.
-    (r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:){6,}(?:[0-9A-Fa-f]{1,4}|<address>)(?![0-9A-Za-z])", "<address>"),
+    (r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:){6,}(?:[0-9A-Fa-f]{1,4}|<[a-z-]+>)(?![0-9A-Za-z])", "<address>"),
     (r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:)+:(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*)?(?![0-9A-Za-z])", "<address>"),
     (r"(?<![0-9A-Za-z])::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})+(?![0-9A-Za-z])", "<address>"),
     (r"(?:/(?:home|Users)/|[A-Za-z]:\\Users\\)[^\s/\\'\":<>]+", "~"),

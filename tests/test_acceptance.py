@@ -112,6 +112,7 @@ KINDS = {
     "IPv6 address with a port": (st.just("x"), IPV6, "https://[{1}]:443/status"),
     "IPv6 address and its interface": (st.just("x"), IPV6, "sourceIp:{1}%eth0"),
     "IPv6 address with IPv4 in it": (st.just("x"), LONG.map(lambda a: a.exploded[:29]), "{1}:203.0.113.9"),
+    "IPv6 address that ends in an e-mail": (st.just("x"), LONG.map(lambda a: a.exploded[:29]), "{1}:203.0.113.9'@0.0"),
     "IPv6 network": (st.just("x"), IPV6, "{1}/64"),
 }
 
