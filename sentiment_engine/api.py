@@ -17,6 +17,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
@@ -30,7 +31,7 @@ from .metrics import emit
 from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Crowded, Row, Subscriber
 from .notifications import PHONE_LIMIT, BadPhone, e164, mask, tidy_phone
 from .openapi import EXPLAIN_LIMIT, openapi
-from .serverless import STANDING, is_serverless, standing_row
+from .serverless import STANDING, booked, is_serverless, standing_row
 from .settings import Settings
 from .usage import Unsound, Usage, read_usage
 
@@ -262,8 +263,7 @@ def current_row(engine: Engine) -> Row:
 
 def status_now(engine: Engine, row: Row) -> dict:
     "Say everything that a visitor may know about the model, with what it has cost until now."
-    usage = Usage() if is_serverless(engine.settings) else read_usage(engine.usage)
-    return status_of(engine, row, usage, time.time())
+    return status_of(engine, row, read_usage(engine.usage), time.time())
 
 
 def get_status(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
@@ -285,6 +285,12 @@ def _check_quota(engine: Engine):
         raise ApiError(503, "no_sms_quota", message)
 
 
+def _refused(e: Refused) -> ApiError:
+    "Form the answer to what a guard did not let through."
+    wait = {"retry-after": str(e.retry_after)}
+    return ApiError(e.status, e.code, str(e), wait, retryAfterSeconds=e.retry_after)
+
+
 def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /start. Raises ApiError."
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
@@ -299,8 +305,7 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
         message = f"{str(e).rstrip('.')}. {left} Try again in a few minutes."
         raise ApiError(503, "start_failed", message) from None
     except Refused as e:
-        wait = {"retry-after": str(e.retry_after)}
-        raise ApiError(e.status, e.code, str(e), wait, retryAfterSeconds=e.retry_after) from None
+        raise _refused(e) from None
     except (Crowded, Unsound) as e:
         logger.warning("start without a turn", reason=str(e))
         raise ApiError(503, "busy", states.CROWDED) from None
@@ -422,17 +427,32 @@ def _with_words(predictions: list[dict], texts: list[str]) -> list[dict]:
     return predictions
 
 # %% ../nbs/05d_api.ipynb #334292dc
+def _paid(engine: Engine, row: Row) -> ExitStack:
+    "Book what a prediction costs: now, and as soon as the context ends. Raises ApiError beyond the budget."
+    paid = ExitStack()
+    if row.runId == STANDING:
+        try:
+            paid.enter_context(booked(engine.usage, engine.settings, time.time()))
+        except Refused as e:
+            raise _refused(e) from None
+        except Unsound:
+            raise busy() from None
+    return paid
+
+
 def _ask(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[dict]:
     "Ask the endpoint. Raises ApiError."
     request = {"inputs": texts} | ({"explain": True} if explain else {})
+    paid = _paid(engine, row)
     try:
-        said = engine.client("sagemaker-runtime").invoke_endpoint(
-            EndpointName=endpoint_name(engine.settings, row.runId),
-            ContentType="application/json",
-            Accept="application/json",
-            Body=json.dumps(request, ensure_ascii=False).encode(),
-        )
-        return _predictions(said["Body"].read())
+        with paid:
+            said = engine.client("sagemaker-runtime").invoke_endpoint(
+                EndpointName=endpoint_name(engine.settings, row.runId),
+                ContentType="application/json",
+                Accept="application/json",
+                Body=json.dumps(request, ensure_ascii=False).encode(),
+            )
+            return _predictions(said["Body"].read())
     except ClientError as e:
         raise _model_refused(engine, row, e) from None
     except BotoCoreError as e:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAY', 'LIST_WAIT', 'Refused', 'mark_of', 'marks_of', 'uses_of', 'fresh_marks', 'check_cooldown', 'check_number',
-           'usage_at', 'after_start', 'longest_run_cost', 'check_start', 'room', 'no_more_messages', 'list_is_full',
-           'savings']
+           'usage_at', 'after_start', 'longest_run_cost', 'check_start', 'no_more_predictions', 'room',
+           'no_more_messages', 'list_is_full', 'savings']
 
 # %% ../nbs/05g_guards.ipynb #b0d9760c
 import hmac
@@ -135,6 +135,14 @@ def _over_budget(settings: Settings, now: float) -> Refused:
     free = next_month(now)
     message = f"This month's budget of ${settings.monthly_budget:,.2f} does not allow another run, so the model stays "
     message += f"asleep and costs nothing. It can be started again from {free:%-d %B}."
+    return Refused("over_budget", message, free.timestamp() - now, status=402)
+
+
+def no_more_predictions(settings: Settings, now: float) -> Refused:
+    "Form the refusal of a prediction of a serverless endpoint."
+    free = next_month(now)
+    message = f"This month's budget of ${settings.monthly_budget:,.2f} does not allow another prediction. "
+    message += f"The model answers again from {free:%-d %B}."
     return Refused("over_budget", message, free.timestamp() - now, status=402)
 
 

@@ -32,7 +32,7 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, what happened)
 CODES |= {
     "invalid_name": (400, "The name is not a text of at most 80 characters."),
     "invalid_phone": (400, "The number cannot get an SMS."),
-    "over_budget": (402, "The month's budget does not allow another run."),
+    "over_budget": (402, "The month's budget does not allow another run, or prediction of a serverless model."),
     "number_cooldown": (429, "This number has asked a moment ago."),
     "number_limit": (429, "This number was promised its messages of 24 hours."),
     "address_cooldown": (429, "This network address has asked a moment ago."),
@@ -74,8 +74,8 @@ REFUSALS: dict[str, str] = {  # path: codes
     "/start": f"{_BODY} invalid_name invalid_phone over_budget number_cooldown number_limit address_cooldown "
     "too_many_starts too_many_waiting stopping no_model busy start_failed no_sms_quota",
     "/predict": f"{_BODY} missing_inputs two_inputs not_text empty_text text_too_long too_many_texts invalid_text "
-    f"invalid_explain too_many_explained unsupported_parameter not_in_service no_model busy waking model_error "
-    f"model_timeout {MODEL_CODES}",
+    f"invalid_explain too_many_explained unsupported_parameter not_in_service no_model over_budget busy waking "
+    f"model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
     "/openapi.json": _ALWAYS,
 }

@@ -136,7 +136,7 @@ def upload_packages(
 # %% ../nbs/05_serverless_backend.ipynb #b253eb59
 LIMITS = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "batch_limit")
 LIMITS += ("number_cooldown_minutes", "address_cooldown_seconds", "daily_starts", "daily_messages", "monthly_budget")
-LIMITS += ("daily_messages_per_number", "capture_percent")
+LIMITS += ("daily_messages_per_number", "capture_percent", "serverless_memory_mb")
 
 # %% ../nbs/05_serverless_backend.ipynb #e06a87b6
 def stack_parameters(

@@ -47,7 +47,7 @@ class Settings:
     daily_starts: int = 40  # runs that may begin in a day (UTC)
     daily_messages: int = 100  # people who may be told in a day (UTC)
     daily_messages_per_number: int = 3  # of them to the same number, in any 24 hours
-    monthly_budget: float = 10.0  # dollars of instance time in a month (UTC); beyond them Start is refused
+    monthly_budget: float = 10.0  # dollars in a month (UTC); beyond them a start or a serverless prediction is refused
     capture_percent: int = 20  # of the endpoint's answers that are kept in S3 to watch the model; 0: none
     capture_text: bool = False  # whether what visitors wrote is kept with them
     alarm_email: str = ""  # who is written to when an alarm rings

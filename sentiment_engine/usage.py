@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATEST', 'HEAL_TRIES', 'MICRO', 'KEEP_DAYS', 'StateTable', 'write_if', 'plain_item', 'whole', 'counts', 'Unsound',
            'heal', 'Usage', 'sound_usage', 'read_usage', 'cost_for_budget', 'month_of', 'day_of', 'month_start',
-           'next_month', 'cost_by_month', 'spent_in_month', 'open_run', 'adopt_run', 'close_run']
+           'next_month', 'cost_by_month', 'spent_in_month', 'open_run', 'adopt_run', 'close_run', 'spend']
 
 # %% ../nbs/05h_usage.ipynb #7cd492b8
 from collections.abc import Callable, Mapping
@@ -262,3 +262,32 @@ def close_run(
     usage = Usage(**sound_usage(plain_item(heal(table, sound_usage))))
     if run_id in usage.open:
         write_if(table, _closing(usage, run_id, now, existed))
+
+# %% ../nbs/05h_usage.ipynb #6f6cd9ed
+def _spending(month: str, microdollars: int, room: int) -> dict:
+    "Return the update that adds to a month which has cost `room` microdollars at most."
+    return {
+        "UpdateExpression": "SET #spent.#month = if_not_exists(#spent.#month, :zero) + :more",
+        "ConditionExpression": "#since > :zero AND attribute_type(#spent, :map) AND "
+        "((attribute_not_exists(#spent.#month) AND :zero <= :room) OR #spent.#month BETWEEN :zero AND :room)",
+        "ExpressionAttributeNames": {"#since": "since", "#spent": "spent", "#month": month},
+        "ExpressionAttributeValues": {":map": {"S": "M"}}
+        | {name: {"N": str(n)} for name, n in ((":zero", 0), (":more", microdollars), (":room", room))},
+    }
+
+
+def spend(
+    table: StateTable,
+    microdollars: int,  # below 0: what was booked and not used
+    now: float,
+    most: int = LATEST,  # microdollars that the month may cost with these
+) -> bool:  # False: that would be more, and nothing was booked
+    "Add to what this month has cost. Raises Unsound."
+    month = month_of(now)
+    for _ in range(HEAL_TRIES):
+        if write_if(table, _spending(month, microdollars, most - max(0, microdollars))) is not None:
+            return True
+        found = heal(table, lambda plain: (sound := sound_usage(plain)) | {"since": sound["since"] or int(now)})
+        if counts(plain_item(found)["spent"]).get(month, 0) + microdollars > most:
+            return False
+    raise Unsound(f"the item in {table.name} changes all the time")

@@ -1,5 +1,8 @@
 "The serverless variant: its endpoint stands from the deployment on, and Start answers at once."
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +12,7 @@ from engine_double import ADA, ROOT, World, aws_error
 from local_models import HANDLERS, predict, register, until
 
 from sentiment_engine.api import WAKE_SECONDS
+from sentiment_engine.costs import SERVERLESS_GB_SECOND
 from sentiment_engine.lifecycle import client_of
 from sentiment_engine.packaging import stack_parameters
 from sentiment_engine.plan import read_template
@@ -16,10 +20,12 @@ from sentiment_engine.serverless import (
     STANDING,
     delete_serverless,
     deploy_serverless,
+    prediction_cost,
     serverless_config,
     wait_for_serverless,
 )
 from sentiment_engine.settings import Settings, endpoint_name
+from sentiment_engine.usage import MICRO, month_of, read_usage
 
 OWN = Settings(endpoint="serverless", prefix="paid-by-use")
 NAME = endpoint_name(OWN, STANDING)
@@ -28,12 +34,16 @@ SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfron
 
 @pytest.fixture
 def world(monkeypatch):
-    "An engine of the serverless kind, whose table must never be asked."
-    world = World(monkeypatch, endpoint="serverless")
+    "An engine of the serverless kind, whose row must never be read."
+    world = engine_of(monkeypatch)
+    monkeypatch.setattr("sentiment_engine.model_state.read_row", lambda _: pytest.fail("the row was read"))
+    return world
+
+
+def engine_of(monkeypatch, **settings) -> World:
+    "Return an engine of the serverless kind, with its endpoint in service."
+    world = World(monkeypatch, endpoint="serverless", **settings)
     world.sagemaker.endpoints[endpoint_name(world.settings, STANDING)] = {"status": "InService", "reason": ""}
-    monkeypatch.setattr(
-        world.engine.settings.__class__, "table", property(lambda _: pytest.fail("the table was asked"))
-    )
     return world
 
 
@@ -66,6 +76,142 @@ def test_without_a_deployed_model_the_answer_says_so(world):
     world.sagemaker.errors["invoke_endpoint"] = [aws_error("ValidationError", "Endpoint x not found.")]
     code, body = world.request("POST", "/predict", {"inputs": "Great value."})
     assert (code, body["error"]["code"]) == (503, "no_model")
+
+
+# ---- what it costs
+
+ONE = prediction_cost(OWN)  # microdollars of a typical prediction
+
+
+def ask(world, times: int = 1, **more) -> list[int]:  # statuses
+    return [world.request("POST", "/predict", {"inputs": "Great value."} | more)[0] for _ in range(times)]
+
+
+def test_predictions_beyond_the_budget_are_refused_and_the_status_shows_what_was_spent(monkeypatch):
+    world = engine_of(monkeypatch, monthly_budget=30.5 * ONE / MICRO)
+    assert world.status()["spentThisMonth"] == 0 and world.status()["monthlyBudget"] == world.settings.monthly_budget
+    assert ask(world, 40) == [200] * 30 + [402] * 10
+    invoked = [call for call, _ in world.sagemaker.calls if call == "invoke_endpoint"]
+    assert len(invoked) == 30, "what is refused costs nothing"
+    status, told = world.request("POST", "/predict", {"inputs": "Great value."})
+    error = told["error"]
+    assert (status, error["code"]) == (402, "over_budget") and "The model answers again from 1 " in error["message"]
+    now = datetime.fromtimestamp(world.clock.now, UTC)
+    month = (now.replace(day=1, hour=0, minute=0, second=0) + timedelta(days=32)).replace(day=1)
+    assert error["retryAfterSeconds"] == pytest.approx(month.timestamp() - world.clock.now, abs=2)
+    assert world.status()["spentThisMonth"] == pytest.approx(30 * ONE / MICRO, abs=1e-4)
+    world.clock.now += error["retryAfterSeconds"]
+    assert ask(world) == [200], "a new month, a new budget"
+
+
+def test_a_budget_holds_however_many_ask_at_once(monkeypatch):
+    world = engine_of(monkeypatch, monthly_budget=10 * ONE / MICRO)
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [status for each in pool.map(lambda _: ask(world, 5), range(8)) for status in each]
+    assert statuses.count(200) == 10 and statuses.count(402) == 30
+
+
+class Stopwatch:
+    "A clock that each prediction turns on by some seconds."
+
+    def __init__(self, world, monkeypatch):
+        self.now, self.seconds, invoke = 0.0, 0.0, world.sagemaker.do_invoke_endpoint
+
+        def slowly(**given):
+            self.now += self.seconds
+            return invoke(**given)
+
+        monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", slowly, raising=False)
+        monkeypatch.setattr("sentiment_engine.serverless.time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
+def test_a_prediction_costs_its_time_and_memory(monkeypatch):
+    for memory in (1024, 3072, 6144):
+        world = engine_of(monkeypatch, serverless_memory_mb=memory)
+        watch, total, own = Stopwatch(world, monkeypatch), 0, world.settings
+        for watch.seconds in (0.01, 0.12, 1.5, 20):
+            assert ask(world) == [200]
+            total += prediction_cost(own, watch.seconds)
+        assert read_usage(world.engine.usage).spent == {month_of(world.clock.now): total}
+        assert prediction_cost(own, 20) == round(20 * memory / 1024 * SERVERLESS_GB_SECOND * MICRO)
+        assert prediction_cost(own, 0.01) == prediction_cost(own) >= 0.12 * memory / 1024 * SERVERLESS_GB_SECOND * MICRO
+
+
+def test_the_overshoot_is_what_runs_at_the_end(monkeypatch):
+    world = engine_of(monkeypatch, monthly_budget=ONE / MICRO)
+    watch = Stopwatch(world, monkeypatch)
+    watch.seconds = 24
+    assert ask(world, 5) == [200, 402, 402, 402, 402]
+    assert read_usage(world.engine.usage).spent == {month_of(world.clock.now): prediction_cost(OWN, 24)}
+
+
+UNBILLED = [
+    aws_error("ThrottlingException"),
+    aws_error("ServiceUnavailable"),
+    aws_error("ValidationError", "not found"),
+]
+
+
+@pytest.mark.parametrize("error", UNBILLED, ids=lambda e: e.response["Error"]["Code"])
+def test_what_sagemaker_refuses_itself_costs_nothing(world, error):
+    world.sagemaker.errors["invoke_endpoint"] = [error]
+    assert ask(world) == [503]
+    assert not any(read_usage(world.engine.usage).spent.values())
+
+
+def test_a_container_that_fails_or_does_not_answer_in_time_is_paid_for(world):
+    told = ReadTimeoutError(endpoint_url="https://x")
+    world.sagemaker.errors["invoke_endpoint"] = [model_error(OriginalStatusCode=500, OriginalMessage="x"), told]
+    assert ask(world, 2) == [502, 503]
+    assert sum(read_usage(world.engine.usage).spent.values()) == 2 * ONE
+
+
+def test_what_cannot_be_booked_is_not_asked_and_an_answer_outlives_a_failed_correction(monkeypatch):
+    world = engine_of(monkeypatch)
+    watch, update, calls = Stopwatch(world, monkeypatch), world.dynamodb.update_item, []
+
+    class Broken:
+        def __getattr__(self, name):
+            return getattr(world.dynamodb, name)
+
+        def update_item(self, **given):
+            calls.append(given)
+            if len(calls) in broken:
+                raise aws_error("InternalServerError")
+            return update(**given)
+
+    usage = replace(world.engine.usage, dynamodb=Broken())
+    monkeypatch.setattr(world.engine.__class__, "usage", property(lambda _: usage))
+    broken = ()
+    assert ask(world) == [200]
+    calls.clear()
+    broken, watch.seconds = (1,), 10
+    assert ask(world) == [503] and len(calls) == 1
+    calls.clear()
+    broken = (2,)
+    assert ask(world) == [200] and len(calls) == 2
+
+
+@pytest.mark.parametrize("item", [{}, {"spent": {"S": "nothing"}}, {"since": {"N": "5"}}, {"open": {"M": {}}}])
+def test_an_item_that_somebody_edited_is_healed_and_counts(world, item):
+    table = world.engine.usage
+    world.dynamodb.put_item(TableName=table.name, Item=table.key | item)
+    assert ask(world, 3) == [200] * 3
+    assert read_usage(table).spent == {month_of(world.clock.now): 3 * ONE}
+    assert read_usage(table).since == (5 if "since" in item else int(world.clock.now))
+
+
+def test_a_typical_prediction_is_one_write_and_no_read(world, monkeypatch):
+    assert ask(world) == [200]
+    calls = []
+
+    class Counted:
+        def __getattr__(self, name):
+            return lambda **given: calls.append(name) or getattr(world.dynamodb, name)(**given)
+
+    usage = replace(world.engine.usage, dynamodb=Counted())
+    monkeypatch.setattr(world.engine.__class__, "usage", property(lambda _: usage))
+    assert ask(world, 4) == [200] * 4 and calls == ["update_item"] * 4
 
 
 def model_error(**more) -> ClientError:
@@ -148,7 +294,8 @@ def test_the_reconciler_leaves_it_alone(monkeypatch):
 
 
 def test_the_template_is_told():
-    assert stack_parameters(OWN, "artifacts", {}, SITE)["EndpointKind"] == "serverless"
+    told = stack_parameters(replace(OWN, serverless_memory_mb=6144), "artifacts", {}, SITE)
+    assert (told["EndpointKind"], told["ServerlessMemoryMb"]) == ("serverless", "6144")
     with pytest.raises(ValueError, match="realtime or serverless"):
         Settings(endpoint="sometimes")
 
