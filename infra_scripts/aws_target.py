@@ -216,17 +216,29 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
         foundation_stack(settings): foundation_parameters(settings, boundary),
         site_stack(settings): site_parameters(settings, domain, zone),
         engine_stack(settings): stack_parameters(settings, bucket, packages, site, **more),
-        monitoring_stack(settings): monitoring_parameters(settings, f"{settings.prefix}-dead-letters"),
+        monitoring_stack(settings): _monitoring(cloudformation, settings, session.region_name),
     }
     return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown)
 
 
+def _outputs(cloudformation, stack: str) -> dict[str, str]:  # cloudformation: None: not asked
+    "Read what a stack tells of itself; nothing if it does not stand."
+    try:
+        return stack_outputs(cloudformation, stack) if cloudformation else {}
+    except LookupError:
+        return {}
+
+
+def _monitoring(cloudformation, settings: Settings, region: str) -> dict[str, str]:
+    "Say what the alarms' template is told; what watches the engine is known once the engine stands."
+    api = _outputs(cloudformation, engine_stack(settings)).get("ApiId", "the-api")
+    distribution = _outputs(cloudformation, site_stack(settings)).get("DistributionId", "the-page")
+    return monitoring_parameters(settings, f"{settings.prefix}-dead-letters", api, distribution, region)
+
+
 def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, str]:  # cloudformation: None: not asked
     "Read where the page is or will be; the address at CloudFront is known once the site stands."
-    try:
-        found = stack_outputs(cloudformation, site_stack(settings)) if cloudformation else {}
-    except LookupError:
-        found = {}
+    found = _outputs(cloudformation, site_stack(settings))
     at_cloudfront = found.get("DistributionOrigin", "https://the-page.cloudfront.net")
     return {"DistributionOrigin": at_cloudfront, "SiteOrigin": f"https://{domain}" if domain else at_cloudfront}
 

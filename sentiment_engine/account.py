@@ -179,10 +179,10 @@ def check_serverless_quota(session: boto3.Session) -> Finding:
 
 # %% ../nbs/00b_account.ipynb #aa3951c2
 SHARES = {  # what each function of the template reserves
-    "is-model-service-running": 20,
+    "is-model-service-running": 10,
     "start-model-service": 20,
-    "invoke-sagemaker-endpoint": 50,
-    "extend-shutdown-timer": 5,
+    "invoke-sagemaker-endpoint": 10,
+    "extend-shutdown-timer": 3,
     "notification-and-shutdown-scheduler": 3,
     "shutdown-endpoint": 2,
     "reconcile-model-service": 1,

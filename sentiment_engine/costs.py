@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['HOURS_PER_MONTH', 'PRICES', 'SERVERLESS_GB_SECOND', 'LAMBDA_GB_SECOND', 'LAMBDA_REQUEST', 'API_REQUEST',
-           'S3_GB_MONTH', 'GLUE_DPU_HOUR', 'STANDING', 'METRIC', 'RESTING_METRICS', 'price_per_hour', 'Visit',
-           'run_cost', 'resting_cost', 'Standing', 'standing_cost', 'always_on_month', 'on_demand_month',
-           'serverless_month', 'saved_share', 'break_even_visits', 'break_even_predictions']
+           'S3_GB_MONTH', 'DYNAMODB_READ', 'LOGS_GB', 'CLOUDFRONT_REQUEST', 'CLOUDFRONT_GB', 'SMS_MESSAGE',
+           'GLUE_DPU_HOUR', 'STANDING', 'METRIC', 'RESTING_METRICS', 'price_per_hour', 'Visit', 'run_cost',
+           'resting_cost', 'Standing', 'standing_cost', 'always_on_month', 'on_demand_month', 'serverless_month',
+           'saved_share', 'break_even_visits', 'break_even_predictions', 'Limit', 'limits_of', 'flood_hour',
+           'site_flood_hour']
 
 # %% ../nbs/07_costs.ipynb #7b144714
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # %% ../nbs/07_costs.ipynb #c4576e26
 HOURS_PER_MONTH = 730  # 365 days x 24 hours / 12
@@ -29,6 +33,11 @@ LAMBDA_GB_SECOND = 0.0000166667
 LAMBDA_REQUEST = 0.20 / 1e6
 API_REQUEST = 1.00 / 1e6  # API Gateway, HTTP API
 S3_GB_MONTH = 0.023
+DYNAMODB_READ = 0.125 / 1e6  # of up to 4 KB
+LOGS_GB = 0.50  # written to CloudWatch Logs
+CLOUDFRONT_REQUEST = 1.20 / 1e6  # over HTTPS, in the dearest of the usual regions; 10 million a month are free
+CLOUDFRONT_GB = 0.12  # likewise; 1,000 GB a month are free
+SMS_MESSAGE = 0.12  # one message to the dearest of the default countries, rounded up
 GLUE_DPU_HOUR = 0.44  # one G.1X worker for an hour
 
 # %% ../nbs/07_costs.ipynb #7a4d9d63
@@ -145,3 +154,50 @@ def break_even_predictions(
 ) -> float:  # predictions in one visit
     "Return how many predictions a visit needs before a real-time endpoint is cheaper than the serverless one."
     return run_cost(instance_type, visit.minutes * 60) / serverless_month(1, seconds, memory_gb)
+
+# %% ../nbs/07_costs.ipynb #dbe5a46b
+@dataclass(frozen=True)
+class Limit:
+    "What one address of the API admits."
+
+    function: str  # in the template
+    rate: float  # requests a second
+    at_once: int  # runs of the function
+    memory_gb: float  # of each run
+
+
+def limits_of(
+    resources: Mapping[str, Any],  # of the engine's template, read by `plan.read_template`
+) -> dict[str, Limit]:  # by route
+    "Read the limits of all addresses out of the template."
+    (stage,) = (r["Properties"] for r in resources.values() if r["Type"] == "AWS::ApiGatewayV2::Stage")
+    routes = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::ApiGatewayV2::Route"]
+    found = {}
+    for route in routes:
+        integration = resources[re.search(r"\w+(?=}$)", route["Target"]["Fn::Sub"])[0]]["Properties"]
+        name = integration["IntegrationUri"]["Fn::GetAtt"][0]
+        function = resources[name]["Properties"]
+        throttle = stage["RouteSettings"].get(route["RouteKey"], stage["DefaultRouteSettings"])
+        share = function["ReservedConcurrentExecutions"]["Fn::If"][1]
+        found[route["RouteKey"]] = Limit(name, throttle["ThrottlingRateLimit"], share, function["MemorySize"] / 1024)
+    return found
+
+# %% ../nbs/07_costs.ipynb #571f7610
+def flood_hour(
+    *limits: Limit,
+    row_bytes: int = 102_400,  # that each request reads; the largest row by default
+    log_bytes: int = 1_500,  # that each request leaves in the logs
+) -> float:  # dollars
+    "Price an hour in which addresses get all the requests that they admit and their functions are never idle."
+    request = API_REQUEST + LAMBDA_REQUEST + -(-row_bytes // 4096) * DYNAMODB_READ + log_bytes / 1e9 * LOGS_GB
+    functions = {limit.function: limit for limit in limits}.values()  # two addresses may share one
+    busy = sum(limit.at_once * limit.memory_gb for limit in functions)
+    return 3600 * (sum(limit.rate for limit in limits) * request + busy * LAMBDA_GB_SECOND)
+
+
+def site_flood_hour(
+    rate: float,  # requests a second, for which CloudFront has no limit
+    answer_bytes: int = 12_000,  # the page's script, compressed
+) -> float:  # dollars
+    "Price an hour of requests to the page, beyond what is free."
+    return 3600 * rate * (CLOUDFRONT_REQUEST + answer_bytes / 1e9 * CLOUDFRONT_GB)

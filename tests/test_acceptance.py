@@ -716,7 +716,7 @@ def test_it_says_that_what_was_left_is_deleted_even_if_no_new_one_begins(left, m
 
 def test_an_account_without_room_gets_no_reserved_concurrency(world, monkeypatch):
     seen, usual = [], world.program
-    found = [Finding("Lambda concurrency", False, "10 of 10 are free, 201 are needed")]
+    found = [Finding("Lambda concurrency", False, "10 of 10 are free, 149 are needed")]
     monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: found)
     monkeypatch.setattr(acceptance, "run_program", lambda words, *rest: (seen.append(words), usual(words, *rest))[1])
     assert begin(world) == "0"

@@ -520,7 +520,10 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(environment, monkeypatch):
 def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
     own = Settings(prefix="planned")
     name, file = monitoring_stack(own), SCRIPTS / "monitoring.yaml"
-    given, cloudformation = monitoring_parameters(own, "planned-dead-letters"), cloud.client("cloudformation")
+    given, cloudformation = (
+        monitoring_parameters(own, "planned-dead-letters", "a1", "E1", "us-east-1"),
+        cloud.client("cloudformation"),
+    )
     deploy_stack(cloudformation, name, file, given, {"Project": "planned"})
     before = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
     plan = plan_of(own, SCRIPTS, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation)
@@ -537,7 +540,10 @@ def test_a_plan_writes_nothing_but_change_sets(standing):
     session, made = boto3.Session(), []
     cloudformation, tags = session.client("cloudformation"), {"Project": "again"}
     files = {site_stack(settings): ("site.yaml", site_parameters(settings, api_origin="http://localhost"))}
-    files[monitoring_stack(settings)] = "monitoring.yaml", monitoring_parameters(settings, "again-dead-letters")
+    files[monitoring_stack(settings)] = (
+        "monitoring.yaml",
+        monitoring_parameters(settings, "again-dead-letters", "a1", "E1", "us-east-1"),
+    )
     for name, (file, given) in files.items():
         deploy_stack(cloudformation, name, SCRIPTS / file, given, tags)
     session.events.register("before-call", lambda model, **_: made.append(model.name))
@@ -551,7 +557,7 @@ def test_a_plan_writes_nothing_but_change_sets(standing):
 def test_no_change_set_is_made_of_a_stack_of_somebody_else(cloud):
     own, cloudformation = Settings(prefix="theirs"), cloud.client("cloudformation")
     name, file = monitoring_stack(own), SCRIPTS / "monitoring.yaml"
-    given = monitoring_parameters(own, "theirs-dead-letters")
+    given = monitoring_parameters(own, "theirs-dead-letters", "a1", "E1", "us-east-1")
     deploy_stack(cloudformation, name, file, given, {"Project": "shop"})
     asked = []
     cloudformation.meta.events.register("before-call.cloudformation.CreateChangeSet", lambda **_: asked.append(1))
@@ -670,7 +676,7 @@ def test_the_runbook_explains_every_alarm():
     book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     alarms = read_template(SCRIPTS / "monitoring.yaml")["Resources"].values()
     names = [a["Properties"]["AlarmName"]["Fn::Sub"] for a in alarms if a["Type"].endswith("Alarm")]
-    assert len(names) == 16
+    assert len(names) == 20
     for name in names:
         short = name.removeprefix("${Prefix}-")
         assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short

@@ -325,7 +325,7 @@ def test_a_stack_that_is_not_tagged_as_ours_is_not_changed(cloud, deployed):
 
 
 def test_outputs(deployed):
-    assert set(deployed) == {"ApiUrl", "SiteUrl", "Table", "DeadLetters"}
+    assert set(deployed) == {"ApiId", "ApiUrl", "SiteUrl", "Table", "DeadLetters"}
     assert deployed["SiteUrl"] == PAGE and deployed["Table"] == "TemplateTest" and not deployed["ApiUrl"].endswith("/")
 
 
@@ -511,7 +511,16 @@ def test_a_domain_is_not_made_to_speak_https_on_all_its_subdomains():
 
 
 monitoring = yaml.load((ROOT / "infra_scripts" / "monitoring.yaml").read_text(), Loader)["Resources"]
-FAILURES = {"StuckRuns", "OrphansDeleted", "NotDeleted", "Reconciled", "BudgetShare", "SmsFailed", "SmsQuota"}
+FAILURES = {
+    "StuckRuns",
+    "OrphansDeleted",
+    "NotDeleted",
+    "Reconciled",
+    "BudgetShare",
+    "SmsFailed",
+    "SmsQuota",
+    "SmsSent",
+}
 
 
 def _dashboard() -> dict:
@@ -567,7 +576,7 @@ def test_the_reconciler_is_not_called_silent_before_its_first_run_and_is_when_it
 
 def test_it_rings_where_both_alarms_do(cloud):
     cloudformation, watch, name = cloud.client("cloudformation"), cloud.client("cloudwatch"), "silent-monitoring"
-    given = {"Prefix": "silent", "DeadLetters": "silent-dead-letters"}
+    given = {"Prefix": "silent", "DeadLetters": "silent-dead-letters", "ApiId": "a1", "DistributionId": "E1"}
     deploy_stack(cloudformation, name, ROOT / "infra_scripts" / "monitoring.yaml", given)
 
     def state_after(**states: str) -> str:
@@ -608,9 +617,10 @@ def test_a_template_that_fits_into_no_request_is_refused_before_it_is_sent(tmp_p
 def test_alarms_deploy_and_go(cloud):
     cloudformation, watch = cloud.client("cloudformation"), cloud.client("cloudwatch")
     given = {"Prefix": "watched", "DeadLetters": "watched-dead-letters", "AlarmEmail": "ops@example.com"}
+    given |= {"ApiId": "a1", "DistributionId": "E1"}
     deploy_stack(cloudformation, "watched-monitoring", ROOT / "infra_scripts" / "monitoring.yaml", given)
     names = {a["AlarmName"] for a in watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]}
-    assert len(names) == 16 and "watched-reconciler-quiet" in names
+    assert len(names) == 20 and "watched-reconciler-quiet" in names
     body = json.loads(watch.get_dashboard(DashboardName="watched-us-east-1")["DashboardBody"])
     assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
     delete_stack(cloudformation, "watched-monitoring")
