@@ -645,10 +645,10 @@ def _hidden(
     "Hide each word of a review in turn."
     tables = [np.array(e.offsets).reshape(-1, 2) for e in reading.encodings]
     special = [np.array(e.special_tokens_mask) == 1 for e in reading.encodings]
-    spans, made = word_spans(reading.traced.text, most, int(tables[-1].max())), []
-    if len(text) > MAX_CHARACTERS and len(spans) > 1 and reading.traced.origin(*spans[-1])[1] == MAX_CHARACTERS:
-        spans.pop()  # a word that may go on
-    for start, stop in spans:
+    said, end, made = reading.traced.text, int(tables[-1].max()), []
+    if len(text) > MAX_CHARACTERS:
+        end = min(end, said.rfind(" ") + 1 or end)  # the last word may go on
+    for start, stop in word_spans(said, most, end):
         for place, (table, kept) in enumerate(zip(tables, special, strict=True)):
             keep = kept | (table[:, 1] <= start) | (table[:, 0] >= stop)
             if not keep.all():
