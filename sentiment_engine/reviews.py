@@ -78,20 +78,16 @@ class NoReview(ValueError):
 BLANK = " \t\n\r\v\f\ufeff"  # a line of these only is empty: spaces, and the byte-order mark
 
 # %% ../nbs/01a_reviews.ipynb #075448ca
-DEEPEST = 100  # brackets inside each other
-_BRACKETS = re.compile(r'"(?:[^"\\]+|\\.)*"?|[\[{]|[\]}]', re.DOTALL)  # an open string ends with its line
+DEEPEST = 100  # lists and objects inside each other
 
 
-def _too_deep(line: str) -> bool:
-    "Say whether a line has more than DEEPEST brackets inside each other. Brackets in strings do not count."
-    if line.count("[") + line.count("{") <= DEEPEST:
-        return False
-    depth = 0
-    for mark in _BRACKETS.finditer(line):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
-        if depth > DEEPEST:
-            return True
-    return False
+def _depth(found: list | dict) -> int:
+    "Return how many lists and objects are inside each other."
+    level, depth = [found], 0
+    while level:
+        values = [value for each in level for value in (each.values() if isinstance(each, dict) else each)]
+        level, depth = [value for value in values if isinstance(value, list | dict)], depth + 1
+    return depth
 
 # %% ../nbs/01a_reviews.ipynb #dc37dd74
 def _no_constant(name: str):
@@ -117,10 +113,10 @@ def json_object(line: str) -> dict:
     if len(line) > LONGEST:
         raise NoReview("too_long")
     try:
-        found = None if _too_deep(line) else _JSON.decode(line.lstrip("\ufeff"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        found = _JSON.decode(line.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        raise NoReview("malformed") from None
+    if not isinstance(found, dict) or (line.count("[") + line.count("{") > DEEPEST < _depth(found)):
         raise NoReview("malformed")
     return found
 
@@ -145,7 +141,6 @@ def time_of(value) -> int | None:  # ms since 1970
     return int(number) // (1_000_000 if number >= 1e17 else 1_000 if number >= 1e14 else 1)
 
 # %% ../nbs/01a_reviews.ipynb #c7e57bc4
-_HALVES = re.compile(r"[\ud800-\udfff]")
 _TRUE = ("true", "t", "yes", "y", "1", "1.0")
 
 
@@ -155,7 +150,8 @@ def text_of(value) -> str:
         raise NoReview("bad_text")
     if value and len(value) > MAX_CHARACTERS:
         raise NoReview("too_long")
-    return value if (value := value or "").isascii() else _HALVES.sub("\ufffd", value)
+    value = value or ""
+    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def review_of(
@@ -456,7 +452,7 @@ _STARTS = {
     b"PK\x03\x04": "a zip archive: unpack it",
     b"PAR1": "a Parquet file: convert it to JSON lines",
 }
-_COLUMNS = {b"rating", b"stars", b"text", b"title", b"review", b"label"}  # one of them heads a column of a table
+_COLUMNS = {"rating", "stars", "text", "title", "review", "label"}  # one of them heads a column of a table
 
 
 def _what_else(head: bytes) -> str:  # empty: JSON lines, as far as can be seen
@@ -464,19 +460,19 @@ def _what_else(head: bytes) -> str:  # empty: JSON lines, as far as can be seen
     for start, kind in _STARTS.items():
         if head.startswith(start):
             return kind
-    if head[:8].count(0) > 2 and re.match(rb"[\xfe\xff\s]*[!-~]", head[:8].replace(b"\0", b"")):
+    if head[:8].count(0) > 2 and head[:8].strip(b"\xfe\xff\0"):
         return "text in UTF-16 or UTF-32: save it as UTF-8"
-    lines = [line.strip() for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
-    first, second = [*lines, b"", b""][:2]
-    opens = re.match(rb"\[\s*\{", first) or (first == b"[" and second.startswith(b"{"))
-    if opens and not (first.endswith(b"]") and second):
+    lines = [line.strip() for line in head.decode("utf-8-sig", "replace").split("\n") if line.strip()]
+    first, second = [*lines, "", ""][:2]
+    opens = first.startswith("[") and (first[1:].lstrip() or second).startswith("{")
+    if opens and not (first.endswith("]") and second):
         return "one JSON array: write each of its objects on a line of its own, as jq -c '.[]' does"
-    if first.startswith(b"{") and first.endswith((b"{", b",")) and second.startswith(b'"'):
+    if first.startswith("{") and first.endswith(("{", ",")) and second.startswith('"'):
         return "JSON with an object on several lines: write each on one line, as jq -c does"
-    columns = [name.strip(b" \"'").lower() for name in re.split(rb"[,;|\t]", first)]
-    if len(columns) > 1 and not _COLUMNS.isdisjoint(columns) and not second.startswith(b"{"):
+    columns = [name.strip(" \"'").lower() for name in re.split(r"[,;|\t]", first)]
+    if len(columns) > 1 and not _COLUMNS.isdisjoint(columns) and not second.startswith("{"):
         return "a table such as CSV: convert it to JSON lines"
-    return "a web page" if re.match(rb"<(!doctype|html|\?xml)", first.lower()) else ""
+    return "a web page" if first.lower().startswith(("<!doctype", "<html", "<?xml")) else ""
 
 
 def check_head(
