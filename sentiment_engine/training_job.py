@@ -334,7 +334,8 @@ def progress_callback(
                 say("train", step=f"{state.global_step}/{state.max_steps}", left=f"{pace * left:.0f}s")
             if recipe.time_budget and spent > recipe.time_budget:
                 say("train", stopped=f"time budget of {recipe.time_budget:.0f}s is used up")
-                control.should_training_stop, control.should_save = True, recipe.checkpoints
+                control.should_training_stop = True
+                control.should_save = control.should_save or recipe.checkpoints
 
     return Progress()
 

@@ -93,7 +93,7 @@ def _stop(self: LocalCloud):
         os.kill(place["pid"], signal.SIGTERM)
         _await_end(self.state, place["pid"])
     if self._process:
-        self._process.wait(10)
+        self._process.wait(60)  # it has ended, and a busy machine says so late
     (self.state / "cloud.json").unlink(missing_ok=True)
     self._process = None
 
