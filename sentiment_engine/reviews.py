@@ -85,7 +85,7 @@ def expand(
 # %% ../nbs/01a_reviews.ipynb #10a11f4e
 def tidy(text: str) -> str:
     "Make one sentence or more out of what a rule wrote: spaces, articles, capitals and a full stop."
-    text = re.sub(r"\s+([.,!?])", r"\1", " ".join(text.split()))
+    text = re.sub(r" ([.,!?])", r"\1", " ".join(text.split()))
     text = re.sub(r"(?<!\.)([.!?])\.(?!\.)", r"\1", text)
     text = re.sub(r"\b([Aa]) (?=[aeiou](?!ne\b|nce\b|ser|seful|nit|ku))", r"\1n ", text)
     text = re.sub(r"(^|(?<!\.)[.!?] )([a-z])", lambda start: start[1] + start[2].upper(), text)

@@ -107,6 +107,14 @@ def test_a_text_file_is_not_split_at_commas_and_a_folder_is_told(visitor, engine
     expect(page.locator("#review-error")).to_have_text("This file cannot be read.")
 
 
+@pytest.mark.parametrize("piece", ["good word ", '"",', '""', '"a""",', "a,", "\r\n,"])
+def test_a_large_file_of_any_content_is_read_or_refused(visitor, engine, piece):
+    visitor.hear(engine, "STOPPED")
+    page = visitor.arrive("asleep")
+    page.evaluate(f"([name, text]) => ({DROP})([name, text.repeat(4.8e6 / text.length)])", ["x.csv", piece])
+    expect(page.locator("#file-text, #review-error").filter(has_text=" ")).not_to_have_count(0, timeout=20_000)
+
+
 def test_too_many_reviews_in_a_file_are_told(visitor, awake):
     page = visitor.arrive("awake")
     page.evaluate(DROP, ["x.csv", "good\n" * 1001])

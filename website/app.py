@@ -180,10 +180,10 @@ def reviews_in(text: str, one_a_line: bool) -> list[str]:
 def rows_of(text: str, cuts: str) -> list[list[str]]:
     "Read the cells of a table as the public page does: the first row says which of `cuts` parts them, if any."
     text = re.sub(r"\r+\n?", "\n", text)
-    first = re.sub(r'"[^"]*"', "", re.match(r'(?:"[^"]*"|[^"\n])*', text)[0])
+    first = re.sub(r'"[^"]*"', "", re.match(r'[^"\n]*(?:"[^"]*"[^"\n]*)*', text)[0])
     cut = max((each for each in cuts if each in first), key=first.count, default="\0")
     rows: list[list[str]] = [[]]
-    for quoted, plain, end in re.findall(rf'(?:"((?:[^"]|"")*)"|([^{cut}\n]*))({cut}|\n|\Z)', text):
+    for quoted, plain, end in re.findall(rf'(?:"([^"]*(?:""[^"]*)*)"|([^{cut}\n]*))({cut}|\n|\Z)', text):
         rows[-1].append(" ".join((quoted.replace('""', '"') or plain).split()))
         if end != cut:
             rows.append([])

@@ -539,9 +539,9 @@ function download(list) {
 
 function table(csv, cuts) { // the first row tells which of `cuts` it uses
 	csv = csv.replace(/\r+\n?/g, '\n');
-	const first = csv.match(/^("[^"]*"|[^"\n])*/)[0].replace(/"[^"]*"/g, ''), count = (cut) => first.split(cut).length, rows = [[]];
+	const first = csv.match(/^[^"\n]*("[^"]*"[^"\n]*)*/)[0].replace(/"[^"]*"/g, ''), count = (cut) => first.split(cut).length, rows = [[]];
 	const cut = [...cuts].filter((c) => first.includes(c)).sort((x, y) => count(y) - count(x))[0] ?? '\0';
-	for (const [, quoted, plain, end] of csv.matchAll(new RegExp(`(?:"((?:[^"]|"")*)"|([^${cut}\\n]*))(${cut}|\\n|$)`, 'g'))) {
+	for (const [, quoted, plain, end] of csv.matchAll(new RegExp(`(?:"([^"]*(?:""[^"]*)*)"|([^${cut}\\n]*))(${cut}|\\n|$)`, 'g'))) {
 		rows.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/\s+/g, ' ').trim());
 		if (end !== cut) rows.push([]);
 	}
@@ -550,9 +550,9 @@ function table(csv, cuts) { // the first row tells which of `cuts` it uses
 async function take(file) {
 	const no = (reason) => { text('review-error', reason); text('file-text', ''); };
 	if (file.size > 5e6) return no('This file is too large: 5 MB at most.');
-	let csv;
-	try { csv = await file.text(); } catch { return no('This file cannot be read.'); }
-	const rows = table(csv, /\.txt$/i.test(file.name) ? '\t' : ',;\t'), head = rows[0] ?? [];
+	let csv, rows;
+	try { csv = await file.text(); rows = table(csv, /\.txt$/i.test(file.name) ? '\t' : ',;\t'); } catch { return no('This file cannot be read.'); }
+	const head = rows[0] ?? [];
 	const named = head.findIndex((cell) => /^(comment|content|feedback)s?$|(review|text|body)s?$/i.test(cell));
 	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // else the wordiest
 	const column = named >= 0 ? named : [...head.keys()].sort((x, y) => size(y) - size(x))[0];
