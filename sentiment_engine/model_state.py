@@ -104,7 +104,7 @@ class Row:
     instanceType: str = ""
     modelVersion: str = ""
     reason: str = ""  # why the last start or run failed; while CREATING: why earlier instance types of it did
-    leftover: str = ""  # a run whose endpoint may still be paid for; none is created before it is gone or going
+    leftover: str = ""  # a run whose endpoint may still be paid for; none is created before it is gone
     subscribers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by a random key
     smsSent: int = 0  # messages of this run
     smsFailed: int = 0
