@@ -35,7 +35,7 @@ def arn_of(name: str, attribute: str = "") -> str:
 def filled(
     value: object,  # a piece of a template, from `read_template`
     known: Mapping[str, str],  # parameters and names
-    sides: Mapping[str, bool],  # what the conditions come to
+    sides: Mapping[str, bool],  # what the conditions come to; those not named do not hold
 ) -> object:
     "Work out references and choose the sides of conditions."
     if isinstance(value, list):
@@ -50,7 +50,7 @@ def filled(
     if name == "Fn::GetAtt":
         return arn_of(*of)
     if name == "Fn::If":
-        return filled(of[1] if sides[of[0]] else of[2], known, sides)
+        return filled(of[1] if sides.get(of[0]) else of[2], known, sides)
     return {k: v for k, each in value.items() if (v := filled(each, known, sides)) is not NOTHING}
 
 

@@ -857,10 +857,10 @@ def _spans(texts: Sequence[str], readings: Sequence[Reading]) -> list[list[tuple
     spans = []
     for text, reading in zip(texts, readings, strict=True):
         share = EXPLAINED_TOKENS // (len(texts) * max(map(len, reading.windows)))
-        found = word_spans(reading.traced.text, min(MAX_SPANS, max(1, share)), int(reading.places[-1].max()))
-        if len(text) > MAX_CHARACTERS and len(found) > 1 and reading.traced.origin(*found[-1])[1] == MAX_CHARACTERS:
-            found.pop()  # a word that may go on
-        spans.append(found)
+        said, end = reading.traced.text, int(reading.places[-1].max())
+        if len(text) > MAX_CHARACTERS:
+            end = min(end, said.rfind(" ") + 1 or end)  # the last word may go on
+        spans.append(word_spans(said, min(MAX_SPANS, max(1, share)), end))
     return spans
 
 

@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from conftest import TestCloud
 from engine_double import ADA, ROOT, World, aws_error
 from local_models import HANDLERS, predict, register, until
+from policies import filled
 
 from sentiment_engine.api import WAKE_SECONDS
 from sentiment_engine.costs import SERVERLESS_GB_SECOND
@@ -40,9 +41,24 @@ def world(monkeypatch):
     return world
 
 
+class Stopwatch:
+    "A clock that each prediction turns on by some seconds."
+
+    def __init__(self, world, monkeypatch):
+        self.now, self.seconds, invoke = 0.0, 0.0, world.sagemaker.do_invoke_endpoint
+
+        def slowly(**given):
+            self.now += self.seconds
+            return invoke(**given)
+
+        monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", slowly, raising=False)
+        monkeypatch.setattr("sentiment_engine.serverless.time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
 def engine_of(monkeypatch, **settings) -> World:
     "Return an engine of the serverless kind, with its endpoint in service."
     world = World(monkeypatch, endpoint="serverless", **settings)
+    world.watch = Stopwatch(world, monkeypatch)
     world.sagemaker.endpoints[endpoint_name(world.settings, STANDING)] = {"status": "InService", "reason": ""}
     return world
 
@@ -111,27 +127,13 @@ def test_a_budget_holds_however_many_ask_at_once(monkeypatch):
     assert statuses.count(200) == 10 and statuses.count(402) == 30
 
 
-class Stopwatch:
-    "A clock that each prediction turns on by some seconds."
-
-    def __init__(self, world, monkeypatch):
-        self.now, self.seconds, invoke = 0.0, 0.0, world.sagemaker.do_invoke_endpoint
-
-        def slowly(**given):
-            self.now += self.seconds
-            return invoke(**given)
-
-        monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", slowly, raising=False)
-        monkeypatch.setattr("sentiment_engine.serverless.time", SimpleNamespace(perf_counter=lambda: self.now))
-
-
 def test_a_prediction_costs_its_time_and_memory(monkeypatch):
     for memory in (1024, 3072, 6144):
         world = engine_of(monkeypatch, serverless_memory_mb=memory)
-        watch, total, own = Stopwatch(world, monkeypatch), 0, world.settings
-        for watch.seconds in (0.01, 0.12, 1.5, 20):
+        total, own = 0, world.settings
+        for world.watch.seconds in (0.01, 0.12, 1.5, 20):
             assert ask(world) == [200]
-            total += prediction_cost(own, watch.seconds)
+            total += prediction_cost(own, world.watch.seconds)
         assert read_usage(world.engine.usage).spent == {month_of(world.clock.now): total}
         assert prediction_cost(own, 20) == round(20 * memory / 1024 * SERVERLESS_GB_SECOND * MICRO)
         assert prediction_cost(own, 0.01) == prediction_cost(own) >= 0.12 * memory / 1024 * SERVERLESS_GB_SECOND * MICRO
@@ -139,8 +141,7 @@ def test_a_prediction_costs_its_time_and_memory(monkeypatch):
 
 def test_the_overshoot_is_what_runs_at_the_end(monkeypatch):
     world = engine_of(monkeypatch, monthly_budget=ONE / MICRO)
-    watch = Stopwatch(world, monkeypatch)
-    watch.seconds = 24
+    world.watch.seconds = 24
     assert ask(world, 5) == [200, 402, 402, 402, 402]
     assert read_usage(world.engine.usage).spent == {month_of(world.clock.now): prediction_cost(OWN, 24)}
 
@@ -168,7 +169,7 @@ def test_a_container_that_fails_or_does_not_answer_in_time_is_paid_for(world):
 
 def test_what_cannot_be_booked_is_not_asked_and_an_answer_outlives_a_failed_correction(monkeypatch):
     world = engine_of(monkeypatch)
-    watch, update, calls = Stopwatch(world, monkeypatch), world.dynamodb.update_item, []
+    update, calls = world.dynamodb.update_item, []
 
     class Broken:
         def __getattr__(self, name):
@@ -185,7 +186,7 @@ def test_what_cannot_be_booked_is_not_asked_and_an_answer_outlives_a_failed_corr
     broken = ()
     assert ask(world) == [200]
     calls.clear()
-    broken, watch.seconds = (1,), 10
+    broken, world.watch.seconds = (1,), 10
     assert ask(world) == [503] and len(calls) == 1
     calls.clear()
     broken = (2,)
@@ -428,3 +429,17 @@ def test_what_an_engine_has_whose_prefix_begins_with_ours_is_kept(account):
     assert delete_serverless(account, OWN) == [] and account.endpoint and len(account.configs) == 1
     with pytest.raises(RuntimeError, match="is not ours"):
         deploy_serverless(account, OWN, MODELS[0])
+
+
+@pytest.mark.parametrize("kind", ["serverless", "realtime"])
+def test_the_function_that_predicts_may_book_in_one_table_only(kind):
+    template = read_template(ROOT / "infra_scripts" / "template.yaml")
+    known = {"TableName": "moods", "AWS::Region": "us-east-1", "AWS::AccountId": "1", "AWS::Partition": "aws"}
+    sides = {"Serverless": kind == "serverless", "Bounded": False}
+    given = filled(template["Resources"]["InvokeSagemakerEndpointRole"]["Properties"], known, sides)
+    statements = given["Policies"][0]["PolicyDocument"]["Statement"]
+    (on,) = [each["Resource"] for each in statements if "dynamodb:UpdateItem" in each["Action"]]
+    usage = "arn:aws:dynamodb:us-east-1:1:table/moods-usage"
+    assert (on == usage) is (kind == "serverless")
+    told = template["Resources"]["InvokeSagemakerEndpoint"]["Properties"]["Environment"]["Variables"]
+    assert {"SENTIMENT_MONTHLY_BUDGET", "SENTIMENT_SERVERLESS_MEMORY_MB"} <= told.keys()

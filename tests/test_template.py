@@ -729,7 +729,7 @@ def test_who_deploys_may_make_this_engine_and_no_other(action_and_resource):
     assert not may(deployer("DeployRole"), action, on.replace("lab", "shop"))
 
 
-@pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False}])
+@pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False}, CASES | {"Serverless": True}])
 @pytest.mark.parametrize("name", ["template.yaml", "foundation.yaml"])
 def test_every_role_is_bounded_and_within_the_boundary(name, cases):
     roles = read_template(ROOT / "infra_scripts" / name)["Resources"]
