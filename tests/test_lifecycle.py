@@ -748,6 +748,7 @@ def test_a_run_that_begins_while_orphans_are_sought_is_left_alone(world):
             row = read(table)
             patch.undo()
             world.start()
+            world.endpoint_becomes("InService", event=False)
             return row
 
         patch.setattr(model_state, "read_row", read_before_a_start)
