@@ -394,7 +394,7 @@ MUTANTS = [
         STATE,
         '"reason": _reasons(row, reason), "leftover": row.leftover or row.runId}',
         '"reason": _reasons(row, reason), "leftover": ""}',
-        "tests/test_lifecycle.py::test_a_start_waits_until_what_an_earlier_run_left_is_deleted",
+        "tests/test_lifecycle.py::test_an_early_event_of_an_endpoint_that_was_left_is_tried_again",
     ),
     Mutant(
         "hopeless failures are retried",

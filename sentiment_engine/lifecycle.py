@@ -328,17 +328,20 @@ def try_delete_endpoint(
     looks: int = 1,  # at the description, while it says Deleting
     existed: bool = True,  # False: AWS refused to create it, so it has cost nothing
 ) -> str:  # what SageMaker says of the endpoint; empty: nothing is left
-    "Delete what is left of a run and book it once nothing is; what AWS does not delete is left to the reconciler."
+    "Delete what is left of a run and book it once its endpoint is gone; the reconciler repeats what AWS does not do."
+    why = ""
     try:
         delete_endpoint(engine, run_id)
+    except (ClientError, BotoCoreError) as e:
+        why = str(e)
+    try:
         if not (status := _settled(engine, run_id, looks)):
             close_run(engine.usage, run_id, time.time(), existed)
-            return ""
-        why = "AWS has accepted the deletion, but the endpoint is still there"
     except (ClientError, BotoCoreError) as e:
         status, why = "Unknown", str(e)
-    logger.warning("endpoint not deleted yet", run_id=run_id, status=status, error=why)
-    return status
+    if status or why:
+        logger.warning("not deleted yet", run_id=run_id, status=status, error=why)
+    return status or ("Unknown" if why else "")
 
 # %% ../nbs/05c_lifecycle.ipynb #53a09bff
 def _cleared(engine: Engine, row: Row, model: Mapping[str, Any]) -> Row | None:  # None: not yet, or not by us
