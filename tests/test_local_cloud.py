@@ -163,7 +163,7 @@ def test_everything_is_there_again_after_kill_9(own):
 
 def test_what_cannot_go_on_after_kill_9_has_failed(own):
     deploy(own, "broken")
-    handlers = own.state / "endpoints/broken/model/code/inference.py"
+    handlers = own.state / "endpoints/broken/AllTraffic/model/code/inference.py"
     command = {"ContainerEntrypoint": ["sleep"], "ContainerArguments": ["600"]}
     own.client("sagemaker").create_training_job(
         TrainingJobName="cut",
