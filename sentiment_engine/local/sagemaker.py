@@ -556,13 +556,12 @@ def _update_endpoint(self: SageMaker, params: dict) -> dict:
 SageMaker._UpdateEndpoint = _update_endpoint
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #7a52df89
-_HEADER = "x-amzn-sagemaker-"
 _NO_HEADERS = {  # of endpoints that the local cloud does not have
-    "target-model": "Endpoint {} is not a multi-model endpoint and does not support target model header.",
-    "target-container-hostname": "Endpoint {} is not a multi-container endpoint and takes no target container.",
-    "inference-component": "Endpoint {} has no inference components.",
-    "session-id": "Endpoint {} has no stateful sessions.",
-    "enable-explanations": "Endpoint {} has no explainer.",
+    "x-amzn-sagemaker-target-model": "Endpoint {} is not a multi-model endpoint and takes no target model.",
+    "x-amzn-sagemaker-target-container-hostname": "Endpoint {} has one container and takes no target container.",
+    "x-amzn-sagemaker-inference-component": "Endpoint {} has no inference components.",
+    "x-amzn-sagemaker-session-id": "Endpoint {} has no stateful sessions.",
+    "x-amzn-sagemaker-enable-explanations": "Endpoint {} has no explainer.",
 }
 
 
@@ -575,9 +574,9 @@ def _server_for(self: SageMaker, name: str, headers: Mapping[str, str]) -> Model
     if fleet is None or not (status == "InService" or changing):
         raise AwsError("ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
     for header, text in _NO_HEADERS.items():
-        if _HEADER + header in headers:
+        if header in headers:
             raise AwsError("ValidationError", text.format(name))
-    variant = headers.get(f"{_HEADER}target-variant", "")
+    variant = headers.get("x-amzn-sagemaker-target-variant", "")
     if not (server := fleet.choose(variant)):
         raise AwsError("ValidationError", f"Variant {variant} of endpoint {name} not found.")
     return server
@@ -604,7 +603,7 @@ async def _invoke(
         raise model_error(name, answer.status_code, answer.text)
     given = answer.headers.get("content-type", "application/json")
     if capture := self.captures.get(name):
-        own_id = headers.get(f"{_HEADER}inference-id", "")
+        own_id = headers.get("x-amzn-sagemaker-inference-id", "")
         sides = (sent["content-type"], body), (given, answer.content)
         capture.add(Invocation(*sides, time.time(), own_id, server.variant))
     return 200, {"content-type": given, "x-amzn-invoked-production-variant": server.variant}, answer.content

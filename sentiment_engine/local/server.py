@@ -758,4 +758,7 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another ser
 
 # %% ../../nbs/08l_local_server.ipynb #8074738b
 if __name__ == "__main__" and __spec__:
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # everything is saved and ended; Python would take seconds to tidy up the emulator's modules
