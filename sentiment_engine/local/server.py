@@ -503,11 +503,11 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
 
 def _unserved(self: LocalServer, scope, headers: dict) -> AwsError | None:
     "Refuse a call of a service that the emulator does not have, in the shape of that service."
-    if self.emulator.router.detect_service(scope["method"], scope["path"], headers, {}) in self.emulator.services:
-        return None
     asked = services_of(dict(parse_qsl(scope["query_string"].decode("latin-1"))), headers)
-    name = asked[0] if asked else UNREAD
-    return refuse(Call(name, UNREAD, {}), [f"{name} is not part of the local cloud"])
+    found = self.emulator.router.detect_service(scope["method"], scope["path"], headers, {})
+    if not asked or found in self.emulator.services:
+        return None
+    return refuse(Call(asked[0], UNREAD, {}), [f"{asked[0]} is not part of the local cloud"])
 
 
 def _reads_secrets(headers: dict) -> bool:
