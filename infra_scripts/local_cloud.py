@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "env":
         own = cloud.environment
         stray = [f"unset {shlex.quote(name)}" for name in stray_variables(os.environ, own)]
-        print("\n".join([*stray, *(f"export {name}={shlex.quote(value)}" for name, value in own.items())]))
+        # Each line ends with a semicolon, so `eval $(…)` works without quotes too.
+        print(*stray, *(f"export {name}={shlex.quote(value)}" for name, value in own.items()), sep=";\n", end=";\n")
     else:
         print(describe(cloud))
     return 0

@@ -18,11 +18,11 @@ from test_boto3_calls import FOUND, model, operations
 
 from sentiment_engine.artifact import SEEN as SEEN_BY_ARTIFACTS
 from sentiment_engine.local.aws import aws_environment, make_keys
-from sentiment_engine.local.glue import spark_environment
+from sentiment_engine.local.glue import RUN_CALLS, spark_environment
 from sentiment_engine.local.leniencies import read_leniencies, rows
 from sentiment_engine.local.processes import _KEPT, PACKAGE_ROOT
 from sentiment_engine.local.sagemaker import OPERATIONS
-from sentiment_engine.local.server import _GLUE_RUNS, emulator_environment
+from sentiment_engine.local.server import emulator_environment
 from sentiment_engine.local.strict import NEW_ACCOUNT
 
 LOCAL = PACKAGE_ROOT / "sentiment_engine" / "local"
@@ -256,7 +256,7 @@ def test_what_is_kept_of_the_users_environment_is_listed():
 
 def test_the_operations_are_those_that_are_listed():
     assert sorted(OPERATIONS) == sorted(LIST["operations"]["sagemaker"]["names"])
-    assert sorted(_GLUE_RUNS) == sorted(LIST["operations"]["glue"]["names"])
+    assert sorted(RUN_CALLS) == sorted(LIST["operations"]["glue"]["names"])
 
 
 def test_the_project_calls_no_operation_of_sagemaker_that_the_local_cloud_lacks():

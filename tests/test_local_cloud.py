@@ -165,7 +165,7 @@ def test_everything_is_there_again_after_kill_9(own):
 
 def test_what_cannot_go_on_after_kill_9_has_failed(own):
     deploy(own, "broken")
-    handlers = own.state / "endpoints/broken/model/code/inference.py"
+    handlers = own.state / "endpoints/broken/AllTraffic/model/code/inference.py"
     command = {"ContainerEntrypoint": ["sleep"], "ContainerArguments": ["600"]}
     own.client("sagemaker").create_training_job(
         TrainingJobName="cut",
@@ -367,7 +367,7 @@ def test_the_command_line(tmp_path):
         assert started.returncode == 0 and "http://127.0.0.1:" in started.stdout
         again = run("start", *state, "--port", "0", "--site-port", "0")
         assert again.returncode == 0 and "runs already" in again.stdout
-        lines = run("env", *state).stdout.splitlines()
+        lines = run("env", *state).stdout.replace(";\n", "\n").splitlines()
         exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
         assert exports["AWS_ENDPOINT_URL"] in run("status", *state).stdout
         port = exports["AWS_ENDPOINT_URL"].rpartition(":")[2]

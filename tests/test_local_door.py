@@ -495,7 +495,7 @@ def test_what_the_cloud_keeps_is_for_its_user_only(cloud, api):
 
 def test_the_servers_of_models_answer_no_page(cloud):
     deploy(cloud, "shut")
-    port = int((cloud.state / "endpoints/shut/port").read_text())
+    port = int((cloud.state / "endpoints/shut/AllTraffic/port").read_text())
     here, body = f"http://127.0.0.1:{port}", b'{"inputs": "lovely"}'
     assert send(f"{here}/invocations", "POST", body, {"Content-Type": JSON})[0] == 200
     for page in (*FOREIGN, {"Host": "evil.example"}, {"Host": f"evil.example:{port}"}):
@@ -596,7 +596,7 @@ PLACES = ["another port", "another name", "a sandbox", "a file"]
 @pytest.mark.parametrize("place", PLACES)
 def test_a_page_in_a_browser_does_nothing_to_the_cloud(cloud, api, rebound, place, tmp_path):
     deploy(cloud, f"page-{PLACES.index(place)}")
-    model = (cloud.state / f"endpoints/page-{PLACES.index(place)}/port").read_text()
+    model = (cloud.state / f"endpoints/page-{PLACES.index(place)}/AllTraffic/port").read_text()
     code = {"FunctionName": "evil", "Runtime": "python3.13", "Role": ROLE, "Handler": "a.b", "Code": {"ZipFile": ""}}
     given = {"cloud": cloud.url, "textbelt": cloud.textbelt_url, "api": api, "site": cloud.site_url[:-1]}
     given |= {"model": f"http://127.0.0.1:{model}", "lambda": json.dumps(code)}

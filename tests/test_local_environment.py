@@ -156,14 +156,15 @@ def test_a_deployment_and_a_visit_stay_on_this_machine(shell, tmp_path, scheme, 
     assert [line.split()[1] for line in heard] == [b"http://lambda.example/", b"http://textbelt.example/"]
 
 
-def test_a_shell_that_takes_over_the_environment_reaches_the_cloud(shell, tmp_path):
+@pytest.mark.parametrize("quote", ['"', ""])
+def test_a_shell_that_takes_over_the_environment_reaches_the_cloud(shell, tmp_path, quote):
     script = f"{shlex.quote(sys.executable)} infra_scripts/local_cloud.py"
     state = f"--state {shlex.quote(str(tmp_path / 'state'))}"
     ask = 'import boto3, json, os; print(json.dumps([boto3.client("s3").list_buckets()["Buckets"], dict(os.environ)]))'
     lines = f"""
 set -e
 {script} start {state} --port 0 --site-port 0 >/dev/null
-eval "$({script} env {state})"
+eval {quote}$({script} env {state}){quote}
 {shlex.quote(sys.executable)} -c {shlex.quote(ask)}
 {script} stop {state} >/dev/null
 """

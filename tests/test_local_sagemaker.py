@@ -4,8 +4,12 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError
-from local_models import ROLE, bucket, deploy, predict, register, settled, until
+from local_models import ROLE, archive, bucket, deploy, predict, register, settled, until
+
+from sentiment_engine.local.aws import isolated_session, read_keys
+from sentiment_engine.local.sagemaker import OPERATIONS
 
 
 @pytest.fixture(scope="module")
@@ -408,3 +412,185 @@ def test_the_sdks_model_trainer_trains_and_shows_the_log(cloud, tmp_path):
     assert trained.returncode == 0, output[-3000:]
     assert "training on two words {'epochs': 2} ['--epochs', '2']" in output, output[-3000:]
     assert "ARTIFACT s3://test-sdk/models/sdk-" in output
+
+
+# What is not served, and what does not exist --------------------------------------------------------------------------
+
+
+def answer_to(client, operation: str, params: dict) -> dict:  # Error of the answer; empty: there is none
+    "Make a call that no client-side check has seen."
+    try:
+        client._make_api_call(operation, params)
+    except ClientError as e:
+        return e.response["Error"]
+    return {}
+
+
+@pytest.mark.parametrize("service", ["sagemaker", "sagemaker-runtime"])
+def test_every_operation_that_is_not_served_says_so_as_aws_would(cloud, endpoint, service):
+    config = Config(parameter_validation=False, retries={"max_attempts": 0})
+    client = isolated_session(read_keys(cloud.state)).client(service, endpoint_url=cloud.url, config=config)
+    operations = client.meta.service_model.operation_names
+    assert len(operations) >= 3
+    for operation in operations:
+        given = {"EndpointName": endpoint, "Body": b'{"inputs": "lovely"}'} if service == "sagemaker-runtime" else {}
+        error = answer_to(client, operation, given)
+        if operation in (*OPERATIONS, "InvokeEndpoint"):
+            assert error.get("Code", "ValidationException") == "ValidationException", operation
+        else:
+            assert error["Code"] == "UnknownOperationException" and operation in error["Message"]
+
+
+@pytest.mark.parametrize(
+    ("service", "operation"),
+    [
+        ("application-autoscaling", "DescribeScalableTargets"),
+        ("application-autoscaling", "RegisterScalableTarget"),
+        ("service-quotas", "ListServices"),
+        ("sagemaker-featurestore-runtime", "GetRecord"),
+        ("sagemaker-a2i-runtime", "ListHumanLoops"),
+        ("sagemaker-geospatial", "ListEarthObservationJobs"),
+        ("sagemaker-metrics", "BatchPutMetrics"),
+        ("comprehend", "ListEndpoints"),
+        ("polly", "ListLexicons"),
+        ("elasticbeanstalk", "DescribeApplications"),
+        ("compute-optimizer", "DescribeRecommendationExportJobs"),
+        ("workspaces-instances", "ListInstanceTypes"),
+    ],
+)
+def test_a_service_that_is_not_served_says_so_in_its_own_shape(cloud, service, operation):
+    config = Config(parameter_validation=False, retries={"max_attempts": 0}, inject_host_prefix=False)
+    client = isolated_session(read_keys(cloud.state)).client(service, endpoint_url=cloud.url, config=config)
+    given = {"FeatureGroupName": "f"} if operation == "GetRecord" else {}
+    error = answer_to(client, operation, given)
+    assert error["Code"] in ("UnknownOperationException", "InvalidAction")
+    assert "is not part of the local cloud" in error["Message"]
+
+
+def test_a_request_that_makes_no_sense_is_no_call(cloud):
+    for body in ("[]", "null", '"text"', "{", "\x00"):
+        config = Config(retries={"max_attempts": 0})
+        client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url, config=config)
+        data = body.encode()
+        client.meta.events.register("before-sign", lambda request, data=data, **_: setattr(request, "data", data))
+        assert error(client.list_models)[0] == "SerializationException"
+
+
+@pytest.mark.parametrize("token", ["", "0", "1", "-1", "1e3", "\u0663", "page-after--1", "page-after-", "x" * 8000])
+def test_a_token_that_no_page_gave_is_refused(cloud, sagemaker, token):
+    for call in (sagemaker.list_models, sagemaker.list_endpoints, sagemaker.list_training_jobs):
+        assert error(call, NextToken=token)[0] == "ValidationException"
+    assert error(cloud.client("glue").get_job_runs, JobName="none", NextToken="7")[0] != "500"
+
+
+@pytest.mark.parametrize("number", [0, -1, 101, 10**12, "5", True])
+def test_a_page_has_a_size_of_awss(cloud, number):
+    config = Config(parameter_validation=False)
+    client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url, config=config)
+    for operation in ("ListModels", "ListEndpointConfigs", "ListEndpoints", "ListTrainingJobs"):
+        assert answer_to(client, operation, {"MaxResults": number})["Code"] == "ValidationException"
+
+
+def test_tags_are_for_what_exists(sagemaker, endpoint):
+    arn = "arn:aws:sagemaker:us-east-1:000000000000:"
+    others = [f"{arn}{kind}/none" for kind in ("model", "endpoint", "endpoint-config", "training-job", "pipeline")]
+    others += [f"arn:aws:sagemaker:us-east-1:111122223333:endpoint/{endpoint}"]
+    others += [f"arn:aws:sagemaker:eu-west-1:000000000000:endpoint/{endpoint}", f"{arn}endpoint/"]
+    for other in others:
+        tag = [{"Key": "a", "Value": "b"}]
+        assert error(sagemaker.add_tags, ResourceArn=other, Tags=tag)[0] == "ValidationException"
+        assert error(sagemaker.list_tags, ResourceArn=other)[0] == "ValidationException"
+        assert error(sagemaker.delete_tags, ResourceArn=other, TagKeys=["a"])[0] == "ValidationException"
+
+
+# Variants and updates -------------------------------------------------------------------------------------------------
+
+SAYS = """
+import os
+def model_fn(folder): return os.environ["WORD"]
+def input_fn(body, kind): return body.decode()
+def predict_fn(text, word): return word
+def output_fn(word, kind): return word
+"""
+
+
+def model_that_says(cloud, word: str, **variant) -> dict:  # a production variant
+    "Register a model that answers with a word."
+    data = {"Bucket": bucket(cloud, "test-models"), "Key": "says/model.tar.gz"}
+    cloud.client("s3").put_object(**data, Body=archive({"code/inference.py": SAYS}))
+    container = {"Image": "inference", "ModelDataUrl": "s3://test-models/says/model.tar.gz"}
+    container |= {"Environment": {"WORD": word}} if word else {}
+    cloud.client("sagemaker").create_model(
+        ModelName=f"says-{word or 'nothing'}", ExecutionRoleArn=ROLE, PrimaryContainer=container
+    )
+    own = {"VariantName": f"v-{word}", "ModelName": f"says-{word or 'nothing'}", "InstanceType": "ml.m5.large"}
+    return own | {"InitialInstanceCount": 1} | variant
+
+
+def said(cloud, name: str, **more) -> tuple[str, str]:  # variant and word
+    answer = cloud.client("sagemaker-runtime").invoke_endpoint(EndpointName=name, Body=b"x", **more)
+    return answer["InvokedProductionVariant"], answer["Body"].read().decode()
+
+
+def test_each_variant_has_its_name_its_model_and_its_share(cloud, sagemaker):
+    heavy = model_that_says(cloud, "heavy", InitialVariantWeight=3.0, InitialInstanceCount=2)
+    idle = model_that_says(cloud, "idle", InitialVariantWeight=0.0)
+    sagemaker.create_endpoint_config(EndpointConfigName="two", ProductionVariants=[heavy, idle])
+    sagemaker.create_endpoint(EndpointName="two", EndpointConfigName="two")
+    described = settled(cloud, "two")
+    told = [(v["VariantName"], v["CurrentWeight"], v["DesiredWeight"]) for v in described["ProductionVariants"]]
+    assert told == [("v-heavy", 3.0, 3.0), ("v-idle", 0.0, 0.0)]
+    assert described["ProductionVariants"][0]["CurrentInstanceCount"] == 2
+    assert {said(cloud, "two") for _ in range(20)} == {("v-heavy", "heavy")}
+    assert said(cloud, "two", TargetVariant="v-idle") == ("v-idle", "idle")
+    refused = error(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="two", Body=b"", TargetVariant="v")
+    assert refused == ("ValidationError", "Variant v of endpoint two not found.")
+    for other in ({"TargetModel": "m.tar.gz"}, {"TargetContainerHostname": "c"}, {"InferenceComponentName": "i"}):
+        code, _ = error(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="two", Body=b"", **other)
+        assert code == "ValidationError"
+    same = error(sagemaker.create_endpoint_config, EndpointConfigName="same", ProductionVariants=[heavy, heavy])
+    assert same[0] == "ValidationException"
+    sagemaker.delete_endpoint(EndpointName="two")
+
+
+def test_a_serverless_variant_is_described_by_its_size(cloud, sagemaker):
+    size = {"MemorySizeInMB": 2048, "MaxConcurrency": 3}
+    variant = model_that_says(cloud, "serverless", ServerlessConfig=size)
+    del variant["InstanceType"], variant["InitialInstanceCount"]
+    sagemaker.create_endpoint_config(EndpointConfigName="serverless", ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName="serverless", EndpointConfigName="serverless")
+    (told,) = settled(cloud, "serverless")["ProductionVariants"]
+    assert told["CurrentServerlessConfig"] == size and "CurrentInstanceCount" not in told
+    sagemaker.delete_endpoint(EndpointName="serverless")
+
+
+def test_an_update_lets_the_old_fleet_answer_until_the_new_one_does(cloud, sagemaker):
+    variants = {word: model_that_says(cloud, word) for word in ("first", "second")}
+    variants["broken"] = variants["first"] | {"ModelName": model_that_says(cloud, "")["ModelName"]}
+    for word, variant in variants.items():
+        sagemaker.create_endpoint_config(EndpointConfigName=f"says-{word}", ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName="says", EndpointConfigName="says-first")
+    settled(cloud, "says")
+    seen = []
+
+    def update(config: str) -> dict:
+        "Change the config, and ask all the while."
+        sagemaker.update_endpoint(EndpointName="says", EndpointConfigName=config)
+        while (told := sagemaker.describe_endpoint(EndpointName="says"))["EndpointStatus"] != "InService":
+            assert told["EndpointStatus"] in ("Updating", "RollingBack")
+            seen.append(said(cloud, "says"))
+        return told
+
+    told = update("says-second")
+    assert ("v-first", "first") in seen and set(seen) <= {("v-first", "first"), ("v-second", "second")}
+    assert told["EndpointConfigName"] == "says-second" and "PendingDeploymentSummary" not in told
+    assert said(cloud, "says") == ("v-second", "second")
+    seen.clear()
+    told = update("says-broken")
+    assert set(seen) == {("v-second", "second")} and told["EndpointConfigName"] == "says-second"
+    assert "did not pass the ping health check" in told["FailureReason"] and "v-first" in told["FailureReason"]
+    told = update("says-first")
+    assert said(cloud, "says") == ("v-first", "first") and "FailureReason" not in told
+    until(lambda: len(list((cloud.state / "endpoints").glob("says*"))) == 1)
+    sagemaker.delete_endpoint(EndpointName="says")
+    until(lambda: not list((cloud.state / "endpoints").glob("says*")))

@@ -26,6 +26,7 @@ class Invocation:
     answer: tuple[str, bytes]
     time: float  # seconds since 1970
     inference_id: str = ""  # as the caller gave it, if at all
+    variant: str = "AllTraffic"  # that has answered
 
 
 def _side(mode: str, body: tuple[str, bytes], headers: dict) -> dict:
@@ -56,12 +57,13 @@ def captured_line(
 def capture_key(
     prefix: str,  # of the destination
     endpoint: str,
+    variant: str,  # production variant
     at: float,  # seconds since 1970
 ) -> str:
     "Name the object that holds lines from `at` on."
     when = datetime.fromtimestamp(at, UTC)
     name = f"{when:%M-%S}-{when.microsecond // 1000:03}-{uuid.uuid4()}.jsonl"
-    return "/".join(part for part in (prefix.strip("/"), endpoint, "AllTraffic", f"{when:%Y/%m/%d/%H}", name) if part)
+    return "/".join(part for part in (prefix.strip("/"), endpoint, variant, f"{when:%Y/%m/%d/%H}", name) if part)
 
 # %% ../../nbs/08o_local_capture.ipynb #f4460be7
 class Capture:
@@ -102,16 +104,18 @@ def _run(self: Capture):
 
 
 def _flush(self: Capture):
-    "Write what waits as one object."
+    "Write what waits, as one object for each variant."
     with self._lock:
         waiting, self._waiting, self._size = self._waiting, [], 0
     if not waiting:
         return
     try:
         bucket, prefix = split_uri(self.config["DestinationS3Uri"])
-        key = capture_key(prefix, self.endpoint, waiting[0].time)
-        lines = "".join(json.dumps(captured_line(invocation, self.config)) + "\n" for invocation in waiting)
-        self.s3.put_object(Bucket=bucket, Key=key, Body=lines.encode(), ContentType="application/jsonlines")
+        for variant in {invocation.variant for invocation in waiting}:
+            own = [invocation for invocation in waiting if invocation.variant == variant]
+            key = capture_key(prefix, self.endpoint, variant, own[0].time)
+            lines = "".join(json.dumps(captured_line(invocation, self.config)) + "\n" for invocation in own)
+            self.s3.put_object(Bucket=bucket, Key=key, Body=lines.encode(), ContentType="application/jsonlines")
     except Exception as e:
         logging.getLogger("capture").warning("%d answers of %s are not kept: %s", len(waiting), self.endpoint, e)
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from .aws import ACCOUNT, REGION
 from .records import AwsError
-from .sagemaker import CONFIG, ENDPOINT, KINDS
+from .sagemaker import CONFIG, ENDPOINT, KINDS, runtime_call
 
 # %% ../../nbs/08p_local_permissions.ipynb #4531343a
 Need = tuple[str, str]  # IAM action, such as sagemaker:DeleteEndpoint, and the ARN of what it is done to
@@ -80,12 +80,13 @@ def needs_of(
     if owner == "scheduler":
         role = passed_role(body)
         return [("iam:PassRole", role)] if role else []
-    if path.startswith("/endpoints/"):
-        return [("sagemaker:InvokeEndpoint", ENDPOINT.arn_of(path.split("/")[2]))]
+    if owner == "sagemaker" and (call := runtime_call(path)):
+        return [(f"sagemaker:{call[0]}", ENDPOINT.arn_of(call[1]))]
     try:
         params = json.loads(body or b"{}")
     except ValueError:
         params = {}
+    params = params if isinstance(params, dict) else {}
     if owner == "glue":
         return [(f"glue:{operation}", f"arn:aws:glue:{REGION}:{ACCOUNT}:job/{params.get('JobName', '*')}")]
     return sagemaker_needs(operation, params)

@@ -62,15 +62,20 @@ class AwsError(Exception):
 JSON = "application/x-amz-json-1.1"  # what SageMaker's and Glue's control planes speak
 
 # %% ../../nbs/08e_local_records.ipynb #f3b5943c
+_TOKEN = "page-after-"
+
+
 def page(
     entries: list,
     params: dict,  # the call's parameters: MaxResults and NextToken are read
     limit: int = 100,  # AWS's own most
 ) -> tuple[list, dict]:  # the entries of this page; {"NextToken": …} if there are more
-    "Cut one page out of `entries`."
-    try:
-        start = int(params.get("NextToken") or 0)
-    except ValueError:
-        raise AwsError("ValidationException", "Invalid NextToken") from None
-    end = start + min(int(params.get("MaxResults") or 10), limit)
-    return entries[start:end], {"NextToken": str(end)} if end < len(entries) else {}
+    "Cut one page out of `entries`. Raises AwsError for a token that no page gave."
+    token, start = params.get("NextToken"), 0
+    if token is not None:
+        number = token.removeprefix(_TOKEN)
+        if not (token.startswith(_TOKEN) and number.isascii() and number.isdigit() and len(number) < 10):
+            raise AwsError("ValidationException", "Invalid NextToken")
+        start = int(number)
+    end = start + min(params.get("MaxResults") or 10, limit)
+    return entries[start:end], {"NextToken": f"{_TOKEN}{end}"} if end < len(entries) else {}

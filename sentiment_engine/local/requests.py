@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNREAD', 'read_body', 'again', 'respond', 'Call', 'UnreadableError', 'model_of', 'services_of', 'parse', 'complaints',
-           'XmlError', 'refuse', 'Redactor', 'identifiers', 'answer_of', 'Gate', 'read_recording']
+           'XmlError', 'CborError', 'refuse', 'Redactor', 'identifiers', 'answer_of', 'Gate', 'read_recording']
 
 # %% ../../nbs/08q_local_requests.ipynb #af837290
 import base64
@@ -506,6 +506,17 @@ class XmlError(AwsError):
         return self.status, {"content-type": "text/xml"}, whole.encode()
 
 
+class CborError(AwsError):
+    "An error of a service that speaks CBOR."
+
+    def to_response(self) -> tuple[int, dict, bytes]:  # status, headers, body
+        "Return the answer over HTTP."
+        texts = [text.encode() for text in ("__type", self.code, "message", self.message)]
+        # A map of two pairs; each text begins with its kind and its length in two bytes.
+        body = b"\xa2" + b"".join(b"\x79" + len(text).to_bytes(2, "big") + text for text in texts)
+        return self.status, {"content-type": "application/cbor", "smithy-protocol": "rpc-v2-cbor"}, body
+
+
 def refuse(call: Call, wrong: list[str]) -> AwsError:  # wrong: from `complaints`
     "Return AWS's refusal of a call that breaks rules, or of a request that cannot be read."
     protocol = _protocol(call.service)
@@ -514,7 +525,7 @@ def refuse(call: Call, wrong: list[str]) -> AwsError:  # wrong: from `complaints
         code, text = _CODES_UNREAD.get(protocol, "UnknownOperationException"), wrong[0]
     if protocol in ("query", "rest-xml"):
         return XmlError(code, text, bare=call.service == "s3")
-    return AwsError(code, text)
+    return (CborError if protocol == "smithy-rpc-v2-cbor" else AwsError)(code, text)
 
 # %% ../../nbs/08q_local_requests.ipynb #9da559eb
 _PHONE = re.compile(r"\+\d{8,15}\b")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'CONFIG', 'ENDPOINT', 'JOB', 'KINDS', 'OPERATIONS', 'RESTARTS', 'NO_ACCESS', 'Kind', 'missing', 'duplicate',
-           'Catalogue', 'summaries', 'event_of', 'model_error', 'SageMaker']
+           'Catalogue', 'summaries', 'event_of', 'model_error', 'SageMaker', 'not_here', 'runtime_call']
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #10b83547
 import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from botocore.exceptions import ClientError
 from .api import Api
 from .aws import ACCOUNT, REGION, Aws, LogStream, split_uri
 from .capture import Capture, Invocation, capture_summary
-from .hosting import ModelServer
-from .records import AwsError, Records, page
+from .hosting import Fleet, ModelServer
+from .records import JSON, AwsError, Records, page
 from .training import TrainingRun
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #8e343720
@@ -95,10 +96,12 @@ def _find(self: Catalogue, kind: Kind, name: str) -> dict:
 
 
 def _update(self: Catalogue, kind: Kind, name: str, **fields) -> dict | None:  # None: it is gone
-    "Change fields of the thing called `name`."
+    "Change fields of the thing called `name`; a field that becomes None goes."
     with self.records.change():
         if thing := self.records.table(kind.name).get(name):
             thing.update(fields, LastModifiedTime=time.time())
+            for field in [field for field, value in fields.items() if value is None]:
+                del thing[field]
         return thing
 
 
@@ -200,18 +203,23 @@ class SageMaker:
         self.event_lead, self.checks_access = event_lead, checks_access
         self.catalogue = Catalogue(Records(self.state / "sagemaker.json"))
         self.api = Api("sagemaker", OPERATIONS)
-        self.servers: dict[str, ModelServer] = {}
+        self.fleets: dict[str, Fleet] = {}
         self.captures: dict[str, Capture] = {}
         self.runs: dict[str, TrainingRun] = {}
         self.closing = threading.Event()
         self.http = httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=200), trust_env=False)
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #bbd10d7f
+def not_here(operation: str) -> AwsError:
+    "Return the error of an operation that AWS has and the local cloud does not."
+    return AwsError("UnknownOperationException", f"SageMaker's {operation} is not part of the local cloud")
+
+
 def _call(self: SageMaker, operation: str, params: dict) -> dict:
     "Answer one call of the control plane. Raises AwsError."
     if operation not in self.api.inputs:
-        what = f"SageMaker's {operation} is not part of the local cloud"
-        raise AwsError("UnknownOperationException", what if operation in self.api.known else "Unknown operation.")
+        known = operation in self.api.known
+        raise not_here(operation) if known else AwsError("UnknownOperationException", "Unknown operation.")
     self.api.check(operation, params)
     own = getattr(self, f"_{operation}", None)
     return own(params) if own else self._bookkeeping(operation, params)
@@ -261,20 +269,32 @@ def _tags(self: SageMaker, arn: str) -> dict[str, str]:
         return dict(self.catalogue.records.table("tags").get(arn, {}))
 
 
+def _tagged(self: SageMaker, params: dict) -> str:
+    "Return the ARN that a call about tags names. Raises AwsError if nothing has it."
+    arn = params["ResourceArn"]
+    for kind in KINDS.values():
+        if arn.startswith(kind.arn_of("")):
+            self.catalogue.find(kind, arn.removeprefix(kind.arn_of("")))
+            return arn
+    raise missing(JOB, arn)
+
+
 def _add_tags(self: SageMaker, params: dict) -> dict:
     with self.catalogue.records.change():
-        tags = self.catalogue.records.table("tags").setdefault(params["ResourceArn"], {})
+        tags = self.catalogue.records.table("tags").setdefault(_tagged(self, params), {})
         tags.update({t["Key"]: t["Value"] for t in params["Tags"]})
         return {"Tags": [{"Key": k, "Value": v} for k, v in tags.items()]}
 
 
 def _list_tags(self: SageMaker, params: dict) -> dict:
-    return {"Tags": [{"Key": k, "Value": v} for k, v in self.tags(params["ResourceArn"]).items()]}
+    tags = [{"Key": k, "Value": v} for k, v in self.tags(_tagged(self, params)).items()]
+    shown, rest = page(tags, {"MaxResults": 50} | params)
+    return {"Tags": shown} | rest
 
 
 def _delete_tags(self: SageMaker, params: dict) -> dict:
     with self.catalogue.records.change():
-        tags = self.catalogue.records.table("tags").get(params["ResourceArn"], {})
+        tags = self.catalogue.records.table("tags").get(_tagged(self, params), {})
         for key in params["TagKeys"]:
             tags.pop(key, None)
     return {}
@@ -305,6 +325,9 @@ def _create_model(self: SageMaker, params: dict) -> dict:
 
 
 def _create_config(self: SageMaker, params: dict) -> dict:
+    names = [variant["VariantName"] for variant in params["ProductionVariants"]]
+    if len(set(names)) < len(names):
+        raise AwsError("ValidationException", "Each production variant needs a name of its own.")
     for variant in params["ProductionVariants"]:
         self.catalogue.find(MODEL, variant.get("ModelName", ""))
     return {"EndpointConfigArn": self.create(CONFIG, params)["EndpointConfigArn"]}
@@ -312,22 +335,25 @@ def _create_config(self: SageMaker, params: dict) -> dict:
 
 def _create_endpoint(self: SageMaker, params: dict) -> dict:
     kept = capture_summary(self.catalogue.find(CONFIG, params["EndpointConfigName"]).get("DataCaptureConfig", {}))
-    variants = self.variants(params)
+    variants = self.variants(params["EndpointConfigName"])
     endpoint = self.create(ENDPOINT, params, EndpointStatus="Creating", ProductionVariants=variants, **kept)
     self.emit(ENDPOINT, endpoint)
     self.host(params["EndpointName"], self.endpoint_delay)
     return {"EndpointArn": endpoint["EndpointArn"]}
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #ad0f339b
-def _variants(self: SageMaker, params: dict) -> list[dict]:
-    "Describe the variants that the endpoint's config asks for."
-    wanted = self.catalogue.find(CONFIG, params["EndpointConfigName"])["ProductionVariants"]
-    counts = {"CurrentWeight": 1.0, "DesiredWeight": 1.0}
-    return [
-        {"VariantName": v["VariantName"], **counts, "CurrentInstanceCount": n, "DesiredInstanceCount": n}
-        for v in wanted
-        for n in [v.get("InitialInstanceCount", 1)]
-    ]
+def _variants(self: SageMaker, config: str) -> list[dict]:
+    "Describe the variants of an endpoint config as DescribeEndpoint does."
+    return [_variant(wanted) for wanted in self.catalogue.find(CONFIG, config)["ProductionVariants"]]
+
+
+def _variant(wanted: dict) -> dict:
+    weight = float(wanted.get("InitialVariantWeight", 1.0))
+    told = {"VariantName": wanted["VariantName"], "CurrentWeight": weight, "DesiredWeight": weight}
+    if size := wanted.get("ServerlessConfig"):
+        return told | {"CurrentServerlessConfig": size, "DesiredServerlessConfig": size}
+    count = wanted.get("InitialInstanceCount", 1)
+    return told | {"CurrentInstanceCount": count, "DesiredInstanceCount": count}
 
 
 SageMaker._CreateModel = _create_model
@@ -335,41 +361,67 @@ SageMaker._CreateEndpointConfig, SageMaker._CreateEndpoint = _create_config, _cr
 SageMaker.variants = _variants
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #44bba0bd
-def _host(self: SageMaker, name: str, delay: float = 0.0):
-    "Start the thread of an endpoint."
-    threading.Thread(target=_run_endpoint, args=(self, name, delay), name=f"endpoint-{name}", daemon=True).start()
+def _host(self: SageMaker, name: str, delay: float = 0.0, update: dict | None = None):
+    "Start the thread of an endpoint, or of an update: a config and its variants."
+    args, title = (self, name, delay, update), f"endpoint-{name}"
+    threading.Thread(target=_run_endpoint, args=args, name=title, daemon=True).start()
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #6605995d
-def _run_endpoint(self: SageMaker, name: str, delay: float):
-    "Bring an endpoint into service and keep it there until it is deleted."
-    log = LogStream(self.aws.client("logs"), f"/aws/sagemaker/Endpoints/{name}", "AllTraffic/i-local")
+def _run_endpoint(self: SageMaker, name: str, delay: float, update: dict | None):
+    "Bring an endpoint into service and keep it there until it is deleted, or until an update takes its place."
+    told = update or self.catalogue.find(ENDPOINT, name)
+    stream = f"{told['ProductionVariants'][0]['VariantName']}/i-local"
+    log = LogStream(self.aws.client("logs"), f"/aws/sagemaker/Endpoints/{name}", stream)
+    old, fleet = self.fleets.get(name) if update else None, None
     try:
-        model = _model(self, name)
-        container = model.get("PrimaryContainer") or model.get("Containers", [{}])[0]
-        server = ModelServer(self.state / "endpoints" / name, _as_role(self, model), container, log.write)
-        self.servers[name] = server
+        fleet = self.fleet(name, told["EndpointConfigName"], log.write, bool(old))
+        if not old:
+            self.fleets[name] = fleet
         if self.closing.wait(delay):
             return
-        server.prepare()
-        self.keep_answers(name)
         for _ in range(RESTARTS + 1):
-            server.start()
-            if not self.enter(name, "InService"):
-                return server.stop()  # deleted meanwhile
-            server.child.wait()
-            if server.stopped or self.closing.is_set():
-                return None
+            fleet.start()
+            if not self.take_over(name, fleet, told, old):
+                return _end(fleet)  # deleted or replaced meanwhile
+            old = None
+            fleet.wait()
+            if fleet.stopped or self.closing.is_set():
+                return
             self.enter(name, "Updating", tell=False)
-        raise RuntimeError(f"The process of the endpoint ended {RESTARTS + 1} times. {server.child.tail[-1:]}")
+        tails = [server.child.tail[-1:] for server in fleet.servers if not server.running]
+        raise RuntimeError(f"The process of the endpoint ended {RESTARTS + 1} times. {tails}")
     except (RuntimeError, AwsError) as e:
         if not self.closing.is_set():
-            self.enter(name, "Failed", FailureReason=str(e))
+            self.give_up(name, str(e), fleet, old)
     finally:
         log.close()
 
+
+def _end(fleet: Fleet):
+    "Stop the processes of a fleet and remove their files."
+    fleet.stop()
+    shutil.rmtree(fleet.folder, ignore_errors=True)
+
+
+def _remove_files(self: SageMaker, name: str):
+    "Remove the files of every fleet that an endpoint has had; a name of SageMaker's has no dot."
+    for folder in (self.state / "endpoints" / name, *(self.state / "endpoints").glob(f"{name}.*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
 # %% ../../nbs/08a_local_sagemaker.ipynb #de0affba
+def _fleet(self: SageMaker, name: str, config: str, on_line: Callable[[str], None], update: bool) -> Fleet:
+    "Make the servers of an endpoint config; those of an update have a folder of their own."
+    folder, servers = self.state / "endpoints" / (f"{name}.{uuid.uuid4().hex[:8]}" if update else name), []
+    for variant in self.catalogue.find(CONFIG, config)["ProductionVariants"]:
+        model, own = self.catalogue.find(MODEL, variant["ModelName"]), folder / variant["VariantName"]
+        container = model.get("PrimaryContainer") or model.get("Containers", [{}])[0]
+        more = variant["VariantName"], float(variant.get("InitialVariantWeight", 1.0))
+        servers.append(ModelServer(own, _as_role(self, model), container, on_line, *more))
+    return Fleet(folder, servers)
+
+
 def _model(self: SageMaker, name: str) -> dict:
-    "Return the model behind an endpoint."
+    "Return the first model behind an endpoint."
     config = self.catalogue.find(CONFIG, self.catalogue.find(ENDPOINT, name)["EndpointConfigName"])
     return self.catalogue.find(MODEL, config["ProductionVariants"][0]["ModelName"])
 
@@ -386,7 +438,43 @@ def _keep_answers(self: SageMaker, name: str):
         self.captures[name] = Capture(_as_role(self, _model(self, name)).client("s3"), wanted, name)
 
 
-SageMaker.host, SageMaker.keep_answers = _host, _keep_answers
+SageMaker.host, SageMaker.fleet, SageMaker.keep_answers = _host, _fleet, _keep_answers
+
+# %% ../../nbs/08a_local_sagemaker.ipynb #747ee6c8
+def _take_over(self: SageMaker, name: str, fleet: Fleet, told: dict, old: Fleet | None) -> bool:
+    "Let a fleet answer for an endpoint. False: the endpoint is gone, or another fleet has come."
+    if fleet.stopped:
+        return False
+    config = {field: told[field] for field in ("EndpointConfigName", "ProductionVariants")} if old else {}
+    done = {"PendingDeploymentSummary": None, "FailureReason": None} if config else {}
+    if not old and name not in self.captures:
+        self.keep_answers(name)
+    if not self.enter(name, "InService", **config, **done):
+        return False
+    with self.catalogue.records.lock:
+        if self.catalogue.records.table("Endpoint").get(name, {}).get("EndpointStatus") in (None, "Deleting"):
+            return False
+        self.fleets[name] = fleet
+    if old:
+        _end(old)
+        if capture := self.captures.pop(name, None):
+            capture.close()
+        self.keep_answers(name)
+    return True
+
+
+def _give_up(self: SageMaker, name: str, reason: str, fleet: Fleet | None, old: Fleet | None):
+    "Say that an endpoint has failed, or that it goes on with the fleet that an update was to replace."
+    if old:
+        if fleet:
+            _end(fleet)
+        self.enter(name, "RollingBack")
+        self.enter(name, "InService", PendingDeploymentSummary=None, FailureReason=reason)
+    else:
+        self.enter(name, "Failed", FailureReason=reason)
+
+
+SageMaker.take_over, SageMaker.give_up = _take_over, _give_up
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #eb9a85f8
 def _enter(
@@ -436,11 +524,11 @@ def _delete_endpoint(self: SageMaker, params: dict) -> dict:
 
 def _finish_deletion(self: SageMaker, name: str):
     "Stop the process of an endpoint, remove its files, and forget it."
-    if server := self.servers.pop(name, None):
-        server.stop()
+    if fleet := self.fleets.pop(name, None):
+        _end(fleet)
     if capture := self.captures.pop(name, None):
         capture.close()
-    shutil.rmtree(self.state / "endpoints" / name, ignore_errors=True)
+    _remove_files(self, name)
     with self.catalogue.records.change() as data:
         data["tags"].pop(ENDPOINT.arn_of(name), None)
         data["Endpoint"].pop(name, None)
@@ -452,26 +540,48 @@ SageMaker._DeleteEndpoint = _delete_endpoint
 def _update_endpoint(self: SageMaker, params: dict) -> dict:
     name, config = params["EndpointName"], params["EndpointConfigName"]
     with self.catalogue.records.lock:
-        arn = self.catalogue.find(ENDPOINT, name)["EndpointArn"]
-        if self.catalogue.find(ENDPOINT, name)["EndpointStatus"] not in ("InService", "Failed"):
-            raise AwsError("ValidationException", f'Cannot update in-progress endpoint "{arn}".')
-        self.catalogue.update(ENDPOINT, name, EndpointConfigName=config, ProductionVariants=self.variants(params))
-        self.enter(name, "Updating")
-    threading.Thread(target=_move, args=(self, name), daemon=True).start()
-    return {"EndpointArn": arn}
-
-# %% ../../nbs/08a_local_sagemaker.ipynb #209d0d44
-def _move(self: SageMaker, name: str):
-    "Let the process of an endpoint end, and start one of its new config."
-    if server := self.servers.pop(name, None):
-        server.stop()
-    shutil.rmtree(self.state / "endpoints" / name, ignore_errors=True)
-    self.host(name)
+        endpoint = self.catalogue.find(ENDPOINT, name)
+        update = {"EndpointConfigName": config, "ProductionVariants": self.variants(config)}
+        if endpoint["EndpointStatus"] not in ("InService", "Failed"):
+            raise AwsError("ValidationException", f'Cannot update in-progress endpoint "{endpoint["EndpointArn"]}".')
+        in_service = endpoint["EndpointStatus"] == "InService"
+        pending = {"PendingDeploymentSummary": update | {"StartTime": time.time()}}
+        self.enter(name, "Updating", **(pending if in_service else update | {"FailureReason": None}))
+    if not in_service:
+        _remove_files(self, name)
+    self.host(name, update=update if in_service else None)
+    return {"EndpointArn": endpoint["EndpointArn"]}
 
 
 SageMaker._UpdateEndpoint = _update_endpoint
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #7a52df89
+_NO_HEADERS = {  # of endpoints that the local cloud does not have
+    "x-amzn-sagemaker-target-model": "Endpoint {} is not a multi-model endpoint and takes no target model.",
+    "x-amzn-sagemaker-target-container-hostname": "Endpoint {} has one container and takes no target container.",
+    "x-amzn-sagemaker-inference-component": "Endpoint {} has no inference components.",
+    "x-amzn-sagemaker-session-id": "Endpoint {} has no stateful sessions.",
+    "x-amzn-sagemaker-enable-explanations": "Endpoint {} has no explainer.",
+}
+
+
+def _server_for(self: SageMaker, name: str, headers: Mapping[str, str]) -> ModelServer:
+    "Return the server that a request is for. Raises AwsError."
+    with self.catalogue.records.lock:
+        endpoint = self.catalogue.records.table("Endpoint").get(name, {})
+    status, fleet = endpoint.get("EndpointStatus"), self.fleets.get(name)
+    changing = status in ("Updating", "RollingBack") and "PendingDeploymentSummary" in endpoint
+    if fleet is None or not (status == "InService" or changing):
+        raise AwsError("ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
+    for header, text in _NO_HEADERS.items():
+        if header in headers:
+            raise AwsError("ValidationError", text.format(name))
+    variant = headers.get("x-amzn-sagemaker-target-variant", "")
+    if not (server := fleet.choose(variant)):
+        raise AwsError("ValidationError", f"Variant {variant} of endpoint {name} not found.")
+    return server
+
+
 async def _invoke(
     self: SageMaker,
     name: str,
@@ -479,25 +589,24 @@ async def _invoke(
     body: bytes,
 ) -> tuple[int, dict, bytes]:  # status, headers, body
     "Answer InvokeEndpoint. Raises AwsError."
-    with self.catalogue.records.lock:
-        status = self.catalogue.records.table("Endpoint").get(name, {}).get("EndpointStatus")
-    server = self.servers.get(name)
-    if status != "InService" or server is None:
-        raise AwsError("ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
+    server = _server_for(self, name, headers)
     sent = {"content-type": headers.get("content-type", "application/json"), "accept": headers.get("accept", "*/*")}
     try:
         answer = await self.http.post(f"http://127.0.0.1:{server.port}/invocations", content=body, headers=sent)
     except httpx.TimeoutException:
         raise model_error(name, 500, "the model did not answer within 60 seconds") from None
     except httpx.TransportError:
-        raise model_error(name, 503, "the model's process ended; it is being started again") from None
+        answer = httpx.Response(503, text="the model's process ended; it is being started again")
+    if answer.status_code == 503 and (fleet := self.fleets.get(name)) and server not in fleet.servers:
+        return await self.invoke(name, headers, body)  # an update came in between
     if answer.status_code != 200:
         raise model_error(name, answer.status_code, answer.text)
     given = answer.headers.get("content-type", "application/json")
     if capture := self.captures.get(name):
         own_id = headers.get("x-amzn-sagemaker-inference-id", "")
-        capture.add(Invocation((sent["content-type"], body), (given, answer.content), time.time(), own_id))
-    return 200, {"content-type": given, "x-amzn-invoked-production-variant": "AllTraffic"}, answer.content
+        sides = (sent["content-type"], body), (given, answer.content)
+        capture.add(Invocation(*sides, time.time(), own_id, server.variant))
+    return 200, {"content-type": given, "x-amzn-invoked-production-variant": server.variant}, answer.content
 
 
 SageMaker.invoke = _invoke
@@ -552,7 +661,10 @@ def _restore(self: SageMaker):
                 job.update(TrainingJobStatus="Failed", SecondaryStatus="Failed", FailureReason=reason)
         endpoints = self.catalogue.records.table("Endpoint")
         for endpoint in endpoints.values():
-            if endpoint["EndpointStatus"] == "InService":
+            if pending := endpoint.pop("PendingDeploymentSummary", None):  # the update goes on, with a single fleet
+                endpoint.update({field: pending[field] for field in ("EndpointConfigName", "ProductionVariants")})
+                _remove_files(self, endpoint["EndpointName"])
+            if endpoint["EndpointStatus"] in ("InService", "RollingBack"):
                 endpoint["EndpointStatus"] = "Updating"  # until its process answers
         states = {name: endpoint["EndpointStatus"] for name, endpoint in endpoints.items()}
     for name, status in states.items():
@@ -565,7 +677,7 @@ def _restore(self: SageMaker):
 def _close(self: SageMaker):
     "End every process; the recorded state stays as it is."
     self.closing.set()
-    works = [work.stop for work in (*self.servers.values(), *self.runs.values())]
+    works = [work.stop for work in (*self.fleets.values(), *self.runs.values())]
     for stops in (works, [capture.close for capture in self.captures.values()]):  # what is answered last is kept too
         threads = [threading.Thread(target=stop, daemon=True) for stop in stops]
         for thread in threads:
@@ -583,6 +695,20 @@ def _coming_up(self: SageMaker) -> bool:
 SageMaker.restore, SageMaker.close, SageMaker.coming_up = _restore, _close, _coming_up
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #4258324e
+_RUNTIME = {  # operations of the runtime, by the end of their path
+    "invocations": "InvokeEndpoint",
+    "async-invocations": "InvokeEndpointAsync",
+    "invocations-response-stream": "InvokeEndpointWithResponseStream",
+}
+
+
+def runtime_call(path: str) -> tuple[str, str] | None:  # operation and endpoint; None: it is no call of the runtime
+    "Read a path of the runtime."
+    start, _, rest = path.lstrip("/").partition("/")
+    name, _, end = rest.partition("/")
+    return (_RUNTIME[end], name) if start == "endpoints" and end in _RUNTIME else None
+
+
 async def _handle(
     self: SageMaker,
     path: str,
@@ -592,11 +718,16 @@ async def _handle(
 ) -> tuple[int, dict, bytes]:  # status, headers, body
     "Answer one HTTP request to SageMaker."
     try:
-        if path.startswith("/endpoints/"):
-            return await self.invoke(path.split("/")[2], headers, body)
-        operation = headers["x-amz-target"].rpartition(".")[2]
-        answer = await run(self.call, operation, json.loads(body or b"{}"))
-        return 200, {"content-type": "application/x-amz-json-1.1"}, json.dumps(answer).encode()
+        if "x-amz-target" not in headers:
+            operation, name = runtime_call(path) or ("Unknown", "")
+            if operation == "InvokeEndpoint":
+                return await self.invoke(name, headers, body)
+            raise not_here(operation if name else f"path {path}")
+        params = json.loads(body or b"{}")
+        if not isinstance(params, dict):
+            raise ValueError("parameters have names")
+        answer = await run(self.call, headers["x-amz-target"].rpartition(".")[2], params)
+        return 200, {"content-type": JSON}, json.dumps(answer).encode()
     except AwsError as e:
         return e.to_response()
     except ValueError:

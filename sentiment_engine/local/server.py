@@ -29,11 +29,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from . import clock
 from .aws import ACCOUNT, REGION, Aws, aws_environment, make_keys
 from .door import Door
-from .glue import GlueRuns
+from .glue import RUN_CALLS, GlueRuns
 from sentiment_engine.local.permissions import (
     assume_role,
     judge_of,
@@ -43,7 +44,7 @@ from sentiment_engine.local.permissions import (
     refusal,
 )
 from .records import AwsError
-from .requests import Gate, again, read_body, respond
+from .requests import UNREAD, Call, Gate, again, read_body, refuse, respond, services_of
 from .sagemaker import SageMaker
 from .site import site_app
 from .sms import Textbelt
@@ -158,6 +159,7 @@ class Emulator:
             logging.getLogger(noisy).setLevel(logging.WARNING)
 
         self.app, self.ministack, self.router, self.responses = ministack.app, ministack, router, responses
+        self.services = frozenset(ministack.SERVICE_HANDLERS)
         self.eventbridge, self.extended = eventbridge, False
         mend_schedule_arns()
         mend_lambda_keys(secret)
@@ -372,9 +374,6 @@ class Events:
                 logging.getLogger("local").exception("an event was not delivered: %s", event[1])
 
 # %% ../../nbs/08l_local_server.ipynb #353461b2
-_GLUE_RUNS = ("StartJobRun", "GetJobRun", "GetJobRuns", "BatchStopJobRun")
-
-
 def owner_of(
     path: str,
     headers: dict[str, str],  # names in lower case
@@ -383,9 +382,9 @@ def owner_of(
     service, _, operation = headers.get("x-amz-target", "").rpartition(".")
     if path.startswith(("/_local/", "/_textbelt/")):
         return "own"
-    if service == "SageMaker" or (path.startswith("/endpoints/") and path.endswith("/invocations")):
+    if service == "SageMaker" or "/sagemaker/aws4_request" in headers.get("authorization", ""):
         return "sagemaker"
-    return "glue" if service == "AWSGlue" and operation in _GLUE_RUNS else "ministack"
+    return "glue" if service == "AWSGlue" and operation in RUN_CALLS else "ministack"
 
 # %% ../../nbs/08l_local_server.ipynb #a5d3db52
 class LocalServer:
@@ -477,6 +476,8 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
     path, method = scope["path"], scope["method"]
     if path.startswith("/_aws/execute-api/") or ".execute-api." in headers.get("host", ""):
         return await self._call_api(scope, receive, send, headers)
+    if refused := self._unserved(scope, headers):
+        return await respond(send, *refused.to_response())
     if (path.startswith("/schedules/") and method == "POST") or (self.strict and _reads_secrets(headers)):
         body = await read_body(receive)
         if refused := self._refusal_of_ministack(scope, headers, body):
@@ -484,8 +485,7 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
         receive = again(body, receive)
     if "authorization" in headers:
         scope = scope | {"headers": [*scope["headers"], (b"x-forwarded-proto", b"https")]}
-    direct = path.startswith("/_") or path.endswith("/invocations")
-    keys = [] if direct else self.emulator.state_keys(method, path, headers)
+    keys = [] if path.startswith("/_") else self.emulator.state_keys(method, path, headers)
     if "cloudformation" in keys:
         await asyncio.to_thread(self.emulator.extend_cloudformation, self.url)
         self.emulator.saver.mark(self.emulator.ministack._state_map)  # a stack changes any service
@@ -501,6 +501,15 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
     await self.emulator.app(scope, receive, send_saved)
 
 
+def _unserved(self: LocalServer, scope, headers: dict) -> AwsError | None:
+    "Refuse a call of a service that the emulator does not have, in the shape of that service."
+    asked = services_of(dict(parse_qsl(scope["query_string"].decode("latin-1"))), headers)
+    found = self.emulator.router.detect_service(scope["method"], scope["path"], headers, {})
+    if not asked or found in self.emulator.services:
+        return None
+    return refuse(Call(asked[0], UNREAD, {}), [f"{asked[0]} is not part of the local cloud"])
+
+
 def _reads_secrets(headers: dict) -> bool:
     return headers.get("x-amz-target", "").startswith("AmazonSSM.GetParameter")
 
@@ -514,7 +523,8 @@ def _refusal_of_ministack(self: LocalServer, scope, headers: dict, body: bytes) 
     return decryption_refusal(router.extract_access_key_id(headers, {}), headers, body)
 
 
-LocalServer._pass_on, LocalServer._refusal_of_ministack = _pass_on, _refusal_of_ministack
+LocalServer._pass_on, LocalServer._unserved = _pass_on, _unserved
+LocalServer._refusal_of_ministack = _refusal_of_ministack
 
 # %% ../../nbs/08l_local_server.ipynb #0e20a49d
 _JSON, _FORM = "application/json", "application/x-www-form-urlencoded"
@@ -756,4 +766,7 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another ser
 
 # %% ../../nbs/08l_local_server.ipynb #8074738b
 if __name__ == "__main__" and __spec__:
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # everything is saved and ended; Python would take seconds to tidy up the emulator's modules
