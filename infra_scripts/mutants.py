@@ -190,8 +190,8 @@ MUTANTS = [
     Mutant(
         "never armed again",
         LIFE,
-        "if lost := not _schedules(engine, row.runId):",
-        "if lost := False:",
+        '    if _schedules(engine, row.runId):\n        return "fine"',
+        '    if True:\n        return "fine"',
         "tests/test_lifecycle.py::test_a_lost_schedule_is_armed_again",
     ),
     Mutant(
