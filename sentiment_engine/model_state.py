@@ -437,10 +437,11 @@ def start_or_join(
     request: StartRequest,
 ) -> tuple[str, Row]:  # started, joined, already-in-service or stopping
     "Win the start or join it, by one write that also stores the subscriber. Raises Refused."
-    if not read_row(table).runId:  # a write that is refused is paid for by the size of the row
-        _ensure_row(table)
     guarded = _guarded(settings, request, mark_keys(table, time.time()))
     while (row := read_row(table)).state not in (IN_SERVICE, STOPPING):
+        if not row.runId:  # there is no row
+            _ensure_row(table)
+            continue
         if row.state == CREATING and row.runId == request.run_id:
             return "started", row
         now = int(time.time())
