@@ -49,7 +49,7 @@ class Watched(FaultWorld):
     "A world that keeps who called what."
 
     def __init__(self, **given):
-        super().__init__(prefix=PREFIX, **given)
+        super().__init__(prefix=PREFIX, daily_messages_per_number=100, **given)
         self.folder, self.made = "", defaultdict(list)  # function: (service, operation, arguments)
         self.clients["sns"] = Gate(self, "sns", SimpleNamespace(publish=self.publish))
         self.logs = Logs(page=2)
