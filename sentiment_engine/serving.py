@@ -444,7 +444,7 @@ def _no_route(path: str, method: str) -> tuple[int, bytes, tuple]:  # status, bo
     return 404, _error("not_found", "there are GET /ping, GET /metrics and POST /invocations"), ()
 
 # %% ../nbs/08d_serving.ipynb #ea8d535e
-_OWN_HOST = re.compile(r"(127\.0\.0\.1|\[::1\]|([a-z0-9_.-]+\.)?localhost)(:\d{1,5})?", re.IGNORECASE)
+_OWN_HOST = re.compile(r"(127\.0\.0\.1|\[::1\]|([a-z0-9_.-]{1,250}\.)?localhost)(:\d{1,5})?", re.IGNORECASE)
 
 
 def why_foreign(

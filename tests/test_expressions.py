@@ -22,6 +22,7 @@ AT_RUN_TIME = {  # expressions that need a value to be one: by how they are writ
     "f'\"(/?)({pattern})\"'": r'"(/?)(a\.js|b\.css)"',
 }
 CELL = '(?:"([^"]*(?:""[^"]*)*)"|([^,\\n]*))(,|\\n|%s)'  # of a table, at both pages
+AT_RUN_TIME["pattern"] = r"[\w.-]{1,128}"  # one of the forms of the settings
 AT_RUN_TIME |= {
     "f'" + CELL.replace("\\", "\\\\").replace(",", "{cut}") % r"\\Z" + "'": CELL % r"\Z",
     "`" + CELL.replace("\\", "\\\\").replace(",", "${cut}") % "$" + "`": CELL % "$",
@@ -29,6 +30,8 @@ AT_RUN_TIME |= {
 NOT_FOR_VISITORS = {  # what these read comes from the owner or from the machine
     r"(https?|s3)://.+/[^/?]*\{category\}[^/?]*\.jsonl(\.gz)?": "the address of the raw reviews",
     r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)\s": "what the graphics driver says of itself",
+    r"\w+(?=}$)": "a name in the templates",
+    r"[\w.-]{1,128}": "the settings",
     r"\/+$": "the address of the API, from config.json",
 }
 
