@@ -539,8 +539,8 @@ MUTANTS = [
     Mutant(
         "starts are not counted",
         USAGE,
-        'counted = {("starts", day_of(run["begunAt"] or now)): 1}',
-        'counted = {("starts", day_of(run["begunAt"] or now)): 0}',
+        'counted = {("starts", day_of(_begun(run, now))): 1}',
+        'counted = {("starts", day_of(_begun(run, now))): 0}',
         "tests/test_guards.py::test_the_day_has_a_limit_of_starts",
     ),
     Mutant(

@@ -207,9 +207,9 @@ def _deadline(row: Row, now: float) -> dict:
 def _run(engine: Engine, row: Row, now: float) -> dict:
     "Say what the run in progress is and costs, or what one that failed has cost; else what one would cost."
     live = row.state in (CREATING, IN_SERVICE, STOPPING) and row.runId != STANDING
-    elapsed = max(0, int(now - row.startedAt)) if live else None
-    paid = row.since - row.startedAt if row.state == FAILED else elapsed  # seconds
-    cost = None if paid is None else run_cost(row.instanceType, paid)
+    elapsed = max(0, int(now - (row.startedAt or now))) if live else None
+    paid = max(0, row.since - row.startedAt) if row.state == FAILED and row.since else elapsed  # seconds
+    cost = None if paid is None or not row.startedAt else run_cost(row.instanceType, paid)
     usual = None if row.runId == STANDING else price_per_hour(engine.settings.instance_types[0])
     return {
         "runId": row.runId if live else None,

@@ -63,9 +63,8 @@ def fresh_marks(
     life: float,  # seconds for which a use matters
     now: float,
 ) -> dict[str, list[int]]:
-    "Drop the uses that no longer matter, and the marks that have none left."
-    lists = {mark: uses for mark, uses in marks.items() if isinstance(uses, list)}  # earlier versions kept one number
-    fresh = {mark: [at for at in uses if at > now - life] for mark, uses in lists.items()}
+    "Drop the uses that no longer matter, those of a far future, and the marks that have none left."
+    fresh = {mark: [at for at in uses if abs(at - now) < life] for mark, uses in marks.items()}
     return {mark: uses for mark, uses in fresh.items() if uses}
 
 # %% ../nbs/05g_guards.ipynb #5139ba00

@@ -101,7 +101,7 @@ class Engine:
     @property
     def usage(self) -> StateTable:
         "Where the record of what was spent is."
-        return replace(self.table, name=usage_table(self.settings))
+        return replace(self.table, name=usage_table(self.settings), rows=self.settings.table)
 
     @cached_property
     def sender(self) -> Sender:
@@ -956,7 +956,7 @@ def _end_stray(engine: Engine, row: Row, run_id: str, run: Mapping[str, Any] | N
     "Delete and book one stray. Return what SageMaker says of it; empty: nothing is left."
     there = describe(engine, run_id)[0]
     unknown = run and run_id not in (row.runId, row.leftover)
-    if unknown and not there and time.time() - run["begunAt"] < CREATE_GRACE:
+    if unknown and not there and abs(time.time() - run["begunAt"]) < CREATE_GRACE:
         return "Unborn"  # its row was lost, but whoever has recorded it may be about to create it
     if there and not run:
         dearest = max(engine.settings.instance_types, key=lambda name: cost_for_budget(name, 3600))

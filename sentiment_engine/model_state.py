@@ -44,8 +44,9 @@ from sentiment_engine.usage import (
     day_of,
     heal,
     plain_item,
-    read_usage,
+    run_id_in,
     whole,
+    whole_usage,
     write_if,
 )
 
@@ -121,10 +122,11 @@ def _holds(entry: Any, must: Mapping[str, type], may: Mapping[str, type] = {}) -
 
 
 def _subscribers(value: Any) -> dict[str, Mapping[str, Any]]:
-    "Return the entries that can be told."
+    "Return the entries that can be told. Earlier versions also told the URLs of webhooks."
     entries = value.items() if isinstance(value, dict) else ()
     may = {"name": str, "at": int, "claim": str, "claimedAt": int, "again": str}
-    return {key: entry for key, entry in entries if _holds(entry, {"to": str}, may)}
+    sound = {key: entry for key, entry in entries if _holds(entry, {"to": str}, may)}
+    return {key: entry for key, entry in sound.items() if re.fullmatch(r"\+[0-9]{7,15}", entry["to"])}
 
 
 def _history(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -139,20 +141,15 @@ def _marks(value: Any) -> dict[str, list[int]]:
     return {mark: uses for mark, uses in lists.items() if all(whole(at) for at in uses)}
 
 
-def _run_id(value: Any) -> str:
-    "Return the id of a run; empty if it is none."
-    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) else ""
-
-
 def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
     "Return every field of Row but the key, whatever an item holds. A state that needs a run and names none is STOPPED."
     texts = {f: plain.get(f) for f in ("instanceType", "modelVersion", "reason", "token")}
     numbers = {f: plain.get(f) for f in ("since", "startedAt", "shutdownAt", "smsSent", "smsFailed")}
-    state, run_id = plain.get("state"), _run_id(plain.get("runId"))
+    state, run_id = plain.get("state"), run_id_in(plain.get("runId"))
     return {
         "state": state if state in (STOPPED, FAILED) or (state in STATES and run_id) else STOPPED,
         "runId": run_id,
-        "leftover": _run_id(plain.get("leftover")),
+        "leftover": run_id_in(plain.get("leftover")),
         **{name: value if isinstance(value, str) else "" for name, value in texts.items()},
         **{name: whole(value) for name, value in numbers.items()},
         "subscribers": _subscribers(plain.get("subscribers")),
@@ -377,7 +374,10 @@ def _marks_after(row: Row, guarded: Guarded, now: int) -> Uses:
     "Return both maps of marks as this request leaves them."
     after = _fresh(row, now)
     for kept, marks, _ in guarded:
-        after[kept][marks[0]] = [*after[kept].get(marks[0], []), now]
+        uses = uses_of(after[kept], marks)
+        for mark in marks[1:]:  # two marks of one number would say twice as much about it
+            after[kept].pop(mark, None)
+        after[kept][marks[0]] = [*uses, now]
     return after
 
 # %% ../nbs/05a_model_state.ipynb #b66c1e68
@@ -397,8 +397,9 @@ def _check_request(
     places = min(messages, places_for(request.subscriber, row)) if request.subscriber else messages
     if request.subscriber and len(row.subscribers) >= places:
         raise no_more_messages(now) if places == messages else list_is_full()
+    fresh = _fresh(row, now)
     for kept, marks, pause in guarded:
-        uses = uses_of(getattr(row, kept), marks)
+        uses = uses_of(fresh[kept], marks)
         check_cooldown(uses, pause, now, *_GUARDED[kept])
         if kept == "told":
             check_number(settings, uses, now)
@@ -425,14 +426,14 @@ def _join(
     if key := key_for(row, request.subscriber.to):
         return _ask_again(table, row, key, request)
     places = _check_request(settings, row, request, guarded, room(settings, row.usage, row.startedAt), now)
-    read = {(kept, marks[0]): getattr(row, kept).get(marks[0], []) for kept, marks, _ in guarded}
-    after = _marks_after(row, guarded, now)
-    demands = {f"{kept}.{mark}": ("absent or =", uses) for (kept, mark), uses in read.items()}
+    after, marked = _marks_after(row, guarded, now), [(kept, mark) for kept, marks, _ in guarded for mark in marks]
+    demands = {f"{kept}.{mark}": ("absent or =", getattr(row, kept).get(mark, [])) for kept, mark in marked}
     demands |= {"subscribers": ("size <", places)} | _as_read(row)
     values = _subscription(settings, row, request.subscriber, now)
-    values |= {f"{kept}.{mark}": after[kept][mark] for kept, mark in read}
+    values |= {f"{kept}.{mark}": after[kept][mark] for kept, mark in marked if mark in after[kept]}
+    removes = [f"{kept}.{mark}" for kept, mark in marked if mark not in after[kept]]
     joined = {"mine": lambda row: request.subscriber.key in row.subscribers}
-    return apply(table, "join", row.runId, values=values, conditions=demands, **joined)
+    return apply(table, "join", row.runId, values=values, removes=removes, conditions=demands, **joined)
 
 
 def _ask_again(table: StateTable, row: Row, key: str, request: StartRequest) -> Row | None:
@@ -503,7 +504,7 @@ def _start_once(
     if row.state == CREATING:
         joined = _join(table, settings, row, request, guarded, now)
         return joined and ("joined", joined)
-    spent = read_usage(replace(table, name=usage_table(settings)))
+    spent = whole_usage(replace(table, name=usage_table(settings), rows=table.name))
     started = _start(table, settings, row, spent, request, guarded, now)
     return started and ("started", started)
 

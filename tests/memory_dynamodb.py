@@ -5,7 +5,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -244,13 +244,22 @@ def change(item: dict, word: str, path: tuple[str, ...], value: dict | None):
 
 
 ITEM_LIMIT = 400 * 1024  # bytes
+EXPRESSION_LIMIT = 4_096  # bytes
+DIGITS = 38  # of a number
+
+
+EXACT = Context(prec=400)  # Python's own precision would round
 
 
 def value_bytes(value: dict) -> int:
     "Return what a typed value takes, by DynamoDB's documented rules."
     ((kind, plain),) = value.items()
     if kind == "N":
-        digits = "".join(map(str, Decimal(plain).normalize().as_tuple().digits))
+        digits = "".join(map(str, EXACT.normalize(Decimal(plain)).as_tuple().digits))
+        if len(digits) > DIGITS:
+            raise refuse(
+                "ValidationException", f"Attempting to store more than {DIGITS} significant digits in a Number"
+            )
         return 1 + (len(digits) + 1) // 2 + (Decimal(plain) < 0)
     if kind == "M":
         return 3 + sum(1 + len(name.encode()) + value_bytes(each) for name, each in plain.items())
@@ -320,6 +329,8 @@ class MemoryDynamoDB:
     def _updated(self, table: str, whole_key: dict, expressions: tuple[str, str], names: dict, values: dict) -> dict:
         "Carry out an update and return the item after it."
         key = self._key(whole_key)
+        if max(len(text.encode()) for text in expressions) > EXPRESSION_LIMIT:
+            raise refuse("ValidationException", "Expression size has exceeded the maximum allowed size")
         before, used = self.tables[table].get(key), set()
         item = before or {}
         changes = Expression(expressions[0], item, names, values, used)

@@ -313,3 +313,57 @@ def test_the_providers_quota_is_asked_for_after_every_guard(make_world):
     world.clock.now += DAY
     world.engine.settings.__dict__["monthly_budget"] = 0.01
     assert set(never_asks((ADA,))) == {402}
+
+
+@pytest.mark.parametrize("way", ["start", "join"])
+def test_a_number_used_on_both_sides_of_midnight_keeps_one_mark(make_world, way):
+    "Two marks of one number hold 48 bits about it, and both keys are stored."
+    world = make_world(daily_messages_per_number=2)
+    world.clock.now += DAY - world.clock.now % DAY - 2 * 3600
+    world.start(ADA, address=HOME)
+    sleep(world)
+    world.clock.now += 2 * 3600
+    if way == "join":
+        world.start(address=OFFICE)
+    assert world.start(ADA, address=HOME)[0] == 202
+    assert [len(uses) for uses in world.row.told.values()] == [2]
+    assert sorted(map(len, world.row.seen.values())) == ([1, 2] if way == "join" else [2])
+    sleep(world)
+    world.clock.now += 3600
+    assert refused(world.start(ADA))[1] == "number_limit"
+
+
+def test_marks_of_a_far_future_refuse_nobody_and_are_erased(make_world):
+    world = make_world()
+    world.start(ADA, address=HOME)
+    sleep(world)
+    future = {"L": [{"N": str(int(world.clock.now) + 10**9)}]}
+    (told,), (seen,) = world.row.told, world.row.seen
+    world.dynamodb.update_item(
+        TableName=world.settings.table,
+        Key=world.engine.table.key,
+        UpdateExpression="SET told.#told = :future, seen.#seen = :future",
+        ExpressionAttributeNames={"#told": told, "#seen": seen},
+        ExpressionAttributeValues={":future": future},
+    )
+    assert world.start(ADA, address=HOME)[0] == 202
+    assert [*world.row.told.values(), *world.row.seen.values()] == [[int(world.clock.now)]] * 2
+
+
+@pytest.mark.parametrize("state", ["CREATING", "FAILED"])
+@pytest.mark.parametrize("edit", ["REMOVE since", "REMOVE startedAt", "SET since = :odd", "SET since = :early"])
+def test_the_cost_of_a_run_is_never_below_zero_and_null_if_nobody_knows_it(make_world, state, edit):
+    world = make_world()
+    world.start()
+    if state == "FAILED":
+        world.endpoint_becomes("Failed", "The image does not exist.")
+    values = {name: value for name, value in ((":odd", {"S": "x"}), (":early", {"N": "5"})) if name in edit}
+    world.dynamodb.update_item(
+        TableName=world.settings.table,
+        Key=world.engine.table.key,
+        UpdateExpression=edit,
+        **({"ExpressionAttributeValues": values} if values else {}),
+    )
+    unknown = "startedAt" in edit or (state == "FAILED" and "early" not in edit)
+    for _ in range(2):
+        assert world.status()["costSoFar"] == (None if unknown else 0)

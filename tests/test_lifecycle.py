@@ -890,3 +890,20 @@ def test_a_log_that_somebody_else_deletes_is_no_error(world, monkeypatch):
     listed = world.logs.describe_log_groups(logGroupNamePrefix="/")
     monkeypatch.setattr(world.logs, "describe_log_groups", lambda **_: listed)
     assert [world.reconcile()["expire_endpoint_logs"]["deleted"] for _ in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize("to", ["https://hook.example/x", "+1", "+1202555012x", "12025550123", "+" + "1" * 16, ""])
+def test_what_is_no_number_is_never_rung(world, to):
+    "Earlier versions kept the URLs of webhooks on the list."
+    world.start(ADA)
+    entry = {"M": {"to": {"S": to}, "name": {"S": ""}, "secret": {"S": "s"}}}
+    world.dynamodb.update_item(
+        TableName=world.settings.table,
+        Key=world.engine.table.key,
+        UpdateExpression="SET subscribers.k = :entry",
+        ExpressionAttributeValues={":entry": entry},
+    )
+    world.endpoint_becomes("InService")
+    world.reconcile()
+    assert world.phone.tried == [ADA]
+    assert world.engine.table.item()["subscribers"] == {"M": {}}

@@ -121,3 +121,12 @@ def test_both_take_an_item_of_400_kilobytes_and_no_byte_more(table, over):
 def test_what_is_unknown_is_an_error(text):
     with pytest.raises(NotImplementedError):
         write(MemoryDynamoDB(), "t", "SET #s = :a", text, {"N": "1"}, {"N": "1"})
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_an_expression_has_4096_bytes_and_a_number_38_digits(over):
+    padded = "SET #s = :a" + " " * (4096 - 11)
+    memory = MemoryDynamoDB()
+    for update, a in ((padded + " " * over, {"N": "1"}), ("SET #s = :a", {"N": "1" * (38 + over)})):
+        done = write(memory, "t", update, "attribute_not_exists(#n)", a, {})
+        assert done == ("refused", "ValidationException") if over else done[0] == "done"

@@ -2,18 +2,32 @@
 
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from boto3.dynamodb.types import TypeSerializer
 from engine_double import ADA, BOB, ROOT, World, aws_error
+from memory_dynamodb import MemoryDynamoDB
 
 from sentiment_engine import lifecycle
 from sentiment_engine.costs import run_cost
 from sentiment_engine.plan import read_template
 from sentiment_engine.settings import endpoint_name
-from sentiment_engine.usage import Usage, cost_by_month, spent_in_month
+from sentiment_engine.usage import (
+    StateTable,
+    Usage,
+    close_run,
+    cost_by_month,
+    day_of,
+    open_run,
+    plain_item,
+    read_usage,
+    spend,
+    spent_in_month,
+)
 
-HOUR = 3600
+HOUR, DAY = 3600, 86_400
 
 
 @pytest.fixture
@@ -185,7 +199,8 @@ def test_the_record_never_holds_a_number_and_the_table_of_numbers_has_no_backup(
     scripts = ROOT / "infra_scripts"
     state = read_template(scripts / "template.yaml")["Resources"]["Table"]["Properties"]
     usage = read_template(scripts / "foundation.yaml")["Resources"]["Usage"]["Properties"]
-    assert "PointInTimeRecoverySpecification" not in state and "TimeToLiveSpecification" not in usage
+    assert state["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": False}  # also after an upgrade
+    assert "TimeToLiveSpecification" not in usage
     assert usage["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
 
 
@@ -290,3 +305,129 @@ def test_a_run_over_the_turn_of_the_month_costs_each_month_its_share(world, behi
 def test_a_month_that_was_booked_is_never_wiped_out_by_another():
     usage = Usage(since=1, spent={"2027-01": 5_000_000, "2027-02": 1_000_000})
     assert (spent_in_month(usage, TURN - 1), spent_in_month(usage, TURN + 1)) == (5, 1)
+
+
+# --- what an earlier version counted in the row
+
+
+OLD = {"day": "2027-01-01", "starts": 1, "messages": 0, "month": "2027-01", "microdollars": 9_500_000, "since": 5}
+
+
+def old_row(world, **usage):
+    "Change the row, if there is one, to what an earlier version wrote: it has counted the month and the day there."
+    now = int(world.clock.now)
+    item = {"state": "STOPPED", "runId": "a" * 12, "since": now - 9000} | plain_item(world.engine.table.item())
+    item |= {"usage": OLD | {"day": day_of(now), "starts": 3, "since": now - DAY} | usage}
+    typed = {name: TypeSerializer().serialize(value) for name, value in item.items()}
+    world.dynamodb.put_item(TableName=world.settings.table, Item=typed | world.engine.table.key)
+
+
+def test_an_upgrade_takes_over_what_the_row_has_counted_once(monkeypatch):
+    world = World(monkeypatch, monthly_budget=20, daily_starts=4)
+    old_row(world)
+    told = world.status()
+    assert told["spentThisMonth"] == 9.5 and told["countedSince"] == lifecycle.instant(world.clock.now - DAY)
+    for _ in range(2):
+        world.reconcile()
+        assert world.status()["spentThisMonth"] == 9.5
+    world.in_service()
+    world.pass_time(1900)
+    assert world.row.state == "STOPPED" and sum(world.usage.starts.values()) == 4
+    spent = world.status()["spentThisMonth"]
+    assert spent == pytest.approx(9.5 + run_cost("ml.t2.medium", 2160), abs=1e-3)
+    assert world.usage.since == 1_800_000_000 - DAY
+    assert world.start()[1]["error"]["code"] == "too_many_starts"
+
+
+def test_an_upgrade_forgets_no_budget(monkeypatch):
+    world = World(monkeypatch, monthly_budget=10)
+    old_row(world, microdollars=9_990_000)
+    assert world.start()[1]["error"]["code"] == "over_budget" and not world.sagemaker.endpoints
+
+
+def test_an_upgrade_to_a_serverless_endpoint_counts_on(monkeypatch):
+    world = World(monkeypatch, endpoint="serverless")
+    old_row(world)
+    assert spend(world.engine.usage, 8, world.clock.now) and world.usage.spent == {"2027-01": 9_500_008}
+
+
+def test_an_upgrade_while_a_run_is_up_counts_on(world):
+    run_id = world.in_service()
+    lose(world, world.engine.usage)  # an earlier version had no such table
+    old_row(world)
+    world.reconcile()
+    assert list(world.usage.open) == [run_id] and world.usage.spent == {"2027-01": 9_500_000}
+
+
+# --- a record that somebody edited
+
+
+def edit(world, **fields):
+    "Overwrite fields of the record by hand."
+    typed = {name: TypeSerializer().serialize(value) for name, value in fields.items()}
+    item = world.engine.usage.key | {"since": {"N": "5"}} | world.engine.usage.item() | typed
+    world.dynamodb.put_item(TableName=world.engine.usage.name, Item=item)
+
+
+@pytest.mark.parametrize("key", ["a_b c", "serverless", "eu-cccccccccccc", "A" * 12, "c" * 13, "trial-cccccccccccc"])
+def test_what_is_no_run_id_is_not_open_and_deletes_nothing(world, key):
+    name = f"{world.settings.prefix}-{key}"
+    world.sagemaker.endpoints[name] = {"status": "InService", "reason": "", "tags": []}
+    edit(world, open={key: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) - 9000}})
+    world.reconcile()
+    assert world.start()[0] == 202 and list(world.usage.open) == [world.row.runId]
+    assert name in world.sagemaker.endpoints
+
+
+@pytest.mark.parametrize("ahead", [121, 10**9])
+def test_an_open_run_of_the_future_is_ended(world, ahead):
+    edit(world, open={"b" * 12: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) + ahead}})
+    assert world.start()[0] == 202 and list(world.usage.open) == [world.row.runId]
+    assert set(world.usage.starts) <= {day_of(world.clock.now)}
+
+
+def test_an_open_run_of_a_clock_that_is_ahead_is_waited_for(world):
+    edit(world, open={"b" * 12: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) + 2}})
+    assert world.start()[1]["error"]["code"] == "stopping" and list(world.usage.open) == ["b" * 12]
+
+
+@pytest.mark.parametrize("begun_at", [0, 1000, 1_700_000_000, 253_402_300_799])
+def test_whatever_the_record_holds_closing_fits_into_an_update(begun_at):
+    table, now = StateTable(MemoryDynamoDB(), "t", "m"), 1_800_000_000
+    days = {day_of(n * DAY): 1 for n in range(1000)}
+    open_run(table, "b" * 12, "ml.t2.medium", begun_at)
+    table.dynamodb.items["m"]["starts"] = TypeSerializer().serialize(days)
+    close_run(table, "b" * 12, now)
+    found = read_usage(table)
+    assert not found.open and found.starts[day_of(min(now, max(begun_at or now, now - 40 * DAY)))] == 1
+    month = cost_by_month("ml.t2.medium", max(begun_at or now, datetime(2027, 1, 1, tzinfo=UTC).timestamp()), now)
+    assert found.spent.get("2027-01", 0) == month.get("2027-01", 0)
+
+
+# --- a booking whose answer is lost
+
+
+class Repeats:
+    "A client whose first write is sent twice, as boto3 does when an answer is lost."
+
+    def __init__(self, behind):
+        self.behind, self.lost = behind, 0
+
+    def update_item(self, **given):
+        if not self.lost:
+            self.lost = 1
+            self.behind.update_item(**given)
+        return self.behind.update_item(**given)
+
+    def __getattr__(self, name):
+        return getattr(self.behind, name)
+
+
+@pytest.mark.parametrize("most", [24, 1000])
+def test_a_booking_that_is_sent_twice_counts_once(world, most):
+    usage, now = world.engine.usage, world.clock.now
+    assert spend(usage, 16, now)
+    assert spend(replace(usage, dynamodb=Repeats(usage.dynamodb)), 8, now, most)
+    assert sum(world.usage.spent.values()) == 24
+    assert spend(replace(usage, dynamodb=Repeats(usage.dynamodb)), -8, now)
+    assert sum(world.usage.spent.values()) == 16
