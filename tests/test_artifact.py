@@ -381,8 +381,8 @@ REFUSES_LONG = """
 
 whole = _readings
 
-def _readings(model, texts, offsets=False):
-    readings = whole(model, texts, offsets)
+def _readings(model, texts, **how):
+    readings = whole(model, texts, **how)
     if any(len(reading.windows) > 1 for reading in readings):
         raise InputError("too_long", "The text has more than 512 tokens.")
     return readings

@@ -582,9 +582,9 @@ def test_what_others_compute_does_not_keep_an_explanation():
         assert begun.acquire(timeout=10) and begun.acquire(timeout=10)
         start = time.monotonic()
         assert queue.run([[1] * 400] * 3, until=start + 0.3) == [None] * 3
-        assert 0.3 <= time.monotonic() - start < 5
+        assert not gate.is_set()  # it came back although both lanes are taken
         gate.set()
-        assert [len(each.result()) for each in others] == [3, 3]
+        assert [len(each.result(timeout=60)) for each in others] == [3, 3]
 
 
 def test_a_long_list_that_would_wait_for_minutes_is_refused_and_a_short_one_is_not(monkeypatch):

@@ -54,7 +54,7 @@ def watched(server: Server) -> Iterator[list[int]]:
         yield peak
     finally:
         ended.set()
-        watching.join()
+        watching.join(60)
 
 
 def prose(characters: int) -> str:
@@ -90,7 +90,7 @@ def test_memory_does_not_grow_with_what_is_sent(server, kind):
     url, headers = f"{server.url}/invocations", {"content-type": "application/json"}
     with watched(server) as peak, ThreadPoolExecutor(AT_ONCE) as pool:
         asked = [pool.submit(httpx.post, url, content=body, headers=headers, timeout=120) for _ in range(AT_ONCE)]
-        replies = [each.result() for each in asked]
+        replies = [each.result(timeout=60) for each in asked]
     assert peak[0] < ALLOWED, f"{peak[0] / 2**20:.0f} MB"
     answered = [reply for reply in replies if reply.status_code == 200]
     assert answered and all(reply.status_code == 429 for reply in replies if reply not in answered)
@@ -107,7 +107,7 @@ def test_packed_bodies_count_with_what_they_hold(server):
             pool.submit(httpx.post, f"{server.url}/invocations", content=body, headers=headers, timeout=120)
             for _ in range(30)
         ]
-        statuses = [each.result().status_code for each in asked]
+        statuses = [each.result(timeout=60).status_code for each in asked]
     assert peak[0] < ALLOWED, f"{peak[0] / 2**20:.0f} MB"
     assert set(statuses) <= {200, 429} and 200 in statuses
     assert server.ask("good").status_code == 200
