@@ -11,7 +11,6 @@ __all__ = ['HOURS_PER_MONTH', 'PRICES', 'SERVERLESS_GB_SECOND', 'LAMBDA_GB_SECON
            'site_flood_hour']
 
 # %% ../nbs/07_costs.ipynb #7b144714
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +173,7 @@ def limits_of(
     routes = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::ApiGatewayV2::Route"]
     found = {}
     for route in routes:
-        integration = resources[re.search(r"\w+(?=}$)", route["Target"]["Fn::Sub"])[0]]["Properties"]
+        integration = resources[route["Target"]["Fn::Sub"].rpartition("${")[2].removesuffix("}")]["Properties"]
         name = integration["IntegrationUri"]["Fn::GetAtt"][0]
         function = resources[name]["Properties"]
         throttle = stage["RouteSettings"].get(route["RouteKey"], stage["DefaultRouteSettings"])

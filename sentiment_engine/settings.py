@@ -100,22 +100,25 @@ def _check_numbers(settings: Settings):
         raise ValueError("serverless_memory_mb must be 1024, 2048, 3072, 4096, 5120 or 6144")
 
 # %% ../nbs/00_settings.ipynb #d5d79613
-_FORMS = {  # field: (pattern, in words)
-    "model_id": (r"[\w.-]{1,128}", "a name of letters, digits, '_', '.' and '-'"),
-    "table": (r"[\w.-]{3,240}", "a name of 3 to 240 letters, digits, '_', '.' and '-'"),
-    "endpoint": ("realtime|serverless", "realtime or serverless"),
-    "sms_provider": ("textbelt|sns", "textbelt or sns"),
-    "textbelt_url": (r"https?://[^\s/?#@]+(/[^\s?#]*)?", "an address, such as https://textbelt.com"),
-    "site_origin": (r"(https?://[^\s/?#@]+)?", "an address without a path, such as https://reviews.example.com"),
-    "inbox_url": (r"(https?://\S+)?", "an address"),
-    "alarm_email": (r"([^\s@]+@[^\s@]+\.[^\s@]+)?", "an e-mail address"),
+_FORMS = {  # field: (form, in words)
+    "model_id": (re.compile(r"[\w.-]{1,128}", re.ASCII), "a name of letters, digits, '_', '.' and '-'"),
+    "table": (re.compile(r"[\w.-]{3,240}", re.ASCII), "a name of 3 to 240 letters, digits, '_', '.' and '-'"),
+    "endpoint": (re.compile("realtime|serverless"), "realtime or serverless"),
+    "sms_provider": (re.compile("textbelt|sns"), "textbelt or sns"),
+    "textbelt_url": (re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?"), "an address, such as https://textbelt.com"),
+    "site_origin": (
+        re.compile(r"(https?://[^\s/?#@]+)?"),
+        "an address without a path, such as https://reviews.example.com",
+    ),
+    "inbox_url": (re.compile(r"(https?://\S+)?"), "an address"),
+    "alarm_email": (re.compile(r"([^\s@]{1,64}@[^\s@.]{1,63}(\.[^\s@.]{1,63}){1,8})?"), "an e-mail address"),
 }
 
 
 def _check_texts(settings: Settings):
     "Raise ValueError that names a text which has not the form of its kind."
-    for name, (pattern, words) in _FORMS.items():
-        if not re.fullmatch(pattern, value := getattr(settings, name), re.ASCII):
+    for name, (form, words) in _FORMS.items():
+        if not form.fullmatch(value := getattr(settings, name)):
             raise ValueError(f"{name} must be {words}, not {value!r}")
     if not settings.instance_types:
         raise ValueError("instance_types must name at least one instance type, such as ml.t2.medium")

@@ -75,8 +75,13 @@ def _paths(nodes) -> list[str]:
     return [*found, done]
 
 
+MEMBERS = {r"\p{Nd}": "٣", r"\p{Cf}": "\u200b", r"\p{Pd}": "–", r"\p{Z}": "\u00a0"}  # the page's classes
+
+
 def pieces(pattern: str) -> list[str]:
     "Return the texts that an expression is made of, and a few that fit none."
+    for written, member in MEMBERS.items():
+        pattern = pattern.replace(written, member)  # Python's parser knows no such classes
     found = dict.fromkeys([" ", "a", "0", "!", "\n", *_paths(parser.parse(pattern))])
     found |= dict.fromkeys(char for text in list(found) for char in text)
     return sorted(filter(None, found), key=len)

@@ -202,18 +202,15 @@ def sns(url: str) -> Sns:
 def test_a_provider_that_takes_its_time_gets_no_more_than_ours(monkeypatch, behaviour, make):
     monkeypatch.setattr(notifications, "MESSAGE_SECONDS", 0.6)
     with slow_server(SLOW[behaviour]) as url:
-        sender, begun = make(url), time.monotonic()
+        sent = ThreadPoolExecutor(1).submit(deliver, make(url), ADA, Notice("ready", "0f3c5a7e9b1d"))
         with pytest.raises(NotSent, match=r"no answer|[Tt]ime"):
-            deliver(sender, ADA, Notice("ready", "0f3c5a7e9b1d"))
-        assert time.monotonic() - begun < 2
+            sent.result(timeout=2)
 
 
 @pytest.mark.parametrize("behaviour", SLOW)
 def test_a_quota_that_drips_holds_no_start(behaviour):
     with slow_server(SLOW[behaviour]) as url:
-        begun = time.monotonic()
-        assert Textbelt(url, "key").quota() is None
-        assert time.monotonic() - begun < 4
+        assert ThreadPoolExecutor(1).submit(Textbelt(url, "key").quota).result(timeout=4) is None
 
 
 FUNCTIONS = ("NotificationAndShutdownScheduler", "ReconcileModelService")
