@@ -62,7 +62,7 @@ class AwsError(Exception):
 JSON = "application/x-amz-json-1.1"  # what SageMaker's and Glue's control planes speak
 
 # %% ../../nbs/08e_local_records.ipynb #f3b5943c
-_TOKEN = "page-after-"
+_PREFIX = "page-after-"
 
 
 def page(
@@ -73,9 +73,9 @@ def page(
     "Cut one page out of `entries`. Raises AwsError for a token that no page gave."
     token, start = params.get("NextToken"), 0
     if token is not None:
-        number = token.removeprefix(_TOKEN)
-        if not (token.startswith(_TOKEN) and number.isascii() and number.isdigit() and len(number) < 10):
+        number = token.removeprefix(_PREFIX)
+        if not (token.startswith(_PREFIX) and number.isascii() and number.isdigit() and len(number) < 10):
             raise AwsError("ValidationException", "Invalid NextToken")
         start = int(number)
     end = start + min(params.get("MaxResults") or 10, limit)
-    return entries[start:end], {"NextToken": f"{_TOKEN}{end}"} if end < len(entries) else {}
+    return entries[start:end], {"NextToken": f"{_PREFIX}{end}"} if end < len(entries) else {}
