@@ -4,10 +4,12 @@ import functools
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from sentiment_engine import etl
 from sentiment_engine.local.aws import direct_hosts, stray_variables
 from sentiment_engine.local.cloud import LocalCloud
 
@@ -51,3 +53,20 @@ def cloud(tmp_path_factory) -> Iterator[TestCloud]:
     "A local cloud of this test session, on free ports and in a folder of its own."
     with TestCloud(tmp_path_factory.mktemp("local-cloud"), port=0, site_port=0) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def spark_classes(tmp_path_factory) -> Path:
+    "A folder on the class path of `spark`."
+    return tmp_path_factory.mktemp("classes")
+
+
+@pytest.fixture(scope="session")
+def spark(spark_classes):
+    "The one Spark of this test session: its class path is that of the first Java machine of the process."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(etl.ONE_MACHINE, "spark.driver.extraClassPath", str(spark_classes))
+        session = etl.start_spark("tests")
+    session.conf.set("spark.sql.shuffle.partitions", "3")  # small data, less to wait for
+    yield session
+    session.stop()

@@ -15,7 +15,7 @@ from tiny_model import write_tiny_model
 
 from sentiment_engine import etl, inference, language, near_repeats
 from sentiment_engine.cleaning import BLANK, INVISIBLE, MAX_CHARACTERS, clean, trace
-from sentiment_engine.etl import judge, parse, start_spark
+from sentiment_engine.etl import judge, parse
 from sentiment_engine.released import read_texts, released_folder
 from sentiment_engine.training_job import read_reviews
 
@@ -132,13 +132,6 @@ def generated() -> list[str]:
 
     collect()
     return found
-
-
-@pytest.fixture(scope="module")
-def spark():
-    session = start_spark("tests")
-    yield session
-    session.stop()
 
 
 def test_spark_cleans_as_python_does(spark, generated):

@@ -32,7 +32,6 @@ from sentiment_engine.etl import (
     clean_reviews,
     package_zip,
     run_glue_job,
-    start_spark,
     transform,
     upload_job,
 )
@@ -68,23 +67,6 @@ def line(text: str, rating: float = 5.0, **more) -> str:
 def good_lines(count: int = 300) -> list[str]:
     "Write raw reviews that are all different and half of them negative."
     return [line(f"review number {i}", rating=1 + i % 5 if i % 2 else 5, timestamp=10**12 + i) for i in range(count)]
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory) -> Path:
-    "A folder on Spark's class path."
-    return tmp_path_factory.mktemp("classes")
-
-
-@pytest.fixture(scope="module")
-def spark(classes):
-    "One Spark for all tests of this file."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(etl.ONE_MACHINE, "spark.driver.extraClassPath", str(classes))
-        session = start_spark("tests")
-    session.conf.set("spark.sql.shuffle.partitions", "3")  # small data, less to wait for
-    yield session
-    session.stop()
 
 
 def in_order(reviews) -> list[dict]:
@@ -316,9 +298,9 @@ def test_no_text_is_on_two_sides_whatever_the_order(spark, lines, random, rules)
 
 
 @pytest.fixture(scope="module")
-def store(spark, classes) -> ObjectStore:
+def store(spark, spark_classes) -> ObjectStore:
     "What every s3:// address of these tests means."
-    return ObjectStore(spark, classes)
+    return ObjectStore(spark, spark_classes)
 
 
 ANCIENT = "20200101T000000-0123abcd"  # a run

@@ -100,7 +100,7 @@ def test_what_is_being_answered_when_an_endpoint_is_deleted_is_answered(cloud, s
     deploy(cloud, "unhurried", SLOW)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(predict, cloud, "unhurried", "slow")
-        until((cloud.state / "endpoints/unhurried/begun").exists)
+        until((cloud.state / "endpoints/unhurried/AllTraffic/begun").exists)
         sagemaker.delete_endpoint(EndpointName="unhurried")
         assert asked.result(120) == '"answered"'
 
@@ -199,7 +199,7 @@ def test_an_endpoint_in_creation_cannot_be_deleted(cloud, sagemaker):
     runtime = cloud.client("sagemaker-runtime")
     code, message = error(runtime.invoke_endpoint, EndpointName="slow", Body=b"{}")
     assert (code, message) == ("ValidationError", "Endpoint slow of account 000000000000 not found.")
-    folder = cloud.state / "endpoints/slow"
+    folder = cloud.state / "endpoints/slow/AllTraffic"
     until((folder / "port").exists)
     (folder / "go").touch()
     assert settled(cloud, "slow")["EndpointStatus"] == "InService"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
 from sentiment_engine import etl
-from sentiment_engine.etl import REASONS, clean_reviews, start_spark, transform
+from sentiment_engine.etl import REASONS, clean_reviews, transform
 from sentiment_engine.exploration import count_reviews, newest_reviews, open_newest
 from sentiment_engine.quality import Expectations, QualityError
 from sentiment_engine.released import read_texts
@@ -120,14 +120,6 @@ FINE = [  # a line, and what it says
 ]
 LINES = [odd for lines in ODD.values() for odd in lines] + [good for good, _ in FINE]
 WANTED = Counter({reason: len(lines) for reason, lines in ODD.items()})
-
-
-@pytest.fixture(scope="module")
-def spark():
-    session = start_spark("odd")
-    session.conf.set("spark.sql.shuffle.partitions", "2")
-    yield session
-    session.stop()
 
 
 def put(root: Path, files: dict[str, bytes]) -> str:
