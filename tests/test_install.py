@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -188,6 +189,26 @@ def test_workflows_use_actions_by_commit_and_say_which_version_that_is(workflow)
     assert used
     for action in used:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+
+
+def workflow_job(name: str) -> dict:
+    (job,) = yaml.safe_load((ROOT / ".github/workflows" / name).read_text())["jobs"].values()
+    return job
+
+
+def test_every_python_and_system_that_is_promised_is_tested():
+    tried = workflow_job("ci.yml")["strategy"]["matrix"]["include"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    promised = re.search(r"Python (3\.\d+)\S* or later, up to (3\.\d+), and `make` on Linux or macOS", readme)
+    first, last = (int(version.split(".")[1]) for version in promised.groups())
+    assert {case["python"] for case in tried} == {f"3.{minor}" for minor in range(first, last + 1)}
+    assert {case["system"] for case in tried} == {"ubuntu-latest", "macos-latest"}
+
+
+def test_what_is_too_long_for_every_change_runs_every_week():
+    targets = workflow_job("weekly.yml")["strategy"]["matrix"]["target"]
+    assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"test-slow", "rehearsal", "mutants", "container-test", "lighthouse", "audit"} <= set(targets)
 
 
 @pytest.mark.parametrize(("package", "fixed"), [("pyspark", "3.5.7"), ("jupyterlab", "4.6.2")])

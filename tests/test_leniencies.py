@@ -144,7 +144,11 @@ SEEN = [
     (of_training, {*OF_PROCESSES, *ENVIRONMENT["training"]}, set(ENVIRONMENT["kept"])),
     (of_endpoint, {*ENVIRONMENT["processes"], *ENVIRONMENT["endpoints"]}, set(SEEN_BY_ARTIFACTS)),
     (of_glue, {*OF_PROCESSES, *ENVIRONMENT["glue"]}, set(ENVIRONMENT["kept"])),
-    (of_lambda, {*ENVIRONMENT["everywhere"], *ENVIRONMENT["emulator"], *ENVIRONMENT["lambda"]}, set(os.environ)),
+    (
+        of_lambda,
+        {*ENVIRONMENT["everywhere"], *ENVIRONMENT["emulator"], *ENVIRONMENT["lambda"]},
+        os.environ.keys(),
+    ),  # as they are then
 ]
 
 

@@ -239,7 +239,7 @@ def test_messages_of_textbelt_and_sns_are_in_the_inbox(cloud):
     assert textbelt(cloud, phone="+15005550006", message="only a test", key="k_test")["success"]
     cloud.client("sns").publish(PhoneNumber="+15005550007", Message="By SNS")
     shown = json.load(urlopen(f"{cloud.inbox_url}.json", timeout=60))
-    assert [(m["to"], m["text"], m["provider"]) for m in shown] == [
+    assert [(m["to"], m["text"], m["provider"]) for m in shown[:2]] == [  # the newest; other tests send, too
         ("+15005550007", "By SNS", "sns"),
         ("+15005550006", "Hi <b>Ada</b> & Bob", "textbelt"),
     ]

@@ -103,13 +103,14 @@ def test_packed_bodies_count_with_what_they_hold(server):
     body = gzip.compress(json.dumps({"inputs": ["\U0001f600" * LIMIT] * 50}, ensure_ascii=False).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     with watched(server) as peak, ThreadPoolExecutor(30) as pool:
-        asked = [
-            pool.submit(httpx.post, f"{server.url}/invocations", content=body, headers=headers, timeout=120)
-            for _ in range(30)
-        ]
-        statuses = [each.result(timeout=60).status_code for each in asked]
+        for _ in range(3):  # what one wave frees serves the next
+            asked = [
+                pool.submit(httpx.post, f"{server.url}/invocations", content=body, headers=headers, timeout=120)
+                for _ in range(30)
+            ]
+            statuses = [each.result(timeout=60).status_code for each in asked]
+            assert set(statuses) <= {200, 429} and 200 in statuses
     assert peak[0] < ALLOWED, f"{peak[0] / 2**20:.0f} MB"
-    assert set(statuses) <= {200, 429} and 200 in statuses
     assert server.ask("good").status_code == 200
 
 
