@@ -349,6 +349,23 @@ def test_a_signature_is_for_one_request(cloud, what):
     assert status in (400, 403) and b"TableNames" not in answer and b"__type" in answer
 
 
+def test_a_key_that_is_claimed_where_none_is_needed_is_checked(cloud, api):
+    scope = f"{keys_of(cloud).access_key}/{datetime.now(UTC):%Y%m%d}/us-east-1/sagemaker/aws4_request"
+    forged = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host;x-amz-date;x-amz-target, Signature={'0' * 64}"
+    names = {"X-Amz-Target": "SageMaker.ListModels", "X-Amz-Date": f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"}
+    query = {"X-Amz-Algorithm": "AWS4-HMAC-SHA256", "X-Amz-Credential": scope, "X-Amz-Date": names["X-Amz-Date"]}
+    query |= {"X-Amz-Expires": "60", "X-Amz-SignedHeaders": "host;x-amz-target", "X-Amz-Signature": "0" * 64}
+    free = [("POST", f"{api}/x"), ("PUT", f"{cloud.url}/_ministack/cfn-response/x"), ("POST", f"{cloud.url}/")]
+    free += [("POST", f"{cloud.url}/restapis/a/b/_user_request_/c"), ("OPTIONS", f"{api}/x")]
+    for method, url in free:
+        for more, headers in (("", names | {"Authorization": forged}), (f"?{urlencode(query)}", names)):
+            status, _, answer = send(url + more, method, b"{}", headers)
+            assert status in (400, 403) and b"Models" not in answer, (method, url)
+    exchange = b"Action=AssumeRoleWithWebIdentity&Version=2011-06-15"
+    status, _, answer = send(f"{cloud.url}/", "POST", exchange, {"Content-Type": FORM, "Authorization": forged})
+    assert status in (400, 403) and b"sagemaker" not in answer.lower()
+
+
 def test_a_signature_is_for_one_path_query_and_method(cloud):
     headers = signed(cloud)
     for method, path in (("PUT", "/"), ("POST", "/x"), ("POST", "/?a=b"), ("POST", "/?X-Amz-Signature=1")):

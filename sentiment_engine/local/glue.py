@@ -24,7 +24,7 @@ from . import glue_options
 from .api import Api
 from .aws import Aws, LogStream, split_uri
 from .processes import Child, child_environment
-from .records import JSON, AwsError, Records, page
+from .records import JSON, AwsError, Records, page, read_object
 
 # %% ../../nbs/08b_local_glue.ipynb #9fbdb282
 GLUES_OWN = {
@@ -294,7 +294,7 @@ class GlueRuns:
         "Answer one HTTP request about runs."
         operation = headers["x-amz-target"].rpartition(".")[2]
         try:
-            params = json.loads(body or b"{}")
+            params = read_object(body)
             self.api.check(operation, params)
             answer = await run(getattr(self, f"_{operation}"), params)
             return 200, {"content-type": JSON}, json.dumps(answer).encode()
@@ -302,8 +302,6 @@ class GlueRuns:
             if e.code == "ValidationException":
                 e.code = "InvalidInputException"  # Glue's name for it
             return e.to_response()
-        except ValueError:
-            return AwsError("SerializationException", "The body of the request is not JSON.").to_response()
 
 
 _ACTIVE = ("STARTING", "RUNNING", "STOPPING")

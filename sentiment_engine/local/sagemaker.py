@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'CONFIG', 'ENDPOINT', 'JOB', 'KINDS', 'OPERATIONS', 'RESTARTS', 'NO_ACCESS', 'Kind', 'missing', 'duplicate',
-           'Catalogue', 'summaries', 'event_of', 'model_error', 'SageMaker', 'not_here', 'runtime_call']
+           'in_progress', 'Catalogue', 'summaries', 'event_of', 'model_error', 'SageMaker', 'not_here', 'model_faults',
+           'config_faults', 'runtime_call']
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #10b83547
 import json
@@ -12,7 +13,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from .api import Api
 from .aws import ACCOUNT, REGION, Aws, LogStream, split_uri
 from .capture import Capture, Invocation, capture_summary
 from .hosting import Fleet, ModelServer
-from .records import JSON, AwsError, Records, page
+from .records import JSON, AwsError, Records, page, read_object
 from .training import TrainingRun
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #8e343720
@@ -62,6 +63,11 @@ def duplicate(kind: Kind, name: str) -> AwsError:
         text = "Training job names must be unique within an AWS account and region, and a training job with this name"
         return AwsError("ResourceInUse", f"{text} already exists ({kind.arn_of(name)})")
     return AwsError("ValidationException", f'Cannot create already existing {kind.words} "{kind.arn_of(name)}".')
+
+
+def in_progress(name: str) -> AwsError:
+    "Return AWS's error for an endpoint that is being created, updated or deleted."
+    return AwsError("ValidationException", f'Cannot update in-progress endpoint "{ENDPOINT.arn_of(name)}".')
 
 # %% ../../nbs/08a_local_sagemaker.ipynb #3a617285
 class Catalogue:
@@ -303,6 +309,50 @@ def _delete_tags(self: SageMaker, params: dict) -> dict:
 SageMaker.tags, SageMaker._AddTags = _tags, _add_tags
 SageMaker._ListTags, SageMaker._DeleteTags = _list_tags, _delete_tags
 
+# %% ../../nbs/08a_local_sagemaker.ipynb #0bb5d7ee
+def model_faults(params: dict) -> Iterator[str]:  # params: of CreateModel
+    "Yield what is wrong about the containers of a model."
+    containers = [each for each in (params.get("PrimaryContainer"), *(params.get("Containers") or [])) if each]
+    if not containers or (params.get("PrimaryContainer") and params.get("Containers")):
+        yield "A model has either a PrimaryContainer or Containers."
+    if not all(each.get("Image") or each.get("ModelPackageName") for each in containers):
+        yield "A container needs an Image or a ModelPackageName."
+
+
+def config_faults(params: dict) -> Iterator[str]:  # params: of CreateEndpointConfig
+    "Yield what is wrong about the variants of an endpoint config."
+    variants = params["ProductionVariants"]
+    if len({variant["VariantName"] for variant in variants}) < len(variants):
+        yield "Each production variant needs a name of its own."
+    for variant in variants:
+        yield from _variant_faults(variant)
+    if any(variant.get("ServerlessConfig") for variant in variants):
+        capture = (params.get("DataCaptureConfig") or {}).get("EnableCapture")
+        if capture or len(variants) > 1 or params.get("VpcConfig") or params.get("EnableNetworkIsolation"):
+            yield "A serverless endpoint has one variant, no data capture and no network of its own."
+
+# %% ../../nbs/08a_local_sagemaker.ipynb #80def3e1
+def _variant_faults(variant: dict) -> Iterator[str]:
+    "Yield what is wrong about one production variant."
+    machine = variant.get("InstanceType") or variant.get("InstancePools")
+    count = variant.get("InitialInstanceCount")
+    if not (size := variant.get("ServerlessConfig")):
+        if not machine or not (count or variant.get("ManagedInstanceScaling")):
+            yield "A production variant needs an InstanceType and an InitialInstanceCount, or a ServerlessConfig."
+        return
+    if machine or count is not None:
+        yield "A production variant has either instances or a ServerlessConfig."
+    if size["MemorySizeInMB"] % 1024:
+        yield "MemorySizeInMB must be 1024, 2048, 3072, 4096, 5120 or 6144."
+    if size.get("ProvisionedConcurrency", 0) > size["MaxConcurrency"]:
+        yield "ProvisionedConcurrency must not be above MaxConcurrency."
+
+
+def _refuse(faults: Iterator[str]):
+    "Raise AwsError for the first fault, if there is one."
+    if fault := next(faults, None):
+        raise AwsError("ValidationException", fault)
+
 # %% ../../nbs/08a_local_sagemaker.ipynb #e0ea193c
 RESTARTS = 3
 NO_ACCESS = (
@@ -313,7 +363,8 @@ NO_ACCESS = (
 
 
 def _create_model(self: SageMaker, params: dict) -> dict:
-    containers = [c for c in (params.get("PrimaryContainer"), *params.get("Containers", [])) if c]
+    containers = [c for c in (params.get("PrimaryContainer"), *(params.get("Containers") or [])) if c]
+    _refuse(model_faults(params))
     for uri in (c["ModelDataUrl"] for c in containers if self.checks_access and c.get("ModelDataUrl")):
         try:
             bucket, key = split_uri(uri)
@@ -325,9 +376,7 @@ def _create_model(self: SageMaker, params: dict) -> dict:
 
 
 def _create_config(self: SageMaker, params: dict) -> dict:
-    names = [variant["VariantName"] for variant in params["ProductionVariants"]]
-    if len(set(names)) < len(names):
-        raise AwsError("ValidationException", "Each production variant needs a name of its own.")
+    _refuse(config_faults(params))
     for variant in params["ProductionVariants"]:
         self.catalogue.find(MODEL, variant.get("ModelName", ""))
     return {"EndpointConfigArn": self.create(CONFIG, params)["EndpointConfigArn"]}
@@ -514,9 +563,8 @@ def _delete_endpoint(self: SageMaker, params: dict) -> dict:
     name = params["EndpointName"]
     with self.catalogue.records.lock:
         endpoint = self.catalogue.find(ENDPOINT, name)
-        if endpoint["EndpointStatus"] in ("Creating", "Deleting"):
-            arn = ENDPOINT.arn_of(name)
-            raise AwsError("ValidationException", f'Cannot update in-progress endpoint "{arn}".')
+        if endpoint["EndpointStatus"] in ("Creating", "Deleting") or "PendingDeploymentSummary" in endpoint:
+            raise in_progress(name)
         self.enter(name, "Deleting")
     threading.Thread(target=_finish_deletion, args=(self, name), daemon=True).start()
     return {}
@@ -542,14 +590,12 @@ def _update_endpoint(self: SageMaker, params: dict) -> dict:
     with self.catalogue.records.lock:
         endpoint = self.catalogue.find(ENDPOINT, name)
         update = {"EndpointConfigName": config, "ProductionVariants": self.variants(config)}
-        if endpoint["EndpointStatus"] not in ("InService", "Failed"):
-            raise AwsError("ValidationException", f'Cannot update in-progress endpoint "{endpoint["EndpointArn"]}".')
-        in_service = endpoint["EndpointStatus"] == "InService"
-        pending = {"PendingDeploymentSummary": update | {"StartTime": time.time()}}
-        self.enter(name, "Updating", **(pending if in_service else update | {"FailureReason": None}))
-    if not in_service:
-        _remove_files(self, name)
-    self.host(name, update=update if in_service else None)
+        if endpoint["EndpointStatus"] == "Failed":
+            raise AwsError("ValidationException", f'Cannot update failed endpoint "{endpoint["EndpointArn"]}".')
+        if endpoint["EndpointStatus"] != "InService":
+            raise in_progress(name)
+        self.enter(name, "Updating", PendingDeploymentSummary=update | {"StartTime": time.time()})
+    self.host(name, update=update)
     return {"EndpointArn": endpoint["EndpointArn"]}
 
 
@@ -723,15 +769,11 @@ async def _handle(
             if operation == "InvokeEndpoint":
                 return await self.invoke(name, headers, body)
             raise not_here(operation if name else f"path {path}")
-        params = json.loads(body or b"{}")
-        if not isinstance(params, dict):
-            raise ValueError("parameters have names")
-        answer = await run(self.call, headers["x-amz-target"].rpartition(".")[2], params)
+        operation = headers["x-amz-target"].removeprefix("SageMaker.")
+        answer = await run(self.call, operation, read_object(body))
         return 200, {"content-type": JSON}, json.dumps(answer).encode()
     except AwsError as e:
         return e.to_response()
-    except ValueError:
-        return AwsError("SerializationException", "The body of the request is not JSON.").to_response()
 
 
 SageMaker.handle = _handle
