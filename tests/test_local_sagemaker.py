@@ -9,6 +9,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from local_models import ROLE, archive, bucket, deploy, predict, register, settled, until
 
+from sentiment_engine.api import BODY_LIMIT
 from sentiment_engine.local.aws import isolated_session, read_keys
 from sentiment_engine.local.sagemaker import OPERATIONS
 
@@ -420,6 +421,23 @@ def test_the_sdks_model_trainer_trains_and_shows_the_log(cloud, tmp_path):
     assert "ARTIFACT s3://test-sdk/models/sdk-" in output
 
 
+ECHO = """
+def model_fn(folder): pass
+def input_fn(body, kind): return len(body)
+def predict_fn(size, model): return "x" * (size + 1)
+def output_fn(text, kind): return text
+"""
+
+
+def test_a_request_and_an_answer_have_25_mb_at_most(cloud):
+    deploy(cloud, "echo", ECHO)
+    ask = partial(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="echo")
+    most = 25 * 2**20
+    assert len(ask(Body=b"x" * (most - 1))["Body"].read()) == most
+    assert error(ask, Body=b"x" * most)[0] == "ModelError"  # its answer is too large
+    assert error(ask, Body=b"x" * (most + 1))[0] == "ValidationError"
+
+
 # What is not served, and what does not exist --------------------------------------------------------------------------
 
 
@@ -570,7 +588,6 @@ WRONG_CONFIGS = {
     "two serverless variants": ([{"ServerlessConfig": SIZE}] * 2, {}),
     "one of each": ([{"ServerlessConfig": SIZE}, MACHINE], {}),
     "serverless capture": ([{"ServerlessConfig": SIZE}], {"DataCaptureConfig": CAPTURE}),
-    "a serverless network": ([{"ServerlessConfig": SIZE}], {"EnableNetworkIsolation": True}),
 }
 
 
@@ -658,6 +675,9 @@ def test_a_serverless_variant_is_described_by_its_size(cloud, sagemaker):
     sagemaker.create_endpoint(EndpointName="serverless", EndpointConfigName="serverless")
     (told,) = settled(cloud, "serverless")["ProductionVariants"]
     assert told["CurrentServerlessConfig"] == size and "CurrentInstanceCount" not in told
+    ask = partial(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="serverless")
+    assert ask(Body=b"x" * BODY_LIMIT)["Body"].read() == b"serverless"  # what our own API passes on
+    assert error(ask, Body=b"x" * (4 * 2**20 + 1))[0] == "ValidationError"
     sagemaker.delete_endpoint(EndpointName="serverless")
 
 
