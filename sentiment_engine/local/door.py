@@ -284,6 +284,10 @@ async def _refusal(self: Door, request: Request, body: bytes) -> tuple[int, dict
     if not (failure := await of_size if of_size else check(request, body, self.root)):
         return None
     service = app.detect_service(request.method, request.path, request.headers, request.query)
+    if not request.signed:  # so nothing names the service, but the request shows how it speaks
+        kind = request.headers.get("content-type", "")
+        service = "sts" if kind.startswith("application/x-www-form-urlencoded") else service
+        service = "ssm" if "x-amz-target" in request.headers or "json" in kind else service
     return app._credential_failure(service, "", str(uuid.uuid4()), failure, request.headers)
 
 
