@@ -57,16 +57,21 @@ class Stage:
 def _enter(self: Stage, uri: str) -> str:  # the path, with a slash at its end if the address has one
     "Fetch what `uri` names, and return where it is. Raises ValueError for a key that would leave the folder."
     bucket, key = split_uri(uri)
-    path = self.places[uri] = self.folder / bucket / key
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = self.places[uri] = self._place(bucket, key)
     for found in self._keys(bucket, key):
-        target = self.folder / bucket / found
-        if not target.resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"the key {found!r} points out of the folder it is copied to")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._place(bucket, found)
         self.s3.download_file(bucket, found, str(target))
         self.before[target] = _stamp(target)
     return f"{path}/" if uri.endswith("/") else str(path)
+
+
+def _place(self: Stage, bucket: str, key: str) -> Path:
+    "Return where a key goes, and make the folder for it. Raises ValueError if that is elsewhere."
+    place = self.folder / bucket / key
+    if not place.resolve().is_relative_to(self.folder.resolve()):
+        raise ValueError(f"the key {key!r} points out of the folder it is copied to")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _keys(self: Stage, bucket: str, key: str) -> list[str]:
@@ -78,7 +83,7 @@ def _keys(self: Stage, bucket: str, key: str) -> list[str]:
 
 
 Stage.enter = _enter
-Stage._keys = _keys
+Stage._place, Stage._keys = _place, _keys
 
 # %% ../../nbs/08b_local_glue.ipynb #62701ae9
 def _leave(self: Stage) -> tuple[int, int]:  # objects written, objects deleted

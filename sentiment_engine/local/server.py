@@ -597,6 +597,8 @@ def open_socket(
     option: str,  # by which to choose another; empty: if the port is taken, a free one is as good
 ) -> socket.socket:
     "Listen on 127.0.0.1. Raises OSError, with what to do, if the port cannot be had."
+    if not 0 <= port < 2**16:
+        raise OSError(f"port {port} is none: choose one from 1 to {2**16 - 1} with {option}")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # TCP named: no 40 ms delays
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
