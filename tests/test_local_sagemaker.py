@@ -520,6 +520,33 @@ def test_a_request_that_makes_no_sense_is_no_call(cloud, service, operation, giv
         assert error(getattr(client, operation), **given)[0] == "SerializationException", body[0][:20]
 
 
+NAMED = {
+    "create_model": {"ModelName": "null", "PrimaryContainer": {"Image": "a"}},
+    "create_endpoint_config": {"EndpointConfigName": "null"},
+    "list_models": {},
+    "list_endpoints": {},
+    "list_training_jobs": {},
+}
+NAMED["create_endpoint_config"]["ProductionVariants"] = [
+    {"VariantName": "v", "ModelName": "shared", "ServerlessConfig": {"MemorySizeInMB": 1024, "MaxConcurrency": 1}}
+]
+
+
+@pytest.mark.parametrize("operation", NAMED)
+def test_null_is_nothing(cloud, endpoint, operation):
+    client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url)
+    shape = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[operation]).input_shape
+
+    def replace(request, **_):
+        given = json.loads(request.data)
+        for variant in given.get("ProductionVariants", []):
+            variant["ServerlessConfig"]["ProvisionedConcurrency"] = variant["InstanceType"] = None
+        request.data = json.dumps(dict.fromkeys(shape.members) | given).encode()
+
+    client.meta.events.register("before-sign", replace)
+    assert getattr(client, operation)(**NAMED[operation])["ResponseMetadata"]["HTTPStatusCode"] == 200
+
+
 def test_an_operation_has_its_services_name_before_it(cloud):
     client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url)
 

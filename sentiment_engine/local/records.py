@@ -80,10 +80,17 @@ def read_json(body: bytes) -> object | None:  # None: it is not JSON
 
 
 def read_object(body: bytes) -> dict:
-    "Read the parameters of a call; an empty body holds none. Raises AwsError if it is no JSON object."
+    "Read the parameters of a call; an empty body holds none, nor does null. Raises AwsError if it is no JSON object."
     if not isinstance(found := read_json(body or b"{}"), dict):
         raise AwsError("SerializationException", "The body of the request is not a JSON object.")
-    return found
+    return _given(found)
+
+
+def _given(value: object) -> object:
+    "Leave out members that are null: AWS takes them for missing."
+    if isinstance(value, list):
+        return [_given(each) for each in value]
+    return {k: _given(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 # %% ../../nbs/08e_local_records.ipynb #f3b5943c
 _PREFIX = "page-after-"
