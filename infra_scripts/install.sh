@@ -3,6 +3,9 @@
 # A folder that was begun and not finished, copied from another checkout, or moved is made again: its programs and its
 # link to this package hold absolute paths.
 set -eu
+unset CDPATH # it would send cd elsewhere
+# What a shell sets for other Pythons and other uses of pip leads packages elsewhere, or passes for an installed one.
+unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_DEPS PIP_REQUIRE_HASHES PIP_DRY_RUN PIP_CONSTRAINT
 cd "$(dirname "$0")/.."
 here=$(pwd -P)
 venv=.venv
@@ -51,7 +54,7 @@ ready && exit 0
 [ -w . ] || give_up "this folder cannot be written to: $here"
 echo "Installing into $venv (about 270 packages, 3 GB; three minutes with a warm cache)"
 usable || make_environment
-pip() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
+pip() { "$venv/bin/python" -m pip install -qq --no-user --disable-pip-version-check "$@"; }
 # What runs in the functions comes first, and only with the hashes that are written down.
 pip --no-deps --require-hashes -r lambdas/requirements.txt && pip -c constraints.txt -e ".[etl,train,local,dev]" ||
     give_up "pip could not install the packages; its words are above. Run the same command again to go on."

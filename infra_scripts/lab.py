@@ -5,10 +5,24 @@ A cloud that runs already, such as that of a demo, is used and goes on afterward
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
-from deploy import FAILURES, ROOT, add_ports, explain, local_cloud
+from deploy import FAILURES, ROOT, add_ports, explain, local_cloud, stop_on_signals
+
+
+def open_lab(command: Sequence[str]) -> int:  # exit status
+    "Run JupyterLab until it ends. If this program is interrupted, JupyterLab ends its kernels first."
+    # Ctrl-C comes here only: JupyterLab would ask whether it is meant, and one signal after another confuses it.
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, process_group=0) as lab:
+        try:
+            return lab.wait()
+        except KeyboardInterrupt:
+            lab.terminate()
+            lab.wait(30)
+            raise
 
 
 def main():
@@ -18,10 +32,12 @@ def main():
     if os.geteuid() == 0:
         words.append("--allow-root")  # as in most containers: it listens on this machine only, and asks for its token
     command = [sys.executable, "-m", "jupyterlab", str(ROOT / "nbs/index.ipynb"), *words]
+    stop_on_signals()
+    signal.signal(signal.SIGHUP, signal.default_int_handler)  # the terminal is closed
     try:
         with local_cloud(ports=options) as cloud:
             print(f"the local cloud is at {cloud.url}, the page at {cloud.site_url}", flush=True)
-            sys.exit(subprocess.run(command, cwd=ROOT).returncode)
+            sys.exit(open_lab(command))
     except FAILURES as e:
         sys.exit(f"lab: {explain(e)}")
     except KeyboardInterrupt:

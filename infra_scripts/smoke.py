@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import httpx
-from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud
+from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
@@ -207,6 +207,7 @@ def main():
     add_options(parser)
     add_ports(parser)
     options = parser.parse_args()
+    stop_on_signals()
     try:
         with local_cloud(ports=options) as cloud:
             visit = local_visit(cloud, deployed_api(cloud, options))

@@ -58,7 +58,7 @@ def answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> 
     return {"statusCode": status, "headers": usual | dict(headers or {}), "body": json.dumps(body)}
 
 # %% ../nbs/05d_api.ipynb #e56c29e5
-BODY_LIMIT = 5_000_000  # bytes; SageMaker and Lambda take 6 MB
+BODY_LIMIT = 4_000_000  # bytes; a serverless endpoint takes 4 MB, Lambda 6 MB
 START_LIMIT = 10_000  # bytes of a request that only holds a name and an address
 
 

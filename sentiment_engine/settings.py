@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from urllib.parse import urlsplit
 
 import boto3
 
@@ -68,11 +69,24 @@ class Settings:
 def _normal(settings: Settings) -> dict[str, object]:  # by field
     "Return the fields whose value has more than one spelling, each in its usual one."
     texts = {f.name: getattr(settings, f.name).strip() for f in fields(Settings) if f.type is str}
-    addresses = {name: texts[name].rstrip("/") for name in ("textbelt_url", "site_origin")}
+    addresses = {"textbelt_url": texts["textbelt_url"].rstrip("/"), "site_origin": _origin(texts["site_origin"])}
     words = {name: texts[name].lower() for name in ("endpoint", "sms_provider")}
     countries = dict.fromkeys(code.upper() for code in settings.sms_countries)
     types = dict.fromkeys(name.lower() for name in settings.instance_types)
     return texts | addresses | words | {"sms_countries": tuple(countries), "instance_types": tuple(types)}
+
+
+def _origin(address: str) -> str:
+    "Write an origin as browsers do; what is none stays as it is, and is refused for its form."
+    try:
+        parts = urlsplit(address)
+        host = (parts.hostname or "").lower()
+        host = host if host.isascii() else host.encode("idna").decode()
+        port = "" if parts.port in (None, {"http": 80, "https": 443}.get(parts.scheme)) else f":{parts.port}"
+    except ValueError as e:
+        raise ValueError(f"site_origin must be an address without a path, not {address!r}: {e}") from None
+    more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    return address if not host or more else f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
 # %% ../nbs/00_settings.ipynb #93dcadc8
 _MAY_BE_0 = {
@@ -80,6 +94,7 @@ _MAY_BE_0 = {
     "address_cooldown_seconds": 86_400,
     "capture_percent": 100,
 }  # and the most
+_MOST = 10_000_000  # of all others: so many minutes from now there are still dates
 
 
 def _check_numbers(settings: Settings):
@@ -88,12 +103,12 @@ def _check_numbers(settings: Settings):
         if field.type not in (int, float):
             continue
         value, most = getattr(settings, field.name), _MAY_BE_0.get(field.name)
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             raise ValueError(f"{field.name} must be a number, not {value}")
         if most is not None and not 0 <= value <= most:
             raise ValueError(f"{field.name} must be between 0 and {most:,}, not {value}")
-        if most is None and value <= 0:
-            raise ValueError(f"{field.name} must be above 0, not {value}")
+        if most is None and not 0 < value <= _MOST:
+            raise ValueError(f"{field.name} must be above 0, and {_MOST:,} at most, not {value}")
     if settings.creating_minutes >= settings.max_run_minutes:
         raise ValueError("creating_minutes must be below max_run_minutes, else a run may end before it can serve")
     if settings.serverless_memory_mb not in range(1024, 6145, 1024):
@@ -107,7 +122,7 @@ _FORMS = {  # field: (form, in words)
     "sms_provider": (re.compile("textbelt|sns"), "textbelt or sns"),
     "textbelt_url": (re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?"), "an address, such as https://textbelt.com"),
     "site_origin": (
-        re.compile(r"(https?://[^\s/?#@]+)?"),
+        re.compile(r"(https?://(([a-z0-9_-]{1,63}\.){0,9}[a-z0-9_-]{1,63}|\[[0-9a-f:.]{2,45}\])(:\d{1,5})?)?"),
         "an address without a path, such as https://reviews.example.com",
     ),
     "inbox_url": (re.compile(r"(https?://\S+)?"), "an address"),

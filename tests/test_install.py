@@ -28,6 +28,7 @@ REQUIREMENTS = [
 FAKE = """#!/bin/sh
 here=$(dirname "$0")
 echo "$0 $*" >>"$LOG"
+env | grep -E '^(PIP_|PYTHON[A-Z])' >>"$LOG"
 case "$1 $2" in
 "-c "*) exec {real} -c "import sys; sys.version_info = {version}
 $2" ;;
@@ -165,6 +166,21 @@ def test_changed_requirements_are_installed(checkout, tmp_path):
     later = (checkout / ".venv/installed").stat().st_mtime + 5
     os.utime(checkout / "constraints.txt", (later, later))
     assert "-m pip install" in install(checkout, python)[2]
+
+
+def test_what_a_shell_sets_for_other_pythons_leads_nothing_elsewhere(checkout, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "infra_scripts").mkdir(parents=True)
+    names = "TARGET PREFIX ROOT USER NO_DEPS REQUIRE_HASHES DRY_RUN CONSTRAINT".split()
+    stray = {f"PIP_{name}": "1" for name in names} | dict.fromkeys(("PYTHONHOME", "PYTHONPATH"), str(elsewhere))
+    kept = {"PIP_INDEX_URL": "https://mirror.example/simple"}
+    python, log = python_of(tmp_path / "bin", (3, 11, 9)), tmp_path / "log"
+    env = {"PATH": os.environ["PATH"], "LOG": str(log), "PYTHON": str(python), "CDPATH": str(elsewhere)}
+    run = subprocess.run(["infra_scripts/install.sh"], cwd=checkout, env=env | stray | kept, timeout=60)
+    assert run.returncode == 0 and (checkout / ".venv/installed").exists() and not (elsewhere / ".venv").exists()
+    asked = log.read_text()
+    assert "PIP_INDEX_URL=" in asked and "--no-user" in asked
+    assert not [name for name in stray if f"{name}=" in asked]
 
 
 @pytest.mark.parametrize("lack", ["NO_VENV", "NO_PIP"])

@@ -407,6 +407,13 @@ def test_two_checkouts_run_at_the_same_time_without_being_told_any_ports(tmp_pat
             list(pool.map(LocalCloud.reset, clouds))
 
 
+@pytest.mark.parametrize("name", ["port", "site_port"])
+@pytest.mark.parametrize("number", [-1, 65536, 10**6, 2**70])
+def test_a_number_that_is_no_port_is_named(tmp_path, name, number):
+    with pytest.raises(RuntimeError, match=f"did not start: port {number} is none: choose one from 1 to 65535"):
+        LocalCloud(tmp_path / "state", **{"port": 0, "site_port": 0, name: number}).start(detached=False)
+
+
 @pytest.mark.parametrize(("name", "option"), [("port", "--port"), ("site_port", "PORT=")])
 def test_a_port_that_was_asked_for_is_taken_or_refused(tmp_path, name, option):
     with socket.socket() as other:

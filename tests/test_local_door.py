@@ -321,6 +321,9 @@ def test_no_service_takes_a_call_without_a_key_that_the_cloud_knows(cloud):
         ), service
         code = outcome(cloud, service, operation, {}, signature_version=UNSIGNED)
         assert re.search("Token|Denied|Auth|Parameter|Client|403", code), service
+        protocol = botocore.session.get_session().get_service_model(service).resolved_protocol
+        if protocol in ("json", "query"):  # of the others only a signature names the service
+            assert re.fullmatch(r"\w*(Token|Denied)\w*", code), (service, code)
 
 
 OLD = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y%m%dT%H%M%SZ")
@@ -347,6 +350,23 @@ def test_a_signature_is_for_one_request(cloud, what):
     kept = {name: value for name, value in headers.items() if name.lower() not in map(str.lower, changes)}
     status, _, answer = send(f"{cloud.url}/", "POST", body, kept | changes)
     assert status in (400, 403) and b"TableNames" not in answer and b"__type" in answer
+
+
+def test_a_key_that_is_claimed_where_none_is_needed_is_checked(cloud, api):
+    scope = f"{keys_of(cloud).access_key}/{datetime.now(UTC):%Y%m%d}/us-east-1/sagemaker/aws4_request"
+    forged = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host;x-amz-date;x-amz-target, Signature={'0' * 64}"
+    names = {"X-Amz-Target": "SageMaker.ListModels", "X-Amz-Date": f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"}
+    query = {"X-Amz-Algorithm": "AWS4-HMAC-SHA256", "X-Amz-Credential": scope, "X-Amz-Date": names["X-Amz-Date"]}
+    query |= {"X-Amz-Expires": "60", "X-Amz-SignedHeaders": "host;x-amz-target", "X-Amz-Signature": "0" * 64}
+    free = [("POST", f"{api}/x"), ("PUT", f"{cloud.url}/_ministack/cfn-response/x"), ("POST", f"{cloud.url}/")]
+    free += [("POST", f"{cloud.url}/restapis/a/b/_user_request_/c"), ("OPTIONS", f"{api}/x")]
+    for method, url in free:
+        for more, headers in (("", names | {"Authorization": forged}), (f"?{urlencode(query)}", names)):
+            status, _, answer = send(url + more, method, b"{}", headers)
+            assert status in (400, 403) and b"Models" not in answer, (method, url)
+    exchange = b"Action=AssumeRoleWithWebIdentity&Version=2011-06-15"
+    status, _, answer = send(f"{cloud.url}/", "POST", exchange, {"Content-Type": FORM, "Authorization": forged})
+    assert status in (400, 403) and b"sagemaker" not in answer.lower()
 
 
 def test_a_signature_is_for_one_path_query_and_method(cloud):

@@ -223,6 +223,16 @@ def test_what_is_written_last_reaches_s3_last(tmp_path, requests):
     assert requests < 5 or not [key for key in store if key.startswith("z/old")]
 
 
+@pytest.mark.parametrize("key", ["../../outside/", "a/../../../outside/file", "/../../outside/"])
+def test_an_address_that_leaves_the_stage_is_refused(tmp_path, key):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_text("private")
+    stage = Stage(DyingStore({}, 9), tmp_path / "stage")
+    with pytest.raises(ValueError, match="points out of the folder"):
+        stage.enter(f"s3://lake/{key}")
+    assert stage.leave() == (0, 0) and not (tmp_path / "stage").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "options", "said"),
     [

@@ -2,12 +2,14 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from local_models import ROLE, archive, bucket, deploy, predict, register, settled, until
 
+from sentiment_engine.api import BODY_LIMIT
 from sentiment_engine.local.aws import isolated_session, read_keys
 from sentiment_engine.local.sagemaker import OPERATIONS
 
@@ -134,6 +136,7 @@ def test_missing_and_broken_model_data_fail_the_endpoint(cloud, sagemaker):
         assert described["EndpointStatus"] == "Failed"
         expected = "Could not find model data at s3://" if body is None else "Failed to extract model data"
         assert described["FailureReason"].startswith(expected)
+        assert error(sagemaker.update_endpoint, EndpointName=name, EndpointConfigName=name)[0] == "ValidationException"
         sagemaker.delete_endpoint(EndpointName=name)
 
 
@@ -171,7 +174,11 @@ def test_names_that_are_taken(cloud, sagemaker, endpoint):
     arn = "arn:aws:sagemaker:us-east-1:000000000000:"
     variants = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint)["ProductionVariants"]
     for call, params, message in [
-        (sagemaker.create_model, {"ModelName": endpoint, "ExecutionRoleArn": ROLE}, f'model "{arn}model/shared"'),
+        (
+            sagemaker.create_model,
+            {"ModelName": endpoint, "ExecutionRoleArn": ROLE, "PrimaryContainer": {"Image": "inference"}},
+            f'model "{arn}model/shared"',
+        ),
         (
             sagemaker.create_endpoint_config,
             {"EndpointConfigName": endpoint, "ProductionVariants": variants},
@@ -414,6 +421,23 @@ def test_the_sdks_model_trainer_trains_and_shows_the_log(cloud, tmp_path):
     assert "ARTIFACT s3://test-sdk/models/sdk-" in output
 
 
+ECHO = """
+def model_fn(folder): pass
+def input_fn(body, kind): return len(body)
+def predict_fn(size, model): return "x" * (size + 1)
+def output_fn(text, kind): return text
+"""
+
+
+def test_a_request_and_an_answer_have_25_mb_at_most(cloud):
+    deploy(cloud, "echo", ECHO)
+    ask = partial(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="echo")
+    most = 25 * 2**20
+    assert len(ask(Body=b"x" * (most - 1))["Body"].read()) == most
+    assert error(ask, Body=b"x" * most)[0] == "ModelError"  # its answer is too large
+    assert error(ask, Body=b"x" * (most + 1))[0] == "ValidationError"
+
+
 # What is not served, and what does not exist --------------------------------------------------------------------------
 
 
@@ -467,13 +491,82 @@ def test_a_service_that_is_not_served_says_so_in_its_own_shape(cloud, service, o
     assert "is not part of the local cloud" in error["Message"]
 
 
-def test_a_request_that_makes_no_sense_is_no_call(cloud):
-    for body in ("[]", "null", '"text"', "{", "\x00"):
-        config = Config(retries={"max_attempts": 0})
-        client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url, config=config)
-        data = body.encode()
-        client.meta.events.register("before-sign", lambda request, data=data, **_: setattr(request, "data", data))
-        assert error(client.list_models)[0] == "SerializationException"
+NO_CALLS = [b"[]", b"null", b'"text"', b"1", b"{", b"\x00", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000]
+NO_CALLS += [b'{"NameContains": "\\ud800"}', b'{"MaxResults": NaN}', b'{"MaxResults": 1e999}', b"\xef\xbb\xbf{}"]
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "given"),
+    [
+        ("sagemaker", "list_models", {}),
+        ("glue", "get_job_runs", {"JobName": "none"}),
+        ("glue", "list_jobs", {}),
+        ("dynamodb", "list_tables", {}),
+        ("ssm", "describe_parameters", {}),
+        ("logs", "describe_log_groups", {}),
+        ("scheduler", "create_schedule", {"Name": "s", "ScheduleExpression": "rate(1 day)"}),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_no_call(cloud, service, operation, given):
+    config = Config(retries={"max_attempts": 0}, parameter_validation=False)
+    client = isolated_session(read_keys(cloud.state)).client(service, endpoint_url=cloud.url, config=config)
+    body: list[bytes] = []
+
+    def replace(request, **_):
+        request.data = body[0]
+
+    client.meta.events.register("before-sign", replace)
+    for body[:] in ([each] for each in NO_CALLS):
+        assert error(getattr(client, operation), **given)[0] == "SerializationException", body[0][:20]
+
+
+NAMED = {
+    "create_model": {"ModelName": "null", "PrimaryContainer": {"Image": "a"}},
+    "create_endpoint_config": {"EndpointConfigName": "null"},
+    "list_models": {},
+    "list_endpoints": {},
+    "list_training_jobs": {},
+}
+NAMED["create_endpoint_config"]["ProductionVariants"] = [
+    {"VariantName": "v", "ModelName": "shared", "ServerlessConfig": {"MemorySizeInMB": 1024, "MaxConcurrency": 1}}
+]
+
+
+@pytest.mark.parametrize("operation", NAMED)
+def test_null_is_nothing(cloud, endpoint, operation):
+    client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url)
+    shape = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[operation]).input_shape
+
+    def replace(request, **_):
+        given = json.loads(request.data)
+        for variant in given.get("ProductionVariants", []):
+            variant["ServerlessConfig"]["ProvisionedConcurrency"] = variant["InstanceType"] = None
+        request.data = json.dumps(dict.fromkeys(shape.members) | given).encode()
+
+    client.meta.events.register("before-sign", replace)
+    assert getattr(client, operation)(**NAMED[operation])["ResponseMetadata"]["HTTPStatusCode"] == 200
+
+
+def test_an_operation_has_its_services_name_before_it(cloud):
+    client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url)
+
+    def rename(request, **_):
+        request.headers.replace_header("X-Amz-Target", "Other.ListModels")
+
+    client.meta.events.register("before-sign", rename)
+    assert error(client.list_models)[0] == "UnknownOperationException"
+
+
+@pytest.mark.parametrize("when", ["yesterday", "", True, [], {}])
+def test_a_time_is_a_number(cloud, endpoint, when):
+    config = Config(parameter_validation=False)
+    client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url, config=config)
+
+    def replace(request, **_):
+        request.data = json.dumps({"CreationTimeAfter": when}).encode()
+
+    client.meta.events.register("before-sign", replace)
+    assert error(client.list_models)[0] == "ValidationException"
 
 
 @pytest.mark.parametrize("token", ["", "0", "1", "-1", "1e3", "\u0663", "page-after--1", "page-after-", "x" * 8000])
@@ -501,6 +594,54 @@ def test_tags_are_for_what_exists(sagemaker, endpoint):
         assert error(sagemaker.add_tags, ResourceArn=other, Tags=tag)[0] == "ValidationException"
         assert error(sagemaker.list_tags, ResourceArn=other)[0] == "ValidationException"
         assert error(sagemaker.delete_tags, ResourceArn=other, TagKeys=["a"])[0] == "ValidationException"
+
+
+MACHINE = {"InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+SIZE = {"MemorySizeInMB": 2048, "MaxConcurrency": 3}
+CAPTURE = {
+    "EnableCapture": True,
+    "InitialSamplingPercentage": 10,
+    "DestinationS3Uri": "s3://a/b",
+    "CaptureOptions": [{"CaptureMode": "Input"}],
+}
+WRONG_CONFIGS = {
+    "no machine": ([{}], {}),
+    "no count": ([{"InstanceType": "ml.m5.large"}], {}),
+    "no type": ([{"InitialInstanceCount": 1}], {}),
+    "both kinds": ([MACHINE | {"ServerlessConfig": SIZE}], {}),
+    "a count of serverless ones": ([{"InitialInstanceCount": 1, "ServerlessConfig": SIZE}], {}),
+    "an odd size": ([{"ServerlessConfig": SIZE | {"MemorySizeInMB": 3000}}], {}),
+    "more provisioned than allowed": ([{"ServerlessConfig": SIZE | {"ProvisionedConcurrency": 4}}], {}),
+    "two serverless variants": ([{"ServerlessConfig": SIZE}] * 2, {}),
+    "one of each": ([{"ServerlessConfig": SIZE}, MACHINE], {}),
+    "serverless capture": ([{"ServerlessConfig": SIZE}], {"DataCaptureConfig": CAPTURE}),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_CONFIGS)
+def test_a_config_that_contradicts_itself_is_refused(sagemaker, endpoint, what):
+    variants, more = WRONG_CONFIGS[what]
+    variants = [{"VariantName": f"v{n}", "ModelName": endpoint} | each for n, each in enumerate(variants)]
+    config = {"EndpointConfigName": what.replace(" ", "-"), "ProductionVariants": variants}
+    assert error(sagemaker.create_endpoint_config, **config, **more)[0] == "ValidationException"
+
+
+@pytest.mark.parametrize(
+    "containers",
+    [
+        {},
+        {"PrimaryContainer": {"Image": "a"}, "Containers": [{"Image": "a"}]},
+        {"PrimaryContainer": {}},
+        {"PrimaryContainer": {"ModelDataUrl": "s3://a/b.tar.gz"}},
+        {"Containers": []},
+        {"Containers": [{"Image": "a"}, {"ModelDataUrl": "s3://a/b.tar.gz"}]},
+    ],
+    ids=str,
+)
+def test_a_model_without_one_plain_answer_to_what_runs_is_refused(sagemaker, containers):
+    name = f"wrong-{abs(hash(str(containers)))}"
+    code, _ = error(sagemaker.create_model, ModelName=name, ExecutionRoleArn=ROLE, **containers)
+    assert code == "ValidationException"
 
 
 # Variants and updates -------------------------------------------------------------------------------------------------
@@ -561,6 +702,9 @@ def test_a_serverless_variant_is_described_by_its_size(cloud, sagemaker):
     sagemaker.create_endpoint(EndpointName="serverless", EndpointConfigName="serverless")
     (told,) = settled(cloud, "serverless")["ProductionVariants"]
     assert told["CurrentServerlessConfig"] == size and "CurrentInstanceCount" not in told
+    ask = partial(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="serverless")
+    assert ask(Body=b"x" * BODY_LIMIT)["Body"].read() == b"serverless"  # what our own API passes on
+    assert error(ask, Body=b"x" * (4 * 2**20 + 1))[0] == "ValidationError"
     sagemaker.delete_endpoint(EndpointName="serverless")
 
 
@@ -576,6 +720,8 @@ def test_an_update_lets_the_old_fleet_answer_until_the_new_one_does(cloud, sagem
     def update(config: str) -> dict:
         "Change the config, and ask all the while."
         sagemaker.update_endpoint(EndpointName="says", EndpointConfigName=config)
+        for call in (sagemaker.delete_endpoint, partial(sagemaker.update_endpoint, EndpointConfigName=config)):
+            assert error(call, EndpointName="says")[1].startswith("Cannot update in-progress endpoint")
         while (told := sagemaker.describe_endpoint(EndpointName="says"))["EndpointStatus"] != "InService":
             assert told["EndpointStatus"] in ("Updating", "RollingBack")
             seen.append(said(cloud, "says"))

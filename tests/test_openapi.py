@@ -20,7 +20,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 
-from sentiment_engine.api import ROUTES
+from sentiment_engine.api import BODY_LIMIT, ROUTES
 from sentiment_engine.openapi import CODES, openapi
 
 FUNCTIONS = {
@@ -206,8 +206,8 @@ GARBAGE = {
     "a file": (b'--x\r\ncontent-disposition: form-data; name="inputs"\r\n\r\na\r\n--x--', "multipart/form-data"),
     "an archive": (b"\x1f\x8b\x08\x00" + bytes(64), "application/gzip"),
     "no type": (b'{"inputs": 5, "name": 5}', ""),
-    "too large": (b'{"name": 5, "inputs": "' + b"x" * 5_000_000 + b'"}', "application/json"),
-    "too large, in base64": (b"\xff" * 5_000_001, "application/octet-stream"),
+    "too large": (b'{"name": 5, "inputs": "' + b"x" * BODY_LIMIT + b'"}', "application/json"),
+    "too large, in base64": (b"\xff" * (BODY_LIMIT + 1), "application/octet-stream"),
 }
 
 
@@ -308,7 +308,7 @@ ODDITIES = {
     "zipped": ("POST", "/predict", {"content-encoding": "gzip"}, b"\x1f\x8b\x08\x00\xff", 400),
     "a type of nonsense": ("POST", "/predict", {"content-type": ";;=,\x7f"}, b"{", 400),
     "very deep": ("POST", "/predict", {"content-type": "application/json"}, DEEP, 400),
-    "too much": ("POST", "/predict", {"content-type": "application/json"}, b"x" * 5_000_001, 413),
+    "too much": ("POST", "/predict", {"content-type": "application/json"}, b"x" * (BODY_LIMIT + 1), 413),
     "too much to start": ("POST", "/start", {"content-type": "application/json"}, b"x" * 10_241, 413),
     "another method": ("DELETE", "/status", {}, b"", 405),
     "an invented method": ("BREW", "/openapi.json", {}, b"", 405),

@@ -32,6 +32,12 @@ def test_a_number_below_nothing_is_refused_by_name(name):
         settings_from({variable(name): "-1"})
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_beyond_all_dates_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"(?i){name}"):
+        settings_from({variable(name): "1" + "0" * 400})
+
+
 @given(st.text(max_size=4))
 @example("UK")
 @example("EU")
@@ -52,6 +58,12 @@ def test_every_country_is_one_that_a_number_can_be_of(code):
         ("sms_countries", "us, de US", ("US", "DE")),
         ("instance_types", "ML.M5.LARGE ml.m5.large", ("ml.m5.large",)),
         ("site_origin", " https://reviews.example.com/ ", "https://reviews.example.com"),
+        ("site_origin", "HTTPS://Reviews.Example.com:443//", "https://reviews.example.com"),
+        ("site_origin", "http://Reviews.example.com:80", "http://reviews.example.com"),
+        ("site_origin", "https://reviews.example.com:080", "https://reviews.example.com:80"),
+        ("site_origin", "https://bücher.example", "https://xn--bcher-kva.example"),
+        ("site_origin", "http://[::1]:8080/", "http://[::1]:8080"),
+        ("site_origin", "http://127.0.0.1:8080", "http://127.0.0.1:8080"),
         ("textbelt_url", "https://textbelt.com/", "https://textbelt.com"),
         ("sms_provider", "SNS", "sns"),
         ("endpoint", "Serverless ", "serverless"),
@@ -77,6 +89,20 @@ def test_another_spelling_of_the_same_is_the_same(name, given, read):
         ("site_origin", "reviews.example.com"),
         ("site_origin", "https://reviews.example.com/page"),
         ("site_origin", "https://a.example https://b.example"),
+        ("site_origin", "https://a.example,https://b.example"),
+        ("site_origin", "https://a.example,b.example"),
+        ("site_origin", "https://*.example.com"),
+        ("site_origin", "https://a..example"),
+        ("site_origin", "https://a.example:99999"),
+        ("site_origin", "https://a.example:port"),
+        ("site_origin", "https://a.example?b"),
+        ("site_origin", "https://a.example#b"),
+        ("site_origin", "https://me@a.example"),
+        ("site_origin", "https://"),
+        ("site_origin", "https://[::1"),
+        ("site_origin", "ftp://a.example"),
+        ("site_origin", "*"),
+        ("site_origin", "null"),
         ("inbox_url", "inbox"),
         ("alarm_email", "me"),
         ("alarm_email", "me@here, you@there.example"),

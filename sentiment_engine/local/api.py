@@ -8,6 +8,7 @@ __all__ = ['UNDESCRIBED', 'load_model', 'Api', 'as_message', 'compiled']
 # %% ../../nbs/08h_local_api.ipynb #fec8e836
 import functools
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 import regex
 from botocore.loaders import Loader
@@ -103,7 +104,7 @@ def as_message(errors: list[str]) -> str:
 
 # %% ../../nbs/08h_local_api.ipynb #a755574d
 _KINDS = {"string": str, "structure": dict, "map": dict, "list": list, "boolean": bool, "integer": int, "long": int}
-_KINDS |= {"float": (int, float), "double": (int, float)}
+_KINDS |= {"float": (int, float), "double": (int, float), "timestamp": (int, float, datetime)}
 
 
 def _errors(shapes: dict, name: str, value, path: str) -> Iterator[str]:

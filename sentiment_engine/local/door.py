@@ -39,7 +39,7 @@ def needs_no_key(
 def trades_token(method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> bool:
     "Tell whether a request trades the token of a workflow for keys: AWS takes it unsigned."
     form = headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
-    if (method, path, query) != ("POST", "/", "") or not form or "x-amz-target" in headers:
+    if (method, path, query) != ("POST", "/", "") or not form or {"x-amz-target", "authorization"} & headers.keys():
         return False
     return parse_qs(body.decode("latin-1")).get("Action") == ["AssumeRoleWithWebIdentity"]
 
@@ -115,6 +115,11 @@ class Request:
     def asked(self, name: str) -> str:
         "Return one value of the query."
         return self.query.get(name, [""])[0]
+
+    @property
+    def signed(self) -> bool:
+        "Whether it claims a key of AWS's."
+        return self.presigned or self.headers.get("authorization", "").startswith("AWS")
 
     @property
     def presigned(self) -> bool:
@@ -255,7 +260,8 @@ class Door:
             return await self._close(send, why)
         if request.path.startswith(_OPERATORS) and not request.path.startswith(_WITH_TOKEN):
             return await self._close(send, "the emulator's pages are not part of the local cloud")
-        if not (preflight or needs_no_key(request.method, request.path, owner == "api")):
+        free = preflight or needs_no_key(request.method, request.path, owner == "api")
+        if not free or request.signed:  # what is signed could reach another service than its path says
             body = await read_body(receive)
             receive = again(body, receive)
             if refused := await self._refusal(request, body):
@@ -278,6 +284,10 @@ async def _refusal(self: Door, request: Request, body: bytes) -> tuple[int, dict
     if not (failure := await of_size if of_size else check(request, body, self.root)):
         return None
     service = app.detect_service(request.method, request.path, request.headers, request.query)
+    if not request.signed:  # so nothing names the service, but the request shows how it speaks
+        kind = request.headers.get("content-type", "")
+        service = "sts" if kind.startswith("application/x-www-form-urlencoded") else service
+        service = "ssm" if "x-amz-target" in request.headers or "json" in kind else service
     return app._credential_failure(service, "", str(uuid.uuid4()), failure, request.headers)
 
 

@@ -24,7 +24,7 @@ from . import glue_options
 from .api import Api
 from .aws import Aws, LogStream, split_uri
 from .processes import Child, child_environment
-from .records import JSON, AwsError, Records, page
+from .records import JSON, AwsError, Records, page, read_object
 
 # %% ../../nbs/08b_local_glue.ipynb #9fbdb282
 GLUES_OWN = {
@@ -57,16 +57,21 @@ class Stage:
 def _enter(self: Stage, uri: str) -> str:  # the path, with a slash at its end if the address has one
     "Fetch what `uri` names, and return where it is. Raises ValueError for a key that would leave the folder."
     bucket, key = split_uri(uri)
-    path = self.places[uri] = self.folder / bucket / key
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = self.places[uri] = self._place(bucket, key)
     for found in self._keys(bucket, key):
-        target = self.folder / bucket / found
-        if not target.resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"the key {found!r} points out of the folder it is copied to")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._place(bucket, found)
         self.s3.download_file(bucket, found, str(target))
         self.before[target] = _stamp(target)
     return f"{path}/" if uri.endswith("/") else str(path)
+
+
+def _place(self: Stage, bucket: str, key: str) -> Path:
+    "Return where a key goes, and make the folder for it. Raises ValueError if that is elsewhere."
+    place = self.folder / bucket / key
+    if not place.resolve().is_relative_to(self.folder.resolve()):
+        raise ValueError(f"the key {key!r} points out of the folder it is copied to")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _keys(self: Stage, bucket: str, key: str) -> list[str]:
@@ -78,7 +83,7 @@ def _keys(self: Stage, bucket: str, key: str) -> list[str]:
 
 
 Stage.enter = _enter
-Stage._keys = _keys
+Stage._place, Stage._keys = _place, _keys
 
 # %% ../../nbs/08b_local_glue.ipynb #62701ae9
 def _leave(self: Stage) -> tuple[int, int]:  # objects written, objects deleted
@@ -294,7 +299,7 @@ class GlueRuns:
         "Answer one HTTP request about runs."
         operation = headers["x-amz-target"].rpartition(".")[2]
         try:
-            params = json.loads(body or b"{}")
+            params = read_object(body)
             self.api.check(operation, params)
             answer = await run(getattr(self, f"_{operation}"), params)
             return 200, {"content-type": JSON}, json.dumps(answer).encode()
@@ -302,8 +307,6 @@ class GlueRuns:
             if e.code == "ValidationException":
                 e.code = "InvalidInputException"  # Glue's name for it
             return e.to_response()
-        except ValueError:
-            return AwsError("SerializationException", "The body of the request is not JSON.").to_response()
 
 
 _ACTIVE = ("STARTING", "RUNNING", "STOPPING")

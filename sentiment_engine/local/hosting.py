@@ -19,6 +19,7 @@ from urllib.request import ProxyHandler, build_opener
 from ..artifact import artifact_environment, unpack
 from .aws import Aws, split_uri
 from .processes import PACKAGE_ROOT, Child
+from ..serving import BODY_LIMIT
 from ..wheels import why_not_installable
 
 # %% ../../nbs/08i_local_hosting.ipynb #0f5be064
@@ -52,8 +53,9 @@ class ModelServer:
         on_line: Callable[[str], None] | None = None,  # called with each line of the server's log
         variant: str = "AllTraffic",
         weight: float = 1.0,  # share of the requests, compared to the other variants
+        most: int = BODY_LIMIT,  # bytes of a request, and of an answer
     ):
-        self.variant, self.weight = variant, weight
+        self.variant, self.weight, self.most = variant, weight, most
         self.folder, self.aws, self.container, self.on_line = Path(folder), aws, container, on_line
         self.child: Child | None = None
         self.stopped, self.port = False, 0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import parse_qs
 
 from .aws import ACCOUNT, REGION
-from .records import AwsError
+from .records import AwsError, read_object
 from .sagemaker import CONFIG, ENDPOINT, KINDS, runtime_call
 
 # %% ../../nbs/08p_local_permissions.ipynb #4531343a
@@ -44,6 +44,14 @@ def sagemaker_needs(
     return needs + ([("iam:PassRole", role)] if role else [])
 
 # %% ../../nbs/08p_local_permissions.ipynb #1b7f06c1
+def _told(body: bytes) -> dict:  # empty: nothing that can be read; who answers the request says so
+    "Read the parameters of a request."
+    try:
+        return read_object(body)
+    except AwsError:
+        return {}
+
+
 def schedule_arn(
     path: str,  # of the request, such as /schedules/name
     query: dict[str, list[str]],
@@ -53,20 +61,15 @@ def schedule_arn(
     parts = path.strip("/").split("/")
     if parts[0] != "schedules" or len(parts) != 2:
         return None
-    try:
-        told = json.loads(body or b"{}").get("GroupName")
-    except ValueError:
-        told = None
-    group = told or (query.get("groupName") or ["default"])[0]
+    group = _told(body).get("GroupName") or (query.get("groupName") or ["default"])[0]
     return f"arn:aws:scheduler:{REGION}:{ACCOUNT}:schedule/{group}/{parts[1]}"
 
 # %% ../../nbs/08p_local_permissions.ipynb #4a3b299a
 def passed_role(body: bytes) -> str:  # ARN; empty if none is
     "Say which role a new schedule is given."
-    try:
-        return json.loads(body or b"{}").get("Target", {}).get("RoleArn", "")
-    except (ValueError, AttributeError):
-        return ""
+    target = _told(body).get("Target")
+    role = target.get("RoleArn") if isinstance(target, dict) else ""
+    return role if isinstance(role, str) else ""
 
 # %% ../../nbs/08p_local_permissions.ipynb #03c055b5
 def needs_of(
@@ -82,11 +85,7 @@ def needs_of(
         return [("iam:PassRole", role)] if role else []
     if owner == "sagemaker" and (call := runtime_call(path)):
         return [(f"sagemaker:{call[0]}", ENDPOINT.arn_of(call[1]))]
-    try:
-        params = json.loads(body or b"{}")
-    except ValueError:
-        params = {}
-    params = params if isinstance(params, dict) else {}
+    params = _told(body)
     if owner == "glue":
         return [(f"glue:{operation}", f"arn:aws:glue:{REGION}:{ACCOUNT}:job/{params.get('JobName', '*')}")]
     return sagemaker_needs(operation, params)
@@ -155,10 +154,22 @@ NO_TRUST = (
 
 
 def trusts(policy: str | dict, service: str) -> bool:
-    "Tell whether a role's trust policy lets `service` assume the role."
-    statements = (json.loads(policy) if isinstance(policy, str) else policy)["Statement"]
-    named = [s["Principal"].get("Service", []) for s in statements if s["Effect"] == "Allow"]
-    return any(f"{service}.amazonaws.com" in ([n] if isinstance(n, str) else n) for n in named)
+    "Tell whether a role's trust policy lets `service` assume the role: a denial wins, and only its name is good."
+    statements = _listed((json.loads(policy) if isinstance(policy, str) else policy).get("Statement"))
+    effects = {statement.get("Effect") for statement in statements if _is_about(statement, f"{service}.amazonaws.com")}
+    return effects == {"Allow"}
+
+
+def _listed(given: object) -> list:
+    "Return what a policy holds in one place, which may be a list."
+    return given if isinstance(given, list) else [given] if given else []
+
+
+def _is_about(statement: dict, service: str) -> bool:
+    "Tell whether a statement lets or forbids a service to assume the role."
+    principal, action = statement.get("Principal"), _listed(statement.get("Action"))
+    named = _listed(principal.get("Service")) if isinstance(principal, dict) else []
+    return service in named and bool({"sts:assumerole", "sts:*", "*"} & {str(each).lower() for each in action})
 
 
 def assume_role(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['QUICK', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver', 'Emulator',
            'composite_alarms', 'oidc_providers', 'mend_http_apis', 'mend_tables', 'lifecycle_rules', 'mend_buckets',
-           'mend_stages', 'mend_functions', 'Events', 'owner_of', 'LocalServer', 'own_refusal', 'read_json',
-           'open_socket', 'run_server', 'main']
+           'mend_stages', 'mend_functions', 'Events', 'owner_of', 'LocalServer', 'own_refusal', 'open_socket',
+           'run_server', 'main']
 
 # %% ../../nbs/08l_local_server.ipynb #29040f89
 import argparse
@@ -16,7 +16,6 @@ import errno
 import functools
 import json
 import logging
-import math
 import os
 import queue
 import shutil
@@ -43,7 +42,7 @@ from sentiment_engine.local.permissions import (
     needs_of,
     refusal,
 )
-from .records import AwsError
+from .records import AwsError, read_json, read_object
 from .requests import UNREAD, Call, Gate, again, read_body, refuse, respond, services_of
 from .sagemaker import SageMaker
 from .site import site_app
@@ -478,7 +477,7 @@ async def _pass_on(self: LocalServer, scope, receive, send, headers: dict):
         return await self._call_api(scope, receive, send, headers)
     if refused := self._unserved(scope, headers):
         return await respond(send, *refused.to_response())
-    if (path.startswith("/schedules/") and method == "POST") or (self.strict and _reads_secrets(headers)):
+    if "x-amz-target" in headers or (path.startswith("/schedules/") and method == "POST"):
         body = await read_body(receive)
         if refused := self._refusal_of_ministack(scope, headers, body):
             return await respond(send, *refused.to_response())
@@ -510,17 +509,20 @@ def _unserved(self: LocalServer, scope, headers: dict) -> AwsError | None:
     return refuse(Call(asked[0], UNREAD, {}), [f"{asked[0]} is not part of the local cloud"])
 
 
-def _reads_secrets(headers: dict) -> bool:
-    return headers.get("x-amz-target", "").startswith("AmazonSSM.GetParameter")
-
-
 def _refusal_of_ministack(self: LocalServer, scope, headers: dict, body: bytes) -> AwsError | None:
-    "Check what ministack does not: which role a schedule is given, and who may decrypt a SecureString."
+    "Check what ministack does not: JSON, the role of a schedule, and in strict mode who decrypts a SecureString."
     from ministack.core import router
 
+    if "content-encoding" not in headers and "json" in headers.get("content-type", ""):
+        try:
+            read_object(body)
+        except AwsError as e:
+            return e
     if scope["path"].startswith("/schedules/"):
         return self._refusal("scheduler", scope, headers, body)
-    return decryption_refusal(router.extract_access_key_id(headers, {}), headers, body)
+    if self.strict and headers["x-amz-target"].startswith("AmazonSSM.GetParameter"):
+        return decryption_refusal(router.extract_access_key_id(headers, {}), headers, body)
+    return None
 
 
 LocalServer._pass_on, LocalServer._unserved = _pass_on, _unserved
@@ -548,20 +550,6 @@ def own_refusal(method: str, path: str, headers: Mapping[str, str], body: bytes)
     if method == "POST" and kind == _JSON and not isinstance(read_json(body), dict):
         return 400, "send a JSON object, with finite numbers"
     return 0, ""
-
-
-def read_json(body: bytes) -> object | None:  # None: it is not JSON
-    "Read JSON with finite numbers only."
-
-    def finite(text: str) -> float:
-        if not math.isfinite(number := float(text)):
-            raise ValueError(text)
-        return number
-
-    try:
-        return json.loads(body, parse_float=finite, parse_constant=finite)
-    except (ValueError, RecursionError):
-        return None
 
 # %% ../../nbs/08l_local_server.ipynb #e68610c7
 async def _own(self: LocalServer, scope, headers: dict, body: bytes) -> tuple[int, dict, bytes]:
@@ -609,6 +597,8 @@ def open_socket(
     option: str,  # by which to choose another; empty: if the port is taken, a free one is as good
 ) -> socket.socket:
     "Listen on 127.0.0.1. Raises OSError, with what to do, if the port cannot be had."
+    if not 0 <= port < 2**16:
+        raise OSError(f"port {port} is none: choose one from 1 to {2**16 - 1} with {option}")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # TCP named: no 40 ms delays
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
