@@ -23,6 +23,7 @@ from sentiment_engine.usage import (
     open_run,
     plain_item,
     read_usage,
+    settle,
     spend,
     spent_in_month,
 )
@@ -408,26 +409,45 @@ def test_whatever_the_record_holds_closing_fits_into_an_update(begun_at):
 
 
 class Repeats:
-    "A client whose first write is sent twice, as boto3 does when an answer is lost."
+    "A client that sends its first write again, as boto3 does when an answer is lost; `meanwhile` happens in between."
 
-    def __init__(self, behind):
-        self.behind, self.lost = behind, 0
+    def __init__(self, behind, meanwhile=lambda: None):
+        self.behind, self.meanwhile, self.lost = behind, meanwhile, 0
 
     def update_item(self, **given):
         if not self.lost:
             self.lost = 1
             self.behind.update_item(**given)
+            self.meanwhile()
         return self.behind.update_item(**given)
 
     def __getattr__(self, name):
         return getattr(self.behind, name)
 
 
-@pytest.mark.parametrize("most", [24, 1000])
-def test_a_booking_that_is_sent_twice_counts_once(world, most):
+@pytest.mark.parametrize("most", [47, 1000])
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_a_booking_that_is_sent_twice_counts_once_whatever_others_book_meanwhile(world, most, others):
     usage, now = world.engine.usage, world.clock.now
-    assert spend(usage, 16, now)
-    assert spend(replace(usage, dynamodb=Repeats(usage.dynamodb)), 8, now, most)
-    assert sum(world.usage.spent.values()) == 24
-    assert spend(replace(usage, dynamodb=Repeats(usage.dynamodb)), -8, now)
-    assert sum(world.usage.spent.values()) == 16
+    mine = spend(usage, 16, now)
+
+    def meanwhile():
+        for n in range(others):
+            settle(usage, spend(usage, 8, now), n, now)
+
+    repeats = [replace(usage, dynamodb=Repeats(usage.dynamodb, meanwhile)) for _ in range(3)]
+    tokens, more = spend(repeats[0], 8, now, most), others * 8 + sum(range(others))
+    assert tokens and sum(world.usage.spent.values()) == 24 + more
+    settle(repeats[1], tokens, -8, now)
+    settle(repeats[2], mine, 5, now)
+    assert sum(world.usage.spent.values()) == 21 + 3 * more and not world.usage.asked
+
+
+def test_a_prediction_whose_function_died_stays_booked_and_leaves_nothing_for_good(world):
+    usage, now = world.engine.usage, world.clock.now
+    for n in range(100):
+        spend(usage, 8, now + n)
+    for n in range(3):
+        settle(usage, spend(usage, 8, now + 1000), 0, now + 1000)
+        assert len(world.usage.asked) == max(0, 60 - 40 * n)
+    assert sum(world.usage.spent.values()) == 103 * 8
