@@ -77,9 +77,9 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
 
 
-def whole(value: Any, most: int = LATEST) -> int:
+def whole(value: Any) -> int:
     "Return a count or an instant; 0 if it is none."
-    return value if type(value) is int and 0 <= value <= most else 0
+    return value if type(value) is int and 0 <= value <= LATEST else 0
 
 
 def run_id_in(value: Any) -> str:

@@ -172,6 +172,50 @@ def test_an_endpoint_that_is_about_to_be_created_without_its_row_is_waited_for(w
     assert alive(world) == [endpoint_name(world.settings, run_id)]
 
 
+@pytest.mark.parametrize("tells", ["missing", "no tags"])
+@pytest.mark.parametrize("finder", ["start", "reconcile"])
+def test_a_stray_that_vanishes_while_it_is_looked_at_is_booked_and_stops_nobody(world, monkeypatch, finder, tells):
+    has_failed(world)
+    (name,) = world.sagemaker.endpoints
+    world.clock.now += HOUR
+
+    def vanished(ResourceArn):
+        world.sagemaker.endpoints.pop(name, None)
+        world.sagemaker.configs.pop(name, None)
+        if tells == "missing":
+            raise aws_error("ValidationException", "Could not find it.")
+        return {"Tags": []}
+
+    monkeypatch.setattr(world.sagemaker, "do_list_tags", vanished, raising=False)
+    assert (world.start()[0] if finder == "start" else world.reconcile()["delete_orphans"]) in (202, [])
+    spent = run_cost("ml.t2.medium", world.clock.now - 1_800_000_000)
+    assert sum(world.usage.spent.values()) == pytest.approx(spent * 1e6, abs=1)
+    assert lifecycle.run_of(world.settings, name) not in world.usage.open
+
+
+def test_an_endpoint_that_aws_refused_is_not_booked_by_whoever_saw_its_config(world, monkeypatch):
+    "A round lists the config of a start, which then fails and closes its run before the round reads on."
+    listed, rolled_back, seen = lifecycle._listed, lifecycle.states.roll_back, []
+    monkeypatch.setattr(world.sagemaker, "lock", threading.RLock())
+
+    def refuses(**_):
+        seen.extend(listed(world.engine))
+        raise aws_error("AccessDeniedException", "not authorized")
+
+    def after_a_round(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(lifecycle, "_listed", lambda engine: seen)
+            lifecycle.end_strays(world.engine)
+        return rolled_back(*given)
+
+    monkeypatch.setattr(world.sagemaker, "do_create_endpoint", refuses, raising=False)
+    monkeypatch.setattr(lifecycle.states, "roll_back", after_a_round)
+    assert world.start()[1]["error"]["code"] == "start_failed" and seen
+    world.clock.now += 300
+    world.reconcile()
+    assert (world.usage.spent, world.usage.starts, world.usage.open) == ({}, {}, {})
+
+
 def test_a_record_deleted_by_hand_is_made_up_for_while_the_run_goes_on(world):
     world.in_service()
     lose(world, world.engine.usage)
