@@ -349,7 +349,7 @@ def _complaint(error: Mapping[str, Any]) -> ApiError:
     try:
         said = json.loads(error["OriginalMessage"])["error"]
         complaint = str(said["code"]), str(said["message"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         complaint = "bad_input", "The model could not read this text."
     if 400 <= _container_status(error) < 500:
         return ApiError(400, *complaint)

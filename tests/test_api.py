@@ -276,6 +276,8 @@ def test_a_container_that_takes_no_request_now_is_busy_and_the_answer_says_when_
 REFUSALS = [
     (model_error(400, '{"error": {"code": "bad_input", "message": "no"}}'), 400, "bad_input"),
     (model_error(400, "plain text"), 400, "bad_input"),
+    (model_error(400, "[" * 90_000), 400, "bad_input"),
+    (model_error(400, '{"error": [1, 2]}'), 400, "bad_input"),
     (model_error(429, '{"error": {"code": "busy", "message": "too many"}}'), 503, "busy"),
     (model_error(500, "Traceback (most recent call last)"), 502, "model_error"),
     (aws_error("ThrottlingException", "Rate exceeded"), 503, "busy"),

@@ -281,6 +281,7 @@ def test_a_provider_that_hangs_is_asked_once_however_often_a_start_tries(monkeyp
 
 
 GARBAGE = ("", " ", "nothing", "[]", "null", "{}", "7", '"m"', '{"modelName": 5}', '{"modelName": ""}', "{", '{"a": 1}')
+GARBAGE += ("[" * 4096, '{"a":' * 800, "9" * 4096, "NaN", '{"modelName": NaN}')  # SSM takes 4,096 characters
 GARBAGE += ('{"modelName": "../x"}', '{"modelName": null}', '{"modelName": "m m"}', '{"modelName": ["m"]}')
 
 
@@ -288,7 +289,7 @@ def with_parameter(world, text: str):
     world.clients["ssm"] = SimpleNamespace(get_parameter=lambda Name: {"Parameter": {"Value": text}})
 
 
-@pytest.mark.parametrize("text", GARBAGE)
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
 def test_a_model_parameter_that_names_no_model_starts_nothing_and_says_so(monkeypatch, text):
     world = World(monkeypatch)
     with_parameter(world, text)
@@ -297,7 +298,7 @@ def test_a_model_parameter_that_names_no_model_starts_nothing_and_says_so(monkey
     assert world.status()["state"] == "STOPPED" and world.nothing_left() and not world.usage.starts
 
 
-@pytest.mark.parametrize("text", GARBAGE)
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
 def test_a_model_parameter_edited_while_it_starts_ends_the_run_with_that_reason(monkeypatch, text):
     world = World(monkeypatch)
     world.start(ADA)

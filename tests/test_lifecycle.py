@@ -1,5 +1,6 @@
 "The life of the model through the Lambdas' own handlers: in order, late, twice, out of order and with AWS failing."
 
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -176,6 +177,16 @@ def test_an_endpoint_that_cannot_predict_is_not_ready(world):
     status = world.status()
     assert status["state"] == "FAILED" and "test prediction failed" in status["reason"] and world.nothing_left()
     assert [text.split(":")[0] for _, text in world.phone.sent] == ["Hi Ada, sorry"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[" * 90_000, b"[]", b"[[]]", b"{}", b"null", b"[null]", b"\xff", b"9" * 9_000])
+def test_an_answer_that_nobody_can_read_ends_the_start(monkeypatch, body):
+    world = World(monkeypatch)
+    monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda **_: {"Body": io.BytesIO(body)}, raising=False)
+    world.start(ADA)
+    world.endpoint_becomes("InService")
+    status = world.status()
+    assert status["state"] == "FAILED" and "test prediction failed" in status["reason"] and world.nothing_left()
 
 
 @pytest.mark.parametrize("way", ["refused create", "refused canary", "wrong answer"])
