@@ -177,7 +177,8 @@ REFUSALS = {  # class of error: (words of its code or text, what we do)
 def refusal(e: Exception | str) -> str:  # a key of REFUSALS
     "Say which class of error this is."
     error = e.response["Error"] if isinstance(e, ClientError) else {"Message": e if isinstance(e, str) else ""}
-    text = f"{error.get('Code', '')} {error.get('Message', '')}".lower()
+    said = f"{error.get('Code', '')} {error.get('Message', '')}".lower()
+    text = re.sub(r"[a-z0-9-]{1,60}-[0-9a-f]{12}\b", "", said)  # names of endpoints, configs and models
     return next((kind for kind, (words, _) in REFUSALS.items() if any(w.lower() in text for w in words)), "broken")
 
 # %% ../nbs/05c_lifecycle.ipynb #fbd3a681

@@ -204,6 +204,16 @@ def test_a_reason_that_is_cut_shows_no_part_of_a_number(monkeypatch, caplog, way
     assert all(told) and ADA[:5] not in " ".join(told) + logged(caplog)
 
 
+@pytest.mark.parametrize("prefix", ["permission-demo", "conflictexception", "instancetype", "slowdown", "throttle"])
+def test_no_prefix_is_taken_for_a_refusal(monkeypatch, prefix):
+    world = World(monkeypatch, prefix=prefix)
+    world.in_service(ADA)
+    world.pass_time(2000)
+    assert world.row.state == "STOPPED" and world.nothing_left() and not world.usage.open
+    world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure", f"no luck with {prefix}-0f3c5a7e9b1d")]
+    assert world.start()[1]["error"]["code"] == "start_failed" and world.nothing_left()
+
+
 def test_a_canary_that_fails_once_is_tried_again(world):
     world.start()
     world.sagemaker.errors["invoke_endpoint"] = [aws_error("ModelError", "warming up")]
