@@ -421,7 +421,7 @@ def _predictions(raw: bytes, texts: list[str]) -> list[dict]:
     try:
         return [_checked(each, text) for each, text in zip(json.loads(raw), texts, strict=True)]
     except (LookupError, TypeError, ValueError, RecursionError) as e:
-        said = without_numbers(str(raw))
+        said = without_numbers(str(raw[:1000]))
         logger.error("the endpoint's answer is not a list of predictions", error=type(e).__name__, start=said)
         raise ApiError(502, "model_error", "The model gave no usable answer. Try again.") from None
 
