@@ -116,6 +116,20 @@ MUTANTS = [
         "tests/test_usage.py::test_two_starts_of_which_one_lost_its_row_create_one_endpoint",
     ),
     Mutant(
+        "a prediction is booked twice",
+        USAGE,
+        '"attribute_not_exists(#asked.#token) AND "',
+        '""',
+        "tests/test_usage.py::test_a_booking_that_is_sent_twice_counts_once_whatever_others_book_meanwhile",
+    ),
+    Mutant(
+        "a run of the future never ends",
+        LIFE,
+        "row.startedAt if row.startedAt < time.time() + CLOCKS else 0",
+        "row.startedAt",
+        "tests/test_hand_edits.py::test_a_run_ends_in_its_longest_life_whatever_instants_somebody_writes",
+    ),
+    Mutant(
         "a run is booked twice",
         USAGE,
         '"ConditionExpression": "attribute_exists(#open.#run)",',

@@ -29,7 +29,7 @@ from .guards import Refused, savings
 from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, is_missing, logger
 from .metrics import emit
 from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Crowded, Row, Subscriber
-from .notifications import PHONE_LIMIT, BadPhone, e164, mask, tidy_phone
+from .notifications import PHONE_LIMIT, BadPhone, e164, tidy_phone, without_numbers
 from .openapi import EXPLAIN_LIMIT, openapi
 from .serverless import STANDING, booked, is_serverless, standing_row
 from .settings import Settings
@@ -197,11 +197,12 @@ def subscriber_of(body: Mapping[str, Any], settings: Settings) -> Subscriber | N
     return Subscriber(number, name.strip().encode("utf-8", "ignore").decode()) if number else None
 
 # %% ../nbs/05d_api.ipynb #36ecaf73
-def _deadline(row: Row, now: float) -> dict:
+def _deadline(engine: Engine, row: Row, now: float) -> dict:
     "Say when the model goes to sleep."
     if row.state != IN_SERVICE or row.runId == STANDING:
         return {"shutdownAt": None, "secondsLeft": None}
-    return {"shutdownAt": instant(row.shutdownAt), "secondsLeft": max(0, int(row.shutdownAt - now))}
+    deadline = lifecycle.deadline_of(engine.settings, row)
+    return {"shutdownAt": instant(deadline), "secondsLeft": max(0, int(deadline - now))}
 
 
 def _run(engine: Engine, row: Row, now: float) -> dict:
@@ -246,7 +247,7 @@ def status_of(engine: Engine, row: Row, usage: Usage, now: float) -> dict:
         "etaSeconds": eta,
         "typicalSeconds": states.typical_seconds(row, row.instanceType if row.state == CREATING else ""),
         "longerThanUsual": late,
-        **_deadline(row, now),
+        **_deadline(engine, row, now),
         "idleMinutes": settings.idle_minutes,
         "maxRunMinutes": settings.max_run_minutes,
         "subscribers": len(row.subscribers),
@@ -348,7 +349,7 @@ def _complaint(error: Mapping[str, Any]) -> ApiError:
     try:
         said = json.loads(error["OriginalMessage"])["error"]
         complaint = str(said["code"]), str(said["message"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         complaint = "bad_input", "The model could not read this text."
     if 400 <= _container_status(error) < 500:
         return ApiError(400, *complaint)
@@ -407,24 +408,22 @@ def _model_refused(engine: Engine, row: Row, e: ClientError) -> ApiError:
 _UNTOLD = {"sure": None, "tokens": None, "windows": 1}  # by models that were packed before these were known
 
 
-def _predictions(raw: bytes) -> list[dict]:
-    "Read the endpoint's answer. Raises ApiError if it is none."
+def _checked(prediction: Any, text: str) -> dict:
+    "Complete a prediction. Raises LookupError, TypeError or ValueError for what is none."
+    lifecycle.check_prediction(prediction)
+    for word in prediction.get("explanation", ()):  # it names places only: the answers may be kept, texts may not
+        word["text"] = text[word["start"] : word["end"]]
+    return _UNTOLD | prediction
+
+
+def _predictions(raw: bytes, texts: list[str]) -> list[dict]:
+    "Read the endpoint's answer to `texts` and put the words into explanations. Raises ApiError if it is none."
     try:
-        predictions = json.loads(raw)
-    except ValueError:
-        predictions = None
-    if not isinstance(predictions, list) or not all(isinstance(each, dict) for each in predictions):
-        logger.error("the endpoint's answer is not a list", start=mask(str(raw))[:200])
-        raise ApiError(502, "model_error", "The model gave no usable answer. Try again.")
-    return [_UNTOLD | each for each in predictions]
-
-
-def _with_words(predictions: list[dict], texts: list[str]) -> list[dict]:
-    "Put the words into explanations, which name places only: the endpoint's answers may be kept, texts may not."
-    for prediction, text in zip(predictions, texts, strict=False):
-        for word in prediction.get("explanation", ()):
-            word["text"] = text[word["start"] : word["end"]]
-    return predictions
+        return [_checked(each, text) for each, text in zip(json.loads(raw), texts, strict=True)]
+    except (LookupError, TypeError, ValueError, RecursionError) as e:
+        said = without_numbers(str(raw[:1000]))
+        logger.error("the endpoint's answer is not a list of predictions", error=type(e).__name__, start=said)
+        raise ApiError(502, "model_error", "The model gave no usable answer. Try again.") from None
 
 # %% ../nbs/05d_api.ipynb #334292dc
 def _paid(engine: Engine, row: Row) -> ExitStack:
@@ -452,7 +451,7 @@ def _ask(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[dict
                 Accept="application/json",
                 Body=json.dumps(request, ensure_ascii=False).encode(),
             )
-            return _predictions(said["Body"].read())
+            return _predictions(said["Body"].read(), texts)
     except ClientError as e:
         raise _model_refused(engine, row, e) from None
     except BotoCoreError as e:
@@ -471,11 +470,11 @@ def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     check_parameters(body)
     row = _in_service(engine, at_least=min(60, settings.idle_minutes * 60 / 4))
     begun = time.perf_counter()
-    predictions = _with_words(_ask(engine, row, texts, explain), texts)
+    predictions = _ask(engine, row, texts, explain)
     took = round((time.perf_counter() - begun) * 1000)
     emit(settings.prefix, Predictions=len(texts), PredictionMilliseconds=took)
     version = {"predictions": predictions, "latencyMs": took, "modelVersion": row.modelVersion or None}
-    return 200, version | _deadline(row, time.time())
+    return 200, version | _deadline(engine, row, time.time())
 
 # %% ../nbs/05d_api.ipynb #ea3ca6d3
 def post_extend(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:

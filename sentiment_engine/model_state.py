@@ -135,6 +135,12 @@ def _history(value: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple(h for h in past if _holds(h, {"instanceType": str, "seconds": int}) and 0 <= h["seconds"] <= LATEST)
 
 
+def _day_usage(value: Any) -> dict[str, Any]:
+    "Return how many people were told on which day; empty if that is not said."
+    known = _holds(value, {"day": str, "messages": int})
+    return value if known and 0 <= value["messages"] <= LATEST else {}
+
+
 def _marks(value: Any) -> dict[str, list[int]]:
     "Return the marks with lists of instants."
     lists = {mark: uses for mark, uses in value.items() if isinstance(uses, list)} if isinstance(value, dict) else {}
@@ -154,7 +160,7 @@ def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
         **{name: whole(value) for name, value in numbers.items()},
         "subscribers": _subscribers(plain.get("subscribers")),
         "history": _history(plain.get("history")),
-        "usage": plain["usage"] if _holds(plain.get("usage"), {"day": str, "messages": int}) else {},
+        "usage": _day_usage(plain.get("usage")),
         "told": _marks(plain.get("told")),
         "seen": _marks(plain.get("seen")),
     }

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOBILE', 'PHONE_LIMIT', 'Fetch', 'MESSAGE_SECONDS', 'SPENT_SECONDS', 'FREE_KEY', 'BadPhone', 'tidy_phone', 'e164',
-           'mask', 'greeting', 'Notice', 'NotSent', 'Sender', 'within', 'deliver', 'fetch_json', 'Textbelt', 'Sns',
-           'textbelt_key', 'sender_from']
+           'mask', 'without_numbers', 'greeting', 'Notice', 'NotSent', 'Sender', 'within', 'deliver', 'fetch_json',
+           'Textbelt', 'Sns', 'textbelt_key', 'sender_from']
 
 # %% ../nbs/05b_notifications.ipynb #79a8f176
 import json
@@ -84,6 +84,12 @@ def mask(text: str) -> str:
     "Hide everything in `text` that could be a phone number, but for its last two digits."
     return re.sub(r"\+?\d(?:[\W_]{0,4}\d){6,}", lambda m: "…" + re.sub(r"\D", "", m[0])[-2:], text)
 
+
+def without_numbers(said: str) -> str:
+    "Make the words of a provider fit for a log: 300 characters, with six digits at most."
+    masked = mask(unicodedata.normalize("NFKC", said))[:300]
+    return masked if len(re.findall(r"\d", masked)) <= 6 else re.sub(r"\d", "…", masked)
+
 # %% ../nbs/05b_notifications.ipynb #f4e264b5
 def greeting(name: str) -> str:
     "Address somebody by what is safe to repeat of their name."
@@ -118,6 +124,9 @@ Fetch = Callable[[urllib.request.Request, float], Mapping[str, Any]]  # request 
 
 class NotSent(RuntimeError):
     "The provider did not take the message."
+
+    def __init__(self, said: str):  # by the provider, which may repeat the number
+        super().__init__(without_numbers(said))
 
 
 class Sender(Protocol):
@@ -161,8 +170,8 @@ def deliver(sender: Sender, to: str, notice: Notice) -> str:
         return within(MESSAGE_SECONDS, lambda: sender.send(to, notice))
     except NotSent:
         raise
-    except Exception as e:  # its text may hold the number
-        raise NotSent(mask(f"{type(e).__name__}: {e}")) from None
+    except Exception as e:
+        raise NotSent(f"{type(e).__name__}: {e}") from None
 
 # %% ../nbs/05b_notifications.ipynb #b37ab18d
 def _read_json(request: urllib.request.Request, timeout: float) -> Any:
@@ -196,7 +205,7 @@ def _patiently(pauses: tuple[float, ...], post: Callable[[], Mapping[str, Any]])
             return post()
         except (OSError, ValueError, HTTPException) as e:
             if pause is None or not _worth_a_retry(e):
-                raise NotSent(mask(f"{type(e).__name__}: {e}")) from None
+                raise NotSent(f"{type(e).__name__}: {e}") from None
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
@@ -227,7 +236,7 @@ class Textbelt:
         error = str(answer.get("error", "refused without a reason"))
         if notice.site_url and re.search(r"\b(url|link)s?\b", error, re.IGNORECASE):
             return self.send(to, replace(notice, site_url=""))
-        raise NotSent(mask(error))
+        raise NotSent(error.replace(self.key, "…"))
 
     def quota(self) -> int | None:
         "Ask how many messages the key still pays for; None if there is no answer. A spent key is asked about rarely."
@@ -254,7 +263,7 @@ class Sns:
         try:
             return self.client.publish(PhoneNumber=to, Message=notice.text, MessageAttributes=kind)["MessageId"]
         except (ClientError, BotoCoreError) as e:
-            raise NotSent(mask(str(e))) from None
+            raise NotSent(str(e)) from None
 
     def quota(self) -> None:
         "SNS has a spending limit instead, which it keeps itself."

@@ -276,6 +276,8 @@ def test_a_container_that_takes_no_request_now_is_busy_and_the_answer_says_when_
 REFUSALS = [
     (model_error(400, '{"error": {"code": "bad_input", "message": "no"}}'), 400, "bad_input"),
     (model_error(400, "plain text"), 400, "bad_input"),
+    (model_error(400, "[" * 90_000), 400, "bad_input"),
+    (model_error(400, '{"error": [1, 2]}'), 400, "bad_input"),
     (model_error(429, '{"error": {"code": "busy", "message": "too many"}}'), 503, "busy"),
     (model_error(500, "Traceback (most recent call last)"), 502, "model_error"),
     (aws_error("ThrottlingException", "Rate exceeded"), 503, "busy"),
@@ -298,12 +300,19 @@ def test_whatever_sagemaker_throws_is_a_clean_answer(world, error, status, code)
     assert world.status()["state"] == "IN_SERVICE"
 
 
-@pytest.mark.parametrize("nonsense", ["no", {"label": "POSITIVE"}, ["POSITIVE"]])
+GOOD = {"label": "POSITIVE", "score": 0.9}
+NONSENSE = ["no", "[" * 90_000, GOOD, ["POSITIVE"], [], [None], [GOOD, GOOD], [{}], [{"label": "POSITIVE"}], 7, None]
+NONSENSE += [[GOOD | {"label": label}] for label in ("LABEL_1", None, ["POSITIVE"], {})]
+NONSENSE += [[GOOD | {"score": score}] for score in ("0.9", None, float("nan"), -0.1, 1.1, 10**400)]
+NONSENSE += [[GOOD | {"explanation": words}] for words in (None, 5, ["x"], [{"start": 0}], [{"start": "a", "end": 2}])]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=lambda nonsense: str(nonsense)[:40])
 def test_an_answer_that_is_no_list_of_predictions(world, monkeypatch, nonsense):
     world.in_service()
-    body = b"<html>" if nonsense == "no" else json.dumps(nonsense).encode()
+    body = nonsense.encode() if isinstance(nonsense, str) else json.dumps(nonsense).encode()
     monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda **_: {"Body": io.BytesIO(body)}, raising=False)
-    status, got = world.request("POST", "/predict", {"inputs": "Great."})
+    status, got = world.request("POST", "/predict", {"inputs": "Great.", "explain": True})
     assert (status, got["error"]["code"]) == (502, "model_error")
 
 

@@ -13,7 +13,7 @@ from memory_dynamodb import MemoryDynamoDB
 from sentiment_engine import lifecycle, model_state
 from sentiment_engine.model_state import STATES, Row
 from sentiment_engine.settings import usage_table
-from sentiment_engine.usage import Usage
+from sentiment_engine.usage import Usage, day_of
 
 CALLS = 150  # of AWS, that no invocation may exceed
 ROW = [name for name in Row.__dataclass_fields__ if name != "modelId"]
@@ -191,6 +191,50 @@ def test_healing_never_undoes_what_somebody_writes_meanwhile(monkeypatch):
     assert (row.state, row.shutdownAt, len(row.history)) == ("IN_SERVICE", deadline, 1)
 
 
+# --- instants that nobody has seen yet
+
+
+@pytest.mark.parametrize("ahead", [3600, 86_400, 10**9, 253_402_300_799 - 1_800_000_300])
+@pytest.mark.parametrize("fields", [["startedAt"], ["shutdownAt"], ["since", "startedAt"], ["startedAt", "shutdownAt"]])
+@pytest.mark.parametrize("life", ["creating", "in service"])
+def test_a_run_ends_in_its_longest_life_whatever_instants_somebody_writes(monkeypatch, life, fields, ahead):
+    world = Edited(monkeypatch)
+    world.live(life)
+    last = world.clock.now + world.settings.max_run_minutes * 60
+    world.edit(world.settings.table, {name: {"N": str(int(world.clock.now) + ahead)} for name in fields})
+    while world.clock.now < last:
+        world.call("wake")
+        world.call("reconcile")
+        world.call("predict")
+        told = world.call("status")[1]
+        assert (told["secondsLeft"] or 0) <= last - world.clock.now
+        world.clock.now += 600
+    world.rest()
+    assert world.row.state in ("STOPPED", "FAILED") and not world.sagemaker.endpoints and not world.usage.open
+    assert all(at <= last + 2 for at, _ in world.scheduler.schedules.values())
+
+
+@pytest.mark.parametrize("told", ["-100000", "-1", "99999999999999999999999999999999999999", "1.5"])
+def test_the_days_messages_have_their_limit_whatever_somebody_writes_there(monkeypatch, told):
+    world = Edited(monkeypatch, daily_messages=3, number_cooldown_minutes=0, address_cooldown_seconds=0)
+    world.live("stopped")
+    usage = {"day": {"S": day_of(world.clock.now)}, "messages": {"N": told}}
+    world.edit(world.settings.table, {"usage": {"M": usage}})
+    answers = [world.start(f"+1202555{n:04}")[0] for n in range(110, 120)]
+    assert answers.count(202) == 2 and set(answers) == {202, 429}  # ADA was the first
+
+
+@pytest.mark.parametrize("field", ["startedAt", "since"])
+def test_an_end_reports_no_cost_that_nobody_has_paid(monkeypatch, field):
+    world, told = Edited(monkeypatch), {}
+    world.live("in service")
+    monkeypatch.setattr(lifecycle, "emit", lambda *_, by="", **values: told.update(values))
+    world.edit(world.settings.table, {field: None})
+    world.clock.now += 2000
+    world.call("reconcile")
+    assert world.row.state == "STOPPED" and 0 <= told["RunCost"] < 0.1
+
+
 # --- a crowd
 
 
@@ -212,10 +256,32 @@ def test_a_start_that_never_gets_its_turn_ends_with_a_clear_sentence(monkeypatch
     assert world.clock.now - begun < 15 and not world.sagemaker.endpoints
 
 
+def test_a_provider_that_hangs_is_asked_once_however_often_a_start_tries(monkeypatch):
+    world, asked = Edited(monkeypatch), []
+    world.live("creating")
+
+    def hangs():
+        asked.append(world.clock.now)
+        world.clock.now += 3
+
+    def refuse(TableName, **arguments):
+        if asked and TableName == world.settings.table:
+            raise aws_error("ConditionalCheckFailedException")
+        return update(TableName=TableName, **arguments)
+
+    update = world.dynamodb.update_item
+    monkeypatch.setattr(world.phone, "quota", hangs)
+    monkeypatch.setattr(world.dynamodb, "update_item", refuse)
+    begun = world.clock.now
+    assert world.call("with a number")[0] == 503
+    assert len(asked) == 1 and world.clock.now - begun < 18
+
+
 # --- the model parameter
 
 
 GARBAGE = ("", " ", "nothing", "[]", "null", "{}", "7", '"m"', '{"modelName": 5}', '{"modelName": ""}', "{", '{"a": 1}')
+GARBAGE += ("[" * 4096, '{"a":' * 800, "9" * 4096, "NaN", '{"modelName": NaN}')  # SSM takes 4,096 characters
 GARBAGE += ('{"modelName": "../x"}', '{"modelName": null}', '{"modelName": "m m"}', '{"modelName": ["m"]}')
 
 
@@ -223,7 +289,7 @@ def with_parameter(world, text: str):
     world.clients["ssm"] = SimpleNamespace(get_parameter=lambda Name: {"Parameter": {"Value": text}})
 
 
-@pytest.mark.parametrize("text", GARBAGE)
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
 def test_a_model_parameter_that_names_no_model_starts_nothing_and_says_so(monkeypatch, text):
     world = World(monkeypatch)
     with_parameter(world, text)
@@ -232,7 +298,7 @@ def test_a_model_parameter_that_names_no_model_starts_nothing_and_says_so(monkey
     assert world.status()["state"] == "STOPPED" and world.nothing_left() and not world.usage.starts
 
 
-@pytest.mark.parametrize("text", GARBAGE)
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
 def test_a_model_parameter_edited_while_it_starts_ends_the_run_with_that_reason(monkeypatch, text):
     world = World(monkeypatch)
     world.start(ADA)

@@ -1,5 +1,6 @@
 "The life of the model through the Lambdas' own handlers: in order, late, twice, out of order and with AWS failing."
 
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -178,6 +179,16 @@ def test_an_endpoint_that_cannot_predict_is_not_ready(world):
     assert [text.split(":")[0] for _, text in world.phone.sent] == ["Hi Ada, sorry"]
 
 
+@pytest.mark.parametrize("body", [b"", b"[" * 90_000, b"[]", b"[[]]", b"{}", b"null", b"[null]", b"\xff", b"9" * 9_000])
+def test_an_answer_that_nobody_can_read_ends_the_start(monkeypatch, body):
+    world = World(monkeypatch)
+    monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda **_: {"Body": io.BytesIO(body)}, raising=False)
+    world.start(ADA)
+    world.endpoint_becomes("InService")
+    status = world.status()
+    assert status["state"] == "FAILED" and "test prediction failed" in status["reason"] and world.nothing_left()
+
+
 @pytest.mark.parametrize("way", ["refused create", "refused canary", "wrong answer"])
 def test_a_reason_that_is_cut_shows_no_part_of_a_number(monkeypatch, caplog, way):
     world, told = World(monkeypatch, instance_types=("ml.m5.large",)), []
@@ -191,6 +202,16 @@ def test_a_reason_that_is_cut_shows_no_part_of_a_number(monkeypatch, caplog, way
         told.append(world.status()["reason"])
         world.clock.now += 86_400
     assert all(told) and ADA[:5] not in " ".join(told) + logged(caplog)
+
+
+@pytest.mark.parametrize("prefix", ["permission-demo", "conflictexception", "instancetype", "slowdown", "throttle"])
+def test_no_prefix_is_taken_for_a_refusal(monkeypatch, prefix):
+    world = World(monkeypatch, prefix=prefix)
+    world.in_service(ADA)
+    world.pass_time(2000)
+    assert world.row.state == "STOPPED" and world.nothing_left() and not world.usage.open
+    world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure", f"no luck with {prefix}-0f3c5a7e9b1d")]
+    assert world.start()[1]["error"]["code"] == "start_failed" and world.nothing_left()
 
 
 def test_a_canary_that_fails_once_is_tried_again(world):

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import unicodedata
 import zlib
 from urllib.parse import parse_qs, unquote
 
@@ -118,6 +119,30 @@ class Chatty:
 
     def publish(self, PhoneNumber, **_):
         raise aws_error("InvalidParameter", f"Invalid parameter: PhoneNumber Reason: {self.text(PhoneNumber)}")
+
+
+PARTED = {  # by words, by letters or by more than any expression allows for
+    "in a sentence": lambda n: f"code {n[1:4]}, area {n[4:7]}, the rest is {n[7:]}",
+    "letters between": lambda n: "x".join(n),
+    "wide apart": lambda n: " - - - - - ".join(n),
+    "as entities": lambda n: "".join(f"&#{ord(c)};" for c in n),
+    "in circles": lambda n: "".join("⓪①②③④⑤⑥⑦⑧⑨"[int(c)] for c in n[1:]),
+    "above the line": lambda n: "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(c)] for c in n[1:]),
+    "halves of a sentence": lambda n: f"{n[:6]} and then {n[6:]}",
+}
+
+
+@pytest.mark.parametrize("way", [*FORMS, *PARTED])
+def test_however_a_provider_parts_the_digits_at_most_six_are_logged(monkeypatch, caplog, way):
+    rng, world = random.Random(way), World(monkeypatch)
+    number = random_number(rng)
+    said = (FORMS | PARTED)[way](number)
+    fetch = {"success": False, "error": f"no way to {said}, and secret-key is spent"}
+    world.engine.__dict__["sender"] = Textbelt("http://x", "secret-key", pauses=(), fetch=lambda *_: fetch)
+    world.in_service(number)
+    (record,) = [record for record in caplog.records if record.message == "message not sent"]
+    assert sum(unicodedata.numeric(c, -1) >= 0 for c in record.reason) <= 6 and "no way to" in record.reason
+    assert "secret-key" not in record.reason
 
 
 def visit(world, number: str, say):

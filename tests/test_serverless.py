@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from conftest import TestCloud
 from engine_double import ADA, ROOT, World, aws_error
 from local_models import HANDLERS, predict, register, until
-from policies import filled
+from policies import LAB, filled
 
 from sentiment_engine.api import WAKE_SECONDS
 from sentiment_engine.costs import SERVERLESS_GB_SECOND
@@ -26,7 +26,7 @@ from sentiment_engine.serverless import (
     wait_for_serverless,
 )
 from sentiment_engine.settings import Settings, endpoint_name
-from sentiment_engine.usage import MICRO, month_of, read_usage
+from sentiment_engine.usage import MICRO, month_of, read_usage, spend
 
 OWN = Settings(endpoint="serverless", prefix="paid-by-use")
 NAME = endpoint_name(OWN, STANDING)
@@ -164,8 +164,11 @@ def test_what_sagemaker_refuses_itself_costs_nothing(world, error):
 def test_a_container_that_fails_or_does_not_answer_in_time_is_paid_for(world):
     told = ReadTimeoutError(endpoint_url="https://x")
     world.sagemaker.errors["invoke_endpoint"] = [model_error(OriginalStatusCode=500, OriginalMessage="x"), told]
-    assert ask(world, 2) == [502, 503]
-    assert sum(read_usage(world.engine.usage).spent.values()) == 2 * ONE
+    world.watch.seconds = 24
+    assert ask(world) == [502]
+    assert sum(read_usage(world.engine.usage).spent.values()) == ONE
+    assert ask(world) == [503]  # the container may go on for a minute, whoever has stopped waiting
+    assert sum(read_usage(world.engine.usage).spent.values()) == ONE + prediction_cost(OWN, 60)
 
 
 def test_what_cannot_be_booked_is_not_asked_and_an_answer_outlives_a_failed_correction(monkeypatch):
@@ -203,7 +206,7 @@ def test_an_item_that_somebody_edited_is_healed_and_counts(world, item):
     assert read_usage(table).since == (5 if "since" in item else int(world.clock.now))
 
 
-def test_a_typical_prediction_is_one_write_and_no_read(world, monkeypatch):
+def test_a_typical_prediction_is_two_writes_and_no_read(world, monkeypatch):
     assert ask(world) == [200]
     calls = []
 
@@ -213,7 +216,7 @@ def test_a_typical_prediction_is_one_write_and_no_read(world, monkeypatch):
 
     usage = replace(world.engine.usage, dynamodb=Counted())
     monkeypatch.setattr(world.engine.__class__, "usage", property(lambda _: usage))
-    assert ask(world, 4) == [200] * 4 and calls == ["update_item"] * 4
+    assert ask(world, 4) == [200] * 4 and calls == ["update_item"] * 8
 
 
 def model_error(**more) -> ClientError:
@@ -432,15 +435,59 @@ def test_what_an_engine_has_whose_prefix_begins_with_ours_is_kept(account):
         deploy_serverless(account, OWN, MODELS[0])
 
 
+LAMBDAS = {
+    "IsModelServiceRunning": ("GET", "/status", None),
+    "StartModelService": ("POST", "/start", {}),
+    "InvokeSagemakerEndpoint": ("POST", "/predict", {"inputs": "Great value."}),
+    "ExtendShutdownTimer": ("POST", "/extend", None),
+}
+
+
+def statements(function: str, serverless: bool) -> list[dict]:
+    "Return what a function's role may do, for the tables of an engine named lab."
+    found = read_template(ROOT / "infra_scripts" / "template.yaml")["Resources"][f"{function}Role"]["Properties"]
+    sides = {"Serverless": serverless, "Bounded": False, "UsesSns": False}
+    return filled(found, LAB, sides)["Policies"][0]["PolicyDocument"]["Statement"]
+
+
+class ForRole:
+    "DynamoDB for whoever has a role."
+
+    def __init__(self, world, role: list[dict]):
+        self.world, self.role = world, role
+
+    def __getattr__(self, operation):
+        call, action = getattr(self.world.dynamodb, operation), operation.title().replace("_", "")
+
+        def checked(TableName, **given):
+            table = TableName.replace(self.world.settings.table, LAB["TableName"])
+            on = f"arn:aws:dynamodb:us-east-1:{LAB['AWS::AccountId']}:table/{table}"
+            for each in self.role:
+                named = each["Resource"] if isinstance(each["Resource"], list) else [each["Resource"]]
+                if f"dynamodb:{action}" in each["Action"] and on in named:
+                    return call(TableName=TableName, **given)
+            raise aws_error("AccessDeniedException", f"not authorized to perform {action} on {on}")
+
+        return checked
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["nothing counted yet", "counted"])
 @pytest.mark.parametrize("kind", ["serverless", "realtime"])
-def test_the_function_that_predicts_may_book_in_one_table_only(kind):
-    template = read_template(ROOT / "infra_scripts" / "template.yaml")
-    known = {"TableName": "moods", "AWS::Region": "us-east-1", "AWS::AccountId": "1", "AWS::Partition": "aws"}
-    sides = {"Serverless": kind == "serverless", "Bounded": False}
-    given = filled(template["Resources"]["InvokeSagemakerEndpointRole"]["Properties"], known, sides)
-    statements = given["Policies"][0]["PolicyDocument"]["Statement"]
-    (on,) = [each["Resource"] for each in statements if "dynamodb:UpdateItem" in each["Action"]]
-    usage = "arn:aws:dynamodb:us-east-1:1:table/moods-usage"
-    assert (on == usage) is (kind == "serverless")
-    told = template["Resources"]["InvokeSagemakerEndpoint"]["Properties"]["Environment"]["Variables"]
-    assert {"SENTIMENT_MONTHLY_BUDGET", "SENTIMENT_SERVERLESS_MEMORY_MB"} <= told.keys()
+@pytest.mark.parametrize("function", LAMBDAS)
+def test_each_function_has_the_right_to_what_it_reads_and_writes(monkeypatch, function, kind, counted):
+    world = engine_of(monkeypatch) if kind == "serverless" else World(monkeypatch)
+    if kind == "realtime":
+        world.in_service()
+    if counted:
+        spend(world.engine.usage, 1, world.clock.now)
+    world.clients["dynamodb"] = ForRole(world, statements(function, kind == "serverless"))
+    assert world.request(*LAMBDAS[function])[0] == 200
+
+
+def test_the_function_that_predicts_writes_to_one_table_only():
+    table = f"arn:aws:dynamodb:us-east-1:{LAB['AWS::AccountId']}:table/{LAB['TableName']}"
+    for serverless, wanted in ((True, f"{table}-usage"), (False, table)):
+        role = statements("InvokeSagemakerEndpoint", serverless)
+        assert [each["Resource"] for each in role if "dynamodb:UpdateItem" in each["Action"]] == [wanted]
+    told = read_template(ROOT / "infra_scripts" / "template.yaml")["Resources"]["InvokeSagemakerEndpoint"]["Properties"]
+    assert {"SENTIMENT_MONTHLY_BUDGET", "SENTIMENT_SERVERLESS_MEMORY_MB"} <= told["Environment"]["Variables"].keys()

@@ -23,6 +23,7 @@ from sentiment_engine.usage import (
     open_run,
     plain_item,
     read_usage,
+    settle,
     spend,
     spent_in_month,
 )
@@ -169,6 +170,50 @@ def test_an_endpoint_that_is_about_to_be_created_without_its_row_is_waited_for(w
     assert [(code, body["error"]["code"]) for code, body in answers] == [(409, "stopping")] and len(alive(world)) == 1
     (run_id,) = world.usage.open
     assert alive(world) == [endpoint_name(world.settings, run_id)]
+
+
+@pytest.mark.parametrize("tells", ["missing", "no tags"])
+@pytest.mark.parametrize("finder", ["start", "reconcile"])
+def test_a_stray_that_vanishes_while_it_is_looked_at_is_booked_and_stops_nobody(world, monkeypatch, finder, tells):
+    has_failed(world)
+    (name,) = world.sagemaker.endpoints
+    world.clock.now += HOUR
+
+    def vanished(ResourceArn):
+        world.sagemaker.endpoints.pop(name, None)
+        world.sagemaker.configs.pop(name, None)
+        if tells == "missing":
+            raise aws_error("ValidationException", "Could not find it.")
+        return {"Tags": []}
+
+    monkeypatch.setattr(world.sagemaker, "do_list_tags", vanished, raising=False)
+    assert (world.start()[0] if finder == "start" else world.reconcile()["delete_orphans"]) in (202, [])
+    spent = run_cost("ml.t2.medium", world.clock.now - 1_800_000_000)
+    assert sum(world.usage.spent.values()) == pytest.approx(spent * 1e6, abs=1)
+    assert lifecycle.run_of(world.settings, name) not in world.usage.open
+
+
+def test_an_endpoint_that_aws_refused_is_not_booked_by_whoever_saw_its_config(world, monkeypatch):
+    "A round lists the config of a start, which then fails and closes its run before the round reads on."
+    listed, rolled_back, seen = lifecycle._listed, lifecycle.states.roll_back, []
+    monkeypatch.setattr(world.sagemaker, "lock", threading.RLock())
+
+    def refuses(**_):
+        seen.extend(listed(world.engine))
+        raise aws_error("AccessDeniedException", "not authorized")
+
+    def after_a_round(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(lifecycle, "_listed", lambda engine: seen)
+            lifecycle.end_strays(world.engine)
+        return rolled_back(*given)
+
+    monkeypatch.setattr(world.sagemaker, "do_create_endpoint", refuses, raising=False)
+    monkeypatch.setattr(lifecycle.states, "roll_back", after_a_round)
+    assert world.start()[1]["error"]["code"] == "start_failed" and seen
+    world.clock.now += 300
+    world.reconcile()
+    assert (world.usage.spent, world.usage.starts, world.usage.open) == ({}, {}, {})
 
 
 def test_a_record_deleted_by_hand_is_made_up_for_while_the_run_goes_on(world):
@@ -408,26 +453,45 @@ def test_whatever_the_record_holds_closing_fits_into_an_update(begun_at):
 
 
 class Repeats:
-    "A client whose first write is sent twice, as boto3 does when an answer is lost."
+    "A client that sends its first write again, as boto3 does when an answer is lost; `meanwhile` happens in between."
 
-    def __init__(self, behind):
-        self.behind, self.lost = behind, 0
+    def __init__(self, behind, meanwhile=lambda: None):
+        self.behind, self.meanwhile, self.lost = behind, meanwhile, 0
 
     def update_item(self, **given):
         if not self.lost:
             self.lost = 1
             self.behind.update_item(**given)
+            self.meanwhile()
         return self.behind.update_item(**given)
 
     def __getattr__(self, name):
         return getattr(self.behind, name)
 
 
-@pytest.mark.parametrize("most", [24, 1000])
-def test_a_booking_that_is_sent_twice_counts_once(world, most):
+@pytest.mark.parametrize("most", [47, 1000])
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_a_booking_that_is_sent_twice_counts_once_whatever_others_book_meanwhile(world, most, others):
     usage, now = world.engine.usage, world.clock.now
-    assert spend(usage, 16, now)
-    assert spend(replace(usage, dynamodb=Repeats(usage.dynamodb)), 8, now, most)
-    assert sum(world.usage.spent.values()) == 24
-    assert spend(replace(usage, dynamodb=Repeats(usage.dynamodb)), -8, now)
-    assert sum(world.usage.spent.values()) == 16
+    mine = spend(usage, 16, now)
+
+    def meanwhile():
+        for n in range(others):
+            settle(usage, spend(usage, 8, now), n, now)
+
+    repeats = [replace(usage, dynamodb=Repeats(usage.dynamodb, meanwhile)) for _ in range(3)]
+    tokens, more = spend(repeats[0], 8, now, most), others * 8 + sum(range(others))
+    assert tokens and sum(world.usage.spent.values()) == 24 + more
+    settle(repeats[1], tokens, -8, now)
+    settle(repeats[2], mine, 5, now)
+    assert sum(world.usage.spent.values()) == 21 + 3 * more and not world.usage.asked
+
+
+def test_a_prediction_whose_function_died_stays_booked_and_leaves_nothing_for_good(world):
+    usage, now = world.engine.usage, world.clock.now
+    for n in range(100):
+        spend(usage, 8, now + n)
+    for n in range(3):
+        settle(usage, spend(usage, 8, now + 1000), 0, now + 1000)
+        assert len(world.usage.asked) == max(0, 60 - 40 * n)
+    assert sum(world.usage.spent.values()) == 103 * 8
