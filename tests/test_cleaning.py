@@ -205,7 +205,8 @@ def test_a_traced_text_is_the_clean_one_and_knows_its_origins(text):
     assert traced.text == clean(text) and len(traced.starts) == len(traced.ends) == len(traced.text)
     assert list(traced.starts) == sorted(traced.starts) and list(traced.ends) == sorted(traced.ends)
     for char, start, end in zip(*traced, strict=True):
-        assert 0 <= start < end <= len(text) and (char == " " or char in clean(text[start:end]))
+        origin = text[start:end].replace("]]", "")  # an accent may join the last letter of a name in a link
+        assert 0 <= start < end <= len(text) and (char == " " or char in clean(origin))
 
 
 # Who applies it
