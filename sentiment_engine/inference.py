@@ -124,7 +124,7 @@ def _checked(
         message = f"inputs holds {length:,} characters to read; send at most {MAX_TEXT:,} at a time."
         raise InputError("too_much_text", message, 413)
     kept = (text if len(text) <= MAX_CHARACTERS else text.rstrip()[: MAX_CHARACTERS + 1] for text in texts)
-    return [text.encode("utf-8", "replace").decode("utf-8") for text in kept]
+    return [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in kept]
 
 # %% ../nbs/04a_inference.ipynb #dd7451eb
 def _explained(
@@ -140,8 +140,8 @@ def _explained(
     return wanted
 
 # %% ../nbs/04a_inference.ipynb #d002cfc7
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 _PARAMETERS: dict[str, tuple[str, Callable[[object], bool]]] = {  # name: (what it must be, a check)
@@ -150,7 +150,9 @@ _PARAMETERS: dict[str, tuple[str, Callable[[object], bool]]] = {  # name: (what 
     "function_to_apply": ("softmax", lambda value: str(value).lower() in ("softmax", "default")),
     "truncation": ("true, false or longest_first", lambda value: value in _TRUNCATIONS),
     "padding": ("true, false, longest or max_length", lambda value: value in _PADDINGS),
-    "max_length": ("at least 512", lambda value: _is_count(value) and value >= MAX_TOKENS),
+    "max_length": ("at least 512", lambda value: _is_count(value, MAX_TOKENS)),
+    "batch_size": ("a whole number from 1", _is_count),
+    "num_workers": ("a whole number from 0", lambda value: _is_count(value, 0)),
 }
 _TRUNCATIONS = (True, False, "longest_first", "only_first", "do_not_truncate")
 _PADDINGS = (True, False, "longest", "max_length", "do_not_pad")
@@ -826,7 +828,7 @@ class Explanation:
 
     def parts(self) -> list[list[tuple[int, int]]]:  # the whole, if it is short
         "Cut the spans into parts to hide first."
-        size = math.ceil(len(self.spans) / COARSE) if len(self.spans) > 2 * COARSE else len(self.spans)
+        size = math.ceil(len(self.spans) / COARSE) if len(self.spans) > 2 * COARSE else 2 * COARSE
         return [self.spans[start : start + size] for start in range(0, len(self.spans), size)]
 
     def add(self, span: tuple[int, int], hidden: Sequence[Hidden], left: Sequence[float | None]):

@@ -46,14 +46,15 @@ def labelled(line: str, category: str) -> tuple:  # FIELDS
     row = json_object(line)
     if "label" not in row or "rating" in row:
         review = review_of(row)
-        title, body, stars = review["title"], review["text"], review["rating"]
+        title, body, stars = clean(review["title"]), clean(review["text"]), review["rating"]
         return review_text(title, body), label_of(stars), int(stars), category, "reviews", title, body
     text, label = text_of(row.get("text")), number_of(row["label"])
     if not text.strip():
         raise NoReview("no_text")
     if label not in (0, 1):
         raise NoReview("bad_label")
-    return text, int(label), 0, text_of(row.get("category")) or category, text_of(row.get("source")) or "plain", "", ""
+    category, source = text_of(row.get("category")) or category, text_of(row.get("source")) or "plain"
+    return clean(text), int(label), 0, category, source, "", ""
 
 # %% ../nbs/03h_released_model.ipynb #f540640b
 def read_texts(
@@ -71,8 +72,6 @@ def read_texts(
         except NoReview as reason:
             counts[str(reason)] += 1
     rows = pd.DataFrame(found, columns=FIELDS)
-    for field in ("text", "title", "body"):
-        rows[field] = rows[field].map(clean)
     enough = rows["text"].str.len() > 1
     counts.update({"texts": int(enough.sum()), "too_short": int((~enough).sum())})
     return rows[enough]

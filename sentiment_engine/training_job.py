@@ -137,7 +137,7 @@ def read_reviews(
     folder: Path,  # a channel
 ) -> pd.DataFrame:  # its rows; `text` is what the model sees
     "Read the Parquet files of a channel. Raises UnusableData."
-    paths = sorted(Path(folder).rglob("*.parquet")) if folder else []
+    paths = sorted(Path(folder).rglob("*.parquet"))
     files = [path for path in paths if not re.search(r"(^|/)[._]", path.relative_to(folder).as_posix())]
     if not files:
         raise UnusableData(f"the channel {Path(folder).name} holds no Parquet file: run 02_data_exploration first")
@@ -159,7 +159,8 @@ def _read_file(file: Path, name: str) -> pd.DataFrame:
     rows["text"] = rows["text"].astype(object).where(rows["text"].notna(), "")
     if odd := [text for text in rows["text"] if not isinstance(text, str)]:
         raise UnusableData(f"texts must be text, but {name} has {odd[0]!r:.40}")
-    if odd := [label for label in rows["label"] if not (isinstance(label, int | float) and label in (0, 1))]:
+    labels = rows["label"].astype(object)  # numbers of Python, whatever their type in the file
+    if odd := [label for label in labels if not (isinstance(label, int | float) and label in (0, 1))]:
         raise UnusableData(f"labels must be 0 or 1, but {name} has {odd[:3]!r:.60}")
     return rows.astype({"label": int})
 
@@ -820,6 +821,8 @@ def load_reviews(places: Places) -> dict[str, pd.DataFrame]:  # train, validatio
     "Read what is needed of the channels, and check it. Raises UnusableData."
     train = read_reviews(places.train)
     check_sample(train)
+    if not (places.test or places.validation):
+        raise UnusableData("nothing to measure the model with: give the job a channel `test` or `validation`")
     test = read_reviews(places.test or places.validation)
     if not len(test):
         raise UnusableData("the test sample is empty: a model that nobody has measured is not released")

@@ -166,6 +166,8 @@ WHOLE, BOTH, BEST = "whole", ["POSITIVE", "NEGATIVE"], ["POSITIVE"]
         ({"truncation": False, "padding": "max_length"}, WHOLE),
         ({"truncation": "longest_first", "max_length": 512}, WHOLE),
         ({"truncation": True, "temperature": None}, WHOLE),
+        ({"batch_size": 8, "num_workers": 0}, WHOLE),
+        ({"batch_size": 1, "top_k": None}, BOTH),
     ],
 )
 @pytest.mark.parametrize("inputs", ["love", ["love", "excellent"], "love " * 600])
@@ -188,6 +190,8 @@ def test_parameters_that_change_no_answer_choose_its_shape(model, inputs, parame
         *(("function_to_apply", value) for value in ("sigmoid", "none", 5, ["softmax"])),
         *(("truncation", value) for value in ("only_second", [], {})),
         *(("max_length", value) for value in (128, True, "512")),
+        *(("batch_size", value) for value in (0, True, "8")),
+        *(("num_workers", value) for value in (-1, False)),
         *(("temperature", 0.5), ("candidate_labels", ["a"]), ("\udc00", 1), ("padding", "never")),
     ],
 )
@@ -234,14 +238,23 @@ def test_any_body_is_read_or_refused(body, kind):
     assert texts and all(isinstance(text, str) and text.strip() for text in texts)
 
 
-@given(st.text())
-def test_whatever_is_read_is_answered(model, text):
+NOTHING = st.sampled_from(
+    ["<br />", "&nbsp;", "\u200b", "\0", "&#8203;", "[[VIDEOID:x]]", "\ud83d", "\ufffd", "\u0301", "\u200d"]
+)
+
+
+@given(st.text() | NOTHING, st.booleans())
+def test_whatever_is_read_is_answered(model, text, explain):
     try:
-        data = input_fn(json.dumps({"inputs": text}))
+        data = input_fn(json.dumps({"inputs": ["love", text], "explain": explain}))
     except InputError:
         return
-    (only,) = predict_fn(data, model)
-    assert only["label"] in ("NEGATIVE", "POSITIVE") and 0.5 <= only["score"] <= 1
+    first, second = predict_fn(data, model)
+    assert second["label"] in ("NEGATIVE", "POSITIVE") and 0.5 <= second["score"] <= 1
+    assert ("explanation" in second) is explain and "partial" not in second
+    if explain:
+        assert [word["end"] for word in first["explanation"]] == [4]
+        assert all(0 <= word["start"] < word["end"] <= len(text) for word in second["explanation"])
 
 
 # What goes out

@@ -23,7 +23,7 @@ from sentiment_engine.exploration import count_reviews, newest_reviews, open_new
 from sentiment_engine.quality import Expectations, QualityError
 from sentiment_engine.released import read_texts
 from sentiment_engine.reviews import DataError, check_reviews, find_files, parse_review, read_reviews
-from sentiment_engine.training_job import UnusableData
+from sentiment_engine.training_job import UnusableData, load_reviews, places_from
 from sentiment_engine.training_job import read_reviews as read_channel
 
 MS = 1_588_687_728_923
@@ -410,6 +410,38 @@ def test_odd_parquet_is_named(tmp_path, kind):
         read_channel(tmp_path / "train")
     with pytest.raises(DataError, match=rf"b\.parquet.*{said}"):
         count_reviews(open_newest(LocalFileSystem(), str(tmp_path / "lake")))
+
+
+LABEL_TYPES = [
+    "int8",
+    "float32",
+    "bool",
+    "Int64",
+    "UInt8",
+    "Float64",
+    "boolean",
+    "category",
+    "int64[pyarrow]",
+    "bool[pyarrow]",
+]
+
+
+@pytest.mark.parametrize("kind", LABEL_TYPES)
+def test_a_label_is_read_in_any_type_that_holds_0_and_1(tmp_path, kind):
+    typed = GOOD.assign(label=GOOD.label.astype(kind), text=GOOD.text.astype("string"))
+    typed.to_parquet(tmp_path / "a.parquet")
+    assert read_channel(tmp_path).label.tolist() == GOOD.label.tolist()
+    typed.assign(label=typed.label.where(typed.index > 0)).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UnusableData, match="labels must be 0 or 1"):
+        read_channel(tmp_path)
+
+
+def test_a_job_without_anything_to_measure_with_says_so(tmp_path):
+    (tmp_path / "train").mkdir()
+    GOOD.to_parquet(tmp_path / "train/a.parquet")
+    places = places_from({"SM_CHANNEL_TRAIN": str(tmp_path / "train"), "SM_MODEL_DIR": str(tmp_path / "model")})
+    with pytest.raises(UnusableData, match="`test` or `validation`"):
+        load_reviews(places)
 
 
 def test_rows_that_training_leaves_out_are_counted(tmp_path):
