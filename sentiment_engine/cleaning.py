@@ -22,7 +22,7 @@ MAX_CHARACTERS = 50_000  # that are read of a review: more than eight windows of
 # %% ../nbs/01b_text_cleaning.ipynb #ff5c0e55
 ENTITY = re.compile(
     r"&(?:(?:amp|#0{0,4}38|#[xX]0{0,4}26);)*"  # escaped once or more often
-    r"(?:(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});|(amp|lt|gt|quot|nbsp)(?![A-Za-z0-9;=]))"
+    r"(?:(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});|(amp|lt|gt|quot|nbsp)(?![A-Za-z0-9À-ɏḀ-ỿ;=≠]))"
 )
 
 
@@ -62,12 +62,13 @@ def _composed(found: re.Match) -> str:
 
 # %% ../nbs/01b_text_cleaning.ipynb #1e0c4b8d
 STEPS: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = (
+    (INVISIBLE, ""),  # first, so that none hides a tag or an entity
     (TAG, " "),  # before entities, which may be quotes in an attribute
     (ENTITY, _character),
-    (TAG, " "),
-    (EMBEDDED, " "),
-    (LINKED, lambda found: found[1] or ""),
     (INVISIBLE, ""),
+    (EMBEDDED, " "),
+    (LINKED, lambda found: found[1] or " "),
+    (TAG, " "),
     (BLANK, " "),
     (re.compile("  +"), " "),
 )

@@ -139,6 +139,18 @@ PARTS += [
 TEXTS = st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=9).map("".join)
 
 
+HIDING = [*"< b > = & amp; lt; &nbsp [[ASIN:B00X]] <br>".split(), " ", "\u200b", "\u0338", "\u0307"]
+WHOLE = [text for text in SAID if text.count("[[") == text.count("]]")]  # no link lies inside another
+SEVERAL = [st.lists(st.sampled_from(parts), max_size=9).map("".join) for parts in (HIDING, WHOLE)]
+
+
+@given(st.one_of(st.text().map(lambda text: text.replace("[[", "")), *SEVERAL))
+@settings(deadline=None, max_examples=1_000)
+def test_a_clean_text_stays_as_it_is(text):
+    "The Glue job cleans a text, training cleans it again, and serving cleans it once."
+    assert clean(clean(text)) == clean(text)
+
+
 @pytest.fixture(scope="module")
 def generated() -> list[str]:
     "10,000 texts."
