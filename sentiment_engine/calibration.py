@@ -127,11 +127,10 @@ def sure_threshold(
 ) -> float:  # 0.5 to 1, or NEVER
     "Find the lowest confidence from which on answers are right often enough."
     curve = coverage_curve(confidence, right)
-    good = wilson_lower(curve["right"], curve["sure"], z) >= wanted
-    if not good.any():
-        return NEVER
-    answered = np.floor(curve["threshold"][np.argmax(good)] * 1e6) / 1e6  # answers have six digits: none falls below
-    return max(0.5, float(answered))
+    answered = np.floor(curve["threshold"] * 1e6) / 1e6  # answers have six digits: none falls below
+    called = curve.iloc[np.searchsorted(curve["threshold"], answered)]  # all that have these digits
+    good = wilson_lower(called["right"], called["sure"], z) >= wanted
+    return max(0.5, float(answered[np.argmax(good)])) if good.any() else NEVER
 
 # %% ../nbs/03e_calibration.ipynb #6180380a
 HELD = 1.1  # factor between the temperatures with and without the prior from which on `limits` reports it

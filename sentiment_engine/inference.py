@@ -124,7 +124,7 @@ def _checked(
         message = f"inputs holds {length:,} characters to read; send at most {MAX_TEXT:,} at a time."
         raise InputError("too_much_text", message, 413)
     kept = (text if len(text) <= MAX_CHARACTERS else text.rstrip()[: MAX_CHARACTERS + 1] for text in texts)
-    return [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in kept]
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in kept]
 
 # %% ../nbs/04a_inference.ipynb #dd7451eb
 def _explained(

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -133,6 +133,7 @@ def test_wilson_lies_below_the_share_and_rises_with_rows(total, data):
 
 
 @given(answers())
+@example((np.array([[12.5, -7], [-7, 13], [-7, -7]]), np.array([1, 1, 0])))  # two scores that differ in digit nine
 def test_calibration_is_json_and_true(given_answers):
     logits, labels = given_answers
     found = json.loads(json.dumps(calibration_of(logits, labels, wanted=0.8, z=0)))
