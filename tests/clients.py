@@ -171,7 +171,10 @@ def talk(url: str, pieces: list[bytes], answers: int, method: str = "POST") -> l
             if piece.endswith(b"\r\n\r\n") and b"100-continue" in piece:
                 got += caller.recv(65536)
         while len(statuses := re.findall(rb"HTTP/1\.1 (\d+)", got)) < answers:
-            more = caller.recv(65536)
+            try:
+                more = caller.recv(65536)
+            except ConnectionResetError:  # the other end has closed while we were sending
+                break
             if not more:
                 break
             got += more
