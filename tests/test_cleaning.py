@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from expressions import LIMIT, in_python
+from expressions import in_python
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tiny_model import write_tiny_model
@@ -202,9 +202,9 @@ def test_the_expressions_that_java_reads_are_fast_too(spark):
 
     sources = [(Path(module.__file__).read_text(), vars(module)) for module in (etl, language, near_repeats)]
     patterns = {pattern for source in sources for kind, _, pattern in in_python(*source) if kind == "java"}
-    assert len(patterns) == 5 and None not in patterns and grown(r"\s+!", " ", 6_000) > LIMIT
+    assert len(patterns) == 5 and None not in patterns and grown(r"\s+!", " ", 6_000) > 10  # linear: 4, quadratic: 16
     pieces = (" ", "a", "'", "é", "<a ", "a.jsonl", "\n", "a ")
-    assert not [(pattern, piece) for pattern in patterns for piece in pieces if grown(pattern, piece) > LIMIT]
+    assert not [(pattern, piece) for pattern in patterns for piece in pieces if grown(pattern, piece) > 10]
 
 
 # Where each character comes from

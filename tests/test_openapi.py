@@ -29,8 +29,8 @@ FUNCTIONS = {
     "/extend": "extend-shutdown-timer",
 }
 READABLE = re.compile(r"(text/|application/(json|javascript|xml))")  # what API Gateway hands on as it came
-FREE = {"number_cooldown_minutes": 0, "address_cooldown_seconds": 0, "daily_starts": 10**9, "daily_messages": 10**9}
-FREE |= {"daily_messages_per_number": 10**9, "monthly_budget": 10**9}
+FREE = {"number_cooldown_minutes": 0, "address_cooldown_seconds": 0, "daily_starts": 10**7, "daily_messages": 10**7}
+FREE |= {"daily_messages_per_number": 10**7, "monthly_budget": 10**7}
 
 
 class Gateway:
