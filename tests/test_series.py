@@ -50,7 +50,7 @@ def test_one_visit(series):
     visit = local_visit(cloud, outputs["ApiUrl"])
     for act in (wake, use, sleep):
         act(visit)
-    assert visit.step_number == 12
+    assert visit.step_number == 13
 
 
 def test_nothing_is_done_twice(series):
