@@ -64,7 +64,7 @@ mutants: install ## break the lifecycle on purpose, once a promise: the model-ba
 	@$(PY) infra_scripts/mutants.py
 
 bench-etl: install ## clean up to 3 million reviews in five ways and compare (half an hour; DATA=folder SIZES="n n")
-	@$(PY) benchmarks/etl.py $(if $(DATA),--data "$(DATA)") $(if $(SIZES),--sizes $(SIZES))
+	@$(PY) -m benchmarks.etl $(if $(DATA),--data "$(DATA)") $(if $(SIZES),--sizes $(SIZES))
 
 bench-inference: install ## serve one model in five ways and compare (an hour; DATA=folder ARTIFACT=folder QUICK=1)
 	@$(PY) -m benchmarks.inference $(if $(QUICK),--quick) \
@@ -90,6 +90,7 @@ book: install ## run all notebooks against a fresh local cloud and keep their ou
 	@$(PY) infra_scripts/book.py
 
 docs: install ## write README.md from nbs/index.ipynb, docs/regions.md, and the site if Quarto is there
+	@$(PY) -m benchmarks.figures
 	@$(PY) infra_scripts/render_readme.py
 	@$(PY) infra_scripts/render_regions.py
 	@if command -v quarto >/dev/null; then $(VENV)/bin/nbdev_docs; else echo "README.md is written; Quarto is not installed, so no site"; fi

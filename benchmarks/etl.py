@@ -30,13 +30,13 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
+from benchmarks.report import CACHE, ROOT, begin, busy, pyplot, save, write_json
 from sentiment_engine.cleaning import UNTIDY, clean
 from sentiment_engine.reviews import generate_reviews, parse_review, read_reviews
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".bench"  # git does not see it
 RESULT = ROOT / "benchmarks/results/etl.json"
 PLOT = ROOT / "images/etl-benchmark.svg"
+PACKAGES = ("pyspark", "pandas", "polars", "pyarrow")
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000)
 POOL = 20_000  # different reviews
 PATIENCE = 1_200  # seconds for one run
@@ -230,10 +230,10 @@ def same_rows(processed: Path) -> str:
 def measure(runner: str, raw: Path) -> dict:
     "Run one way in a process of its own. Return wall seconds, CPU seconds, peak memory, counts and the rows' hash."
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
-        words = [sys.executable, __file__, "--run", runner, str(raw), out]
+        words = [sys.executable, "-m", "benchmarks.etl", "--run", runner, str(raw), out]
         start, cpu, peak, said = time.monotonic(), {}, 0, Path(out) / "said"
         with said.open("w") as errors:
-            process = subprocess.Popen(words, start_new_session=True, stderr=errors)
+            process = subprocess.Popen(words, start_new_session=True, stderr=errors, cwd=ROOT)
         try:
             while process.poll() is None:
                 peak = max(peak, _sample(process.pid, cpu))
@@ -323,17 +323,8 @@ def _known(counts: dict) -> tuple:
 
 def plot(results: dict[str, dict[str, dict]], path: Path):
     "Draw seconds and memory over rows, readable on white and on black."
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    grey, colours = (
-        "#808893",
-        {"ours": "#2a9d8f", "original": "#e76f51", "rows": "#f2b5a0", "pandas": "#9d7bd8", "polars": "#d49a1f"},
-    )
-    plt.rcParams |= {"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}
-    plt.rcParams |= {"axes.edgecolor": grey, "svg.hashsalt": "etl"}
+    plt = pyplot()
+    colours = {"ours": "#2a9d8f", "original": "#e76f51", "rows": "#f2b5a0", "pandas": "#9d7bd8", "polars": "#d49a1f"}
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for ax, key, scale, name in ((axes[0], "seconds", 1, "seconds"), (axes[1], "peak", 1e9, "peak memory, GB")):
         for way, colour in colours.items():
@@ -345,9 +336,7 @@ def plot(results: dict[str, dict[str, dict]], path: Path):
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.18)
         ax.set_ylim(bottom=0)
-    fig.tight_layout()
-    path.parent.mkdir(exist_ok=True)
-    fig.savefig(path, transparent=True, metadata={"Date": None})
+    save(fig, path)
 
 
 def main() -> int:
@@ -362,7 +351,7 @@ def main() -> int:
         found = RUNNERS[args.run[0]](*args.run[1:])
         (Path(args.run[2]) / "result.json").write_text(json.dumps(found))
         os._exit(0)  # pandas and its threads do not always part in peace
-    CACHE.mkdir(exist_ok=True)
+    described = begin(PACKAGES)
     results: dict[str, dict[str, dict]] = {}
     for size in args.sizes:
         raw = make_data(size, args.data)
@@ -371,10 +360,9 @@ def main() -> int:
             found = results.setdefault(str(size), {})[runner] = measure(runner, raw)
             print(found.get("failed") or f"{found['seconds']:.1f} s, {found['peak'] / 1e6:,.0f} MB", flush=True)
     said, agree = verdict(results)
-    print("\n" + table(results) + "\n\n" + "\n".join(said))
+    print("\n" + table(results) + "\n\n" + "\n".join(said) + "\n" + busy(described))
     if not args.no_files:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        write_json({"machine": described, "sizes": results}, RESULT)
         plot(results, PLOT)
     return 0 if agree else 1
 

@@ -17,7 +17,8 @@ def snapshot() -> dict[str, str]:
 
 def main():
     before = snapshot()
-    for command in (["nbdev_clean"], ["nbdev_export"], ["python", "infra_scripts/render_readme.py"]):
+    figures, readme = ["python", "-m", "benchmarks.figures"], ["python", "infra_scripts/render_readme.py"]
+    for command in (["nbdev_clean"], ["nbdev_export"], figures, readme):
         subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, check=True)
     after = snapshot()
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))

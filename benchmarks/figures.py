@@ -1,0 +1,133 @@
+"""Write the figures of README from the results that are committed: each block names its processor, date and command.
+
+The blocks lie between two comments in nbs/index.ipynb, from which README.md is rendered. `make docs` runs this.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+INDEX = ROOT / "nbs/index.ipynb"
+SERVERS = {  # ways of benchmarks/inference.py
+    "ours": "**this server, 8 bits**",
+    "ours-fp32": "**this server, 32 bits**",
+    "stock": "`transformers` pipeline, 32 bits",
+    "litserve": "the same in LitServe",
+    "bentoml": "the same in BentoML",
+}
+MODELS = {"minilm": "MiniLM", "distilbert": "DistilBERT"}
+TRAININGS = {  # cases of benchmarks/training.py
+    "ours": "**this recipe**: 192 tokens, lengths together",
+    "ours-512": "**this recipe** at 512 tokens",
+    "original": "the first version: each review padded to 512 tokens",
+}
+CLEANERS = {  # runners of benchmarks/etl.py
+    "ours": "**this job**, Spark",
+    "original": "Spark as in the first version",
+    "pandas": "pandas",
+    "polars": "polars",
+}
+
+
+def number(value: float) -> str:
+    "Write a figure with two digits, or as a whole number from 10 on."
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    "Write a Markdown table, the first column to the left, the others to the right."
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def source(machine: Mapping, command: str) -> str:
+    "Say where, when and how figures were measured."
+    best = [name.replace("_", " ").upper() for name in ("amx_int8", "avx512_vnni") if name in machine["instructions"]]
+    extra = f" with {best[0]}" if best else ""
+    cores = machine["cores"]
+    return f"*{cores} cores of one {machine['cpu']}{extra}, {machine['date']}: `{command}` measures it again.*"
+
+
+def inference(result: Mapping) -> str:
+    "Compare the servers, one table for each model."
+    parts = []
+    for name, title in MODELS.items():
+        model = result["models"][name]
+        millions = f"{model['parameters'] / 1e6:.0f} million"
+        head = [f"{title}, {millions} parameters", "answer of 60 tokens", "16 clients", "first answer", "memory"]
+        rows = []
+        for way, label in SERVERS.items():
+            m = model["medians"][way]
+            units = (("p50 60", "ms"), ("texts/s 16", "texts/s"), ("cold start", "s"), ("rss", "MB"))
+            rows.append([label, *(f"{number(m[measure])} {unit}" for measure, unit in units)])
+        parts.append(table(head, rows))
+    agree = {MODELS[name]: result["models"][name]["medians"]["ours"]["agree"] for name in MODELS}
+    same = " and ".join(f"{share:.0%} of the texts ({name})" for name, share in agree.items())
+    said = f"All weights are the base model's, without any training; in 8 bits they give the same label for {same}."
+    return "\n\n".join(
+        [*parts, f"{said} *First answer*: from the start of the server. *Memory*: of all its processes."]
+    )
+
+
+def training(result: Mapping) -> str:
+    "Compare the ways to train."
+    rows = [[label, number(result["medians"][case]["samples/s"])] for case, label in TRAININGS.items()]
+    return table(["Training", "reviews a second"], rows)
+
+
+def etl(result: Mapping) -> str:
+    "Compare the ways to clean, at each size."
+    sizes = result["sizes"]
+
+    def cell(found: Mapping) -> str:
+        return f"{number(found['seconds'])} s, {found['peak'] / 1e9:.1f} GB" if "seconds" in found else "failed"
+
+    rows = [[label, *(cell(ways[way]) for ways in sizes.values())] for way, label in CLEANERS.items()]
+    return table(["Cleaning", *(f"{int(size):,}" for size in sizes)], rows)
+
+
+BLOCKS = {  # by name of the result: what writes its table, and the command that measures it
+    "etl": (etl, "make bench-etl"),
+    "inference": (inference, "make bench-inference"),
+    "training": (training, "make bench-training"),
+}
+
+
+def block(name: str) -> str:
+    "Return the Markdown of one result."
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    write, command = BLOCKS[name]
+    return f"{write(result)}\n\n{source(result['machine'], command)}"
+
+
+def filled(text: str) -> str:
+    "Put the figures between their comments. Raises ValueError if a block is missing."
+    for name in BLOCKS:
+        begin, end = f"<!-- figures: {name} -->", f"<!-- end: {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{INDEX.name} needs {begin} and {end}, once each")
+        text = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{block(name)}\n{end}", text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a figure would change")
+    before = INDEX.read_text(encoding="utf-8")
+    notebook = json.loads(before)
+    cell = next(cell for cell in notebook["cells"] if "<!-- figures: " in "".join(cell["source"]))
+    cell["source"] = filled("".join(cell["source"])).splitlines(keepends=True)
+    after = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    if not parser.parse_args().check:
+        INDEX.write_text(after, encoding="utf-8")
+    elif before != after:
+        sys.exit("nbs/index.ipynb does not hold the figures of benchmarks/results: run `make docs`")
+
+
+if __name__ == "__main__":
+    main()

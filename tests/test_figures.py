@@ -1,0 +1,49 @@
+"""README's figures are those of the committed results, and say where and when they were measured."""
+
+import json
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from benchmarks import figures
+
+README = (figures.ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted(figures.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", figures.BLOCKS)
+def test_readme_shows_what_was_measured(name):
+    assert f"<!-- figures: {name} -->\n{figures.block(name)}\n<!-- end: {name} -->" in README
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_names_its_processor_date_and_versions(path):
+    machine = json.loads(path.read_text())["machine"]
+    assert machine["cpu"] and machine["cores"] > 0 and machine["versions"]["python"]
+    assert date(2026, 1, 1) <= date.fromisoformat(machine["date"]) <= datetime.now(UTC).date()
+
+
+def test_no_figure_of_speed_is_written_by_hand():
+    section = README[README.index("## How fast it is") : README.index("## The book")]
+    by_hand = re.sub(r"<!-- figures: (\w+) -->.*?<!-- end: \1 -->", "", section, flags=re.DOTALL)
+    assert re.findall(r"\d[\d.,]* ?(?:ms|seconds|s\b|GB|times|x\b|(?:texts|reviews) a second)", by_hand) == []
+
+
+def test_a_changed_result_changes_the_table():
+    result = json.loads((figures.RESULTS / "inference.json").read_text())
+    before = figures.inference(result)
+    result["models"]["distilbert"]["medians"]["ours"]["p50 60"] = 123.4
+    assert "| 123 ms |" in figures.inference(result) and "| 123 ms |" not in before
+
+
+def test_a_missing_place_for_figures_is_told():
+    with pytest.raises(ValueError, match="needs <!-- figures: etl -->"):
+        figures.filled("no place")
+
+
+def test_what_readme_says_of_the_released_model_is_in_its_metrics():
+    metrics = json.loads(Path(figures.ROOT, "models/released/metrics.json").read_text())
+    assert f"right on {metrics['accuracy']:.1%}".replace("%", " %") in README
+    assert f"of {metrics['rows']:,} texts that it had not seen" in README
