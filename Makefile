@@ -47,7 +47,7 @@ streamlit: install ## the developer's page (a demo must be running, or set SENTI
 test: install ## everything that must hold before a change is merged
 	@infra_scripts/install_chromium.sh
 	@$(MAKE) --no-print-directory check notebooks
-	@$(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow"
+	@$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install ## the long versions of the tests
 	@infra_scripts/install_chromium.sh

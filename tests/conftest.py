@@ -19,6 +19,14 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
+LONGEST = ("test_series.py", "test_local_cloud.py", "test_openapi.py", "test_serving_memory.py", "test_page.py")  # files
+
+
+def pytest_collection_modifyitems(items):
+    "Begin with the files that take minutes, so that no worker is left alone with one at the end."
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     "Fail a test that waits without end, with the place where it waits."
