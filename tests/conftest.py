@@ -19,7 +19,7 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
-LONGEST = ("test_series.py", "test_local_cloud.py", "test_openapi.py", "test_serving_memory.py", "test_page.py")  # files
+LONGEST = ("test_series.py", "test_local_cloud.py", "test_openapi.py", "test_serving_memory.py", "test_page.py")
 
 
 def pytest_collection_modifyitems(items):
