@@ -113,6 +113,13 @@ def test_a_run_gets_its_arguments_and_brings_its_data_back(cloud, glue, job):
     assert logs["events"][-1]["message"] == f"cleaned by {job} with {cloud.url}"
 
 
+def test_what_a_run_leaves_is_for_its_user_only(cloud, glue):
+    run(glue, "clean", places("clean"))
+    left = list((cloud.state / "glue").rglob("*"))
+    assert "library.py" in {path.name for path in left}
+    assert [path for path in left if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+
+
 def test_a_run_that_fails_says_why_and_changes_nothing(cloud, glue):
     s3 = cloud.client("s3")
     for key, body in {"raw/a.txt": "a", "out/old.txt": "old"}.items():

@@ -167,9 +167,7 @@ def test_a_number_is_not_taken_when_no_message_can_be_sent(visitor, engine, asle
 def test_what_sleep_has_saved_is_told(visitor, engine, awake):
     engine.sleep()
     until(lambda: not engine.cloud.client("sagemaker").list_endpoints()["Endpoints"])
-    engine.cloud.advance_clock(
-        301
-    )  # the next round of the reconciler books the run: it is paid until AWS has deleted it
+    engine.cloud.advance_clock(301)  # the reconciler comes by and books the run: it is paid until AWS has deleted it
     table, items = usage_table(engine.settings), engine.cloud.client("dynamodb").scan
     until(lambda: not items(TableName=table)["Items"][0]["open"]["M"])
     engine.cloud.advance_clock(3600)

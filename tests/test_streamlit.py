@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 from engine_double import free_port
+from local_models import until
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.local_script_runner import LocalScriptRunner
@@ -331,12 +332,13 @@ def test_the_inbox_and_the_costs(open_app, engine):
     app = open_app(None, SENTIMENT_SITE_ORIGIN=engine.site_url)  # the published page says where all is
     assert app.text_input(key="api").value == engine.api_url
     app.text_input(key="name").input("Grace")
-    app.text_input(key="phone").input("+1 202 555 0177")
+    app.text_input(key="phone").input("+1 202 555 0188")  # of this test: the engine is shared
     app = press(app, "Wake the model")
     engine.wait("IN_SERVICE")
+    until(lambda: any(message["to"] == "+12025550188" for message in engine.messages()))
     app = press(app, "Look again")
     inbox = tab(app, "Inbox").dataframe[0].value
-    assert inbox[inbox["to"] == "+12025550177"]["text"].iloc[-1].startswith("Hi Grace,")
+    assert inbox[inbox["to"] == "+12025550188"]["text"].iloc[0].startswith("Hi Grace,")
     costs = {metric.label: metric.value for metric in tab(app, "Costs").metric}
     assert costs["Awake all month"] == "$40.88" and costs["This run"].startswith("$0.0")
     app = checked(app.slider(key="sessions").set_value(1000).run())

@@ -175,7 +175,7 @@ def write_awsglue(folder: Path):
     "Write a package `awsglue` with what scripts use of it."
     (folder / "awsglue").mkdir(parents=True, exist_ok=True)
     (folder / "awsglue/__init__.py").write_text("")
-    shutil.copy(glue_options.__file__, folder / "awsglue/library.py")
+    shutil.copyfile(glue_options.__file__, folder / "awsglue/library.py")
     for module, names in AWSGLUE.items():
         (folder / f"awsglue/{module}.py").write_text(f"from awsglue.library import {names}  # noqa: F401\n")
 
