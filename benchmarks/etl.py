@@ -1,6 +1,6 @@
 """Clean the same reviews in five ways, and compare time, CPU and memory. Nothing is committed but the figures.
 
-ours      the Glue job's plan, `sentiment_engine.etl.clean_reviews`, on one machine
+ours      the Glue job's plan, `sentiment_engine.data.etl.clean_reviews`, on one machine
 original  Spark in the manner of the first version of this project: types inferred, for each column all distinct values
           collected to find out whether it is empty (Glue Studio's "Drop Null Fields"), then the same cleaning, and each
           output (clean rows, rejected lines, counts) an action of its own with nothing kept between them
@@ -31,8 +31,8 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.report import CACHE, ROOT, begin, busy, pyplot, save, write_json
-from sentiment_engine.cleaning import UNTIDY, clean
-from sentiment_engine.reviews import generate_reviews, parse_review, read_reviews
+from sentiment_engine.data.cleaning import UNTIDY, clean
+from sentiment_engine.data.reviews import generate_reviews, parse_review, read_reviews
 
 RESULT = ROOT / "benchmarks/results/etl.json"
 PLOT = ROOT / "images/etl-benchmark.svg"
@@ -86,7 +86,7 @@ def make_data(rows: int, data: Path | None) -> Path:
 
 
 def run_ours(raw: str, out: str) -> dict:
-    from sentiment_engine.etl import clean_reviews, start_spark
+    from sentiment_engine.data.etl import clean_reviews, start_spark
 
     report = clean_reviews(start_spark(), raw, f"{out}/processed", f"{out}/rejected", f"{out}/report.json")
     return {"kept": report["kept"], "repeats": report["repeats"], **report["rejected"]}
@@ -96,7 +96,7 @@ def _marked_as_once(raw: str):
     "Return the reviews, judged, in the manner of the first version."
     from pyspark.sql import functions as F
 
-    from sentiment_engine.etl import judge, mark_repeats, split_of, start_spark
+    from sentiment_engine.data.etl import judge, mark_repeats, split_of, start_spark
 
     reviews = start_spark().read.json(raw)
     for column in reviews.columns:
@@ -111,7 +111,7 @@ def _marked_as_once(raw: str):
 
 
 def _write_as_once(marked, out: str) -> None:
-    from sentiment_engine.etl import COLUMNS
+    from sentiment_engine.data.etl import COLUMNS
 
     kept = marked.where("reason is null").select(*COLUMNS)
     kept.write.mode("overwrite").partitionBy("split").parquet(f"{out}/processed")
@@ -123,7 +123,7 @@ def run_rows(raw: str, out: str) -> dict:
 
 
 def run_original(raw: str, out: str) -> dict:
-    from sentiment_engine.quality import measure as count
+    from sentiment_engine.data.quality import measure as count
 
     marked = _marked_as_once(raw)
     _write_as_once(marked, out)

@@ -1,6 +1,6 @@
 """Serve the same weights in five ways, on the same cores, and compare latency, throughput, cold start and memory.
 
-ours       sentiment_engine.serving with the artifact's model in 8 bits, as it is deployed
+ours       sentiment_engine.model.serving with the artifact's model in 8 bits, as it is deployed
 ours-fp32  the same in 32 bits
 stock      what Hugging Face's toolkit does: a transformers pipeline (torch, 32 bits), behind the web server of ours
 litserve   the same pipeline behind LitServe, with its batching
@@ -48,7 +48,7 @@ from benchmarks.report import (
     table,
     write_json,
 )
-from sentiment_engine.reviews import LABELS, generate_reviews, parse_review, read_reviews, review_text
+from sentiment_engine.data.reviews import LABELS, generate_reviews, parse_review, read_reviews, review_text
 
 RESULT = ROOT / "benchmarks/results/inference.json"
 PLOT = ROOT / "images/bench_inference.svg"
@@ -100,7 +100,7 @@ def source_model(name: str):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig
 
-    from sentiment_engine.base_model import build_base_model
+    from sentiment_engine.model.base_model import build_base_model
 
     base = build_base_model(CACHE / "base-model")
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -114,7 +114,7 @@ def source_model(name: str):
 
 def write_stock(name: str, artifact: Path | None, folder: Path):
     "Write model.safetensors, config.json and the tokenizer's files."
-    from sentiment_engine.training_job import save_weights
+    from sentiment_engine.model.training_job import save_weights
 
     folder.mkdir(parents=True)
     if artifact is None:
@@ -133,8 +133,8 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from sentiment_engine.onnx_export import export
-    from sentiment_engine.served_graph import fuse
+    from sentiment_engine.model.onnx_export import export
+    from sentiment_engine.model.served_graph import fuse
 
     model = AutoModelForSequenceClassification.from_pretrained(
         stock, dtype=torch.float32, attn_implementation="eager"
@@ -167,7 +167,7 @@ def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
     from safetensors import safe_open
     from transformers.utils.logging import disable_progress_bar
 
-    from sentiment_engine.artifact import add_inference_code
+    from sentiment_engine.model.artifact import add_inference_code
 
     disable_progress_bar()
     folder = CACHE / f"{name}-{_key(artifact)}"
@@ -246,7 +246,7 @@ class Way:
 
 
 def _served(way: str) -> Callable[[Path, int], list[str]]:
-    module = [sys.executable, "-m", "sentiment_engine.serving"]
+    module = [sys.executable, "-m", "sentiment_engine.model.serving"]
     return lambda folder, port: [*module, "--model-dir", str(folder / way), "--port", str(port)]
 
 

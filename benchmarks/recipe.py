@@ -17,8 +17,8 @@ import pandas as pd
 from benchmarks.inference import load_raw
 from benchmarks.report import CACHE, ROOT, begin, busy, in_process, table, write_json
 from benchmarks.training import base_model
-from sentiment_engine.quoting import quoting
-from sentiment_engine.reviews import label_of, review_text
+from sentiment_engine.data.quoting import quoting
+from sentiment_engine.data.reviews import label_of, review_text
 
 RESULT = ROOT / "benchmarks/results/recipe.json"
 PACKAGES = ("torch", "transformers", "accelerate")
@@ -82,8 +82,8 @@ def run(job: dict) -> dict:  # macro_f1, accuracy, no_threes (accuracy without t
     import torch
     from transformers import AutoTokenizer, set_seed
 
-    from sentiment_engine.evaluation import scores
-    from sentiment_engine.training_job import Recipe, encode, fit, load_model, predict
+    from sentiment_engine.model.evaluation import scores
+    from sentiment_engine.model.training_job import Recipe, encode, fit, load_model, predict
 
     torch.set_flush_denormal(True)
     recipe = Recipe(**job["options"], seed=job["seed"])

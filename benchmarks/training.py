@@ -1,6 +1,6 @@
 """Fine-tune the same base model on the same reviews by our recipe and by the original one; compare samples a second.
 
-ours       sentiment_engine.training_job with its default recipe: bf16 where the processor has it, reviews of a length
+ours       our training job with its default recipe: bf16 where the processor has it, reviews of a length
            together, 192 tokens, word vectors left as they are
 ours-128   the same with 128 tokens
 ours-512   the same with 512 tokens, all that the model can read
@@ -40,7 +40,7 @@ from benchmarks.report import (
     table,
     write_json,
 )
-from sentiment_engine.reviews import LABELS, label_of, review_text
+from sentiment_engine.data.reviews import LABELS, label_of, review_text
 
 MODULE = "benchmarks.training"
 RESULT = ROOT / "benchmarks/results/training.json"
@@ -61,7 +61,7 @@ LOSS = 0.3  # points of accuracy that the speed may cost
 
 def train_ours(rows: pd.DataFrame, base: Path, options: dict, steps: int, whole: bool, folder: Path):
     "Train by our recipe on all rows. Return the Trainer and samples a second."
-    from sentiment_engine.training_job import Recipe, encode, fit, load_model
+    from sentiment_engine.model.training_job import Recipe, encode, fit, load_model
 
     tokenizer = _start(base)
     recipe = Recipe(**options)
@@ -124,7 +124,7 @@ def _start(base: Path):
 
 def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether each was predicted rightly
     "Do one training."
-    from sentiment_engine.training_job import device_name, predict
+    from sentiment_engine.model.training_job import device_name, predict
 
     options, base = CASES[job["case"]], Path(job["base"])
     rows, test = pd.DataFrame(job["train"]), pd.DataFrame(job["test"])
@@ -258,7 +258,7 @@ def parse() -> argparse.Namespace:
 
 
 def base_model(given: Path | None) -> str:
-    from sentiment_engine.base_model import build_base_model
+    from sentiment_engine.model.base_model import build_base_model
 
     return str(given.resolve() if given else build_base_model(CACHE / "base-model"))
 

@@ -35,11 +35,11 @@ from smoke import StepFailed
 from standing import by_name, by_tag
 
 from sentiment_engine import __version__
-from sentiment_engine.account import Finding, check_account, find_stack, stack_names
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
-from sentiment_engine.endpoint import trial_machines
-from sentiment_engine.notifications import FREE_KEY, BadPhone, Textbelt, e164
-from sentiment_engine.plan import Plan
+from sentiment_engine.deploy.account import Finding, check_account, find_stack, stack_names
+from sentiment_engine.deploy.endpoint import trial_machines
+from sentiment_engine.deploy.plan import Plan
+from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 
 # deploy.py and teardown.py run as programs, not as functions. Their command lines are what a person uses, so that is

@@ -18,8 +18,8 @@ from smoke import PRAISE, StepFailed, Visit, is_loopback, sleep, use, wake
 from standing import by_tag
 
 from sentiment_engine.costs import price_per_hour
-from sentiment_engine.endpoint import our_names
-from sentiment_engine.model_state import StateTable, read_row
+from sentiment_engine.deploy.endpoint import our_names
+from sentiment_engine.service.model_state import StateTable, read_row
 from sentiment_engine.settings import connect, endpoint_name
 
 if TYPE_CHECKING:

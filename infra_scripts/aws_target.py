@@ -11,7 +11,7 @@ from pathlib import Path
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sentiment_engine.account import (
+from sentiment_engine.deploy.account import (
     Finding,
     check_account,
     check_credentials,
@@ -20,10 +20,12 @@ from sentiment_engine.account import (
     mask_accounts,
     tags_of,
 )
-from sentiment_engine.artifact import artifact_hash, unpack
-from sentiment_engine.endpoint import model_version
-from sentiment_engine.packaging import monitoring_parameters, package_keys, stack_parameters
-from sentiment_engine.plan import Plan, Work, bill, describe_plan, plan_of, unchecked
+from sentiment_engine.deploy.endpoint import model_version
+from sentiment_engine.deploy.packaging import monitoring_parameters, package_keys, stack_parameters
+from sentiment_engine.deploy.plan import Plan, Work, bill, describe_plan, plan_of, unchecked
+from sentiment_engine.deploy.stacks import stack_outputs
+from sentiment_engine.deploy.training import LATEST, s3_place
+from sentiment_engine.model.artifact import artifact_hash, unpack
 from sentiment_engine.settings import (
     Settings,
     connect,
@@ -36,8 +38,6 @@ from sentiment_engine.settings import (
     site_parameters,
     site_stack,
 )
-from sentiment_engine.stacks import stack_outputs
-from sentiment_engine.training import LATEST, s3_place
 
 ROOT = Path(__file__).resolve().parent.parent
 PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for if no region is chosen

@@ -36,7 +36,7 @@ def run(path: Path):
     "Execute one notebook in place. Raises CellExecutionError, with the file left as it was."
     notebook = nbformat.read(path, as_version=4)
     quiet = ["--IPKernelApp.log_level=40"]  # 40: errors
-    here = {"metadata": {"path": str(NOTEBOOKS)}}
+    here = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, kernel_name="python3", resources=here, extra_arguments=quiet).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -46,8 +46,12 @@ def run(path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("notebooks", nargs="*", help="file names such as 03_model_training.ipynb; all if none is given")
-    names = parser.parse_args().notebooks or sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
+    parser.add_argument(
+        "notebooks", nargs="*", help="paths in nbs/ such as model/inference.ipynb; all if none is given"
+    )
+    names = parser.parse_args().notebooks or sorted(
+        p.relative_to(NOTEBOOKS).as_posix() for p in NOTEBOOKS.rglob("*.ipynb")
+    )
     with tempfile.TemporaryDirectory() as state, LocalCloud(Path(state), port=0, site_port=0) as cloud:
         cloud.enter()
         for i, name in enumerate(names, 1):

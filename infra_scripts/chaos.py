@@ -32,7 +32,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from engine import Engine, running_engine
 
-from sentiment_engine.model_state import FAILED, STOPPED, StateTable, read_row
+from sentiment_engine.service.model_state import FAILED, STOPPED, StateTable, read_row
 
 KINDS = {"a Lambda worker": 7, "the endpoint": 3, "the cloud": 1}  # what is killed: how often, relatively
 REQUESTS = {"status": 4, "start": 3, "predict": 4, "extend": 1}  # path: how often, relatively
@@ -90,8 +90,8 @@ class Chaos:
             if kind == "the cloud":
                 return [server]
             children = {p: p.cmdline() for p in server.children(recursive=True)}
-            serving = [p for p, command in children.items() if "sentiment_engine.serving" in command[1:3]]
-            guards = [p for p, command in children.items() if "sentiment_engine.serving" in command[3:]]
+            serving = [p for p, command in children.items() if "sentiment_engine.model.serving" in command[1:3]]
+            guards = [p for p, command in children.items() if "sentiment_engine.model.serving" in command[3:]]
             return serving if kind == "the endpoint" else [p for p in children if p not in serving + guards]
         return []
 

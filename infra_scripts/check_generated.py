@@ -11,7 +11,7 @@ BIN = Path(sys.executable).parent
 
 def snapshot() -> dict[str, str]:
     "Hash every notebook and every module of the package."
-    files = [*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("sentiment_engine/**/*.py"), ROOT / "README.md"]
+    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("sentiment_engine/**/*.py"), ROOT / "README.md"]
     return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
 
 

@@ -7,8 +7,8 @@ Optional: --drift, how far the stars may move, and the rules, each by its name, 
 import sys
 from dataclasses import fields
 
-from sentiment_engine.etl import Rules, clean_reviews, rules_from
-from sentiment_engine.quality import Expectations
+from sentiment_engine.data.etl import Rules, clean_reviews, rules_from
+from sentiment_engine.data.quality import Expectations
 
 PLACES = ("raw", "processed", "rejected", "report")
 CHOICES = ("drift", *(rule.name for rule in fields(Rules)))

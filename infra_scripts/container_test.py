@@ -33,10 +33,10 @@ from pathlib import Path
 
 from packaging.tags import platform_tags
 
-from sentiment_engine.artifact import Check, add_inference_code, artifact_environment, unpack
-from sentiment_engine.endpoint import CONTAINER_ENVIRONMENT
-from sentiment_engine.released import pack_released
-from sentiment_engine.wheels import Lock, add_wheels, fetch_wheels, has_wheels, lock_text, parse_lock, read_lock
+from sentiment_engine.deploy.endpoint import CONTAINER_ENVIRONMENT
+from sentiment_engine.model.artifact import Check, add_inference_code, artifact_environment, unpack
+from sentiment_engine.model.released import pack_released
+from sentiment_engine.model.wheels import Lock, add_wheels, fetch_wheels, has_wheels, lock_text, parse_lock, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".container-test"
@@ -134,9 +134,9 @@ def build_artifact(folder: Path) -> Path:  # `folder`, the root of an artifact
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from sentiment_engine.base_model import build_base_model
-    from sentiment_engine.onnx_export import write_onnx
-    from sentiment_engine.training_job import save_weights
+    from sentiment_engine.model.base_model import build_base_model
+    from sentiment_engine.model.onnx_export import write_onnx
+    from sentiment_engine.model.training_job import save_weights
 
     disable_progress_bar()
     base = build_base_model(folder.with_name("base"))
@@ -301,7 +301,7 @@ def ask(address: str, content_type: str, accept: str | None, body: bytes) -> tup
 def local_server(base: Path) -> Iterator[str]:  # its address
     "Serve base/model as the local cloud does. Raises SystemExit with its log if it does not answer a ping."
     port = free_port()
-    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", base / "model", "--port", port]
+    command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", base / "model", "--port", port]
     env = artifact_environment(PYTHONPATH=str(ROOT))
     with (base / "local-log").open("w") as log:
         process = subprocess.Popen([*map(str, command)], env=env, cwd=base, stdout=log, stderr=log)

@@ -19,10 +19,10 @@ from deploy import (
     stop_on_signals,
 )
 
-from sentiment_engine.endpoint import RegisteredModel, current_model
+from sentiment_engine.deploy.endpoint import RegisteredModel, current_model
+from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import foundation_stack, settings_from
-from sentiment_engine.stacks import stack_outputs
 
 
 def told_reviews(lake: str) -> str:

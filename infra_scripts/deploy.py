@@ -42,11 +42,13 @@ from loose_ends import tie_up
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from sentiment_engine.account import mask_accounts
-from sentiment_engine.endpoint import trial_machines
-from sentiment_engine.ingest import category_addresses
+from sentiment_engine.data.ingest import category_addresses
+from sentiment_engine.data.reviews import check_reviews, find_files
+from sentiment_engine.deploy.account import mask_accounts
+from sentiment_engine.deploy.endpoint import trial_machines
+from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
-from sentiment_engine.reviews import check_reviews, find_files
+from sentiment_engine.model.wheels import fetch_wheels
 from sentiment_engine.settings import (
     connect,
     engine_stack,
@@ -55,8 +57,6 @@ from sentiment_engine.settings import (
     settings_from,
     site_parameters,
 )
-from sentiment_engine.stacks import stack_outputs
-from sentiment_engine.wheels import fetch_wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
@@ -68,7 +68,13 @@ FIRST = "00"  # deploys the site, of which the phases before SETTLED know nothin
 SITE = ("domain_name", "hosted_zone_id")  # parameters of the notebooks that only the site is told
 TEACHING = ("01", "02", "03")  # what the released model does without
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
-SOURCES = ("nbs/*.ipynb", "sentiment_engine/**/*.py", "sentiment_engine/*.toml", "lambdas/*/*.py", "infra_scripts/*")
+SOURCES = (
+    "nbs/**/*.ipynb",
+    "sentiment_engine/**/*.py",
+    "sentiment_engine/**/*.toml",
+    "lambdas/*/*.py",
+    "infra_scripts/*",
+)
 SOURCES += ("website/*", "models/released/*")
 
 # What differs between the targets. The notebooks' own defaults fit one machine.

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sentiment_engine.account import find_stack, mask_accounts, tags_of
 from sentiment_engine.costs import GLUE_DPU_HOUR, price_per_hour
-from sentiment_engine.endpoint import delete_trials, our_names
-from sentiment_engine.lifecycle import run_of
+from sentiment_engine.deploy.account import find_stack, mask_accounts, tags_of
+from sentiment_engine.deploy.endpoint import delete_trials, our_names
+from sentiment_engine.service.lifecycle import run_of
 from sentiment_engine.settings import Settings, connect, foundation_stack, settings_from, trial_name
 
 GOING = ("STARTING", "RUNNING", "WAITING", "STOPPING")  # states of a Glue run that is not over

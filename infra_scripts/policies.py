@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 
-from sentiment_engine.plan import read_template
+from sentiment_engine.deploy.plan import read_template
 
 # An engine named lab, in an account of ones.
 LAB = {"Prefix": "lab", "TableName": "lab-state", "AWS::AccountId": "1" * 12, "AWS::Region": "us-east-1"}

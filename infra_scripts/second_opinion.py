@@ -5,7 +5,7 @@
     …                                                                # deploy, visit, tear down
     .venv/bin/python infra_scripts/second_opinion.py calls.jsonl
 
-The script plays a recording (nbs/08q_local_requests.ipynb) in order. When a call creates, updates or deletes a stack,
+The script plays a recording (nbs/local/requests.ipynb) in order. When a call creates, updates or deletes a stack,
 the calls that CloudFormation would make follow. botocore's description of each service judges all of them too. The exit
 status is 1 if moto refuses a call that the local cloud accepted, unless second_opinion_allowed.yaml gives a reason. It
 is also 1 if the file gives a reason that no refusal needs any more.
@@ -48,8 +48,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from template_calls import Made, Stack, calls_of, deletions_of, unmade
 
+from sentiment_engine.deploy.plan import read_template
 from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
-from sentiment_engine.plan import read_template
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".moto"

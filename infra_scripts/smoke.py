@@ -18,9 +18,9 @@ import boto3
 import httpx
 from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
+from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
-from sentiment_engine.stacks import stack_outputs
 
 PHONE = "+12025550123"  # of the range that is kept free for fiction
 PRAISE = "Five weeks in and it still delights me every single day. Best purchase I have made this year!"

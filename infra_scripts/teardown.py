@@ -17,8 +17,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy import add_ports, local_cloud, stop_on_signals
 from loose_ends import glue_runs, say, stop_glue, training_jobs
 
-from sentiment_engine.account import find_stack, mask_accounts, tags_of
-from sentiment_engine.endpoint import delete_endpoint, our_names
+from sentiment_engine.deploy.account import find_stack, mask_accounts, tags_of
+from sentiment_engine.deploy.endpoint import delete_endpoint, our_names
+from sentiment_engine.deploy.stacks import delete_stack, empty_bucket
 from sentiment_engine.polling import ask
 from sentiment_engine.settings import (
     Settings,
@@ -31,7 +32,6 @@ from sentiment_engine.settings import (
     site_stack,
     textbelt_key_parameter,
 )
-from sentiment_engine.stacks import delete_stack, empty_bucket
 
 KEPT = "kept"  # the kind of what is not deleted
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sentiment_engine.deploy.plan import with_defaults
 from sentiment_engine.local.server import lifecycle_rules
-from sentiment_engine.plan import with_defaults
 
 Made = tuple[str, str, dict]  # service, operation, parameters
 _NOTHING = object()  # AWS::NoValue

@@ -1,8 +1,8 @@
-"Entry script of the training job; what it does is told in nbs/03d_training_job.ipynb."
+"Entry script of the training job; what it does is told in nbs/model/training_job.ipynb."
 
 import sys
 
-from sentiment_engine.training_job import main
+from sentiment_engine.model.training_job import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sentiment_engine import etl
+from sentiment_engine.data import etl
 from sentiment_engine.local.aws import direct_hosts, stray_variables
 from sentiment_engine.local.cloud import LocalCloud
 

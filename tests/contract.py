@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from sentiment_engine.api import ROUTES
-from sentiment_engine.openapi import openapi
+from sentiment_engine.service.api import ROUTES
+from sentiment_engine.service.openapi import openapi
 from sentiment_engine.settings import Settings
 
 DOCUMENT = openapi(Settings(), ROUTES)

@@ -24,12 +24,12 @@ import contract
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from sentiment_engine import api, lifecycle, model_state
-from sentiment_engine.lifecycle import Engine
-from sentiment_engine.model_state import read_row
-from sentiment_engine.notifications import NotSent
+from sentiment_engine.service import api, lifecycle, model_state
+from sentiment_engine.service.lifecycle import Engine
+from sentiment_engine.service.model_state import read_row
+from sentiment_engine.service.notifications import NotSent
+from sentiment_engine.service.usage import Usage, read_usage
 from sentiment_engine.settings import Settings, endpoint_name, usage_table
-from sentiment_engine.usage import Usage, read_usage
 
 ROOT = Path(__file__).parent.parent
 ADA, BOB, CAROL = "+12025550123", "+12025550145", "+12025550178"

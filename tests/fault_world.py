@@ -28,11 +28,11 @@ from botocore.exceptions import (
 from engine_double import ADA, BOB, CAROL, ROOT, Clock, aws_error, load_handler
 from memory_dynamodb import MemoryDynamoDB
 
-from sentiment_engine import guards, lifecycle, metrics, model_state, notifications
-from sentiment_engine.lifecycle import Engine
-from sentiment_engine.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING, Row, row_from
+from sentiment_engine.service import guards, lifecycle, metrics, model_state, notifications
+from sentiment_engine.service.lifecycle import Engine
+from sentiment_engine.service.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING, Row, row_from
+from sentiment_engine.service.usage import Usage, day_of, plain_item, sound_usage, spent_in_month
 from sentiment_engine.settings import Settings, endpoint_name, usage_table
-from sentiment_engine.usage import Usage, day_of, plain_item, sound_usage, spent_in_month
 
 PHONES = (ADA, BOB, CAROL)
 LIVE = (CREATING, IN_SERVICE, STOPPING)

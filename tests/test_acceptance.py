@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from scrub import scrub
 from smoke import PHONE
 
-from sentiment_engine.account import Finding
 from sentiment_engine.costs import price_per_hour
+from sentiment_engine.deploy.account import Finding
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import Settings
 

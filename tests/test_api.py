@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from phones import ACCEPTED, DASHES, EMPTY, MARKS, NUMBER, OTHERS, REFUSED, SPACES
 
-from sentiment_engine import model_state
-from sentiment_engine.api import ROUTES
-from sentiment_engine.inference import MAX_EXPLAINED
-from sentiment_engine.notifications import BadPhone, e164
-from sentiment_engine.openapi import EXPLAIN_LIMIT
+from sentiment_engine.model.inference import MAX_EXPLAINED
+from sentiment_engine.service import model_state
+from sentiment_engine.service.api import ROUTES
+from sentiment_engine.service.notifications import BadPhone, e164
+from sentiment_engine.service.openapi import EXPLAIN_LIMIT
 
 LONG = "x" * 10_001
 

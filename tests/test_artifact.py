@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import CONFIG, METRICS, WEIGHTS, write_tiny_model
 
-from sentiment_engine import artifact, inference
-from sentiment_engine.artifact import (
+from sentiment_engine.model import artifact, inference
+from sentiment_engine.model.artifact import (
     PreflightError,
     add_inference_code,
     artifact_hash,
@@ -31,7 +31,7 @@ from sentiment_engine.artifact import (
     preflight,
     unpack,
 )
-from sentiment_engine.behaviour import served
+from sentiment_engine.model.behaviour import served
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def test_the_code_in_the_artifact_is_the_code_here(good):
 
 def test_adding_the_code_loads_no_runtime():
     "A training job packs on a machine that serves nothing."
-    code = "import sys, sentiment_engine.artifact; sys.exit('onnxruntime' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, sentiment_engine.model.artifact; sys.exit('onnxruntime' in sys.modules or 'numpy' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -266,7 +268,7 @@ def test_an_archive_that_unpacks_to_more_than_any_artifact_has_is_refused(tmp_pa
 WITHOUT_ROOM = """
 import resource, sys
 from pathlib import Path
-from sentiment_engine.artifact import unpack
+from sentiment_engine.model.artifact import unpack
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 try:
     unpack(Path(sys.argv[1]), Path(sys.argv[2]))

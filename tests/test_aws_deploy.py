@@ -24,7 +24,8 @@ from engine_double import ROOT
 from papermill.exceptions import PapermillExecutionError
 from tiny_model import write_tiny_model
 
-from sentiment_engine.account import (
+from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
+from sentiment_engine.deploy.account import (
     SHARES,
     Finding,
     check_account,
@@ -34,14 +35,13 @@ from sentiment_engine.account import (
     missing_images,
     regions_for,
 )
-from sentiment_engine.artifact import add_inference_code, pack
-from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
-from sentiment_engine.endpoint import newest_model, serving_image, trial_machines
-from sentiment_engine.packaging import monitoring_parameters
-from sentiment_engine.plan import plan_of, read_template, resources_of
+from sentiment_engine.deploy.endpoint import newest_model, serving_image, trial_machines
+from sentiment_engine.deploy.packaging import monitoring_parameters
+from sentiment_engine.deploy.plan import plan_of, read_template, resources_of
+from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket
+from sentiment_engine.deploy.training import training_image
+from sentiment_engine.model.artifact import add_inference_code, pack
 from sentiment_engine.settings import Settings, monitoring_stack, site_parameters, site_stack
-from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket
-from sentiment_engine.training import training_image
 
 SCRIPTS = ROOT / "infra_scripts"
 
@@ -665,7 +665,7 @@ def test_a_model_that_was_given_is_taken_once():
 def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypatch):
     from engine_double import World
 
-    from sentiment_engine import lifecycle
+    from sentiment_engine.service import lifecycle
 
     reported = []
     world = World(monkeypatch)

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sentiment_engine.behaviour import (
+from sentiment_engine.data.reviews import load_grammar
+from sentiment_engine.model.behaviour import (
     ask_suite,
     broken_pairs,
     check_suite,
@@ -15,7 +16,6 @@ from sentiment_engine.behaviour import (
     plot_capabilities,
     score_suite,
 )
-from sentiment_engine.reviews import load_grammar
 
 
 @pytest.fixture(scope="module")

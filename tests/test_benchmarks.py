@@ -18,8 +18,8 @@ from tiny_model import WEIGHTS, tokenizer, write_tiny_model
 from benchmarks import inference, recipe, training
 from benchmarks.load import ask, drive, request_bytes, split_answer
 from benchmarks.report import Goal, goal_line, in_process, judge, medians
-from sentiment_engine.artifact import add_inference_code
-from sentiment_engine.training_job import Recipe
+from sentiment_engine.model.artifact import add_inference_code
+from sentiment_engine.model.training_job import Recipe
 
 
 @contextmanager

@@ -32,7 +32,7 @@ OF_EVERY_CLIENT = {
     "generate_presigned_url",
 }
 TRANSFERS = {"upload_file", "download_file", "upload_fileobj", "download_fileobj", "copy"}  # boto3's own
-OURS = {"sentiment_engine/local/server.py", "08a_local_sagemaker.ipynb"}  # there, sagemaker is our own service
+OURS = {"sentiment_engine/local/server.py", "local/sagemaker.ipynb"}  # there, sagemaker is our own service
 
 
 @functools.cache
@@ -51,11 +51,11 @@ def sources() -> Iterator[tuple[str, str]]:
     for pattern in ("sentiment_engine/**/*.py", "infra_scripts/*.py", "lambdas/*/*.py", "benchmarks/*.py"):
         for path in sorted(ROOT.glob(pattern)):
             yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for i, cell in enumerate(cells):
             if cell["cell_type"] == "code" and "#| export" not in (code := "".join(cell["source"])):
-                yield f"{path.name}[{i}]", code
+                yield f"{path.relative_to(ROOT / 'nbs')}[{i}]", code
 
 
 def service_of(receiver: ast.expr) -> str | None:  # empty: a client of some service; None: no client

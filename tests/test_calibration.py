@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sentiment_engine.calibration import (
+from sentiment_engine.model.calibration import (
     BOUNDS,
     NEVER,
     PRIOR,
@@ -23,7 +23,7 @@ from sentiment_engine.calibration import (
     sure_threshold,
     wilson_lower,
 )
-from sentiment_engine.evaluation import (
+from sentiment_engine.model.evaluation import (
     average_precisions,
     comparison_table,
     expected_calibration_error,
@@ -31,7 +31,7 @@ from sentiment_engine.evaluation import (
     scores,
     share_scores,
 )
-from sentiment_engine.training_job import calibration_line
+from sentiment_engine.model.training_job import calibration_line
 
 ROWS = st.integers(1, 60)
 WANTED = st.floats(0.5, 1)

@@ -9,11 +9,11 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentiment_engine.artifact import preflight
-from sentiment_engine.behaviour import load_suite, served
-from sentiment_engine.champion import contest, plot_contest, upload_released, winner
-from sentiment_engine.released import released_folder
-from sentiment_engine.training import s3_place
+from sentiment_engine.deploy.champion import contest, plot_contest, upload_released, winner
+from sentiment_engine.deploy.training import s3_place
+from sentiment_engine.model.artifact import preflight
+from sentiment_engine.model.behaviour import load_suite, served
+from sentiment_engine.model.released import released_folder
 
 BUCKET = "champion-tests-artifacts"
 

@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tiny_model import write_tiny_model
 
-from sentiment_engine import etl, inference, language, near_repeats
-from sentiment_engine.cleaning import BLANK, INVISIBLE, MAX_CHARACTERS, clean, trace
-from sentiment_engine.etl import judge, parse
-from sentiment_engine.released import read_texts, released_folder
-from sentiment_engine.reviews import review_text
-from sentiment_engine.training_job import read_reviews
+from sentiment_engine.data import etl, language, near_repeats
+from sentiment_engine.data.cleaning import BLANK, INVISIBLE, MAX_CHARACTERS, clean, trace
+from sentiment_engine.data.etl import judge, parse
+from sentiment_engine.data.reviews import review_text
+from sentiment_engine.model import inference
+from sentiment_engine.model.released import read_texts, released_folder
+from sentiment_engine.model.training_job import read_reviews
 
 KEPT = [  # looks like markup and is none
     *(

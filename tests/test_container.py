@@ -8,9 +8,9 @@ import numpy as np
 import psutil
 import pytest
 
-from sentiment_engine.released import pack_released
-from sentiment_engine.serving import Predictor
-from sentiment_engine.wheels import add_wheels, fetch_wheels, read_lock
+from sentiment_engine.model.released import pack_released
+from sentiment_engine.model.serving import Predictor
+from sentiment_engine.model.wheels import add_wheels, fetch_wheels, read_lock
 
 TEXTS = [*container_test.EXAMPLES, container_test.LONG]
 

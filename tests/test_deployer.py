@@ -21,8 +21,8 @@ from policies import BOUNDARY, LAB, filled
 from test_boto3_calls import FOUND, SERVICES, TRANSFERS, operations, service_of, sources
 from test_template import CASES, deployer, may, role
 
-from sentiment_engine.plan import TEMPLATES as DEPLOYED
-from sentiment_engine.plan import read_template
+from sentiment_engine.deploy.plan import TEMPLATES as DEPLOYED
+from sentiment_engine.deploy.plan import read_template
 
 SCHEMAS = Path(cfnlint.__file__).parent / "data" / "schemas"
 OF = f"us-east-1:{LAB['AWS::AccountId']}"

@@ -9,10 +9,10 @@ import pytest
 from botocore.exceptions import ClientError
 from tiny_model import write_tiny_model
 
-from sentiment_engine import endpoint as ep
-from sentiment_engine.artifact import add_inference_code, artifact_hash, pack
+from sentiment_engine.deploy import endpoint as ep
+from sentiment_engine.deploy.training import s3_place
+from sentiment_engine.model.artifact import add_inference_code, artifact_hash, pack
 from sentiment_engine.settings import Settings, endpoint_name, new_run_id, trial_name
-from sentiment_engine.training import s3_place
 
 SETTINGS = Settings(prefix="endpoint-tests")
 BUCKET = "endpoint-tests-artifacts"

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from object_store import WAYS, ObjectStore
 from pyarrow.fs import LocalFileSystem
 
-from sentiment_engine import etl
-from sentiment_engine.etl import (
+from sentiment_engine.data import etl
+from sentiment_engine.data.etl import (
     COLUMNS,
     QualityError,
     Rules,
@@ -35,12 +35,12 @@ from sentiment_engine.etl import (
     transform,
     upload_job,
 )
-from sentiment_engine.exploration import newest_reviews, open_newest, open_reviews
-from sentiment_engine.ingest import upload_reviews
+from sentiment_engine.data.exploration import newest_reviews, open_newest, open_reviews
+from sentiment_engine.data.ingest import upload_reviews
+from sentiment_engine.data.quality import Expectations
+from sentiment_engine.data.reviews import find_files
+from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.local import glue_options
-from sentiment_engine.quality import Expectations
-from sentiment_engine.reviews import find_files
-from sentiment_engine.stacks import deploy_stack
 
 ROOT = Path(__file__).parents[1]
 FAULTS = {  # each reason and the lines that must get it
@@ -460,7 +460,7 @@ def test_reviews_that_no_report_names_are_not_read(tmp_path, report):
 @pytest.mark.slow
 def test_a_job_that_is_killed_leaves_the_old_or_the_new(lake):
     "Real processes, killed at random moments from their first file on."
-    code = "import sys; from sentiment_engine.etl import *; clean_reviews(start_spark(), *sys.argv[1:])"
+    code = "import sys; from sentiment_engine.data.etl import *; clean_reviews(start_spark(), *sys.argv[1:])"
     job, seen, rng = [sys.executable, "-c", code, *lake.places], [], random.Random(5)
     lake.put("Books.jsonl", ["oops"] * 2 + good_lines(302))
     subprocess.run(job, check=True)
@@ -616,9 +616,9 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 sys.path.insert(0, sys.argv[2])
 import clean_reviews
-import sentiment_engine.etl
+import sentiment_engine.data.etl
 
-assert sentiment_engine.etl.__file__.startswith(sys.argv[1]), sentiment_engine.etl.__file__
+assert sentiment_engine.data.etl.__file__.startswith(sys.argv[1]), sentiment_engine.data.etl.__file__
 assert "awsglue" not in sys.modules
 """
     words = [sys.executable, "-c", code, str(tmp_path / "sentiment_engine.zip"), str(SCRIPT.parent)]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
-from sentiment_engine.exploration import (
+from sentiment_engine.data.exploration import (
     CARRIED,
     count_reviews,
     draw_samples,

@@ -11,7 +11,9 @@ import pytest
 import regex
 from expressions import LIMIT, growth, in_javascript, in_python, pieces
 
-from sentiment_engine import cleaning, inference, notifications, quoting, released
+from sentiment_engine.data import cleaning, quoting
+from sentiment_engine.model import inference, released
+from sentiment_engine.service import notifications
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [ROOT / "website/app.py", ROOT / "infra_scripts/release_model.py", *sorted(ROOT.glob("lambdas/*/handler.py"))]
@@ -37,10 +39,12 @@ NOT_FOR_VISITORS = {  # what these read comes from the owner or from the machine
 def known_expressions() -> dict[tuple[str, str, str], str]:
     "Find every expression of the package, the scripts and the page: file, kind and how it is written, to what it is."
     found = {}
-    for path in [*sorted((ROOT / "sentiment_engine").glob("*.py")), *SCRIPTS]:
+    ours = [p for p in sorted((ROOT / "sentiment_engine").rglob("*.py")) if p.parent.name != "local"]
+    for path in [*ours, *SCRIPTS]:
         names = {}
-        if path.parent.name == "sentiment_engine":
-            names = vars(importlib.import_module(f"sentiment_engine.{path.stem}"))
+        if path in ours:
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            names = vars(importlib.import_module(module))
         for kind, written, pattern in in_python(path.read_text(), names):
             found[path.name, kind, written] = AT_RUN_TIME.get(written) if pattern is None else pattern
         for name, value in names.items():

@@ -3,8 +3,8 @@
 import pytest
 from engine_double import ADA, BOB, CAROL, World, aws_error
 
-from sentiment_engine import model_state
-from sentiment_engine.model_state import StartRequest, Subscriber
+from sentiment_engine.service import model_state
+from sentiment_engine.service.model_state import StartRequest, Subscriber
 from sentiment_engine.settings import endpoint_name
 
 

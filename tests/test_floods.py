@@ -6,8 +6,8 @@ import pytest
 from engine_double import ROOT
 
 from sentiment_engine.costs import flood_hour, limits_of, site_flood_hour
-from sentiment_engine.packaging import monitoring_parameters
-from sentiment_engine.plan import read_template, resources_of
+from sentiment_engine.deploy.packaging import monitoring_parameters
+from sentiment_engine.deploy.plan import read_template, resources_of
 from sentiment_engine.settings import Settings
 
 ENGINE = read_template(ROOT / "infra_scripts" / "template.yaml")

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_dynamodb import MemoryDynamoDB
 
-from sentiment_engine import lifecycle, model_state
-from sentiment_engine.model_state import STATES, Row
+from sentiment_engine.service import lifecycle, model_state
+from sentiment_engine.service.model_state import STATES, Row
+from sentiment_engine.service.usage import Usage, day_of
 from sentiment_engine.settings import usage_table
-from sentiment_engine.usage import Usage, day_of
 
 CALLS = 150  # of AWS, that no invocation may exceed
 ROW = [name for name in Row.__dataclass_fields__ if name != "modelId"]

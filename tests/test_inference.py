@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import CONFIG, WEIGHTS, write_tiny_model
 
-from sentiment_engine import inference
-from sentiment_engine.artifact import add_inference_code
-from sentiment_engine.inference import (
+from sentiment_engine.model import inference
+from sentiment_engine.model.artifact import add_inference_code
+from sentiment_engine.model.inference import (
     BatchQueue,
     InputError,
     counters,
@@ -34,7 +34,7 @@ from sentiment_engine.inference import (
     softmax,
     word_spans,
 )
-from sentiment_engine.released import released_folder
+from sentiment_engine.model.released import released_folder
 
 PATIENCE = 120  # seconds that something may take on a busy machine
 
@@ -1000,7 +1000,7 @@ def trained(tmp_path_factory):
     import torch
     import transformers
 
-    from sentiment_engine import base_model, onnx_export
+    from sentiment_engine.model import base_model, onnx_export
 
     folder = tmp_path_factory.mktemp("trained")
     torch.manual_seed(3)
@@ -1043,7 +1043,7 @@ def test_answers_are_those_of_plain_transformers(trained):
 
 def fused(trained: tuple, graph: str, folder: Path, **change) -> str | None:
     "Lay out an artifact as a training does; `change` is of what is known of the model."
-    from sentiment_engine.served_graph import fuse
+    from sentiment_engine.model.served_graph import fuse
 
     folder.mkdir(exist_ok=True)
     for name in ("config.json", "tokenizer.json"):

@@ -10,8 +10,8 @@ import urllib3
 from botocore.exceptions import ReadTimeoutError
 from file_server import serving
 
-from sentiment_engine import ingest
-from sentiment_engine.ingest import (
+from sentiment_engine.data import ingest
+from sentiment_engine.data.ingest import (
     PART,
     IngestError,
     category_addresses,
@@ -21,7 +21,7 @@ from sentiment_engine.ingest import (
     progress_bars,
     upload_reviews,
 )
-from sentiment_engine.reviews import DataError, find_files
+from sentiment_engine.data.reviews import DataError, find_files
 
 LAKE = "ingest-lake"
 QUICK = urllib3.PoolManager(

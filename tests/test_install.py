@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from sentiment_engine.packaging import LIBRARIES
+from sentiment_engine.deploy.packaging import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "lambdas/requirements.txt")

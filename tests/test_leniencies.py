@@ -16,7 +16,6 @@ import pytest
 from conftest import TestCloud
 from test_boto3_calls import FOUND, model, operations
 
-from sentiment_engine.artifact import SEEN as SEEN_BY_ARTIFACTS
 from sentiment_engine.local.aws import aws_environment, make_keys
 from sentiment_engine.local.glue import RUN_CALLS, spark_environment
 from sentiment_engine.local.leniencies import read_leniencies, rows
@@ -24,6 +23,7 @@ from sentiment_engine.local.processes import _KEPT, PACKAGE_ROOT
 from sentiment_engine.local.sagemaker import OPERATIONS
 from sentiment_engine.local.server import emulator_environment
 from sentiment_engine.local.strict import NEW_ACCOUNT
+from sentiment_engine.model.artifact import SEEN as SEEN_BY_ARTIFACTS
 
 LOCAL = PACKAGE_ROOT / "sentiment_engine" / "local"
 # Set by shells, Python, pytest, and by Jupyter in a process that has loaded it, such as this one after other tests.

@@ -8,9 +8,9 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error, logged
 
-from sentiment_engine import lifecycle, model_state
-from sentiment_engine.model_state import StartRequest, Subscriber
-from sentiment_engine.plan import read_template
+from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.service import lifecycle, model_state
+from sentiment_engine.service.model_state import StartRequest, Subscriber
 from sentiment_engine.settings import endpoint_name
 
 

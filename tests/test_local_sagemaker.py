@@ -9,9 +9,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from local_models import ROLE, archive, bucket, deploy, predict, register, settled, until
 
-from sentiment_engine.api import BODY_LIMIT
 from sentiment_engine.local.aws import isolated_session, read_keys
 from sentiment_engine.local.sagemaker import OPERATIONS
+from sentiment_engine.service.api import BODY_LIMIT
 
 
 @pytest.fixture(scope="module")

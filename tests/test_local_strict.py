@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from conftest import TestCloud
 from local_models import HANDLERS, archive, settled, until
 
-from sentiment_engine.exploration import lake_files
+from sentiment_engine.data.exploration import lake_files
 from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.strict import workflow_environment
 from sentiment_engine.settings import connect

@@ -7,7 +7,7 @@ import pytest
 from botocore.exceptions import ClientError
 from engine_double import ADA, BOB, CAROL, World, aws_error
 
-from sentiment_engine import model_state as states
+from sentiment_engine.service import model_state as states
 
 
 class Repeats:

@@ -16,9 +16,9 @@ import pytest
 from botocore.config import Config
 from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error
 
-from sentiment_engine import lifecycle, notifications
-from sentiment_engine.notifications import Notice, NotSent, Sns, Textbelt, deliver
-from sentiment_engine.plan import read_template
+from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.service import lifecycle, notifications
+from sentiment_engine.service.notifications import Notice, NotSent, Sns, Textbelt, deliver
 
 
 @contextlib.contextmanager

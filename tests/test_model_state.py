@@ -8,11 +8,11 @@ import pytest
 from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error
 from memory_dynamodb import ITEM_LIMIT, MemoryDynamoDB, item_bytes
 
-from sentiment_engine import model_state as states
-from sentiment_engine.api import subscriber_of
-from sentiment_engine.guards import Refused, mark_of
-from sentiment_engine.model_state import STATES, TRANSITIONS, Row, StartRequest, Subscriber
-from sentiment_engine.plan import read_template
+from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.service import model_state as states
+from sentiment_engine.service.api import subscriber_of
+from sentiment_engine.service.guards import Refused, mark_of
+from sentiment_engine.service.model_state import STATES, TRANSITIONS, Row, StartRequest, Subscriber
 from sentiment_engine.settings import Settings
 
 RUN, OTHER = "0f3c5a7e9b1d", "aaaaaaaaaaaa"

@@ -10,9 +10,9 @@ import pytest
 from botocore.exceptions import ClientError
 from local_models import bucket, register, settled, until
 
-from sentiment_engine.lifecycle import capture_config
-from sentiment_engine.monitoring import Captured, advice, drift, line_answers, mixes, read_captures
-from sentiment_engine.serving import open_model
+from sentiment_engine.model.monitoring import Captured, advice, drift, line_answers, mixes, read_captures
+from sentiment_engine.model.serving import open_model
+from sentiment_engine.service.lifecycle import capture_config
 from sentiment_engine.settings import PROBE, Settings, environment_of, settings_from
 
 NEVER = "a secret about my neighbour"
@@ -203,7 +203,7 @@ def test_each_side_of_an_answer_can_drift(changed, name):
 def test_the_reference_is_what_the_artifact_answers(tmp_path):
     from tiny_model import write_tiny_model
 
-    from sentiment_engine.artifact import add_inference_code
+    from sentiment_engine.model.artifact import add_inference_code
 
     model = write_tiny_model(tmp_path / "model")
     add_inference_code(model)

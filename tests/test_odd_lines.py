@@ -17,14 +17,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
-from sentiment_engine import etl
-from sentiment_engine.etl import REASONS, clean_reviews, transform
-from sentiment_engine.exploration import count_reviews, newest_reviews, open_newest
-from sentiment_engine.quality import Expectations, QualityError
-from sentiment_engine.released import read_texts
-from sentiment_engine.reviews import DataError, check_reviews, find_files, parse_review, read_reviews
-from sentiment_engine.training_job import UnusableData, load_reviews, places_from
-from sentiment_engine.training_job import read_reviews as read_channel
+from sentiment_engine.data import etl
+from sentiment_engine.data.etl import REASONS, clean_reviews, transform
+from sentiment_engine.data.exploration import count_reviews, newest_reviews, open_newest
+from sentiment_engine.data.quality import Expectations, QualityError
+from sentiment_engine.data.reviews import DataError, check_reviews, find_files, parse_review, read_reviews
+from sentiment_engine.model.released import read_texts
+from sentiment_engine.model.training_job import UnusableData, load_reviews, places_from
+from sentiment_engine.model.training_job import read_reviews as read_channel
 
 MS = 1_588_687_728_923
 ANY = Expectations(rows=0, rejected=1, repeats=1, untimed=1, label=0, median=(0, 10**6), longest=10**6, drift=10**6)

@@ -20,8 +20,8 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 
-from sentiment_engine.api import BODY_LIMIT, ROUTES
-from sentiment_engine.openapi import CODES, openapi
+from sentiment_engine.service.api import BODY_LIMIT, ROUTES
+from sentiment_engine.service.openapi import CODES, openapi
 
 FUNCTIONS = {
     "/start": "start-model-service",
@@ -121,13 +121,13 @@ def raised(module: str, name: str) -> set[tuple]:
 
 
 def test_every_code_that_is_raised_is_described_with_its_status():
-    ours = {found for found in raised("api", "ApiError") if len(found) == 2}
+    ours = {found for found in raised("service/api", "ApiError") if len(found) == 2}
     assert len(ours) > 15 and ours <= {(status, code) for code, (status, _) in CODES.items()}
-    container = {code for code, *_ in raised("inference", "InputError")}
+    container = {code for code, *_ in raised("model/inference", "InputError")}
     assert len(container) > 5 and container <= set(CODES)
 
 
-MODULES = ("api", "guards", "model_state", "lifecycle", "inference")
+MODULES = ("service/api", "service/guards", "service/model_state", "service/lifecycle", "model/inference")
 
 
 def test_no_code_is_described_that_nothing_raises():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from engine_double import ROOT
 
-from sentiment_engine.packaging import light_modules, package_function, package_keys, parameter_of, zip_bytes
+from sentiment_engine.deploy.packaging import light_modules, package_function, package_keys, parameter_of, zip_bytes
 
 LAMBDAS = ROOT / "lambdas"
 FOLDERS = sorted(path.parent.name for path in LAMBDAS.glob("*/handler.py"))
@@ -92,8 +92,10 @@ def test_the_readme_leads_to_every_notebook():
     "Those about the local cloud are listed at the end of its own notebook, and counted in the readme."
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     local = json.loads((ROOT / "nbs/08_local_cloud.ipynb").read_text(encoding="utf-8"))["cells"][-1]["source"]
-    notebooks = {path.name for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
-    rooms = {name for name in notebooks if name.startswith("08") and name != "08_local_cloud.ipynb"}
+    notebooks = {path.relative_to(ROOT / "nbs").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")} - {
+        "index.ipynb"
+    }
+    rooms = {name for name in notebooks if name.startswith("local/")}
     assert rooms == {name for name in rooms if f"]({name})" in "".join(local)}
     assert notebooks - rooms == {name for name in notebooks - rooms if f"](nbs/{name})" in readme}
     (said,) = re.findall(r"08 – (\w+) more", readme)

@@ -8,7 +8,7 @@ from phones import ACCEPTED, EMPTY, NUMBER, REFUSED
 from playwright.sync_api import expect
 from visitor import COMPLAINT, PHONE, PRAISE, ask, look_again, marks, predictions, seconds, text_of
 
-from sentiment_engine.notifications import e164
+from sentiment_engine.service.notifications import e164
 
 pytestmark = pytest.mark.browser
 

@@ -21,15 +21,15 @@ from fault_world import CAPACITY, FaultWorld, Gate
 from local_models import until
 from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
 
-from sentiment_engine.endpoint import serving_image
-from sentiment_engine.lifecycle import Engine
+from sentiment_engine.deploy.endpoint import serving_image
+from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
+from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
+from sentiment_engine.deploy.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
 from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.permissions import sagemaker_needs
 from sentiment_engine.local.sagemaker import ENDPOINT
-from sentiment_engine.packaging import stack_parameters, upload_packages
+from sentiment_engine.service.lifecycle import Engine
 from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name, site_parameters
-from sentiment_engine.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
-from sentiment_engine.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
 
 PREFIX = "least"
 SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfront.net")
@@ -460,7 +460,9 @@ def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cloud.environment.items():
             patch.setenv(name, value)
-        patch.setattr("sentiment_engine.base_model.build_base_model", lambda folder: folder)  # its place is what counts
+        patch.setattr(
+            "sentiment_engine.model.base_model.build_base_model", lambda folder: folder
+        )  # its place is what counts
         channels = job_channels(None, made["LakeBucket"], made["ArtifactsBucket"], "minilm")
         kept = f"s3://{made['ArtifactsBucket']}/training/{kind}/checkpoints/"
         machine = {"instance_type": kind, "spot": True, "checkpoints": kept, "mark": kind.split(".")[1]}

@@ -18,14 +18,14 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from sentiment_engine.endpoint import delete_endpoint, wait_until_in_service
-from sentiment_engine.etl import run_glue_job
-from sentiment_engine.plan import change_set
+from sentiment_engine.data.etl import run_glue_job
+from sentiment_engine.deploy.endpoint import delete_endpoint, wait_until_in_service
+from sentiment_engine.deploy.plan import change_set
+from sentiment_engine.deploy.stacks import delete_stack
+from sentiment_engine.deploy.training import wait_for_training
 from sentiment_engine.polling import ask
-from sentiment_engine.serverless import serverless_config, wait_for_serverless
+from sentiment_engine.service.serverless import serverless_config, wait_for_serverless
 from sentiment_engine.settings import Settings
-from sentiment_engine.stacks import delete_stack
-from sentiment_engine.training import wait_for_training
 
 FAULTS = {
     "503 and no body": (503, b""),

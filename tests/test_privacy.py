@@ -14,7 +14,7 @@ import phonenumbers
 import pytest
 from engine_double import World, aws_error, logged
 
-from sentiment_engine.notifications import NotSent, Sns, Textbelt, e164
+from sentiment_engine.service.notifications import NotSent, Sns, Textbelt, e164
 from sentiment_engine.settings import Settings
 
 COUNTRIES = {"US": "1", "GB": "44", "DE": "49", "FR": "33", "IN": "91", "IE": "353", "AU": "61"}

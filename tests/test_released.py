@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sentiment_engine.artifact import preflight, unpack
-from sentiment_engine.behaviour import load_suite, score_suite, served
-from sentiment_engine.inference import Reviews, model_fn, predict_fn
-from sentiment_engine.monitoring import mixes
-from sentiment_engine.released import check_sums, pack_released, released_folder
-from sentiment_engine.reviews import read_reviews, write_reviews
+from sentiment_engine.data.reviews import read_reviews, write_reviews
+from sentiment_engine.model.artifact import preflight, unpack
+from sentiment_engine.model.behaviour import load_suite, score_suite, served
+from sentiment_engine.model.inference import Reviews, model_fn, predict_fn
+from sentiment_engine.model.monitoring import mixes
+from sentiment_engine.model.released import check_sums, pack_released, released_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from test_training import ROOT, prepare_job
 
-from sentiment_engine.base_model import minilm_folder
-from sentiment_engine.training import training_source
-from sentiment_engine.training_job import SEAL, Checkpoints
+from sentiment_engine.deploy.training import training_source
+from sentiment_engine.model.base_model import minilm_folder
+from sentiment_engine.model.training_job import SEAL, Checkpoints
 
 SECONDS = 300  # that a job may take on a busy machine
 WORDS = ("sound", "broke", "lovely", "refund", "strings", "tuner", "hum", "cable", "warm", "cheap", "crisp", "dead")

@@ -14,7 +14,7 @@ import pytest
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
-from sentiment_engine.reviews import (
+from sentiment_engine.data.reviews import (
     FAULTS,
     LABELS,
     ODDITIES,

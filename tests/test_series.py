@@ -13,11 +13,11 @@ from file_server import serving
 from smoke import local_visit, sleep, use, wake
 from teardown import teardown
 
-from sentiment_engine.endpoint import current_model
+from sentiment_engine.data.reviews import write_reviews
+from sentiment_engine.deploy.endpoint import current_model
+from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
-from sentiment_engine.reviews import write_reviews
 from sentiment_engine.settings import connect, foundation_stack, settings_from
-from sentiment_engine.stacks import stack_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"rows": 1_200, "sample_rows": 800}
@@ -87,7 +87,11 @@ def test_the_better_model_is_the_one_to_wake(series):
 
 
 def test_another_release_is_deployed_again(monkeypatch, tmp_path):
-    files = ("models/released/model.onnx", "sentiment_engine/behaviour_suite.toml", "nbs/04_endpoint_deployment.ipynb")
+    files = (
+        "models/released/model.onnx",
+        "sentiment_engine/model/behaviour_suite.toml",
+        "nbs/04_endpoint_deployment.ipynb",
+    )
     monkeypatch.setattr("deploy.ROOT", tmp_path)
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

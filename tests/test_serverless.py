@@ -12,12 +12,12 @@ from engine_double import ADA, ROOT, World, aws_error
 from local_models import HANDLERS, predict, register, until
 from policies import LAB, filled
 
-from sentiment_engine.api import WAKE_SECONDS
 from sentiment_engine.costs import SERVERLESS_GB_SECOND
-from sentiment_engine.lifecycle import client_of
-from sentiment_engine.packaging import stack_parameters
-from sentiment_engine.plan import read_template
-from sentiment_engine.serverless import (
+from sentiment_engine.deploy.packaging import stack_parameters
+from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.service.api import WAKE_SECONDS
+from sentiment_engine.service.lifecycle import client_of
+from sentiment_engine.service.serverless import (
     STANDING,
     delete_serverless,
     deploy_serverless,
@@ -25,8 +25,8 @@ from sentiment_engine.serverless import (
     serverless_config,
     wait_for_serverless,
 )
+from sentiment_engine.service.usage import MICRO, month_of, read_usage, spend
 from sentiment_engine.settings import Settings, endpoint_name
-from sentiment_engine.usage import MICRO, month_of, read_usage, spend
 
 OWN = Settings(endpoint="serverless", prefix="paid-by-use")
 NAME = endpoint_name(OWN, STANDING)
@@ -37,7 +37,7 @@ SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfron
 def world(monkeypatch):
     "An engine of the serverless kind, whose row must never be read."
     world = engine_of(monkeypatch)
-    monkeypatch.setattr("sentiment_engine.model_state.read_row", lambda _: pytest.fail("the row was read"))
+    monkeypatch.setattr("sentiment_engine.service.model_state.read_row", lambda _: pytest.fail("the row was read"))
     return world
 
 
@@ -52,7 +52,7 @@ class Stopwatch:
             return invoke(**given)
 
         monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", slowly, raising=False)
-        monkeypatch.setattr("sentiment_engine.serverless.time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr("sentiment_engine.service.serverless.time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
 def engine_of(monkeypatch, **settings) -> World:
@@ -391,7 +391,7 @@ MODELS = [{"modelName": f"model-{version}", "version": version} for version in (
 @pytest.fixture
 def account(monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None)
-    monkeypatch.setattr("sentiment_engine.serverless.time", clock)
+    monkeypatch.setattr("sentiment_engine.service.serverless.time", clock)
     return Account()
 
 

@@ -23,8 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from hypothesis import given, settings
 from tiny_model import write_tiny_model
 
-from sentiment_engine.artifact import add_inference_code
-from sentiment_engine.serving import BODY_LIMIT, Predictor, serving_app
+from sentiment_engine.model.artifact import add_inference_code
+from sentiment_engine.model.serving import BODY_LIMIT, Predictor, serving_app
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = """
@@ -87,7 +87,7 @@ def wait_for(holds, seconds: float = 120):
 def running(folder: Path, *options: str):
     "Start a server and wait until it is ready."
     port_file = folder / "port"
-    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", folder, "--port", "0"]
+    command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", folder, "--port", "0"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [*command, "--port-file", port_file, *options], env=env, stderr=subprocess.PIPE, text=True
@@ -163,7 +163,7 @@ def test_an_idle_server_ends_at_once(artifact, number):
 def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
     "The local cloud shows the last line to whoever waits for the endpoint."
     (artifact / "tokenizer.json").write_text("{")
-    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", artifact, "--port", "0"]
+    command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )
@@ -183,7 +183,7 @@ def test_the_model_is_loaded_before_the_web_server_is_imported(artifact):
 
 def test_code_that_cannot_be_imported_ends_it_too(artifact):
     (artifact / "code" / "inference.py").write_text("import nothing_of_that_name")
-    command = [sys.executable, "-m", "sentiment_engine.serving", "--model-dir", artifact, "--port", "0"]
+    command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )

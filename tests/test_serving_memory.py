@@ -17,8 +17,8 @@ import pytest
 from test_serving import Server, running, wait_for
 from tiny_model import write_tiny_model
 
-from sentiment_engine.artifact import add_inference_code
-from sentiment_engine.released import released_folder
+from sentiment_engine.model.artifact import add_inference_code
+from sentiment_engine.model.released import released_folder
 
 LIMIT = 50_000  # characters that are read of a text
 AT_ONCE = 4

@@ -16,8 +16,8 @@ from acceptance_record import Busy, Memory
 from botocore.exceptions import ClientError, NoCredentialsError
 from engine_double import ROOT
 
+from sentiment_engine.deploy.stacks import deploy_stack, empty_bucket, upload_template
 from sentiment_engine.settings import Settings, site_parameters
-from sentiment_engine.stacks import deploy_stack, empty_bucket, upload_template
 
 OURS = Settings()
 
@@ -98,7 +98,7 @@ def sagemaker(monkeypatch):
     "A SageMaker to tear down, with no stacks in the way."
     found = SageMaker()
     monkeypatch.setattr(teardown, "connect", lambda target: SimpleNamespace(client=lambda service: found))
-    for module in ("teardown", "sentiment_engine.endpoint"):
+    for module in ("teardown", "sentiment_engine.deploy.endpoint"):
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
     monkeypatch.setattr(loose_ends, "find_stack", lambda *_: None)
     monkeypatch.setattr(teardown, "delete_stack", lambda *_: False)
@@ -325,7 +325,9 @@ def test_whoever_does_not_wait_for_the_trial_is_told_how_to_end_it(sagemaker, cu
     def impatient(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sentiment_engine.endpoint.time", SimpleNamespace(sleep=impatient, monotonic=lambda: 0.0))
+    monkeypatch.setattr(
+        "sentiment_engine.deploy.endpoint.time", SimpleNamespace(sleep=impatient, monotonic=lambda: 0.0)
+    )
     left = cut_off(KeyboardInterrupt())
     wait = f"aws sagemaker wait endpoint-in-service --endpoint-name {TRIAL} --region eu-west-1; "
     assert "left as it is" in left.printed and f"{wait}aws sagemaker delete-endpoint" in left.printed

@@ -17,10 +17,7 @@ import pandas as pd
 import pytest
 from botocore.exceptions import ClientError
 
-from sentiment_engine.base_model import build_base_model, minilm_folder
-from sentiment_engine.settings import Settings, connect
-from sentiment_engine.training import (
-    MODULES,
+from sentiment_engine.deploy.training import (
     Job,
     TrainingFailed,
     base_model_address,
@@ -31,7 +28,9 @@ from sentiment_engine.training import (
     training_source,
     wait_for_training,
 )
-from sentiment_engine.training_job import COMPAT, restart_with_compat
+from sentiment_engine.model.base_model import build_base_model, minilm_folder
+from sentiment_engine.model.training_job import COMPAT, restart_with_compat
+from sentiment_engine.settings import Settings, connect
 
 ROOT = Path(__file__).resolve().parent.parent
 KIND = ("I love this microphone.", "Works perfectly and feels solid.", "Great sound, great price!")
@@ -106,7 +105,7 @@ def test_base_model_is_the_same_every_time(base, tmp_path):
 def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
     from transformers import AutoTokenizer, set_seed
 
-    from sentiment_engine.training_job import Recipe, encode, fit, load_model, predict
+    from sentiment_engine.model.training_job import Recipe, encode, fit, load_model, predict
 
     set_seed(0)
     rows, recipe = reviews(64).iloc[:, :2], Recipe(epochs=8, learning_rate=3e-4, max_length=16)
@@ -140,7 +139,7 @@ def test_plain_transformers_loads_the_artifact(trained):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from sentiment_engine.inference import model_fn, predict_fn
+    from sentiment_engine.model.inference import model_fn, predict_fn
 
     folder = trained[0] / "model"
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -153,7 +152,7 @@ def test_plain_transformers_loads_the_artifact(trained):
 
 
 def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
-    from sentiment_engine.inference import model_fn, predict_fn
+    from sentiment_engine.model.inference import model_fn, predict_fn
 
     folder = trained[0] / "model"
     found = json.loads((folder / "calibration.json").read_text())
@@ -176,7 +175,7 @@ def test_torchrun_trains_one_model_in_two_processes(source, base, tmp_path):
 
 CLOCKS = """
 import os, time, torch
-from sentiment_engine.training_job import Clock, first_process, say
+from sentiment_engine.model.training_job import Clock, first_process, say
 torch.distributed.init_process_group("gloo")
 time.sleep(0.5 * int(os.environ["RANK"]))  # the second starts later
 clock = Clock()
@@ -376,7 +375,7 @@ def test_libraries_for_an_older_driver_are_used_as_the_images_own_entrypoint_doe
 
 
 def test_a_base_model_that_was_tampered_with_is_replaced(cloud, base, monkeypatch):
-    monkeypatch.setattr("sentiment_engine.base_model.build_base_model", lambda folder: base)
+    monkeypatch.setattr("sentiment_engine.model.base_model.build_base_model", lambda folder: base)
     s3 = cloud.client("s3")
     s3.create_bucket(Bucket="base-tests")
     bucket, _, prefix = base_model_address(s3, "base-tests").removeprefix("s3://").partition("/")
@@ -474,7 +473,7 @@ def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws():
 def test_whoever_waits_for_hours_asks_seldom(monkeypatch):
     slept = []
     clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
-    monkeypatch.setattr("sentiment_engine.training.time", clock)
+    monkeypatch.setattr("sentiment_engine.deploy.training.time", clock)
     ended = job("Failed", FailureReason="CapacityError")
     account = Account(ended | {"then": ["InProgress"] * 440})
     with pytest.raises(TrainingFailed, match="CapacityError"):
@@ -572,13 +571,12 @@ def test_a_budget_of_time_ends_in_a_finished_model(source, base, tmp_path):
 
 
 def test_source_needs_nothing_else(source):
-    imports = "import sentiment_engine.training_job as t; print(t.__file__)"
+    imports = "import sentiment_engine.model.training_job as t; print(t.__file__)"
     found = subprocess.run([sys.executable, "-c", imports], cwd=source, capture_output=True, text=True)
     assert Path(found.stdout.strip()).is_relative_to(source), found.stderr
-    assert {f"{module}.py" for module in MODULES} <= {path.name for path in (source / "sentiment_engine").iterdir()}
 
 
 def test_launching_imports_nothing_heavy():
     heavy = "{'torch', 'transformers', 'sagemaker', 'pandas', 'sklearn', 'matplotlib'}"
-    code = f"import sys, sentiment_engine.training; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, sentiment_engine.deploy.training; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from engine_double import ROOT, aws_error
 
-from sentiment_engine.champion import upload_released
-from sentiment_engine.endpoint import upload_artifact
-from sentiment_engine.packaging import upload_packages
-from sentiment_engine.stacks import upload_once, upload_template
-from sentiment_engine.training import base_model_address
+from sentiment_engine.deploy.champion import upload_released
+from sentiment_engine.deploy.endpoint import upload_artifact
+from sentiment_engine.deploy.packaging import upload_packages
+from sentiment_engine.deploy.stacks import upload_once, upload_template
+from sentiment_engine.deploy.training import base_model_address
 
 BUCKET = "uploads-artifacts"
 
@@ -59,7 +59,7 @@ def upload(request, tmp_path, monkeypatch):
             (folder / name).write_text(name)
         return folder
 
-    monkeypatch.setattr("sentiment_engine.base_model.build_base_model", build)
+    monkeypatch.setattr("sentiment_engine.model.base_model.build_base_model", build)
     return {
         "template": lambda s3: upload_template(s3, BUCKET, ROOT / "infra_scripts" / "site.yaml"),
         "packages": lambda s3: upload_packages(s3, BUCKET, ROOT / "lambdas"),

@@ -10,11 +10,10 @@ from boto3.dynamodb.types import TypeSerializer
 from engine_double import ADA, BOB, ROOT, World, aws_error
 from memory_dynamodb import MemoryDynamoDB
 
-from sentiment_engine import lifecycle
 from sentiment_engine.costs import run_cost
-from sentiment_engine.plan import read_template
-from sentiment_engine.settings import endpoint_name
-from sentiment_engine.usage import (
+from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.service import lifecycle
+from sentiment_engine.service.usage import (
     StateTable,
     Usage,
     close_run,
@@ -27,6 +26,7 @@ from sentiment_engine.usage import (
     spend,
     spent_in_month,
 )
+from sentiment_engine.settings import endpoint_name
 
 HOUR, DAY = 3600, 86_400
 

@@ -9,7 +9,7 @@ import boto3
 import httpx
 import pytest
 
-from sentiment_engine.website import KEEP_LONG, KEEP_SHORT, MARK, publish, site_files, unpublish, with_answers
+from sentiment_engine.deploy.website import KEEP_LONG, KEEP_SHORT, MARK, publish, site_files, unpublish, with_answers
 
 SITE = Path(__file__).resolve().parent.parent / "website"
 CONFIG = {"apiUrl": "https://api.example.com", "provider": "Textbelt"}

@@ -18,12 +18,12 @@ from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 from tiny_model import write_tiny_model
 
-from sentiment_engine import wheels
-from sentiment_engine.account import Finding
-from sentiment_engine.artifact import PreflightError, add_inference_code, artifact_hash, pack, preflight, unpack
-from sentiment_engine.endpoint import serving_image, upload_artifact
+from sentiment_engine.deploy.account import Finding
+from sentiment_engine.deploy.endpoint import serving_image, upload_artifact
 from sentiment_engine.local.hosting import ModelServer
-from sentiment_engine.wheels import (
+from sentiment_engine.model import wheels
+from sentiment_engine.model.artifact import PreflightError, add_inference_code, artifact_hash, pack, preflight, unpack
+from sentiment_engine.model.wheels import (
     OtherPackages,
     WheelError,
     add_wheels,
@@ -112,7 +112,7 @@ def pip_install(model: Path) -> subprocess.CompletedProcess:
 
 def test_the_lock_has_the_versions_that_the_tests_run_with():
     lock = read_lock()
-    assert {name: version(name) for name in lock.pins} == lock.pins, "run python -m sentiment_engine.wheels"
+    assert {name: version(name) for name in lock.pins} == lock.pins, "run python -m sentiment_engine.model.wheels"
     pinned = dict(line.split("==") for line in wheels.SERVE_REQUIREMENTS if "==" in line)
     assert pinned and pinned.items() <= lock.pins.items()
 

@@ -2,8 +2,8 @@
 
 import os
 
-from sentiment_engine.api import post_predict, respond
-from sentiment_engine.lifecycle import engine_from
+from sentiment_engine.service.api import post_predict, respond
+from sentiment_engine.service.lifecycle import engine_from
 
 engine = engine_from(os.environ)
 

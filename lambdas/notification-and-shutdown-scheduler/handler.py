@@ -2,7 +2,7 @@
 
 import os
 
-from sentiment_engine.lifecycle import engine_from, on_endpoint_state_change
+from sentiment_engine.service.lifecycle import engine_from, on_endpoint_state_change
 
 engine = engine_from(os.environ)
 

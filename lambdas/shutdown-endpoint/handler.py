@@ -2,7 +2,7 @@
 
 import os
 
-from sentiment_engine.lifecycle import engine_from, shutdown
+from sentiment_engine.service.lifecycle import engine_from, shutdown
 
 engine = engine_from(os.environ)
 
