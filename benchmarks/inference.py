@@ -157,7 +157,7 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
 def _key(artifact: Path | None) -> str:
     "Return a name that changes when what a model is made of changes."
     modules = ("base_model", "onnx_export", "served_graph", "training_job", "inference")
-    made_by = [ROOT / f"sentiment_engine/{name}.py" for name in modules]
+    made_by = [ROOT / f"sentiment_engine/model/{name}.py" for name in modules]
     files = [Path(__file__), *made_by, *(sorted(f for f in artifact.iterdir() if f.is_file()) if artifact else [])]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from engine_double import ROOT
 
-from sentiment_engine.deploy.packaging import light_modules, package_function, package_keys, parameter_of, zip_bytes
+from sentiment_engine.deploy.packaging import package_files, package_function, package_keys, parameter_of, zip_bytes
 
 LAMBDAS = ROOT / "lambdas"
 FOLDERS = sorted(path.parent.name for path in LAMBDAS.glob("*/handler.py"))
@@ -78,8 +78,11 @@ def test_the_same_input_makes_the_same_zip(tmp_path):
 
 
 def test_only_what_is_imported_is_packed():
-    assert light_modules("from sentiment_engine.settings import Settings") == ["settings"]
-    assert "openapi" not in light_modules((LAMBDAS / "shutdown-endpoint" / "handler.py").read_text())
+    package, settings = "sentiment_engine/__init__.py", "sentiment_engine/settings.py"
+    assert list(package_files("from sentiment_engine.settings import Settings")) == [package, settings]
+    needed = package_files((LAMBDAS / "shutdown-endpoint" / "handler.py").read_text())
+    assert "sentiment_engine/service/__init__.py" in needed and "sentiment_engine/service/lifecycle.py" in needed
+    assert not {name for name in needed if "openapi" in name or "/local/" in name or "/deploy/" in name}
 
 
 def test_every_function_has_a_zip_of_its_own():
