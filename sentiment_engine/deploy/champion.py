@@ -18,8 +18,9 @@ from .endpoint import TrainedModel
 from .stacks import upload_once
 from ..model.artifact import artifact_hash
 from ..model.behaviour import Answers, ask_suite
-from ..model.evaluation import INK, plain_axes, scores
+from ..model.evaluation import scores
 from ..model.released import pack_released
+from ..plots import INK, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,5 +98,5 @@ def plot_contest(
         ax.bar_label(bars, fmt="%.2f", color=INK, fontsize=8)
     ax.set_xticks(places, ["macro-F1 on validation", "accuracy on the suite", "mean of both"])
     ax.set_ylim(0, 1.1)
-    ax.figure.legend(loc="outside upper center", ncols=len(shown), frameon=False, labelcolor=INK)
+    ax.figure.legend(loc="outside upper center", ncols=len(shown))
     return ax

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.reviews import LABELS
-from .evaluation import INK, plain_axes
+from ..plots import INK, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +152,7 @@ def plot_capabilities(
     ax.set_yticks(places, [name.replace("_", " ") for name in names])
     ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
     ax.set(xlim=(0, 1.08), xlabel="accuracy (dashed: a coin)")
-    ax.figure.legend(loc="outside upper center", ncols=len(tables), frameon=False, labelcolor=INK)
+    ax.figure.legend(loc="outside upper center", ncols=len(tables))
     return ax
 
 # %% ../../nbs/model/behaviour.ipynb #dd82e8d0

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from ..data.reviews import LABELS
-from .evaluation import BLUE, INK, expected_calibration_error, plain_axes
+from .evaluation import expected_calibration_error
 from .inference import model_fn, predict_fn, softmax
+from ..plots import BLUE, INK, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
