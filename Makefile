@@ -89,11 +89,11 @@ notebooks: install ## run the notebooks' own tests
 book: install ## run all notebooks against a fresh local cloud and keep their outputs
 	@$(PY) infra_scripts/book.py
 
-docs: install ## write README.md from nbs/index.ipynb, docs/regions.md, and the site if Quarto is there
+docs: install ## write README.md and docs/regions.md, and build the documentation site into _docs/site (OPEN=1)
 	@$(PY) -m benchmarks.figures
 	@$(PY) infra_scripts/render_readme.py
 	@$(PY) infra_scripts/render_regions.py
-	@if command -v quarto >/dev/null; then $(VENV)/bin/nbdev_docs; else echo "README.md is written; Quarto is not installed, so no site"; fi
+	@$(PY) infra_scripts/build_docs.py $(if $(OPEN),--open)
 
 screenshots: install ## photograph every state of the page into images/
 	@infra_scripts/install_chromium.sh
