@@ -1,6 +1,6 @@
-"""Write the figures of README from the results that are committed: each block names its processor, date and command.
+"""Write the tables of docs/benchmarks.md from the committed results; each names its processor, date and command.
 
-The blocks lie between two comments in nbs/index.ipynb, from which README.md is rendered. `make docs` runs this.
+A table stands between two comments. `make docs` runs this.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from benchmarks.report import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
-INDEX = ROOT / "nbs/index.ipynb"
+PAGE = ROOT / "docs/benchmarks.md"
 SERVERS = {  # ways of benchmarks/inference.py
     "ours": "**this server, 8 bits**",
     "ours-fp32": "**this server, 32 bits**",
@@ -109,17 +109,14 @@ def filled(text: str) -> str:
     for name in BLOCKS:
         begin, end = f"<!-- figures: {name} -->", f"<!-- end: {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"{INDEX.name} needs {begin} and {end}, once each")
+            raise ValueError(f"{PAGE.name} needs {begin} and {end}, once each")
         text = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{block(name)}\n{end}", text, flags=re.DOTALL)  # noqa: B023
     return text
 
 
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    notebook = json.loads(INDEX.read_text(encoding="utf-8"))
-    cell = next(cell for cell in notebook["cells"] if "<!-- figures: " in "".join(cell["source"]))
-    cell["source"] = filled("".join(cell["source"])).splitlines(keepends=True)
-    INDEX.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

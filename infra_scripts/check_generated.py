@@ -1,4 +1,4 @@
-"""Check that nothing generated differs from its source: the notebooks are clean, the package and README are theirs."""
+"""Check that nothing generated differs from its source: the notebooks are clean, and the package and documents are theirs."""
 
 import hashlib
 import subprocess
@@ -11,7 +11,12 @@ BIN = Path(sys.executable).parent
 
 def snapshot() -> dict[str, str]:
     "Hash every notebook and every module of the package."
-    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("sentiment_engine/**/*.py"), ROOT / "README.md"]
+    files = [
+        *ROOT.glob("nbs/**/*.ipynb"),
+        *ROOT.glob("sentiment_engine/**/*.py"),
+        ROOT / "README.md",
+        ROOT / "docs/benchmarks.md",
+    ]
     return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
 
 
@@ -24,7 +29,7 @@ def main():
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     if changed:
         sys.exit(f"nbdev_clean, nbdev_export or make docs changed these; look and commit: {', '.join(changed)}")
-    print(f"{len(after)} notebooks, modules and README: all as their source says")
+    print(f"{len(after)} notebooks, modules and documents: all as their source says")
 
 
 if __name__ == "__main__":
