@@ -1,4 +1,4 @@
-"""Check that nothing generated differs from its source: the notebooks are clean, and the package and documents are theirs."""
+"""Check that nothing generated differs from its source: notebooks are clean, package and documents up to date."""
 
 import hashlib
 import subprocess
