@@ -36,6 +36,7 @@ from standing import by_name, by_tag
 
 from sentiment_engine import __version__
 from sentiment_engine.account import Finding, check_account, find_stack, stack_names
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
 from sentiment_engine.endpoint import trial_machines
 from sentiment_engine.notifications import FREE_KEY, BadPhone, Textbelt, e164
@@ -577,6 +578,7 @@ def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # wh
     return Acceptance(record, memory, lock, options).accept()
 
 
+@tells_cause
 def main():
     options, unchanged = parsed(), "Nothing was changed"
     stop_on_signals()

@@ -34,6 +34,7 @@ from pathlib import Path
 from packaging.tags import platform_tags
 
 from sentiment_engine.artifact import Check, add_inference_code, artifact_environment, unpack
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.endpoint import CONTAINER_ENVIRONMENT
 from sentiment_engine.released import pack_released
 from sentiment_engine.wheels import Lock, add_wheels, fetch_wheels, has_wheels, lock_text, parse_lock, read_lock
@@ -420,6 +421,7 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
     yield check_versions((base / "log").read_text(), version_of(python))
 
 
+@tells_cause
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
