@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from ..causes import Refused, with_cause
+from ..causes import Refused, naming, with_cause
 from .aws import Aws, aws_environment, read_keys, stray_variables
 from .processes import PACKAGE_ROOT
 from .records import private
@@ -122,7 +122,7 @@ def _spawn(self: LocalCloud, detached: bool):
     command += [*self._ports(), "--endpoint-delay", str(self.endpoint_delay)]
     command += ["--strict"] if self.strict else []
     command += ["--record", str(self.record.resolve())] if self.record else []
-    with open(self.log, "ab", opener=private) as log:
+    with naming(self.log), open(self.log, "ab", opener=private) as log:
         log.write(b"starting\n")  # where this is refused, the server could not even say so
         log.flush()
         self._log_start = log.tell()

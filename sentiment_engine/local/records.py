@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..causes import cause
+from ..causes import cause, naming
 
 # %% ../../nbs/08e_local_records.ipynb #f4e9db46
 def write_whole(path: Path, text: str):
@@ -24,14 +24,12 @@ def write_whole(path: Path, text: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     spare = path.with_suffix(".new")
     try:
-        with open(spare, "w", encoding="utf-8", opener=private) as file:
+        with naming(path), open(spare, "w", encoding="utf-8", opener=private) as file:
             file.write(text)
         os.replace(spare, path)
-    except BaseException as e:
+    except BaseException:
         with suppress(OSError):
             spare.unlink()
-        if isinstance(e, OSError) and not e.filename:  # a write that fails names no file
-            e.filename = str(path)
         raise
 
 

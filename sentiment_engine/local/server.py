@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from ..causes import cause
+from ..causes import cause, naming
 from . import clock
 from .aws import ACCOUNT, REGION, Aws, aws_environment, make_keys
 from .door import Door
@@ -612,8 +612,8 @@ LocalServer._refusal_of_ministack, LocalServer._make_room = _refusal_of_ministac
 
 # %% ../../nbs/08l_local_server.ipynb #0e20a49d
 _JSON, _FORM = "application/json", "application/x-www-form-urlencoded"
-_READS = ("/_local/health", "/_local/clock", "/_local/inbox", "/_local/inbox.json")
-_READS_BELOW = ("/_textbelt/status/", "/_textbelt/quota/")
+_PAGES = ("/_local/health", "/_local/clock", "/_local/inbox", "/_local/inbox.json")
+_PAGES_BELOW = ("/_textbelt/status/", "/_textbelt/quota/")
 _BODIES = {"/_local/clock": (_JSON,), "/_textbelt/text": (_JSON, _FORM)}  # content types of what may be sent
 _LARGEST = 100_000  # bytes of a body
 
@@ -621,7 +621,7 @@ _LARGEST = 100_000  # bytes of a body
 def own_refusal(method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:  # 0: none
     "Refuse a request to our own pages that no client of theirs sends: status and reason."
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not (path in (*_READS, *_BODIES) or path.startswith(_READS_BELOW)):
+    if not (path in (*_PAGES, *_BODIES) or path.startswith(_PAGES_BELOW)):
         return 404, "there is no such page"
     if method not in (("POST",) if path in _BODIES else ()) + (("GET", "HEAD") if path != "/_textbelt/text" else ()):
         return 405, f"{path} does not answer {method}"
@@ -660,7 +660,8 @@ def _advance(self: LocalServer, body: bytes) -> dict:
     seconds = json.loads(body)["advance"]
     if isinstance(seconds, bool) or not 0 <= seconds <= clock.MOST_AHEAD:
         raise ValueError(seconds)
-    clock.set_ahead(self.clock_file, clock.read_ahead(self.clock_file) + seconds)
+    with naming(self.clock_file):
+        clock.set_ahead(self.clock_file, clock.read_ahead(self.clock_file) + seconds)
     return {"ahead": clock.read_ahead(self.clock_file)}
 
 # %% ../../nbs/08l_local_server.ipynb #f6f3a1ab
@@ -825,8 +826,9 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 3 if another ser
     try:
         return _serve(_options(argv))
     except OSError as e:
-        print(cause(e), file=sys.stderr)
-        return 1
+        told = cause(e)
+    print(told, file=sys.stderr)  # after all warnings about what was cut off: the last line is the reason
+    return 1
 
 
 def _serve(options: argparse.Namespace) -> int:  # exit status
