@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CURES', 'cause', 'naming', 'with_cause', 'Refused', 'tells_cause']
 
-# %% ../nbs/00d_causes.ipynb #83ee75ec
+# %% ../nbs/00d_causes.ipynb #f7ef5853
 import errno
 import functools
 import os
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/00d_causes.ipynb #212f7558
+# %% ../nbs/00d_causes.ipynb #23a76631
 def _nearest(path: str | bytes) -> Path:
     "Return `path` if it exists, or else the nearest folder above it that does."
     place = Path(os.path.abspath(os.fsdecode(path)))
@@ -32,21 +32,23 @@ def _name_of(user: int) -> str:
     except (ImportError, KeyError):
         return f"user {user}"
 
-# %% ../nbs/00d_causes.ipynb #dc0ef925
+# %% ../nbs/00d_causes.ipynb #88579407
 def _forbidden(path: str) -> str:
     "Say who may use `path`."
-    place = _nearest(path)
-    owner, mine = place.lstat().st_uid, os.geteuid()
-    if owner == mine and place.lstat().st_mode & stat.S_IRWXU != stat.S_IRWXU:
-        return f"You own {place}, but its mode forbids it. Allow it: chmod -R u+rwX '{place}'."
-    if owner == mine:
+    place, mine = _nearest(path), os.geteuid()
+    about = place.lstat()
+    needed = stat.S_IRWXU if place.is_dir() else stat.S_IRUSR | stat.S_IWUSR
+    if about.st_uid != mine:
+        why = f"{place} belongs to {_name_of(about.st_uid)}, and you are {_name_of(mine)}."
+        cure = f"Make it yours: sudo chown -R {_name_of(mine)} '{place}'."
+    elif about.st_mode & needed != needed:
+        why, cure = f"You own {place}, but its mode forbids it.", f"Allow it: chmod -R u+rwX '{place}'."
+    else:
         return f"You own {place}, yet the system forbids it: lsattr shows its attributes. Or choose a different place."
-    why = f"{place} belongs to {_name_of(owner)}, and you are {_name_of(mine)}."
-    if not any(len(area.parts) > 1 and place.is_relative_to(area) for area in (Path.cwd(), Path.home())):
-        return f"{why} Choose a different place, or ask the owner for the permission."
-    return f"{why} Make it yours: sudo chown -R {_name_of(mine)} '{place}'."
+    ours = any(len(area.parts) > 1 and place.is_relative_to(area) for area in (Path.cwd(), Path.home()))
+    return f"{why} {cure if ours else 'Choose a different place, or ask the owner for the permission.'}"
 
-# %% ../nbs/00d_causes.ipynb #d3e3984e
+# %% ../nbs/00d_causes.ipynb #2b940ce6
 _DISK_FULL = "The disk is full. Free some space on it, then try again."
 _NO_FILES = "This program has too many files open. Raise the limit, for example with ulimit -n 4096."
 _FOLDER = "A file is where a folder is needed. Move it away, or choose a different place."
@@ -62,7 +64,7 @@ CURES: dict[int, str | Callable[[str], str]] = {  # by errno; a function gets th
     errno.ENOTDIR: _FOLDER,
     errno.EEXIST: "Something else is there already. Move it away, or choose a different place.",
     errno.EISDIR: "A folder is where a file is needed. Move it away, or choose a different place.",
-    errno.ENOENT: "It does not exist.",
+    errno.ENOENT: "Check the path.",
     errno.ENAMETOOLONG: "The path is too long. Choose a place with a shorter one.",
     errno.ELOOP: "Its symbolic links lead in a circle. Remove one of them.",
     errno.EIO: "The disk reports an error. Look at the system's log, and at your backups.",
@@ -70,10 +72,10 @@ CURES: dict[int, str | Callable[[str], str]] = {  # by errno; a function gets th
     errno.EAGAIN: "The system refuses another process or lock. End other programs, or raise ulimit -u.",
     errno.ENOEXEC: "The system cannot run this program: it is made for another machine, or damaged.",
     errno.EADDRINUSE: "Another program uses this port. End it, or choose a different port.",
-    errno.EADDRNOTAVAIL: "This machine does not have that address. Choose 127.0.0.1.",
+    errno.EADDRNOTAVAIL: "This machine does not have that address. For 127.0.0.1, switch the loopback interface on.",
 }
 
-# %% ../nbs/00d_causes.ipynb #80c50388
+# %% ../nbs/00d_causes.ipynb #dbf19d9f
 def cause(error: OSError) -> str:
     "Say what the system refuses, where, why and what to do."
     if not error.strerror:
@@ -93,7 +95,7 @@ def _other_home(where: str) -> str:
         return ""
     return "Or set HOME to a folder that you may write to."
 
-# %% ../nbs/00d_causes.ipynb #52fbe95e
+# %% ../nbs/00d_causes.ipynb #1a2adabb
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     "Let an `OSError` of the block that names no file name `path`."
@@ -103,7 +105,7 @@ def naming(path: str | Path) -> Iterator[None]:
         e.filename = e.filename or str(path)
         raise
 
-# %% ../nbs/00d_causes.ipynb #856a9ff4
+# %% ../nbs/00d_causes.ipynb #baec7407
 _WRITTEN = {os.strerror(number): number for number in CURES if number not in (errno.ENOENT, errno.EEXIST)}
 _IN_TEXT = re.compile(f"({'|'.join(map(re.escape, _WRITTEN))})(?:: '([^'\\n]+)')?")
 
@@ -117,7 +119,7 @@ def with_cause(
     told = cause(OSError(_WRITTEN[found[1]], found[1], found[2]))
     return text if told.partition(". ")[2] in text else f"{text} ({told})"
 
-# %% ../nbs/00d_causes.ipynb #f10f0cef
+# %% ../nbs/00d_causes.ipynb #78bdbd8e
 class Refused(RuntimeError):
     "A failure whose text tells its cause to a person."
 

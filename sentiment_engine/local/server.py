@@ -691,6 +691,9 @@ def open_socket(
         listener.close()
         if not option and port:
             return open_socket(0, option)
+        if e.errno == errno.EADDRNOTAVAIL:
+            e.filename = "127.0.0.1"
+            raise
         taken = e.errno == errno.EADDRINUSE
         why = "is in use by another program: end it, or" if taken else f"cannot be opened ({e.strerror}):"
         raise OSError(f"port {port} {why} choose another one with {option}") from None
