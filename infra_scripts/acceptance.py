@@ -171,7 +171,7 @@ class Acceptance:
         "Keep the record on disk. A full disk must not end a teardown."
         try:
             self.memory.write(self.record)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 -- a teardown goes on whatever a note about it does
             self.say(f"     … {self.memory.file.name} could not be written: {e}")
 
     def check(self, title: str, passed: object, seen: object = ""):
@@ -199,7 +199,7 @@ class Acceptance:
             return True
         except StepFailed:
             return False  # noted as a check
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 -- every failure is reported, then torn down
             self.failed(phase, e)
             return False
 
@@ -362,7 +362,7 @@ class Acceptance:
             except Abandoned:
                 self.attempt("report", self.write_report)
                 raise
-            except BaseException as e:
+            except BaseException as e:  # noqa: BLE001 -- Ctrl-C too must lead to the teardown; it is raised again
                 with suppress(Exception):
                     self.failed(self.record.phase, e)
             self.end()

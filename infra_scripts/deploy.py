@@ -417,9 +417,9 @@ def explain(error: Exception) -> str:
     "Say what went wrong and what to do, without the id of an account."
     if isinstance(error, NoCredentialsError | NoRegionError):
         return f"{error} Configure the AWS command line first (aws configure), or deploy to --target local."
-    if isinstance(error, OSError):
-        return cause(error)
-    return mask_accounts(_explain_cell(error) if isinstance(error, PapermillExecutionError) else str(error))
+    if isinstance(error, PapermillExecutionError):
+        return mask_accounts(_explain_cell(error))
+    return mask_accounts(cause(error) if isinstance(error, OSError) else str(error))
 
 
 def _explain_cell(error: PapermillExecutionError) -> str:

@@ -219,7 +219,7 @@ def _run(self: LogStream):
                 self.logs.put_log_events(**where, logEvents=events)
             if batch[-1] is None:
                 return
-    except Exception:  # the log file of the process has every line: a failing copy must not end the job
+    except Exception:  # noqa: BLE001 -- the log file of the process has every line: a failing copy must not end the job
         return
 
 # %% ../../nbs/08g_local_aws.ipynb #cdfce738

@@ -210,7 +210,7 @@ def _run(self: Run):
     self.report(JobRunState="RUNNING")
     try:
         fields = self._execute()
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 -- any failure is the state of the run
         said = cause(e) if isinstance(e, OSError) else e
         fields = {"JobRunState": "FAILED", "ErrorMessage": f"{type(e).__name__}: {said}"[:2000]}
     if self.stopping.is_set():

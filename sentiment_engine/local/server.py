@@ -135,7 +135,7 @@ def _write(self: Saver, keys: set[str]):
         except OSError as e:
             self.refusals[key] = e
             self.mark([key])
-        except Exception as e:  # most often: it changed while it was copied; the next round tries again
+        except Exception as e:  # noqa: BLE001 -- most often: it changed while it was copied; the next round tries again
             logging.getLogger("local").info("the state of %s is saved a second later: %s", key, e)
             self.mark([key])
         self.cost[key] = time.perf_counter() - started
@@ -166,6 +166,8 @@ def make_room(folder: Path, size: int):
             else:
                 file.write(bytes(size))
     except OSError as e:
+        if e.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that reserves nothing
+            return
         e.filename = str(folder)  # rather than a random name
         raise
 
@@ -740,19 +742,21 @@ async def run_server(
         config = Config()
         config.bind, config.keep_alive_timeout, config.graceful_timeout = [f"fd://{listener.detach()}"], 75, 2
         jobs.append(serve(application, config, shutdown_trigger=stop.wait, mode="asgi"))
-    beginning = asyncio.create_task(_begin_or_stop(stop, server))
+    failures: list[OSError] = []
+    args = server, failures, functools.partial(loop.call_soon_threadsafe, stop.set)
+    threading.Thread(target=_begin_or_end, args=args, daemon=True).start()
     await asyncio.gather(*jobs, _close_on(stop, server))
-    if beginning.done():
-        beginning.result()  # raises what has ended it
+    for failure in failures:
+        raise failure
 
 
-async def _begin_or_stop(stop: asyncio.Event, server: LocalServer):
+def _begin_or_end(server: LocalServer, failures: list[OSError], end: Callable[[], object]):
     "Bring back what ran before. Where the system refuses that, end the server."
     try:
-        await asyncio.to_thread(server.begin)
-    except OSError:
-        stop.set()
-        raise
+        server.begin()
+    except OSError as e:
+        failures.append(e)
+        end()
 
 
 async def _close_on(stop: asyncio.Event, server: LocalServer):

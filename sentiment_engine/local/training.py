@@ -144,7 +144,7 @@ def _run(self: TrainingRun):
             self.note("Stopped", "MaxRuntimeExceeded" if late else "Stopped", times)
         else:
             self.note("Completed", "Completed", times | {"StatusMessage": "Training job completed"})
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 -- any failure is the state of the job
         shutil.rmtree(self.root, ignore_errors=True)  # it may have filled the disk that its failure is noted on
         said = cause(e) if isinstance(e, OSError) else e
         reason = str(e) if isinstance(e, RuntimeError) else f"InternalServerError: {said}"
