@@ -89,6 +89,10 @@ def a_folder_for_the_log(state: Path):
     (state / "cloud.log").mkdir(parents=True)
 
 
+def a_folder_for_the_next_state(state: Path):
+    (state / "glue.new").mkdir(parents=True)
+
+
 CAUSES = {  # how the state folder is, what the program may do, what it says
     "full disk": (full_disk, None, "cloud.log: No space left on device. The disk is full"),
     "read-only": (read_only, as_anybody, "Permission denied. You own"),
@@ -96,6 +100,7 @@ CAUSES = {  # how the state folder is, what the program may do, what it says
     "unreadable state": (unreadable_state, as_anybody, "aws/ssm.json: Permission denied. You own"),
     "a file in the way": (a_file, None, "File exists. Something else is there"),
     "a folder in the way": (a_folder_for_the_log, None, "Is a directory. A folder is where a file is needed"),
+    "a state that cannot be replaced": (a_folder_for_the_next_state, None, "glue.new: Is a directory. A folder is"),
     "file size limit": (Path.mkdir, tiny_files, "File too large. The file is larger than this shell or disk allows"),
     "open files": (Path.mkdir, few_files, "Too many open files. This program has too many files open"),
 }
