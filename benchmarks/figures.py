@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from benchmarks.report import ROOT
+from sentiment_engine.causes import tells_cause
 
 RESULTS = ROOT / "benchmarks/results"
 INDEX = ROOT / "nbs/index.ipynb"
@@ -114,6 +115,7 @@ def filled(text: str) -> str:
     return text
 
 
+@tells_cause
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     notebook = json.loads(INDEX.read_text(encoding="utf-8"))

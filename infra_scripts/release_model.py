@@ -20,6 +20,7 @@ import pandas as pd
 
 from sentiment_engine.behaviour import score_suite, served
 from sentiment_engine.calibration import calibration_of, doubt_by_stars, served_logits, shares, wilson_lower
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.evaluation import expected_calibration_error, majority_baseline, scores
 from sentiment_engine.monitoring import mixes
 from sentiment_engine.onnx_export import export
@@ -341,6 +342,7 @@ def write_card(metrics: dict, calibration: dict, suite: pd.DataFrame, folder: Pa
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -48,6 +48,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from template_calls import Made, Stack, calls_of, deletions_of, unmade
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
 from sentiment_engine.plan import read_template
 
@@ -351,6 +352,7 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
     return 1 if counting or wrong else 0
 
 
+@tells_cause
 def main(argv: list[str] | None = None) -> int:
     "Play a recording to moto and report; return the exit status."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -367,5 +369,5 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as e:
+    except (RuntimeError, subprocess.CalledProcessError) as e:
         sys.exit(f"second opinion: {e}")

@@ -536,7 +536,7 @@ def canary(engine: Engine, run_id: str, tries: int = 3):
     for left in reversed(range(tries)):
         try:
             return _ask(engine, run_id)
-        except Exception as e:  # whatever it is, nobody can use this endpoint
+        except Exception as e:  # noqa: BLE001 -- whatever it is, nobody can use this endpoint
             if not left:
                 raise NotServing(e) from None
             time.sleep(1)
