@@ -26,6 +26,8 @@ from botocore.exceptions import ClientError
 
 from sentiment_engine import api, lifecycle, model_state
 from sentiment_engine.lifecycle import Engine
+from sentiment_engine.local.expressions import read_expressions
+from sentiment_engine.local.records import AwsError
 from sentiment_engine.model_state import read_row
 from sentiment_engine.notifications import NotSent
 from sentiment_engine.settings import Settings, endpoint_name, usage_table
@@ -86,7 +88,17 @@ def session(address: str) -> boto3.Session:
 @functools.cache
 def dynamodb():
     "Return the one client of all tests: making one takes longer than a test."
-    return session(ministack()).client("dynamodb")
+    client = session(ministack()).client("dynamodb")
+    client.meta.events.register("provide-client-params.dynamodb", refuse_wrong_expressions)
+    return client
+
+
+def refuse_wrong_expressions(params: dict, **_):
+    "Refuse what AWS refuses and ministack accepts, as the local cloud does."
+    try:
+        read_expressions(params)
+    except AwsError as e:
+        raise aws_error(e.code, e.message) from None
 
 
 def aws_error(code: str, message: str = "") -> ClientError:
