@@ -139,6 +139,18 @@ def number(value: Decimal) -> dict:
     return {"N": "0" if text == "-0" else text}
 
 
+def canonical(value: dict) -> dict:
+    "Copy a typed value, with its numbers as DynamoDB writes them."
+    ((kind, plain),) = value.items()
+    if kind == "M":
+        return {"M": {name: canonical(each) for name, each in plain.items()}}
+    if kind == "L":
+        return {"L": list(map(canonical, plain))}
+    if kind == "NS":
+        return {"NS": [number(Decimal(each))["N"] for each in plain]}
+    return number(Decimal(plain)) if kind == "N" else clone(value)
+
+
 def total(a: dict, b: dict, sign: int = 1) -> dict:
     "Add two numbers, or subtract the second one."
     if "N" not in a or "N" not in b:
@@ -158,7 +170,7 @@ def change(item: dict, planned: Change, value: dict | None):
     if clause == "REMOVE":
         inside.pop(last, None)
     elif clause == "SET":
-        inside[last] = clone(value)
+        inside[last] = canonical(value)
     else:
         inside[last] = total(inside.get(last, {"N": "0"}), value)
 
@@ -296,8 +308,9 @@ class MemoryDynamoDB:
         return {"Item": clone(found)} if found is not None else {}
 
     def put_item(self, TableName: str, Item: dict, ReturnValues: str = "NONE", **rest: Any) -> dict:
+        check_item(Item)
         key = {name: Item[name] for name in Item if name == "modelId"}
-        return self._replaced(TableName, key, clone(Item), ReturnValues, rest)
+        return self._replaced(TableName, key, {n: canonical(v) for n, v in Item.items()}, ReturnValues, rest)
 
     def delete_item(self, TableName: str, Key: dict, ReturnValues: str = "NONE", **rest: Any) -> dict:
         return self._replaced(TableName, Key, None, ReturnValues, rest)
@@ -309,8 +322,6 @@ class MemoryDynamoDB:
         with self.lock:
             before = self._found(table, key)
             self._checked(before, call, call.get("ExpressionAttributeValues") or {})
-            if after is not None:
-                check_item(after)
             self._store(table, key, after)
         return {"Attributes": clone(before)} if before is not None and told == "ALL_OLD" else {}
 
