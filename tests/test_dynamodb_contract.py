@@ -347,7 +347,7 @@ def stands(cloud) -> Iterator[dict]:
 
 
 def ask(client, call: Call, item: dict = ITEM) -> tuple[str, dict, object, str]:
-    "Make a call on `item`; return the code of a refusal, the item afterwards, what was told of it, and the message."
+    "Make a call on `item`; return the refusal's code, the item afterwards, the answer's attributes and the message."
     method, given = call
     client.put_item(TableName=TABLE, Item=item)
     code, message = "", ""
