@@ -25,6 +25,7 @@ moto runs in an environment of its own (.moto) and forgets everything when it en
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -65,12 +66,25 @@ KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_
 def installed() -> Path:
     "Return moto's server, installed if it is not yet."
     stamp = PLACE / "installed"
-    if not stamp.exists() or stamp.read_text() != MOTO:
-        print("Installing moto into .moto (about a minute)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
-        subprocess.run([PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check", MOTO], check=True)
-        stamp.write_text(MOTO)
+    PLACE.mkdir(exist_ok=True)
+    with _locked(PLACE):  # two processes may need it at the same moment
+        if not stamp.exists() or stamp.read_text() != MOTO:
+            print("Installing moto into .moto (about a minute)", flush=True)
+            subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
+            subprocess.run([PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check", MOTO], check=True)
+            stamp.write_text(MOTO)
     return PLACE / "bin" / "moto_server"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    "Keep other processes waiting for a folder."
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 @dataclass

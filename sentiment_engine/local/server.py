@@ -34,6 +34,7 @@ from ..causes import cause, naming
 from . import clock
 from .aws import ACCOUNT, REGION, Aws, aws_environment, make_keys
 from .door import Door
+from .expressions import expression_refusal
 from .glue import RUN_CALLS, GlueRuns
 from sentiment_engine.local.permissions import (
     assume_role,
@@ -594,7 +595,7 @@ def _unserved(self: LocalServer, scope, headers: dict) -> AwsError | None:
 
 
 def _refusal_of_ministack(self: LocalServer, scope, headers: dict, body: bytes) -> AwsError | None:
-    "Check what ministack does not: JSON, the role of a schedule, and in strict mode who decrypts a SecureString."
+    "Check what ministack does not: JSON, expressions, roles of schedules and, in strict mode, who decrypts a secret."
     from ministack.core import router
 
     if "content-encoding" not in headers and "json" in headers.get("content-type", ""):
@@ -604,6 +605,8 @@ def _refusal_of_ministack(self: LocalServer, scope, headers: dict, body: bytes) 
             return e
     if scope["path"].startswith("/schedules/"):
         return self._refusal("scheduler", scope, headers, body)
+    if headers["x-amz-target"].startswith("DynamoDB_"):
+        return expression_refusal(body)
     if self.strict and headers["x-amz-target"].startswith("AmazonSSM.GetParameter"):
         return decryption_refusal(router.extract_access_key_id(headers, {}), headers, body)
     return None
