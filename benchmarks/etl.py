@@ -31,6 +31,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.report import CACHE, ROOT, begin, busy, pyplot, save, write_json
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.data.cleaning import UNTIDY, clean
 from sentiment_engine.data.reviews import generate_reviews, parse_review, read_reviews
 
@@ -339,6 +340,7 @@ def plot(results: dict[str, dict[str, dict]], path: Path):
     save(fig, path)
 
 
+@tells_cause
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="ROWS")

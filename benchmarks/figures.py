@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from benchmarks.report import ROOT
+from sentiment_engine.causes import tells_cause
 
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
@@ -114,6 +115,7 @@ def filled(text: str) -> str:
     return text
 
 
+@tells_cause
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

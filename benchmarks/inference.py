@@ -48,6 +48,7 @@ from benchmarks.report import (
     table,
     write_json,
 )
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.data.reviews import LABELS, generate_reviews, parse_review, read_reviews, review_text
 
 RESULT = ROOT / "benchmarks/results/inference.json"
@@ -674,6 +675,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Model], list[Way], Plan, dic
     return models, ways, plan, failed
 
 
+@tells_cause
 def main() -> int:
     args = parse()
     described = begin(PACKAGES)

@@ -17,6 +17,7 @@ import pandas as pd
 from benchmarks.inference import load_raw
 from benchmarks.report import CACHE, ROOT, begin, busy, in_process, table, write_json
 from benchmarks.training import base_model
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.data.quoting import quoting
 from sentiment_engine.data.reviews import label_of, review_text
 
@@ -142,6 +143,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
+@tells_cause
 def main() -> int:
     args = parse()
     if args.run:

@@ -40,6 +40,7 @@ from benchmarks.report import (
     table,
     write_json,
 )
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.data.reviews import LABELS, label_of, review_text
 
 MODULE = "benchmarks.training"
@@ -263,6 +264,7 @@ def base_model(given: Path | None) -> str:
     return str(given.resolve() if given else build_base_model(CACHE / "base-model"))
 
 
+@tells_cause
 def main() -> int:
     args = parse()
     if args.run:

@@ -35,6 +35,7 @@ from smoke import StepFailed
 from standing import by_name, by_tag
 
 from sentiment_engine import __version__
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
 from sentiment_engine.deploy.account import Finding, check_account, find_stack, stack_names
 from sentiment_engine.deploy.endpoint import trial_machines
@@ -170,7 +171,7 @@ class Acceptance:
         "Keep the record on disk. A full disk must not end a teardown."
         try:
             self.memory.write(self.record)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 -- a teardown goes on whatever a note about it does
             self.say(f"     … {self.memory.file.name} could not be written: {e}")
 
     def check(self, title: str, passed: object, seen: object = ""):
@@ -198,7 +199,7 @@ class Acceptance:
             return True
         except StepFailed:
             return False  # noted as a check
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 -- every failure is reported, then torn down
             self.failed(phase, e)
             return False
 
@@ -361,7 +362,7 @@ class Acceptance:
             except Abandoned:
                 self.attempt("report", self.write_report)
                 raise
-            except BaseException as e:
+            except BaseException as e:  # noqa: BLE001 -- Ctrl-C too must lead to the teardown; it is raised again
                 with suppress(Exception):
                     self.failed(self.record.phase, e)
             self.end()
@@ -577,6 +578,7 @@ def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # wh
     return Acceptance(record, memory, lock, options).accept()
 
 
+@tells_cause
 def main():
     options, unchanged = parsed(), "Nothing was changed"
     stop_on_signals()

@@ -18,6 +18,8 @@ from pathlib import Path
 import yaml
 from policies import policies_of
 
+from sentiment_engine.causes import tells_cause
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".audit"
 TOOLS = ("checkov==3.3.30", "parliament==1.6.4", "detect-secrets==1.5.0", "pip-audit==2.10.1")
@@ -177,6 +179,7 @@ def audit_packages() -> list[str]:  # what is wrong
     return package_findings(_json([*command, "-r", "constraints.txt"])["dependencies"])
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--offline", action="store_true", help="leave out what asks a network")

@@ -7,9 +7,11 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from kernels import OwnKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.local.cloud import LocalCloud
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
@@ -37,13 +39,16 @@ def run(path: Path):
     notebook = nbformat.read(path, as_version=4)
     quiet = ["--IPKernelApp.log_level=40"]  # 40: errors
     here = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, kernel_name="python3", resources=here, extra_arguments=quiet).execute()
+    NotebookClient(
+        notebook, kernel_name="python3", kernel_manager_class=OwnKernel, resources=here, extra_arguments=quiet
+    ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = worth_keeping(cell.outputs)
     nbformat.write(notebook, path)
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

@@ -32,6 +32,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from engine import Engine, running_engine
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.service.model_state import FAILED, STOPPED, StateTable, read_row
 
 KINDS = {"a Lambda worker": 7, "the endpoint": 3, "the cloud": 1}  # what is killed: how often, relatively
@@ -174,6 +175,7 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
+@tells_cause
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="how long the storm lasts (60)")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sentiment_engine.causes import tells_cause
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
@@ -20,6 +22,7 @@ def snapshot() -> dict[str, str]:
     return {str(f.relative_to(ROOT)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
 
 
+@tells_cause
 def main():
     before = snapshot()
     figures, readme = ["python", "-m", "benchmarks.figures"], ["python", "infra_scripts/render_readme.py"]

@@ -19,6 +19,7 @@ from deploy import (
     stop_on_signals,
 )
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.deploy.endpoint import RegisteredModel, current_model
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
@@ -61,6 +62,7 @@ def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this 
     raise SystemExit(f"the local cloud stopped by itself; its log is {cloud.log}")
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)

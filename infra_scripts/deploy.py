@@ -38,10 +38,12 @@ from aws_target import (
     recall,
 )
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+from kernels import OwnKernel
 from loose_ends import tie_up
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from sentiment_engine.causes import cause, tells_cause, with_cause
 from sentiment_engine.data.ingest import category_addresses
 from sentiment_engine.data.reviews import check_reviews, find_files
 from sentiment_engine.deploy.account import mask_accounts
@@ -256,7 +258,8 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
                 cwd=NOTEBOOKS,
                 progress_bar=False,
                 stdout_file=narrator,
-                kernel_name="python3",
+                kernel_name="python3",  # of which OwnKernel keeps only the name
+                kernel_manager_class=OwnKernel,
                 extra_arguments=["--IPKernelApp.log_level=50"],  # a kernel that is told to stop is no news
             )
             stamps.write(phase)
@@ -413,21 +416,23 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
     return of_training | reviews | {"idle_minutes": options.idle_minutes, "deploy_model": options.model}
 
 
-FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, PapermillExecutionError)
+FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, PapermillExecutionError, OSError)
 
 
 def explain(error: Exception) -> str:
     "Say what went wrong and what to do, without the id of an account."
     if isinstance(error, NoCredentialsError | NoRegionError):
         return f"{error} Configure the AWS command line first (aws configure), or deploy to --target local."
-    return mask_accounts(_explain_cell(error) if isinstance(error, PapermillExecutionError) else str(error))
+    if isinstance(error, PapermillExecutionError):
+        return mask_accounts(_explain_cell(error))
+    return mask_accounts(cause(error) if isinstance(error, OSError) else str(error))
 
 
 def _explain_cell(error: PapermillExecutionError) -> str:
     "Say which cell of which notebook failed and why."
     newest = max(RUNS.glob("*/"), key=lambda p: p.stat().st_mtime)
     return (
-        f"\n{error.ename}: {error.evalue}\n"
+        f"\n{error.ename}: {with_cause(error.evalue)}\n"
         f"Cell {error.cell_index} failed; the whole story is in {newest.relative_to(ROOT)}/ (the last notebook there)."
         "\nWhat was done before it stands, and the next run goes on from here."
     )
@@ -439,7 +444,7 @@ def tied_up(target: str) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        tie_up(target, interrupted=not isinstance(e, FAILURES))
+        tie_up(target, interrupted=isinstance(e, OSError) or not isinstance(e, FAILURES))
         raise
 
 
@@ -488,6 +493,7 @@ def stop_on_signals():
         signal.signal(number, signal.default_int_handler)
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
@@ -503,7 +509,7 @@ def main():
     stop_on_signals()
     try:
         outputs = _to_local(options) if options.target == "local" else _to_aws(parser, options)
-    except (*FAILURES, OSError) as e:  # such as a full disk, or a pipe that nobody reads any more
+    except FAILURES as e:
         raise SystemExit(explain(e)) from None
     except KeyboardInterrupt:
         raise SystemExit("\nInterrupted. What was done stands, and the next run goes on from here.") from None

@@ -17,6 +17,18 @@ give_up() {
     exit 1
 }
 
+full() { # whether the disk takes no more
+    status=0
+    head -c 50000000 /dev/zero 2>/dev/null >"$venv-room" && status=1
+    rm -f "$venv-room"
+    return $status
+}
+
+give_up_or_full() {
+    full && give_up "the disk that holds $here takes no more. Free 4 GB there, or raise your quota or ulimit -f; then run the same command again."
+    give_up "$1"
+}
+
 starts() { "$1" -c "$supported" 2>/dev/null; }
 
 ready() {
@@ -42,10 +54,10 @@ find_python() {
 
 make_environment() {
     python=$(find_python) || exit 1
-    rm -rf "$venv"
+    rm -rf "$venv" || give_up "$here/$venv cannot be deleted; it may belong to another user. Delete it: sudo rm -rf '$here/$venv'"
     if ! "$python" -m venv "$venv" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         rm -rf "$venv"
-        give_up "$python cannot make an environment with pip in it. On Debian or Ubuntu, install its other half: sudo apt-get install $(basename "$python")-venv"
+        give_up_or_full "$python cannot make an environment with pip in it. On Debian or Ubuntu, install its other half: sudo apt-get install $(basename "$python")-venv"
     fi
     echo "$here" >"$venv/made-for"
 }
@@ -57,5 +69,5 @@ usable || make_environment
 pip() { "$venv/bin/python" -m pip install -qq --no-user --disable-pip-version-check "$@"; }
 # What runs in the functions comes first, and only with the hashes that are written down.
 pip --no-deps --require-hashes -r lambdas/requirements.txt && pip -c constraints.txt -e ".[etl,train,local,dev]" ||
-    give_up "pip could not install the packages; its words are above. Run the same command again to go on."
+    give_up_or_full "pip could not install the packages; its words are above. Run the same command again to go on."
 echo "$here" >"$marker"

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from deploy import FAILURES, ROOT, add_ports, explain, local_cloud, stop_on_signals
+from kernels import check_kernelspec
+
+from sentiment_engine.causes import tells_cause
 
 
 def open_lab(command: Sequence[str]) -> int:  # exit status
@@ -25,6 +28,7 @@ def open_lab(command: Sequence[str]) -> int:  # exit status
             raise
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_ports(parser)
@@ -33,6 +37,7 @@ def main():
         words.append("--allow-root")  # as in most containers: it listens on this machine only, and asks for its token
     command = [sys.executable, "-m", "jupyterlab", str(ROOT / "nbs/index.ipynb"), *words]
     stop_on_signals()
+    check_kernelspec()
     signal.signal(signal.SIGHUP, signal.default_int_handler)  # the terminal is closed
     try:
         with local_cloud(ports=options) as cloud:

@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sentiment_engine.causes import tells_cause
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -77,6 +79,7 @@ def shown(state: str, device: str, report: dict) -> bool:  # whether every score
     return min(scores.values()) >= WANTED
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, help="folder for Lighthouse's reports")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # These work before the package is installed, too.
+from sentiment_engine.causes import tells_cause  # noqa: E402
 from sentiment_engine.local.aws import stray_variables  # noqa: E402
 from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud  # noqa: E402
 
@@ -52,6 +53,7 @@ def describe(cloud: LocalCloud) -> str:
     return "\n".join(f"{name + ':':<15}{value}" for name, value in rows.items())
 
 
+@tells_cause
 def main(argv: list[str] | None = None) -> int:
     "Run one command and return the exit status."
     options = parser().parse_args(argv)
@@ -59,11 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         places = options.state, options.port, options.site_port
         cloud = LocalCloud(*places, options.endpoint_delay, record=options.record)
         ran = cloud.running
-        try:
-            cloud.start()
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
+        cloud.start()
         print(("The local cloud runs already.\n" if ran else "The local cloud runs.\n") + describe(cloud))
         return 0
     cloud = LocalCloud(options.state)

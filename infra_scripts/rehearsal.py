@@ -23,6 +23,7 @@ import httpx
 from aws_target import ROOT
 from deploy import FAILURES, explain, stop_on_signals
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.local.requests import read_recording
@@ -137,6 +138,7 @@ def second_opinion(recording: Path) -> list[str]:  # what went wrong
     return ["moto refuses calls that the strict cloud took"] if status else []
 
 
+@tells_cause
 def main() -> int:  # exit status
     options = parsed()
     stop_on_signals()

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.model.behaviour import score_suite, served
 from sentiment_engine.model.calibration import calibration_of, doubt_by_stars, served_logits, shares, wilson_lower
 from sentiment_engine.model.evaluation import expected_calibration_error, majority_baseline, scores
@@ -341,6 +342,7 @@ def write_card(metrics: dict, calibration: dict, suite: pd.DataFrame, folder: Pa
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 
+from sentiment_engine.causes import tells_cause
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written from nbs/index.ipynb by `make docs`: edit the notebook. -->\n\n"
 
@@ -26,6 +28,7 @@ def readme() -> str:
     return NOTE + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if README.md would change")

@@ -25,6 +25,7 @@ moto runs in an environment of its own (.moto) and forgets everything when it en
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from template_calls import Made, Stack, calls_of, deletions_of, unmade
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.deploy.plan import read_template
 from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
 
@@ -64,12 +66,25 @@ KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_
 def installed() -> Path:
     "Return moto's server, installed if it is not yet."
     stamp = PLACE / "installed"
-    if not stamp.exists() or stamp.read_text() != MOTO:
-        print("Installing moto into .moto (about a minute)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
-        subprocess.run([PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check", MOTO], check=True)
-        stamp.write_text(MOTO)
+    PLACE.mkdir(exist_ok=True)
+    with _locked(PLACE):  # two processes may need it at the same moment
+        if not stamp.exists() or stamp.read_text() != MOTO:
+            print("Installing moto into .moto (about a minute)", flush=True)
+            subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
+            subprocess.run([PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check", MOTO], check=True)
+            stamp.write_text(MOTO)
     return PLACE / "bin" / "moto_server"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    "Keep other processes waiting for a folder."
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 @dataclass
@@ -351,6 +366,7 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
     return 1 if counting or wrong else 0
 
 
+@tells_cause
 def main(argv: list[str] | None = None) -> int:
     "Play a recording to moto and report; return the exit status."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -367,5 +383,5 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as e:
+    except (RuntimeError, subprocess.CalledProcessError) as e:
         sys.exit(f"second opinion: {e}")

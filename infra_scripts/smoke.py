@@ -18,6 +18,7 @@ import boto3
 import httpx
 from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
@@ -202,6 +203,7 @@ def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
     return outputs["ApiUrl"]
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)

@@ -14,9 +14,10 @@ from itertools import chain
 import boto3
 from aws_target import ROOT, add_account_options, check_options, chosen_environment, enter, whose
 from botocore.exceptions import BotoCoreError, ClientError
-from deploy import add_ports, local_cloud, stop_on_signals
+from deploy import FAILURES, add_ports, explain, local_cloud, stop_on_signals
 from loose_ends import glue_runs, say, stop_glue, training_jobs
 
+from sentiment_engine.causes import tells_cause
 from sentiment_engine.deploy.account import find_stack, mask_accounts, tags_of
 from sentiment_engine.deploy.endpoint import delete_endpoint, our_names
 from sentiment_engine.deploy.stacks import delete_stack, empty_bucket
@@ -236,6 +237,7 @@ def _make_sure(yes: bool):  # yes: nobody need be asked
         sys.exit("nothing was deleted")
 
 
+@tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to clear")
@@ -261,8 +263,8 @@ def main():
             deleted = teardown("aws")
     except ValueError as e:
         sys.exit(str(e))
-    except (RuntimeError, TimeoutError, ClientError, BotoCoreError) as e:
-        sys.exit(f"{mask_accounts(str(e))}\nWhat was deleted is gone; run it again for the rest.")
+    except FAILURES as e:
+        sys.exit(f"{explain(e)}\nWhat was deleted is gone; run it again for the rest.")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. What was deleted is gone; run it again for the rest.")
     say(f"{len(deleted)} things deleted." if deleted else "Nothing of ours is left.")

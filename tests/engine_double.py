@@ -24,6 +24,8 @@ import contract
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from sentiment_engine.local.expressions import read_expressions
+from sentiment_engine.local.records import AwsError
 from sentiment_engine.service import api, lifecycle, model_state
 from sentiment_engine.service.lifecycle import Engine
 from sentiment_engine.service.model_state import read_row
@@ -86,7 +88,17 @@ def session(address: str) -> boto3.Session:
 @functools.cache
 def dynamodb():
     "Return the one client of all tests: making one takes longer than a test."
-    return session(ministack()).client("dynamodb")
+    client = session(ministack()).client("dynamodb")
+    client.meta.events.register("provide-client-params.dynamodb", refuse_wrong_expressions)
+    return client
+
+
+def refuse_wrong_expressions(params: dict, **_):
+    "Refuse what AWS refuses and ministack accepts, as the local cloud does."
+    try:
+        read_expressions(params)
+    except AwsError as e:
+        raise aws_error(e.code, e.message) from None
 
 
 def aws_error(code: str, message: str = "") -> ClientError:
@@ -114,6 +126,9 @@ class Clock:
         self.now += seconds
 
 
+BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")  # an endpoint that cannot be deleted now
+
+
 class SageMaker:
     "Endpoints and endpoint configs in two dictionaries, with SageMaker's own words of refusal."
 
@@ -121,6 +136,7 @@ class SageMaker:
         self.endpoints, self.configs, self.lock, self.clock = {}, {}, threading.Lock(), clock
         self.errors = {}  # operation: exceptions to raise next; after it took effect if .after is set
         self.deaf = False  # whether a deletion is accepted and nothing is deleted
+        self.slow = False  # whether a deletion lasts until `gone`
         self.calls = []
         self.answer = [
             {"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}}
@@ -175,10 +191,16 @@ class SageMaker:
         return {"EndpointStatus": found["status"], "FailureReason": found["reason"], "EndpointArn": arn}
 
     def do_delete_endpoint(self, EndpointName):
-        if self._find(self.endpoints, EndpointName)["status"] == "Creating":
+        if self._find(self.endpoints, EndpointName)["status"] in BUSY:
             raise aws_error("ValidationException", f'Cannot update in-progress endpoint "{EndpointName}".')
-        if not self.deaf:
+        if self.slow:
+            self.endpoints[EndpointName]["status"] = "Deleting"
+        elif not self.deaf:
             del self.endpoints[EndpointName]
+
+    def gone(self):
+        "End every deletion."
+        self.endpoints = {n: e for n, e in self.endpoints.items() if e["status"] != "Deleting"}
 
     def do_delete_endpoint_config(self, EndpointConfigName):
         self._find(self.configs, EndpointConfigName)
@@ -194,10 +216,10 @@ class SageMaker:
         def paginate(NameContains):
             arn = f"arn:aws:sagemaker:us-east-1:1:{'endpoint-config' if 'config' in operation else 'endpoint'}/"
             names = [n for n in list(found) if NameContains in n]
-            status = {} if "config" in operation else {"EndpointStatus": "InService"}
+            status = {n: {} if "config" in operation else {"EndpointStatus": found[n]["status"]} for n in names}
             made = {n: found[n].get("made", self.clock.now) for n in names}
             born = {n: lifecycle.datetime.fromtimestamp(at, lifecycle.UTC) for n, at in made.items()}
-            listed = [{f"{kind}Name": n, f"{kind}Arn": arn + n, "CreationTime": born[n], **status} for n in names]
+            listed = [{f"{kind}Name": n, f"{kind}Arn": arn + n, "CreationTime": born[n], **status[n]} for n in names]
             yield {f"{kind}s": listed}
 
         return SimpleNamespace(paginate=paginate)

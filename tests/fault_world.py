@@ -36,6 +36,8 @@ from sentiment_engine.settings import Settings, endpoint_name, usage_table
 
 PHONES = (ADA, BOB, CAROL)
 LIVE = (CREATING, IN_SERVICE, STOPPING)
+CHANGING = ("Updating", "SystemUpdating", "RollingBack")  # an endpoint that answers and cannot be deleted meanwhile
+PAID = ("Creating", "InService", "OutOfService", *CHANGING)
 EDGES = {  # written out a second time on purpose: a change of TRANSITIONS must be noticed
     (STOPPED, CREATING),
     (FAILED, CREATING),
@@ -193,10 +195,15 @@ class SageMaker:
         told = {"InService": "IN_SERVICE", "Failed": "FAILED"}[status]
         self.world.events.append((name, told, lifecycle.instant(self.world.clock.now)))
 
+    def settle_changing(self):
+        "End all maintenance."
+        for found in self.endpoints.values():
+            found["status"] = "InService" if found["status"] in CHANGING else found["status"]
+
     def delete_endpoint(self, EndpointName):
         found = self._find("endpoints", EndpointName)
         must(EndpointName != FOREIGN, "foreign endpoints are left alone")
-        if found["status"] in ("Creating", "Deleting"):
+        if found["status"] in ("Creating", "Deleting", *CHANGING):
             self.world.excused.add(EndpointName)
             raise aws_error("ValidationException", "Cannot update in-progress endpoint")
         self.world.on_delete(EndpointName)
@@ -233,7 +240,7 @@ class SageMaker:
         return {f"{kind}s": page, "next": names[self.page - 1] if len(names) > self.page else ""}
 
     def invoke_endpoint(self, EndpointName, Body, ContentType, Accept, InferenceId=""):
-        if self.endpoints.get(EndpointName, {}).get("status") != "InService":
+        if self.endpoints.get(EndpointName, {}).get("status") not in ("InService", *CHANGING):
             raise aws_error("ValidationError", f"Endpoint {EndpointName} of account 1 not found.")
         inputs = json.loads(Body)["inputs"]
         if self.rubbish:
@@ -517,9 +524,9 @@ class FaultWorld:
         )
         row, ours = self.row, [(n, e) for n, e in self.sagemaker.endpoints.items() if n != FOREIGN]
         mine = self.name(row.runId) if row.state in LIVE else None
-        paid = [n for n, e in ours if e["status"] in ("InService", "Creating")]
+        paid = [n for n, e in ours if e["status"] in PAID]
         must(len(paid) <= 1, "never two paid endpoints", paid)
-        stray = [n for n, e in ours if e["status"] in ("InService", "Creating") and n != mine and n not in self.excused]
+        stray = [n for n, e in ours if e["status"] in PAID and n != mine and n not in self.excused]
         must(not stray, "nobody pays for an endpoint of no run", (stray, row.state))
         twice = {x for x in self.delivered if self.delivered.count(x) > 1}
         must(not twice, "nobody is told twice", len(twice))
@@ -716,23 +723,47 @@ class FaultWorld:
 
     def do_down(self, i: int, reason: str):
         "Let an endpoint that is being created, or one in service, fail."
-        if name := self._pick(self._ours("Creating", "InService"), i):
+        if name := self._pick(self._ours("Creating", "InService", *CHANGING), i):
             self.hurt = True
             self.sagemaker.become(name, "Failed", reason)
 
+    def do_change(self, i: int, status: str):
+        "Let AWS, or somebody by hand, change an endpoint in service. No event tells of it."
+        if name := self._pick(self._ours("InService"), i):
+            self.sagemaker.endpoints[name]["status"] = status
+            if status == "OutOfService":  # the run is over once somebody notices, and the reconciler deletes the rest
+                self.hurt = True
+                self.excused.add(name)
+
+    def do_changed(self, i: int):
+        "End a change."
+        if name := self._pick(self._ours(*CHANGING), i):
+            self.sagemaker.become(name, "InService")
+
     def do_vanish(self, i: int):
-        if name := self._pick(self._ours("InService", "Failed"), i):
+        if name := self._pick(self._ours("InService", "OutOfService", "Failed", *CHANGING), i):
             self.hurt = True
             del self.sagemaker.endpoints[name]
 
     def do_lose_row(self):
         "Delete the row by hand, or let DynamoDB delete it."
         if self.dynamodb.items.pop(self.settings.model_id, None):
-            self.losses += 1
-            self.excuse()
-            self.promised.clear()
-            self.listed_at.clear()
-            self.tried, self.accepted = [], 0
+            self._lost()
+
+    def do_expire(self):
+        "Let DynamoDB delete what has expired; until then it is there."
+        there = self.settings.model_id in self.dynamodb.items
+        self.dynamodb.expire(self.clock.now)
+        if there and self.settings.model_id not in self.dynamodb.items:
+            self._lost()
+
+    def _lost(self):
+        "Take note that the row is gone."
+        self.losses += 1
+        self.excuse()
+        self.promised.clear()
+        self.listed_at.clear()
+        self.tried, self.accepted = [], 0
 
     def do_many(self, *actions: tuple):
         "Play several actions on end."
@@ -757,8 +788,9 @@ class FaultWorld:
     # ---- the end
 
     def settle(self, seconds: float):
-        "Quiescence: no faults, nothing in creation or deletion, events and wake-ups lost, `seconds` later."
+        "Quiescence: no faults, nothing in creation, change or deletion, events and wake-ups lost, `seconds` later."
         self.calm, self.plan, self.sagemaker.deaf = True, {}, False
+        self.sagemaker.settle_changing()
         for i in range(len(self._ours("Creating"))):
             self.do_up(i * 0)
         self.events.clear()

@@ -1,22 +1,24 @@
-"One DynamoDB table in memory: exactly the expressions that the package writes; whatever else it meets is an error."
+"DynamoDB in memory: what the package's writes need, and every refusal of DynamoDB; what it cannot do is an error."
 
 import pickle
 import re
 import threading
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Context, Decimal
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-TOKEN = re.compile(r"\s*(#\w+|:\w+|[A-Za-z_]\w*|<>|<=|>=|[=<>(),.+-])")
+from sentiment_engine.local.expressions import Change, Node, Path, read_expressions
+from sentiment_engine.local.records import AwsError
+
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
 }
+SETS = ("SS", "NS", "BS")
 
 
 def clone(value: Any) -> Any:
@@ -29,16 +31,17 @@ def refuse(code: str, message: str = "") -> ClientError:
     return ClientError({"Error": {"Code": code, "Message": message}}, "UpdateItem")
 
 
-def tokens_of(text: str) -> list[str]:
-    "Split an expression. Raises NotImplementedError for what is not in the grammar."
-    tokens, at = [], 0
-    text = text.rstrip()
-    while at < len(text):
-        if not (found := TOKEN.match(text, at)):
-            raise NotImplementedError(f"unknown part of an expression: {text[at:]}")
-        tokens.append(found[1])
-        at = found.end()
-    return tokens
+def invalid(message: str) -> ClientError:
+    "Make DynamoDB's refusal of a call that it can never carry out."
+    return refuse("ValidationException", message)
+
+
+def read(call: Mapping) -> dict[str, Any]:
+    "Read the expressions of a call. Raises DynamoDB's refusal of a wrong one."
+    try:
+        return read_expressions(call)
+    except AwsError as e:
+        raise refuse(e.code, e.message) from None
 
 
 def comparable(value: dict | None) -> tuple[str, Any] | None:
@@ -48,224 +51,180 @@ def comparable(value: dict | None) -> tuple[str, Any] | None:
 
 
 def same(a: dict | None, b: dict | None) -> bool:
-    "Tell whether two typed values are equal; 1 and 1.0 are."
-    if a is None or b is None:
+    "Tell whether two typed values are equal; 1 and 1.0 are, and sets in any order."
+    if a is None or b is None or a.keys() != b.keys():
         return False
-    if "N" in a and "N" in b:
-        return Decimal(a["N"]) == Decimal(b["N"])
-    if "M" in a and "M" in b:
-        return a["M"].keys() == b["M"].keys() and all(same(v, b["M"][k]) for k, v in a["M"].items())
-    if "L" in a and "L" in b:
-        return len(a["L"]) == len(b["L"]) and all(map(same, a["L"], b["L"]))
-    return a == b
+    ((kind, x),), (y,) = a.items(), b.values()
+    if kind == "N":
+        return Decimal(x) == Decimal(y)
+    if kind == "M":
+        return x.keys() == y.keys() and all(same(value, y[name]) for name, value in x.items())
+    if kind == "L":
+        return len(x) == len(y) and all(map(same, x, y))
+    return sorted(members(kind, x)) == sorted(members(kind, y)) if kind in SETS else x == y
 
 
-class Expression:
-    "Reads one expression over one item by recursive descent."
+def members(kind: str, plain: list) -> list:
+    "Return the members of a set as what compares."
+    return list(map(Decimal, plain)) if kind == "NS" else plain
 
-    def __init__(self, text: str, item: dict, names: dict, values: dict, used: set):
-        self.tokens, self.at = tokens_of(text), 0
-        self.item, self.names, self.values, self.used = item, names, values, used
 
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+def look(item: dict, path: Path) -> dict | None:
+    "Return the typed value at `path`."
+    found: dict | None = {"M": item}
+    for segment in path:
+        if isinstance(segment, str):
+            found = found["M"].get(segment) if found and "M" in found else None
+        else:
+            found = dict(enumerate(found["L"])).get(segment) if found and "L" in found else None
+    return found
 
-    def take(self, wanted: str = "") -> str:
-        token = self.peek()
-        if not token or (wanted and token.upper() != wanted):
-            raise NotImplementedError(f"{wanted or 'something'} expected, not {token!r} in {' '.join(self.tokens)}")
-        self.at += 1
-        return token
 
-    def accept(self, word: str) -> bool:
-        if self.peek().upper() == word:
-            self.at += 1
-            return True
-        return False
+class Seen:
+    "An item as expressions see it."
 
-    def path(self) -> tuple[str, ...]:
-        segments = []
-        while not segments or self.accept("."):
-            token = self.take()
-            if token.startswith("#"):
-                self.used.add(token)
-                if token not in self.names:
-                    raise refuse("ValidationException", f"{token} is not defined")
-                token = self.names[token]
-            elif not token[0].isalpha():
-                raise NotImplementedError(f"a path cannot hold {token}")
-            segments.append(token)
-        return tuple(segments)
+    def __init__(self, item: dict, values: dict):
+        self.item, self.values = item, values
 
-    def value(self, token: str) -> dict:
-        self.used.add(token)
-        if token not in self.values:
-            raise refuse("ValidationException", f"{token} is not defined")
-        return self.values[token]
+    def operand(self, node: Node) -> dict | None:
+        "Return a value of the call, the size or the value of an attribute; None: it has none."
+        if node.kind == "value":
+            return self.values[node.parts[0]]
+        if node.kind == "path":
+            return look(self.item, node.parts)
+        if node.kind != "size":
+            raise NotImplementedError(f"the function {node.kind}")
+        kind, plain = next(iter((self.operand(node.parts[0]) or {"": None}).items()))
+        return {"N": str(len(plain))} if kind in ("S", "B", "M", "L", *SETS) else None
 
-    def operand(self) -> dict | None:
-        "Read a value, size(path) or the value at a path."
-        if self.peek().startswith(":"):
-            return self.value(self.take())
-        if self.peek() == "size":
-            self.take(), self.take("(")
-            found = look(self.item, self.path())
-            self.take(")")
-            if found is None or not (found.keys() & {"S", "M", "L"}):
-                return None
-            return {"N": str(len(next(iter(found.values()))))}
-        return look(self.item, self.path())
+    def holds(self, node: Node) -> bool:
+        "Tell whether a condition is true."
+        kind, parts = node
+        if kind in ("AND", "OR", "NOT"):
+            found = map(self.holds, parts)
+            return not next(found) if kind == "NOT" else all(found) if kind == "AND" else any(found)
+        if kind in ("attribute_exists", "attribute_not_exists"):
+            return (self.operand(parts[0]) is not None) == (kind == "attribute_exists")
+        first, *others = map(self.operand, parts)
+        if kind in ("=", "IN"):
+            return any(same(first, other) for other in others)
+        if kind == "<>":
+            return not same(first, others[0])
+        if kind == "BETWEEN":
+            return self.compare(">=", first, others[0]) and self.compare("<=", first, others[1])
+        if kind not in COMPARE:
+            raise NotImplementedError(f"the function {kind}")
+        return self.compare(kind, first, others[0])
 
-    def condition(self) -> bool:
-        result = self.conjunction()
-        while self.accept("OR"):
-            result = self.conjunction() or result
-        return result
-
-    def conjunction(self) -> bool:
-        result = self.check()
-        while self.accept("AND"):
-            result = self.check() and result
-        return result
-
-    def check(self) -> bool:
-        if self.accept("("):
-            result = self.condition()
-            self.take(")")
-            return result
-        if self.peek() in ("attribute_exists", "attribute_not_exists"):
-            wanted = self.take() == "attribute_exists"
-            self.take("(")
-            found = look(self.item, self.path()) is not None
-            self.take(")")
-            return found == wanted
-        left, comparison = self.operand(), self.take().upper()
-        if comparison == "IN":
-            self.take("(")
-            options = [self.operand()]
-            while self.accept(","):
-                options.append(self.operand())
-            self.take(")")
-            return any(same(left, option) for option in options)
-        return self.compare(left, comparison, self.operand())
-
-    def compare(self, left: dict | None, comparison: str, right: dict | None) -> bool:
-        if comparison == "=":
-            return same(left, right)
-        if comparison == "<>":
-            return not same(left, right)
-        if comparison not in COMPARE:
-            raise NotImplementedError(f"unknown comparison {comparison}")
+    def compare(self, operator: str, left: dict | None, right: dict | None) -> bool:
+        "Tell whether two values have an order, and this one."
         a, b = comparable(left), comparable(right)
-        return a is not None and b is not None and a[0] == b[0] and COMPARE[comparison](a[1], b[1])
+        return a is not None and b is not None and a[0] == b[0] and COMPARE[operator](a[1], b[1])
 
-    def whole_condition(self) -> bool:
-        result = self.condition()
-        if self.peek():
-            raise NotImplementedError(f"left over: {self.tokens[self.at :]}")
-        return result
-
-    def term(self) -> dict:
-        "Read what SET assigns, without arithmetic."
-        if self.peek() == "if_not_exists":
-            self.take(), self.take("(")
-            found = look(self.item, self.path())
-            self.take(",")
-            other = self.term()
-            self.take(")")
-            return other if found is None else found
-        found = self.operand()
-        if found is None:
-            raise refuse("ValidationException", "The provided expression refers to an attribute that does not exist")
-        return found
-
-    def assigned(self) -> dict:
-        result = self.term()
-        while self.peek() in ("+", "-"):
-            sign, other = self.take(), self.term()
-            if "N" not in result or "N" not in other:
-                raise refuse("ValidationException", "An operand in the update expression has an incorrect data type")
-            a, b = Decimal(result["N"]), Decimal(other["N"])
-            result = number(a + b if sign == "+" else a - b)
-        return result
-
-    def changes(self) -> list[tuple[str, tuple[str, ...], dict | None]]:  # (SET, REMOVE or ADD, path, value)
-        found = []
-        while self.peek():
-            word = self.take().upper()
-            if word not in ("SET", "REMOVE", "ADD"):
-                raise NotImplementedError(f"unknown clause {word}")
-            while True:
-                path, value = self.path(), None
-                if word == "SET":
-                    self.take("=")
-                    value = self.assigned()
-                elif word == "ADD":
-                    value = self.value(self.take())
-                found.append((word, path, value))
-                if not self.accept(","):
-                    break
+    def assigned(self, node: Node) -> dict:
+        "Return what SET assigns."
+        if node.kind == "if_not_exists":
+            found = self.operand(node.parts[0])
+            return self.assigned(node.parts[1]) if found is None else found
+        if node.kind in ("+", "-"):
+            return total(*map(self.assigned, node.parts), 1 if node.kind == "+" else -1)
+        if (found := self.operand(node)) is None:
+            raise invalid("The provided expression refers to an attribute that does not exist in the item")
         return found
 
 
 def number(value: Decimal) -> dict:
     "Write a number as DynamoDB does."
-    text = format(value.normalize(), "f")
+    text = format(EXACT.normalize(value), "f")
     return {"N": "0" if text == "-0" else text}
 
 
-def look(item: dict, path: tuple[str, ...]) -> dict | None:
-    "Return the typed value at `path`."
-    found: dict | None = {"M": item}
-    for segment in path:
-        found = found["M"].get(segment) if found and "M" in found else None
-    return found
+def canonical(value: dict) -> dict:
+    "Copy a typed value, with its numbers as DynamoDB writes them."
+    ((kind, plain),) = value.items()
+    if kind == "M":
+        return {"M": {name: canonical(each) for name, each in plain.items()}}
+    if kind == "L":
+        return {"L": list(map(canonical, plain))}
+    if kind == "NS":
+        return {"NS": [number(Decimal(each))["N"] for each in plain]}
+    return number(Decimal(plain)) if kind == "N" else clone(value)
 
 
-def overlap(paths: list[tuple[str, ...]]) -> bool:
-    "Tell whether one of the paths is, or lies within, another."
-    return any(a[: len(b)] == b or b[: len(a)] == a for i, a in enumerate(paths) for b in paths[:i])
+def total(a: dict, b: dict, sign: int = 1) -> dict:
+    "Add two numbers, or subtract the second one."
+    if "N" not in a or "N" not in b:
+        raise invalid("An operand in the update expression has an incorrect data type")
+    return number(EXACT.add(Decimal(a["N"]), sign * Decimal(b["N"])))
 
 
-def change(item: dict, word: str, path: tuple[str, ...], value: dict | None):
-    "Carry out one part of an update."
-    parent = look(item, path[:-1])
-    if parent is None or "M" not in parent:
-        raise refuse("ValidationException", "The document path provided in the update expression is invalid for update")
-    if word == "SET":
-        parent["M"][path[-1]] = clone(value)
-    elif word == "REMOVE":
-        parent["M"].pop(path[-1], None)
+def change(item: dict, planned: Change, value: dict | None):
+    "Carry out one part of an update, with the value that was read for it."
+    clause, (*above, last), _ = planned
+    parent = look(item, tuple(above))
+    if parent is None or ("M" if isinstance(last, str) else "L") not in parent:
+        raise invalid("The document path provided in the update expression is invalid for update")
+    if isinstance(last, int) or clause == "DELETE" or (clause == "ADD" and "N" not in value):
+        raise NotImplementedError(f"{clause} of {last}")
+    inside = parent["M"]
+    if clause == "REMOVE":
+        inside.pop(last, None)
+    elif clause == "SET":
+        inside[last] = canonical(value)
     else:
-        before = parent["M"].get(path[-1], {"N": "0"})
-        if "N" not in before or "N" not in value:
-            raise refuse("ValidationException", "An operand in the update expression has an incorrect data type")
-        parent["M"][path[-1]] = number(Decimal(before["N"]) + Decimal(value["N"]))
+        inside[last] = total(inside.get(last, {"N": "0"}), value)
 
 
 ITEM_LIMIT = 400 * 1024  # bytes
-EXPRESSION_LIMIT = 4_096  # bytes
-DIGITS = 38  # of a number
-
-
+KEY_LIMIT = 2_048  # bytes
+DIGITS, SMALLEST, LARGEST = 38, -130, 125  # of a number, and its exponents
+DEPTH = 32  # levels of maps and lists
 EXACT = Context(prec=400)  # Python's own precision would round
+
+
+def check_number(text: str):
+    "Refuse a number that DynamoDB cannot store."
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII):
+        raise invalid(f"The parameter cannot be converted to a numeric value: {text}")
+    found = EXACT.normalize(Decimal(text))
+    if len(found.as_tuple().digits) > DIGITS:
+        raise invalid(f"Attempting to store more than {DIGITS} significant digits in a Number")
+    if found and not SMALLEST <= found.adjusted() <= LARGEST:
+        raise invalid("Attempting to store a number with a magnitude outside the supported range")
+
+
+def check_value(value: dict, depth: int = 1):
+    "Refuse a typed value that DynamoDB cannot store."
+    if len(value) != 1:
+        raise invalid("Supplied AttributeValue must contain exactly one of the supported datatypes")
+    ((kind, plain),) = value.items()
+    if depth > DEPTH:
+        raise invalid("Nesting Levels have exceeded supported limits")
+    for text in [plain] if kind == "N" else plain if kind == "NS" else ():
+        check_number(text)
+    for inner in plain.values() if kind == "M" else plain if kind == "L" else ():
+        check_value(inner, depth + 1)
+    if kind in SETS and not plain:
+        raise invalid("An attribute value can not be an empty set")
+    if kind in SETS and len(set(members(kind, plain))) < len(plain):
+        raise invalid("Input collection contains duplicates")
+    if kind == "NULL" and plain is not True:
+        raise invalid("Null attribute value types must have the value of true")
 
 
 def value_bytes(value: dict) -> int:
     "Return what a typed value takes, by DynamoDB's documented rules."
     ((kind, plain),) = value.items()
     if kind == "N":
-        digits = "".join(map(str, EXACT.normalize(Decimal(plain)).as_tuple().digits))
-        if len(digits) > DIGITS:
-            raise refuse(
-                "ValidationException", f"Attempting to store more than {DIGITS} significant digits in a Number"
-            )
+        digits = EXACT.normalize(Decimal(plain)).as_tuple().digits
         return 1 + (len(digits) + 1) // 2 + (Decimal(plain) < 0)
     if kind == "M":
         return 3 + sum(1 + len(name.encode()) + value_bytes(each) for name, each in plain.items())
     if kind == "L":
         return 3 + sum(1 + value_bytes(each) for each in plain)
-    return len(plain.encode()) if kind == "S" else 1
+    if kind in SETS:
+        return sum(value_bytes({kind[0]: each}) for each in plain)
+    return len(plain.encode()) if kind == "S" else len(plain) if kind == "B" else 1
 
 
 def item_bytes(item: dict) -> int:
@@ -273,80 +232,111 @@ def item_bytes(item: dict) -> int:
     return sum(len(name.encode()) + value_bytes(value) for name, value in item.items())
 
 
-class MemoryDynamoDB:
-    """The two calls of the package, for any number of tables.
+def check_item(item: dict):
+    "Refuse an item that DynamoDB cannot store."
+    for value in item.values():
+        check_value(value)
+    if item_bytes(item) > ITEM_LIMIT:
+        raise invalid("Item size has exceeded the maximum allowed size")
 
-    `items` is the table `table`. `watch` sees every write of it, `watch_others` every write of another table: the item
-    before and after it.
+
+PARAMETERS = {"UpdateExpression", "ConditionExpression", "ExpressionAttributeNames", "ExpressionAttributeValues", "Key"}
+PARAMETERS |= {"ReturnValuesOnConditionCheckFailure"}
+
+
+class MemoryDynamoDB:
+    """The calls of the package and two more, for a table and its table of usage. The key is modelId.
+
+    `items` is the table `table`. `watch` sees every write of it, `watch_others` every write of the other table: the
+    item before and after it.
     """
 
     def __init__(
         self,
-        watch: Callable[[dict | None, dict], None] = lambda before, after: None,
+        watch: Callable[[dict | None, dict | None], None] = lambda before, after: None,
         table: str = "t",
-        watch_others: Callable[[dict | None, dict], None] = lambda before, after: None,
+        watch_others: Callable[[dict | None, dict | None], None] = lambda before, after: None,
     ):
-        self.table, self.tables = table, defaultdict(dict)
+        self.table, self.tables = table, {table: {}, f"{table}-usage": {}}
         self.watch, self.watch_others, self.lock = watch, watch_others, threading.RLock()
 
     @property
     def items(self) -> dict[str, dict]:
         return self.tables[self.table]
 
-    def _key(self, key: dict) -> str:
-        ((name, value),) = key.items()
-        assert name == "modelId"
-        return value["S"]
+    def expire(self, now: float):
+        "Delete what has expired, as DynamoDB does some time later."
+        for key, item in list(self.items.items()):
+            if Decimal(item.get("expiresAt", {}).get("N", "Infinity")) < Decimal(now):
+                del self.items[key]
+
+    def _found(self, table: str, key: dict) -> dict | None:
+        "Return the item with this key. Raises DynamoDB's refusal of a wrong table or key."
+        if table not in self.tables:
+            raise refuse("ResourceNotFoundException", "Requested resource not found")
+        if key.keys() != {"modelId"} or key["modelId"].keys() != {"S"}:
+            raise invalid("The provided key element does not match the schema")
+        if not 1 <= len(key["modelId"]["S"].encode()) <= KEY_LIMIT:
+            raise invalid("The value of a key attribute cannot be empty or longer than 2048 bytes")
+        return self.tables[table].get(key["modelId"]["S"])
+
+    def _store(self, table: str, key: dict, after: dict | None):
+        "Replace an item; None: delete it."
+        stored, name = self.tables[table], key["modelId"]["S"]
+        before = stored.pop(name, None)
+        if after is not None:
+            stored[name] = after
+        (self.watch if table == self.table else self.watch_others)(before, after)
+
+    def _checked(self, item: dict | None, call: Mapping, values: dict) -> dict[str, Any]:
+        "Read the expressions of a call, and refuse it if its condition is false."
+        assert call.keys() <= PARAMETERS, f"no such parameters: {call.keys() - PARAMETERS}"
+        expressions = read(call)
+        for value in values.values():
+            check_value(value)
+        condition = expressions.get("ConditionExpression")
+        if condition and not Seen(item or {}, values).holds(condition):
+            refusal = refuse("ConditionalCheckFailedException", "The conditional request failed")
+            if item is not None and call.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD":
+                refusal.response["Item"] = clone(item)
+            raise refusal
+        return expressions
 
     def get_item(self, TableName: str, Key: dict, ConsistentRead: bool) -> dict:
         assert ConsistentRead
-        found = self.tables[TableName].get(self._key(Key))
+        found = self._found(TableName, Key)
         return {"Item": clone(found)} if found is not None else {}
 
-    def update_item(
-        self,
-        TableName: str,
-        Key: dict,
-        UpdateExpression: str,
-        ConditionExpression: str,
-        ExpressionAttributeNames: dict[str, str] | None = None,
-        ExpressionAttributeValues: dict[str, dict] | None = None,
-        ReturnValues: str = "NONE",
-        ReturnValuesOnConditionCheckFailure: str = "NONE",
-    ) -> dict:
-        names, values = ExpressionAttributeNames or {}, ExpressionAttributeValues or {}
-        with self.lock:
-            try:
-                after = self._updated(TableName, Key, (UpdateExpression, ConditionExpression), names, values)
-            except ClientError as e:
-                found = self.tables[TableName].get(self._key(Key))
-                failed = e.response["Error"]["Code"] == "ConditionalCheckFailedException"
-                if failed and found is not None and ReturnValuesOnConditionCheckFailure == "ALL_OLD":
-                    e.response["Item"] = clone(found)
-                raise
-        return {"Attributes": clone(after)} if ReturnValues == "ALL_NEW" else {}
+    def put_item(self, TableName: str, Item: dict, ReturnValues: str = "NONE", **rest: Any) -> dict:
+        check_item(Item)
+        key = {name: Item[name] for name in Item if name == "modelId"}
+        return self._replaced(TableName, key, {n: canonical(v) for n, v in Item.items()}, ReturnValues, rest)
 
-    def _updated(self, table: str, whole_key: dict, expressions: tuple[str, str], names: dict, values: dict) -> dict:
-        "Carry out an update and return the item after it."
-        key = self._key(whole_key)
-        if max(len(text.encode()) for text in expressions) > EXPRESSION_LIMIT:
-            raise refuse("ValidationException", "Expression size has exceeded the maximum allowed size")
-        before, used = self.tables[table].get(key), set()
-        item = before or {}
-        changes = Expression(expressions[0], item, names, values, used)
-        allowed = Expression(expressions[1], item, names, values, used).whole_condition()
-        if not allowed:
-            raise refuse("ConditionalCheckFailedException", "The conditional request failed")
-        planned = changes.changes()
-        if unused := (names.keys() | values.keys()) - used:
-            raise refuse("ValidationException", f"unused in expressions: {sorted(unused)}")
-        if overlap([path for _, path, _ in planned]):
-            raise refuse("ValidationException", "Two document paths overlap with each other")
-        after = clone(item) | clone(whole_key)
-        for planned_change in planned:
-            change(after, *planned_change)
-        if item_bytes(after) > ITEM_LIMIT:
-            raise refuse("ValidationException", "Item size to update has exceeded the maximum allowed size")
-        self.tables[table][key] = after
-        (self.watch if table == self.table else self.watch_others)(before, after)
-        return after
+    def delete_item(self, TableName: str, Key: dict, ReturnValues: str = "NONE", **rest: Any) -> dict:
+        return self._replaced(TableName, Key, None, ReturnValues, rest)
+
+    def _replaced(self, table: str, key: dict, after: dict | None, told: str, call: dict) -> dict:
+        "Put or delete an item."
+        if told not in ("NONE", "ALL_OLD"):
+            raise invalid("ReturnValues can only be ALL_OLD or NONE")
+        with self.lock:
+            before = self._found(table, key)
+            self._checked(before, call, call.get("ExpressionAttributeValues") or {})
+            self._store(table, key, after)
+        return {"Attributes": clone(before)} if before is not None and told == "ALL_OLD" else {}
+
+    def update_item(self, TableName: str, Key: dict, ReturnValues: str = "NONE", **rest: Any) -> dict:
+        values = rest.get("ExpressionAttributeValues") or {}
+        if ReturnValues not in ("NONE", "ALL_NEW"):
+            raise NotImplementedError(f"ReturnValues {ReturnValues}")
+        with self.lock:
+            before = self._found(TableName, Key)
+            planned = self._checked(before, rest | {"Key": Key}, values).get("UpdateExpression", ())
+            after, seen = clone(before or {}) | clone(Key), Seen(before or {}, values)
+            made = [seen.assigned(each.value) if each.value else None for each in planned]
+            for each, value in zip(planned, made, strict=True):
+                if before is not None or each.clause != "REMOVE":  # of a missing item everything can be removed
+                    change(after, each, value)
+            check_item(after)
+            self._store(TableName, Key, after)
+        return {"Attributes": clone(after)} if ReturnValues == "ALL_NEW" else {}

@@ -4,6 +4,7 @@ import configparser
 import importlib.metadata
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def python_of(folder: Path, version: tuple[int, ...], name: str = "python3.11") 
     return path
 
 
-def install(checkout: Path, python: Path | None = None, **env: str) -> tuple[int, str, str]:
+def install(checkout: Path, python: Path | None = None, before=None, **env: str) -> tuple[int, str, str]:
     "Run the installation; return its exit status, its words, and what the Pythons were asked."
     log = checkout.parent / "log"
     log.write_text("")
@@ -69,6 +70,7 @@ def install(checkout: Path, python: Path | None = None, **env: str) -> tuple[int
         capture_output=True,
         text=True,
         timeout=60,
+        preexec_fn=before,
     )
     return run.returncode, run.stdout + run.stderr, log.read_text()
 
@@ -99,6 +101,16 @@ def test_the_package_refuses_the_same_versions():
 def test_every_pinned_package_runs_on_every_python_that_is_accepted(python):
     wanted = {each.name: each.metadata["Requires-Python"] for each in importlib.metadata.distributions()}
     assert not [name for name, versions in wanted.items() if versions and python not in SpecifierSet(versions)]
+
+
+@pytest.mark.parametrize("broken", ["NO_VENV", "NO_PIP"])
+def test_a_disk_that_takes_no_more_is_named_rather_than_a_package(checkout, tmp_path, broken):
+    python = python_of(tmp_path / "bin", (3, 11, 9))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
+    status, words, _ = install(checkout, python, limit, **{broken: "1"})
+    assert status == 1 and "takes no more" in words and "apt-get" not in words
+    assert install(checkout, python, **{broken: "1"})[1].count("apt-get") == 1
+    assert not (checkout / ".venv-room").exists()
 
 
 def test_a_good_environment_is_left_alone(checkout, tmp_path):

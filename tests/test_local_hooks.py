@@ -1,8 +1,11 @@
 """One test for each private part of ministack that the local cloud relies on: an update that changes one fails here."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
+
+from sentiment_engine.local.server import Emulator
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,15 @@ def test_each_services_state_can_be_taken_and_written(ministack, tmp_path, monke
     monkeypatch.setattr(persistence, "STATE_DIR", str(tmp_path))
     ministack._get_module("ssm")
     parts = ministack._build_persistence_save_dict()
-    persistence.save_state("ssm", parts["ssm"]())
-    assert persistence.load_state("ssm") is not None
+    Emulator.save(SimpleNamespace(persistence=persistence), "ssm", parts["ssm"]())
+    assert persistence.load_state("ssm").keys() == parts["ssm"]().keys()
+
+
+def test_objects_are_read_through_one_function_and_lie_in_one_place():
+    from ministack.services import s3
+
+    assert len(inspect.signature(s3._read_body).parameters) == 3 and "return b" in inspect.getsource(s3._read_body)
+    assert "_object_disk_path(bucket, key)" in inspect.getsource(s3._persist_object)
 
 
 def test_events_of_aws_can_be_put():

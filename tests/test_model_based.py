@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from fault_world import CAPACITY, FAULTS, NESTED, PHONES, FaultWorld
+from fault_world import CAPACITY, CHANGING, FAULTS, NESTED, PHONES, FaultWorld
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -38,7 +38,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(
         page=st.sampled_from([1, 100]),
-        deleting=st.sampled_from([0, 40]),
+        deleting=st.sampled_from([0, 40, 240]),
         lag=st.sampled_from([0, 10, 100]),
         twice=st.booleans(),
         guards=st.sampled_from([OFF, LOW, TIGHT]),
@@ -74,6 +74,14 @@ class Life(RuleBasedStateMachine):
     def down(self, i, reason):
         self.world.do(("down", i, reason))
 
+    @rule(i=which, status=st.sampled_from([*CHANGING, "OutOfService"]))
+    def change(self, i, status):
+        self.world.do(("change", i, status))
+
+    @rule(i=which)
+    def changed(self, i):
+        self.world.do(("changed", i))
+
     @rule(
         action=st.sampled_from(
             [
@@ -81,6 +89,7 @@ class Life(RuleBasedStateMachine):
                 *(("forget", i) for i in range(2)),
                 ("vanish", 0),
                 ("lose_row",),
+                ("expire",),
                 ("rubbish", True),
                 ("rubbish", False),
                 ("deaf", True),

@@ -11,13 +11,13 @@ from sentiment_engine.deploy.packaging import modules_imported
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
-SHARED = {"settings", "polling", "plots"}
+SHARED = {"settings", "polling", "plots", "causes"}
 MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
     "service": SHARED | {"costs"},
     "deploy": SHARED | {"costs", "data", "model", "service"},
-    "local": {"settings", "model"},
+    "local": {"settings", "causes", "model"},
     "costs": set(),
     **{name: set() for name in SHARED},
 }

@@ -388,7 +388,7 @@ def _cleanup(place: str) -> Iterator[None]:
     "Print a failure only: the next run tries again."
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- Py4J wraps whatever the file system raises
         print(f"cannot remove old files in {place}, the next run tries again: {error}")
 
 

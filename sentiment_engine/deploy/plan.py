@@ -55,7 +55,7 @@ _Loader.add_multi_constructor("!", _long_form)
 # %% ../../nbs/deploy/plan.ipynb #0a56f250
 def read_template(path: Path) -> dict[str, Any]:
     "Read a template of CloudFormation."
-    return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # _Loader derives from SafeLoader
+    return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 -- _Loader derives from SafeLoader
 
 # %% ../../nbs/deploy/plan.ipynb #c069ef63
 def _value(expression: Any, given: Mapping[str, str], conditions: Mapping[str, Any]) -> Any:

@@ -116,7 +116,7 @@ def _flush(self: Capture):
             key = capture_key(prefix, self.endpoint, variant, own[0].time)
             lines = "".join(json.dumps(captured_line(invocation, self.config)) + "\n" for invocation in own)
             self.s3.put_object(Bucket=bucket, Key=key, Body=lines.encode(), ContentType="application/jsonlines")
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 -- logged: capture must not break the endpoint
         logging.getLogger("capture").warning("%d answers of %s are not kept: %s", len(waiting), self.endpoint, e)
 
 

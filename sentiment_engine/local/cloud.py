@@ -14,12 +14,15 @@ import signal
 import subprocess
 import sys
 import time
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from .aws import Aws, aws_environment, private, read_keys, stray_variables
+from ..causes import Refused, naming, with_cause
+from .aws import Aws, aws_environment, read_keys, stray_variables
 from .processes import PACKAGE_ROOT
+from .records import private
 from .strict import administrator_environment
 from ..settings import Settings, environment_of
 
@@ -27,18 +30,18 @@ from ..settings import Settings, environment_of
 def read_place(
     state: Path,
 ) -> dict:  # pid, port and site_port; empty if no cloud is at work there
-    "Say where the cloud of the folder `state` listens."
+    "Say where the cloud of the folder `state` listens. Raises OSError if its files are not ours to read."
     try:
         with (Path(state) / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return {}  # nobody holds the lock: the server ended, in whatever way
     except BlockingIOError:
         pass
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     try:
         return json.loads((Path(state) / "cloud.json").read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):  # it is being started, or stopped
         return {}
 
 # %% ../../nbs/08_local_cloud.ipynb #fd2ca390
@@ -69,17 +72,17 @@ def _start(
     self: LocalCloud,
     detached: bool = True,  # whether it goes on when this process ends
 ) -> "LocalCloud":
-    "Start the cloud, unless it runs, and wait until it answers. Raises RuntimeError with the reason if it cannot."
+    "Start the cloud, unless it runs, and wait until it answers. Raises Refused or OSError if it cannot."
     deadline, spawned = time.monotonic() + START_SECONDS, False
     while not self._ready():
         if not spawned and not self.running:
             self._spawn(detached)
             spawned = True
         if spawned and self._process.poll() not in (None, TAKEN):
-            raise RuntimeError(f"the local cloud did not start: {self._reason()}")
+            raise Refused(f"the local cloud did not start: {self._reason()}")
         if time.monotonic() > deadline:
             self.stop()
-            raise RuntimeError(f"the local cloud did not answer within {START_SECONDS:g} s: see {self.log}")
+            raise Refused(f"the local cloud did not answer within {START_SECONDS:g} s: see {self.log}")
         time.sleep(0.05)
     return self
 
@@ -119,7 +122,9 @@ def _spawn(self: LocalCloud, detached: bool):
     command += [*self._ports(), "--endpoint-delay", str(self.endpoint_delay)]
     command += ["--strict"] if self.strict else []
     command += ["--record", str(self.record.resolve())] if self.record else []
-    with open(self.log, "ab", opener=private) as log:
+    with naming(self.log), open(self.log, "ab", opener=private) as log:
+        log.write(b"starting\n")  # where this is refused, the server could not even say so
+        log.flush()
         self._log_start = log.tell()
         self._process = subprocess.Popen(
             command if detached else [*command, "--attached"],
@@ -177,7 +182,11 @@ def _ready(self: LocalCloud) -> bool:
     "Whether it answers, and all that ran before its stop runs again."
     try:
         health = json.load(_OPEN(f"{self.url}/_local/health", timeout=5))
-    except (URLError, OSError, ValueError, RuntimeError):
+    except URLError as e:
+        if isinstance(e.reason, OSError) and not isinstance(e.reason, ConnectionError | TimeoutError):
+            raise e.reason from None  # no answer of the cloud's: this process may not ask
+        return False
+    except (ConnectionError, TimeoutError, HTTPException, ValueError, RuntimeError):
         return False
     return health["ready"]
 
@@ -185,7 +194,7 @@ def _ready(self: LocalCloud) -> bool:
 def _reason(self: LocalCloud) -> str:
     "Say why the server ended: the last line that it wrote."
     lines = self.log.read_bytes()[self._log_start :].decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else f"it wrote nothing to {self.log}"
+    return with_cause(lines[-1]) if lines else f"it wrote nothing to {self.log}"
 
 # %% ../../nbs/08_local_cloud.ipynb #a2362761
 def _environment(self: LocalCloud) -> dict[str, str]:
@@ -233,7 +242,7 @@ def _advance_clock(
 ) -> float:  # how far it is ahead of the real time now
     "Set the clock forward: for Lambdas (`time.time()`), schedules and the expiry of rows."
     body = json.dumps({"advance": seconds}).encode()
-    request = Request(f"{self.url}/_local/clock", body, {"content-type": "application/json"})
+    request = Request(f"{self.url}/_local/clock", body, {"content-type": "application/json"})  # noqa: S310 -- an address of ours
     return json.load(_OPEN(request, timeout=10))["ahead"]
 
 

@@ -205,7 +205,7 @@ def _check_old(request: Request, root: str):
     refuse, expires = iam_evaluator.AuthError, request.asked("Expires")
     if app.detect_service(request.method, request.path, request.headers, request.query) != "s3":
         return refuse("UnsupportedSignature", _NO_STANDARD)
-    if not (expires.isdigit() and int(expires) >= datetime.datetime.now().timestamp()):
+    if not (expires.isdigit() and int(expires) >= datetime.datetime.now(datetime.UTC).timestamp()):
         return refuse("RequestExpired", "Request has expired")
     access_key, token = request.asked("AWSAccessKeyId"), request.asked("x-amz-security-token")
     credential = _credential(access_key, token, root)

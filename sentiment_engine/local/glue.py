@@ -20,11 +20,12 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
+from ..causes import cause, with_cause
 from . import glue_options
 from .api import Api
 from .aws import Aws, LogStream, split_uri
 from .processes import Child, child_environment
-from .records import JSON, AwsError, Records, page, read_object
+from .records import JSON, AwsError, Records, insist, page, read_object
 
 # %% ../../nbs/local/glue.ipynb #9fbdb282
 GLUES_OWN = {
@@ -129,7 +130,7 @@ def error_message(
     starts = [place for place, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     errors = [found[1] for line in lines[starts[-1] :] if (found := _ERROR.match(line))] if starts else []
     last = errors or [line for line in lines if line.strip()][-1:]
-    return (last[0] if last else f"the script ended with exit status {code}")[:2000]
+    return with_cause(last[0] if last else f"the script ended with exit status {code}")[:2000]
 
 # %% ../../nbs/local/glue.ipynb #c3c99eca
 LOGGING = """rootLogger.level = error
@@ -209,14 +210,15 @@ def _run(self: Run):
     self.report(JobRunState="RUNNING")
     try:
         fields = self._execute()
-    except Exception as e:
-        fields = {"JobRunState": "FAILED", "ErrorMessage": f"{type(e).__name__}: {e}"[:2000]}
+    except Exception as e:  # noqa: BLE001 -- any failure is the state of the run
+        said = cause(e) if isinstance(e, OSError) else e
+        fields = {"JobRunState": "FAILED", "ErrorMessage": f"{type(e).__name__}: {said}"[:2000]}
     if self.stopping.is_set():
         fields = {"JobRunState": "STOPPED"}
     now = time.time()
-    self.report(**fields, CompletedOn=now, ExecutionTime=int(now - started))
-    for part in ("s3", "spark", "warehouse"):
+    for part in ("s3", "spark", "warehouse"):  # first: they may have filled the disk that the end is noted on
         shutil.rmtree(self.folder / part, ignore_errors=True)
+    self.report(**fields, CompletedOn=now, ExecutionTime=int(now - started))
 
 
 Run.stop = _stop
@@ -292,7 +294,7 @@ class GlueRuns:
     "Starts, describes and stops the runs of Glue jobs."
 
     def __init__(self, state: Path, aws: Aws):
-        self.state, self.aws, self.working = Path(state), aws, {}
+        self.state, self.aws, self.working, self.closing = Path(state), aws, {}, threading.Event()
         self.records, self.api = Records(self.state / "glue.json"), Api("glue", RUN_CALLS)
 
     async def handle(self, path: str, headers: dict, body: bytes, run: Callable) -> tuple[int, dict, bytes]:
@@ -326,7 +328,11 @@ def _start_job_run(self: GlueRuns, params: dict) -> dict:
         data[run_id] |= {"Timeout": params.get("Timeout") or job.get("Timeout") or 2880}
         data[run_id] |= {"LogGroupName": "/aws-glue/jobs", "GlueVersion": job.get("GlueVersion", "5.1")}
     aws = self.aws.acting_as(job.get("Role", ""), "glue")
-    run = Run(self.state / "glue" / run_id, aws, job, data[run_id], lambda **f: self._changed(run_id, f))
+
+    def note(**fields):
+        insist(self._changed, run_id, fields, until=self.closing)
+
+    run = Run(self.state / "glue" / run_id, aws, job, data[run_id], note)
     self.working[run_id] = run
     threading.Thread(target=run.run, daemon=True, name=f"glue-{run_id}").start()
     return {"JobRunId": run_id}
@@ -374,10 +380,11 @@ def _get_runs(self: GlueRuns, params: dict) -> dict:
 # %% ../../nbs/local/glue.ipynb #1d4dc535
 def _stop_runs(self: GlueRuns, params: dict) -> dict:
     stopped, errors = [], []
+    states = {run["Id"]: run["JobRunState"] for run in self.runs(params["JobName"])}
     for run_id in params["JobRunIds"]:
         about = {"JobName": params["JobName"], "JobRunId": run_id}
         run = self.working.get(run_id)
-        if run and self.records.data[run_id]["JobRunState"] in _ACTIVE:
+        if run and states.get(run_id) in _ACTIVE:
             self._changed(run_id, {"JobRunState": "STOPPING"})
             threading.Thread(target=run.stop, daemon=True).start()
             stopped.append(about)
@@ -401,6 +408,7 @@ def _restore(self: GlueRuns):
 
 def _close(self: GlueRuns):
     "End every run."
+    self.closing.set()
     for run in self.working.values():
         run.stop()
 

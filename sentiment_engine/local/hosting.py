@@ -16,6 +16,10 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ..causes import with_cause
 from .aws import Aws, split_uri
 from .processes import PACKAGE_ROOT, Child
 from ..model.artifact import artifact_environment, unpack
@@ -39,7 +43,7 @@ def failure_reason(
 ) -> str:
     "Say why a server did not start."
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"{NO_PING.format(variant)} {last}".strip()[:1024]
+    return f"{NO_PING.format(variant)} {with_cause(last)}".strip()[:1024]
 
 # %% ../../nbs/local/hosting.ipynb #2c8d3e70
 class ModelServer:
@@ -61,26 +65,39 @@ class ModelServer:
         self.stopped, self.port = False, 0
 
 # %% ../../nbs/local/hosting.ipynb #9af48009
-def _prepare(self: ModelServer):
-    "Fetch the model from S3 and unpack it, unless that is done. Raises RuntimeError with the reason."
-    if (self.folder / "model").is_dir():
-        return
+def _fetch(self: ModelServer):
+    "Fetch the model from S3 and unpack it. Raises RuntimeError, or OSError as of a full disk."
     uri, archive, spare = self.container.get("ModelDataUrl", ""), self.folder / "model.tar.gz", self.folder / "new"
     shutil.rmtree(self.folder, ignore_errors=True)
     self.folder.mkdir(parents=True)
     try:
         bucket, key = split_uri(uri)
         self.aws.client("s3").download_file(bucket, key, str(archive))
-    except Exception:
+    except ValueError:
         raise RuntimeError(NO_DATA.format(uri)) from None
+    except (ClientError, BotoCoreError, Boto3Error) as e:
+        if isinstance(e, ClientError) and e.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+            raise RuntimeError(NO_DATA.format(uri)) from None
+        raise RuntimeError(f"Failed to download model data from URL {uri}: {e}") from None
     try:
         unpack(archive, spare)
     except ValueError as e:
-        raise RuntimeError(f"Failed to extract model data archive from URL {uri}: {e}") from None
+        raise RuntimeError(f"Failed to extract model data archive from URL {uri}: {with_cause(str(e))}") from None
     if why := why_not_installable(spare):
         raise RuntimeError(f"{NO_PING.format(self.variant)} {why}")
     archive.unlink()
     spare.rename(self.folder / "model")
+
+
+def _prepare(self: ModelServer):
+    "Fetch the model from S3 and unpack it, unless that is done. Raises RuntimeError or OSError; then no file is left."
+    if (self.folder / "model").is_dir():
+        return
+    try:
+        _fetch(self)
+    except (RuntimeError, OSError):
+        shutil.rmtree(self.folder, ignore_errors=True)  # it may have filled the disk that the failure is noted on
+        raise
 
 
 ModelServer.prepare = _prepare
@@ -140,13 +157,13 @@ class Fleet:
         self.folder, self.servers, self.stopped = folder, servers, False
 
     def start(self):
-        "Start every process that does not run. Raises RuntimeError with the reason; then none runs."
+        "Start every process that does not run. Raises RuntimeError or OSError with the reason; then none runs."
         for server in self.servers:
             try:
                 if not server.running:
                     server.prepare()
                     server.start()
-            except RuntimeError:
+            except (RuntimeError, OSError):
                 self.stop()
                 raise
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,14 +87,13 @@ class Child:
 
 # %% ../../nbs/local/processes.ipynb #5d20b153
 def _read(self: Child, log: Path, on_line):
-    with log.open("a", encoding="utf-8") as file:
-        for raw in self._popen.stdout:
-            line = raw.decode("utf-8", "replace").rstrip("\n")
-            self.tail = [*self.tail[-199:], line]
+    for raw in self._popen.stdout:
+        line = raw.decode("utf-8", "replace").rstrip("\n")
+        self.tail = [*self.tail[-199:], line]
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not stop the reading
             file.write(line + "\n")
-            file.flush()
-            if on_line:
-                on_line(line)
+        if on_line:
+            on_line(line)
 
 
 Child._read = _read

@@ -20,11 +20,12 @@ from pathlib import Path
 import httpx
 from botocore.exceptions import ClientError
 
+from ..causes import cause
 from .api import Api
 from .aws import ACCOUNT, REGION, Aws, LogStream, split_uri
 from .capture import Capture, Invocation, capture_summary
 from .hosting import Fleet, ModelServer
-from .records import JSON, AwsError, Records, page, read_object
+from .records import JSON, AwsError, Records, insist, page, read_object
 from .training import TrainingRun
 
 # %% ../../nbs/local/sagemaker.ipynb #8e343720
@@ -90,6 +91,8 @@ class Catalogue:
                 raise duplicate(kind, name)
             stamps = {"CreationTime": now, "LastModifiedTime": now}
             table[name] = {**params, f"{kind.name}Arn": kind.arn_of(name), **stamps, **more}
+            tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
+            self.records.table("tags")[kind.arn_of(name)] = tags
             return table[name]
 
 # %% ../../nbs/local/sagemaker.ipynb #f9b1bee6
@@ -243,7 +246,7 @@ def _bookkeeping(self: SageMaker, operation: str, params: dict) -> dict:
             return summaries(kind, list(self.catalogue.records.table(kind.name).values()), params)
     name = params[f"{kind.name}Name"]
     if verb == "Create":
-        return {f"{kind.name}Arn": self.create(kind, params)[f"{kind.name}Arn"]}
+        return {f"{kind.name}Arn": self.catalogue.create(kind, params)[f"{kind.name}Arn"]}
     if verb == "Describe":
         return {k: v for k, v in self.catalogue.find(kind, name).items() if k != "Tags"}
     self.catalogue.remove(kind, name)
@@ -253,19 +256,11 @@ def _bookkeeping(self: SageMaker, operation: str, params: dict) -> dict:
 SageMaker._bookkeeping = _bookkeeping
 
 # %% ../../nbs/local/sagemaker.ipynb #f3def7ab
-def _create(self: SageMaker, kind: Kind, params: dict, **more) -> dict:
-    "Add a thing with its tags to the catalogue."
-    thing = self.catalogue.create(kind, params, **more)
-    self._AddTags({"ResourceArn": thing[f"{kind.name}Arn"], "Tags": params.get("Tags", [])})
-    return thing
-
-
 def _emit(self: SageMaker, kind: Kind, thing: dict):
     "Tell EventBridge about the present state of `thing`."
     self.aws.emit(*event_of(kind, thing, self.tags(thing[f"{kind.name}Arn"])))
 
 
-SageMaker.create = _create
 SageMaker.emit = _emit
 
 # %% ../../nbs/local/sagemaker.ipynb #3c393ab7
@@ -372,20 +367,20 @@ def _create_model(self: SageMaker, params: dict) -> dict:
         except (ValueError, ClientError, AwsError):
             role = params.get("ExecutionRoleArn", "")
             raise AwsError("ValidationException", NO_ACCESS.format(uri, role, REGION)) from None
-    return {"ModelArn": self.create(MODEL, params)["ModelArn"]}
+    return {"ModelArn": self.catalogue.create(MODEL, params)["ModelArn"]}
 
 
 def _create_config(self: SageMaker, params: dict) -> dict:
     _refuse(config_faults(params))
     for variant in params["ProductionVariants"]:
         self.catalogue.find(MODEL, variant.get("ModelName", ""))
-    return {"EndpointConfigArn": self.create(CONFIG, params)["EndpointConfigArn"]}
+    return {"EndpointConfigArn": self.catalogue.create(CONFIG, params)["EndpointConfigArn"]}
 
 
 def _create_endpoint(self: SageMaker, params: dict) -> dict:
     kept = capture_summary(self.catalogue.find(CONFIG, params["EndpointConfigName"]).get("DataCaptureConfig", {}))
     variants = self.variants(params["EndpointConfigName"])
-    endpoint = self.create(ENDPOINT, params, EndpointStatus="Creating", ProductionVariants=variants, **kept)
+    endpoint = self.catalogue.create(ENDPOINT, params, EndpointStatus="Creating", ProductionVariants=variants, **kept)
     self.emit(ENDPOINT, endpoint)
     self.host(params["EndpointName"], self.endpoint_delay)
     return {"EndpointArn": endpoint["EndpointArn"]}
@@ -436,12 +431,12 @@ def _run_endpoint(self: SageMaker, name: str, delay: float, update: dict | None)
             fleet.wait()
             if fleet.stopped or self.closing.is_set():
                 return
-            self.enter(name, "Updating", tell=False)
+            insist(self.enter, name, "Updating", tell=False, until=self.closing)
         tails = [server.child.tail[-1:] for server in fleet.servers if not server.running]
         raise RuntimeError(f"The process of the endpoint ended {RESTARTS + 1} times. {tails}")
-    except (RuntimeError, AwsError) as e:
+    except (RuntimeError, AwsError, OSError) as e:
         if not self.closing.is_set():
-            self.give_up(name, str(e), fleet, old)
+            self.give_up(name, cause(e) if isinstance(e, OSError) else str(e), fleet, old)
     finally:
         log.close()
 
@@ -499,7 +494,7 @@ def _take_over(self: SageMaker, name: str, fleet: Fleet, told: dict, old: Fleet 
     done = {"PendingDeploymentSummary": None, "FailureReason": None} if config else {}
     if not old and name not in self.captures:
         self.keep_answers(name)
-    if not self.enter(name, "InService", **config, **done):
+    if not insist(self.enter, name, "InService", **config, **done, until=self.closing):
         return False
     with self.catalogue.records.lock:
         if self.catalogue.records.table("Endpoint").get(name, {}).get("EndpointStatus") in (None, "Deleting"):
@@ -518,10 +513,11 @@ def _give_up(self: SageMaker, name: str, reason: str, fleet: Fleet | None, old: 
     if old:
         if fleet:
             _end(fleet)
-        self.enter(name, "RollingBack")
-        self.enter(name, "InService", PendingDeploymentSummary=None, FailureReason=reason)
+        insist(self.enter, name, "RollingBack", until=self.closing)
+        back = {"PendingDeploymentSummary": None, "FailureReason": reason}
+        insist(self.enter, name, "InService", **back, until=self.closing)
     else:
-        self.enter(name, "Failed", FailureReason=reason)
+        insist(self.enter, name, "Failed", FailureReason=reason, until=self.closing)
 
 
 SageMaker.take_over, SageMaker.give_up = _take_over, _give_up
@@ -578,6 +574,10 @@ def _finish_deletion(self: SageMaker, name: str):
     if capture := self.captures.pop(name, None):
         capture.close()
     _remove_files(self, name)
+    insist(_forget, self, name, until=self.closing)
+
+
+def _forget(self: SageMaker, name: str):
     with self.catalogue.records.change() as data:
         data["tags"].pop(ENDPOINT.arn_of(name), None)
         data["Endpoint"].pop(name, None)
@@ -670,8 +670,9 @@ def _create_job(self: SageMaker, params: dict) -> dict:
     archive = f"{params['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{name}/output/model.tar.gz"
     aws = _as_role(self, params)
     states = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting", "SecondaryStatusTransitions": []}
-    job = self.create(JOB, params, **states, ModelArtifacts={"S3ModelArtifacts": archive})
-    self.runs[name] = TrainingRun(self.state / "training" / name, aws, dict(job), _job_changes(self, name))
+    job = self.catalogue.create(JOB, params, **states, ModelArtifacts={"S3ModelArtifacts": archive})
+    folder, report = self.state / "training" / name, _job_changes(self, name)
+    self.runs[name] = TrainingRun(folder, aws, dict(job), report, self.closing)
     self.runs[name].begin()
     return {"TrainingJobArn": job["TrainingJobArn"]}
 
@@ -680,7 +681,9 @@ def _job_changes(self: SageMaker, name: str) -> Callable[[str, str, dict], None]
     "Return the function by which a run reports its states."
 
     def report(status: str, secondary: str, fields: dict):
-        step = {"Status": secondary, "StartTime": time.time(), "StatusMessage": fields.pop("StatusMessage", secondary)}
+        said = fields.get("StatusMessage", secondary)
+        step = {"Status": secondary, "StartTime": time.time(), "StatusMessage": said}
+        fields = {name: value for name, value in fields.items() if name != "StatusMessage"}
         with self.catalogue.records.lock:
             steps = self.catalogue.find(JOB, name)["SecondaryStatusTransitions"]
             steps = [*({"EndTime": step["StartTime"]} | s for s in steps), step]
@@ -730,7 +733,7 @@ def _restore(self: SageMaker):
 def _close(self: SageMaker):
     "End every process; the recorded state stays as it is."
     self.closing.set()
-    works = [work.stop for work in (*self.fleets.values(), *self.runs.values())]
+    works = [*(fleet.stop for fleet in self.fleets.values()), *(run.end for run in self.runs.values())]
     for stops in (works, [capture.close for capture in self.captures.values()]):  # what is answered last is kept too
         threads = [threading.Thread(target=stop, daemon=True) for stop in stops]
         for thread in threads:

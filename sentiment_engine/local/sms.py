@@ -100,12 +100,17 @@ def _collect(self: Textbelt):
 def _inbox(self: Textbelt) -> list[dict]:
     "Return every message, the newest first: to, text, at and provider."
     self.collect()
-    messages = self.records.data.get("messages", [])
-    return [{k: m[k] for k in ("to", "text", "at", "provider")} for m in reversed(messages)]
+    return [{k: m[k] for k in ("to", "text", "at", "provider")} for m in reversed(self.messages())]
+
+
+def _messages(self: Textbelt) -> list[dict]:
+    "Return every message that is on disk, the oldest first."
+    with self.records.lock:
+        return self.records.data.get("messages", [])
 
 
 Textbelt.collect = _collect
-Textbelt.inbox = _inbox
+Textbelt.inbox, Textbelt.messages = _inbox, _messages
 
 # %% ../../nbs/local/sms.ipynb #ffa200f1
 def _handle(self: Textbelt, method: str, path: str, headers: dict, body: bytes) -> tuple[int, dict, bytes]:
@@ -114,7 +119,7 @@ def _handle(self: Textbelt, method: str, path: str, headers: dict, body: bytes) 
     if (method, path) == ("POST", "/_textbelt/text"):
         return _answer(self.send(fields_of(headers.get("content-type", ""), body)))
     if method == "GET" and part == "status":
-        known = any(m["id"] == last for m in self.records.data.get("messages", []))
+        known = any(m["id"] == last for m in self.messages())
         return _answer({"success": known, "status": "DELIVERED" if known else "UNKNOWN"})
     if method == "GET" and part == "quota":
         return _answer({"success": True, "quotaRemaining": self.quota(unquote(last))})

@@ -13,8 +13,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .aws import ACCOUNT, REGION, private
-from .records import AwsError
+from .aws import ACCOUNT, REGION
+from .records import AwsError, private
 
 # %% ../../nbs/local/strict.ipynb #12dd6e46
 NEW_ACCOUNT = {"LAMBDA_ACCOUNT_CONCURRENCY": "10"}  # environment of the emulator

@@ -6,6 +6,7 @@
 __all__ = ['lay_out', 'move_root', 'command_of', 'TrainingRun']
 
 # %% ../../nbs/local/training.ipynb #74f95700
+import functools
 import json
 import os
 import re
@@ -15,8 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ..causes import cause, with_cause
 from .aws import REGION, Aws, LogStream, fetch, pack, send, split_uri
 from .processes import Child, child_environment
+from .records import insist
 
 # %% ../../nbs/local/training.ipynb #ea033ef4
 def lay_out(
@@ -90,8 +96,10 @@ class TrainingRun:
         aws: Aws,
         job: dict,  # the parameters of CreateTrainingJob, with ModelArtifacts
         report: Callable[[str, str, dict], None],  # called with state, secondary state and other fields
+        closing: threading.Event,  # set when the cloud ends
     ):
         self.folder, self.root, self.aws, self.job, self.report = folder, folder / "opt/ml", aws, job, report
+        self.note = functools.partial(insist, report, until=closing)
         self.name, self.child, self.stopping = job["TrainingJobName"], None, threading.Event()
         self.thread = threading.Thread(target=self.run, name=f"training-{self.name}", daemon=True)
 
@@ -102,38 +110,45 @@ def _begin(self: TrainingRun):
 
 
 def _stop(self: TrainingRun):
-    "Ask the job to stop; its state follows."
+    "Ask the job to stop; its state follows. Raises OSError, and the job runs on, if that cannot be noted."
     if not self.stopping.is_set() and self.thread.is_alive():
-        self.stopping.set()
         self.report("Stopping", "Stopping", {})
+    self.end()
+
+
+def _end(self: TrainingRun):
+    "End the job's process."
+    self.stopping.set()
     if self.child:
         self.child.stop()
 
 
 TrainingRun.begin = _begin
-TrainingRun.stop = _stop
+TrainingRun.stop, TrainingRun.end = _stop, _end
 
 # %% ../../nbs/local/training.ipynb #0de9e17a
 def _run(self: TrainingRun):
     "Take the job through its states."
     try:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.report("InProgress", "Downloading", {"StatusMessage": "Downloading input data"})
+        self.note("InProgress", "Downloading", {"StatusMessage": "Downloading input data"})
         self._download()
         started = time.time()
-        self.report("InProgress", "Training", {"TrainingStartTime": started, "StatusMessage": "Training"})
+        self.note("InProgress", "Training", {"TrainingStartTime": started, "StatusMessage": "Training"})
         late = self._train()
-        self.report("InProgress", "Uploading", {"StatusMessage": "Uploading generated training model"})
+        self.note("InProgress", "Uploading", {"StatusMessage": "Uploading generated training model"})
         self._upload()
         times = {"TrainingEndTime": time.time(), "TrainingTimeInSeconds": int(time.time() - started)}
         times["BillableTimeInSeconds"] = times["TrainingTimeInSeconds"]
         if self.stopping.is_set() or late:
-            self.report("Stopped", "MaxRuntimeExceeded" if late else "Stopped", times)
+            self.note("Stopped", "MaxRuntimeExceeded" if late else "Stopped", times)
         else:
-            self.report("Completed", "Completed", times | {"StatusMessage": "Training job completed"})
-    except Exception as e:
-        reason = str(e) if isinstance(e, RuntimeError) else f"InternalServerError: {e}"
-        self.report("Failed", "Failed", {"FailureReason": reason[:1024], "TrainingEndTime": time.time()})
+            self.note("Completed", "Completed", times | {"StatusMessage": "Training job completed"})
+    except Exception as e:  # noqa: BLE001 -- any failure is the state of the job
+        shutil.rmtree(self.root, ignore_errors=True)  # it may have filled the disk that its failure is noted on
+        said = cause(e) if isinstance(e, OSError) else e
+        reason = str(e) if isinstance(e, RuntimeError) else f"InternalServerError: {said}"
+        self.note("Failed", "Failed", {"FailureReason": reason[:1024], "TrainingEndTime": time.time()})
 
 
 TrainingRun.run = _run
@@ -147,7 +162,7 @@ def _download(self: TrainingRun):
         name, uri = channel["ChannelName"], channel["DataSource"]["S3DataSource"]["S3Uri"]
         try:
             found = fetch(s3, uri, self.root / "input/data" / name)
-        except Exception as e:
+        except (ValueError, ClientError, BotoCoreError, Boto3Error) as e:
             raise RuntimeError(f"ClientError: Data download failed: {e}") from None
         if not found:
             raise RuntimeError(
@@ -212,7 +227,7 @@ def _failure(self: TrainingRun, code: int) -> str:
     written = path.read_text(errors="replace").strip() if path.exists() else ""
     last = [line for line in self.child.tail if line.strip() and not line.startswith("+")][-8:]
     detail = "\n".join(last) if not written or written.startswith("Training Execution failed") else written
-    return f"AlgorithmError: ExecuteUserScriptError: ExitCode {code}\nErrorMessage {detail!r}"
+    return f"AlgorithmError: ExecuteUserScriptError: ExitCode {code}\nErrorMessage {with_cause(detail)!r}"
 
 
 TrainingRun._train = _train

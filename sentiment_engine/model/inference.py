@@ -399,7 +399,7 @@ def _answer_parts(self: BatchQueue, parts: list[tuple[_Work, list[int]]]):
     "Compute a batch and hand out its shares; if that fails, each request's part alone."
     try:
         shares = iter(self.compute([work.windows[place] for work, places in parts for place in places]))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- each text is tried alone, and its error is the answer
         if len(parts) == 1:
             return self._hand_out(*parts[0], error)
         for part in parts:

@@ -280,7 +280,7 @@ def fuse(
         written = own
         try:
             _write_own(Path(path), config, Path(own))
-        except Exception as e:  # whatever it is, what follows is the same
+        except Exception as e:  # noqa: BLE001 -- whatever it is, what follows is the same
             written, why = plain, f"{type(e).__name__}: {e}"
             _write(str(path), Path(plain))
         target.unlink(missing_ok=True)

@@ -115,7 +115,7 @@ class Predictor:
         "Import the handlers. That holds Python's lock, so a thread would win nothing by it."
         try:
             self.handlers = load_handlers(self.model_dir)
-        except BaseException as e:
+        except BaseException as e:  # noqa: BLE001 -- raised again in the thread that waits
             self.failure = e
 
     def load(self):
@@ -127,7 +127,7 @@ class Predictor:
             self.predict(WARM_UP, _TYPE, _TYPE)
             self.load_seconds, self.ready = round(time.perf_counter() - self._begun, 3), True
             log_event("ready", load_seconds=self.load_seconds)
-        except BaseException as e:
+        except BaseException as e:  # noqa: BLE001 -- raised again in the thread that waits
             self.failure = e
 
 # %% ../../nbs/model/serving.ipynb #c8e0d749
@@ -430,7 +430,7 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
         return 200, *await _unless_left(get_running_loop().run_in_executor(pool, answer), receive, gone), ()
     except ConnectionError:  # whoever asked is gone; nobody reads this
         return 499, b"", _TYPE, ()
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 -- any failure of a handler is an answer
         return *error_answer(e), _TYPE, getattr(e, "headers", ())
     finally:
         traffic.taken -= taken

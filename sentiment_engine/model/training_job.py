@@ -231,7 +231,7 @@ def restart_with_compat(env: Mapping[str, str], root: Path = Path("/")):
     "Start this script again with the compatibility libraries, if a GPU needs them and they are not in use."
     path, before = compat_path(root), env.get("LD_LIBRARY_PATH", "")
     if on_gpu(env.get("SM_CURRENT_INSTANCE_TYPE", "")) and path and path not in before.split(":"):
-        os.execve(sys.executable, sys.orig_argv, {**env, "LD_LIBRARY_PATH": f"{path}:{before}".rstrip(":")})
+        os.execve(sys.executable, sys.orig_argv, {**env, "LD_LIBRARY_PATH": f"{path}:{before}".rstrip(":")})  # noqa: S606 -- this same program, without a shell
 
 # %% ../../nbs/model/training_job.ipynb #675f5fbf
 def has_bf16() -> bool:
@@ -934,7 +934,7 @@ def main(
         check_gpu(env)
         run_job(recipe_from(sys.argv[1:] if argv is None else argv, env), places_from(env))
         return 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- SageMaker shows what is written here, whatever failed
         traceback.print_exc()
         if env.get("SM_MODEL_DIR"):
             failure = Path(env.get("SM_OUTPUT_FAILURE") or Path(env["SM_MODEL_DIR"]).parent / "output/failure")

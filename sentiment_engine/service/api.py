@@ -528,6 +528,6 @@ def respond(engine: Engine, event: Mapping[str, Any], route: Route) -> dict:
     except (ClientError, BotoCoreError):
         logger.exception("AWS did not do its part")
         return answer(503, ApiError(503, "unavailable", "A service we need is not answering. Try again soon.").body)
-    except Exception:
+    except Exception:  # noqa: BLE001 -- the last resort: logged, and answered as 500
         logger.exception("unexpected error")
         return answer(500, ApiError(500, "internal_error", "Something went wrong on our side. Try again.").body)

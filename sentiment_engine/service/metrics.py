@@ -61,5 +61,5 @@ def emit(
         for name, value in values.items():
             line.add_metric(name, METRICS[name].unit, value)
         line.flush_metrics()
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 -- a metric must not break what it measures
         logging.getLogger(__name__).warning("metric not written: %s", e)
