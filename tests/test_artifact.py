@@ -527,7 +527,12 @@ def test_a_score_that_is_not_good_enough_is_found(own, metrics, says):
 def test_the_floor_can_be_set(own):
     assert set(failed(own, macro_f1_floor=0.91)) == {"score"}
     (own / "metrics.json").write_text(json.dumps(METRICS | {"macro_f1": 0.6}))
-    assert preflight(own, macro_f1_floor=0.5)
+    assert preflight(own, macro_f1_floor=0.5) and preflight(own, macro_f1_floor=0.6)
+
+
+def test_as_good_as_always_the_same_label_is_not_good_enough(own):
+    (own / "metrics.json").write_text(json.dumps(METRICS | {"macro_f1": 0.9, "majority": {"macro_f1": 0.9}}))
+    assert set(failed(own)) == {"score"}
 
 
 def test_every_fault_is_reported_at_once(own):
