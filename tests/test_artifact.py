@@ -72,7 +72,7 @@ def test_adding_the_code_loads_no_runtime():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_same_files_give_the_same_bytes(good, tmp_path):
+def test_the_same_files_give_the_same_bytes(good, tmp_path, monkeypatch):
     first = pack(good, tmp_path / "first.tar.gz")
     copy = copytree(good, tmp_path / "copy")
     (copy / "code" / "__pycache__").mkdir(exist_ok=True)
@@ -80,10 +80,19 @@ def test_the_same_files_give_the_same_bytes(good, tmp_path):
     for path in copy.rglob("*"):
         os.utime(path, (1, 1))
     (copy / "model.onnx").chmod(0o600)
+    monkeypatch.setattr("time.time", lambda: 86_400.0)  # another day
     assert pack(copy, tmp_path / "new" / "second.tar.gz") == first == artifact_hash(tmp_path / "first.tar.gz")
     assert (tmp_path / "first.tar.gz").read_bytes() == (tmp_path / "new" / "second.tar.gz").read_bytes()
     (copy / "README.md").write_text("# Another model")
     assert pack(copy, tmp_path / "third.tar.gz") != first
+
+
+def test_a_small_archive_may_unpack_to_many_times_its_size(own, tmp_path):
+    (own / "zeros").write_bytes(bytes(2**24))
+    (own / "model.onnx").unlink()
+    pack(own, tmp_path / "model.tar.gz")
+    assert (tmp_path / "model.tar.gz").stat().st_size * 100 < 2**24
+    assert (unpack(tmp_path / "model.tar.gz", tmp_path / "folder") / "zeros").stat().st_size == 2**24
 
 
 def test_a_link_is_not_packed(own, tmp_path):
