@@ -15,7 +15,7 @@ WAY = {  # what a call does to a stack
     "create_stack": ("CREATE_IN_PROGRESS", "CREATE_COMPLETE"),
     "update_stack": ("UPDATE_IN_PROGRESS", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "UPDATE_COMPLETE"),
     "delete_stack": ("DELETE_IN_PROGRESS", ""),
-    "continue_update_rollback": ("UPDATE_ROLLBACK_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE"),
+    "continue_update_rollback": (*["UPDATE_ROLLBACK_IN_PROGRESS"] * 3, "UPDATE_ROLLBACK_COMPLETE"),
 }
 MAY = {  # in which states CloudFormation takes a call; an empty one: there is no stack
     "create_stack": ("",),
