@@ -102,7 +102,7 @@ def test_other_clients_ways_to_ask_are_understood(world, body):
     ],
     ids=["a text", "a list", "a list to explain", "a name"],
 )
-def test_what_is_exactly_at_a_limit_is_taken(world, path, body):
+def test_values_exactly_at_a_limit_are_accepted(world, path, body):
     if path == "/predict":
         world.in_service()
     assert world.request("POST", path, body)[0] in (200, 202)

@@ -122,7 +122,7 @@ def test_every_space_and_every_control_character_is_read_as_a_space():
     assert len(spaces) == 84 and not [char for char in spaces if clean(f"x{char}y é") != "x y é"]
 
 
-def test_what_only_directs_how_a_text_is_written_is_not_read():
+def test_invisible_formatting_characters_are_removed():
     "Of the characters that Unicode calls formats, those that join letters, spell flags or mark numbers stay."
     hidden = [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF]
     hidden += range(0x2066, 0x206A)

@@ -206,7 +206,7 @@ def test_rules_are_checked_at_their_bounds(name):
             Rules(**wrong)
 
 
-def test_who_reads_the_report_while_it_is_replaced_reads_all_of_one(spark, lake):
+def test_a_reader_never_sees_a_half_written_report(spark, lake):
     lake.put("Books.jsonl", good_lines())
     clean_reviews(spark, *lake.places)
     path = lake.root / "reports/etl.json"

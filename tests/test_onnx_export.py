@@ -66,7 +66,7 @@ def test_an_export_that_differs_is_refused(model, tmp_path, monkeypatch):
     assert logit_gap(model, tmp_path / "fp32.onnx")["1x2"] == pytest.approx(0.002, abs=1e-4)
 
 
-def test_what_an_export_is_tried_with_has_padding():
+def test_the_batches_that_try_an_export_have_padding():
     batch = example_batch(3, 40, 1100)
     assert batch["attention_mask"].sum(axis=1).tolist() == [40, 29, 18]
     assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()

@@ -262,7 +262,7 @@ def test_an_older_answer_changes_nothing(service):
     assert text_of(page, "#sign-version") == "newer" and text_of(page, "#sign-state") == "Awake"
 
 
-def test_what_one_tab_does_is_seen_in_the_other(service):
+def test_one_tab_follows_the_other(service):
     page = service.arrive(AWAKE)
     other = Service(page.context.new_page())
     other.arrive(AWAKE)
@@ -334,7 +334,7 @@ def test_no_cell_of_a_table_is_a_formula(service, tmp_path):
     assert cells == ['"\'=1+1"', '"\'+1"', '"\'-1"', '"\'@A1"', '"""quoted"", and more"', '"plain"']
 
 
-def test_what_is_copied_survives_a_shell_and_a_link(service):
+def test_copied_commands_and_links_keep_every_character(service):
     page, text = service.arrive(AWAKE), "It's 100 % #1 & more"
     page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=HOME)
     read(page, text)

@@ -56,7 +56,7 @@ def test_a_bound_itself_passes_and_what_is_beyond_does_not(name, fine, beyond):
 
 
 @pytest.mark.parametrize("reason", ["three_stars", "not_english", "near_repeat", "over_limit"])
-def test_what_a_rule_leaves_out_is_not_rejected(reason):
+def test_rows_that_a_rule_leaves_out_do_not_count_as_rejected(reason):
     assert failed(rejected={reason: 1_999}) == [] and failed(rejected={"conflicting": 1_999}) == ["share rejected"]
 
 

@@ -508,7 +508,7 @@ def test_bad_input_leaves_a_clear_reason(source, base, tmp_path, train, argument
     assert reason in failure and "Traceback" not in failure
 
 
-def test_what_is_exactly_at_a_limit_can_be_trained_on():
+def test_values_exactly_at_a_limit_can_be_trained_on():
     check_sample(reviews(16))
     with pytest.raises(UnusableData, match="15 reviews are too few"):
         check_sample(reviews(16).head(15))
