@@ -421,6 +421,23 @@ def test_a_long_review_that_is_read_wrong_is_found(own, fault):
     assert set(found) == {"long review"} and says in found["long review"]
 
 
+SHARE_FAULTS = {
+    "percent": ("round(float(share), 6)", "round(100 * float(share), 6)", "scores add up to 100.000"),
+    "other label's": ('"score": scores[label]', '"score": min(scores.values())', "score is not that of the label"),
+    "one label": ('"scores": scores, "sure"', '"scores": {label: scores[label]}, "sure"', "scores are given for"),
+}
+
+
+@pytest.mark.parametrize("fault", SHARE_FAULTS)
+def test_scores_that_are_no_shares_are_found(own, fault):
+    right, wrong, says = SHARE_FAULTS[fault]
+    code = own / "code" / "inference.py"
+    assert code.read_text().count(right) == 1
+    code.write_text(code.read_text().replace(right, wrong))
+    found = failed(own)
+    assert set(found) == {"shares"} and says in found["shares"]
+
+
 def test_a_calibration_is_looked_at(own):
     (own / "calibration.json").write_text('{"temperature": 1.5, "sure_from": 0.93}')
     (seen,) = [check.saw for check in preflight(own) if check.name == "calibration"]

@@ -344,6 +344,7 @@ def test_copied_commands_and_links_keep_every_character(service):
         expect(page.locator("#tool-text")).to_have_text(f"Copied: {what}.")
         copied[what] = page.evaluate("navigator.clipboard.readText()")
     assert copied["curl"].endswith("""-d '{"inputs": "It'\\''s 100 % #1 & more"}'""")
+    page.evaluate("localStorage.clear()")  # the draft, too
     page.goto("about:blank")
     page.goto(copied["link"])
     expect(page.locator("#review")).to_have_value(text)
