@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import contract
 import pytest
 from playwright.sync_api import Page, expect
 from visitor import PATIENCE, STATUS, text_of
@@ -11,17 +12,35 @@ from visitor import PATIENCE, STATUS, text_of
 pytestmark = pytest.mark.browser
 SITE = Path(__file__).resolve().parent.parent / "website"
 HOME = "http://127.0.0.1:9/"  # nothing listens there: every request is answered below
-ASLEEP = STATUS | {"state": "STOPPED", "endpoint": "", "modelVersion": "7", "subscribers": 0, "longerThanUsual": False}
+ASLEEP = STATUS | {
+    "state": "STOPPED",
+    "endpoint": "realtime",
+    "modelVersion": "7",
+    "subscribers": 0,
+    "longerThanUsual": False,
+}
 ASLEEP |= {"idleMinutes": 30, "maxRunMinutes": 120, "pricePerHour": 0.056, "savedThisMonth": 0, "textLimit": 50}
 ASLEEP |= {"batchLimit": 120, "typicalSeconds": {"p50": 200, "p90": 300, "starts": 5}, "costSoFar": None}
-AWAKE, WAKING = ASLEEP | {"state": "IN_SERVICE", "costSoFar": 0.001}, ASLEEP | {"state": "CREATING"}
+ASLEEP |= {"spentThisMonth": 0.5, "monthlyBudget": 10, "countedSince": "2026-01-01T00:00:00Z"}
+ASLEEP |= dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "shutdownAt", "secondsLeft", "etaSeconds"))
+AWAKE = ASLEEP | STATUS | {"state": "IN_SERVICE", "etaSeconds": None}
+WAKING = ASLEEP | STATUS | {"state": "CREATING", "shutdownAt": None, "secondsLeft": None}
+STOPPING = AWAKE | {"state": "STOPPING", "shutdownAt": None, "secondsLeft": None}
 HIDING = "Object.defineProperty(document, 'hidden', {get: () => window.away === true});"
 
 
 def answer(text: str, score: float = 0.9, **more) -> dict:
     scores = {"NEGATIVE": round(1 - score, 6), "POSITIVE": score}
     label = max(scores, key=scores.__getitem__)
-    return {"label": label, "score": scores[label], "scores": scores, "sure": True, "windows": 1} | more
+    return {
+        "label": label,
+        "score": scores[label],
+        "scores": scores,
+        "sure": True,
+        "tokens": 3,
+        "windows": 1,
+        "truncated": False,
+    } | more
 
 
 class Service:
@@ -90,6 +109,13 @@ def read(page: Page, text: str, lines: bool = False):
     page.locator("#read").click()
 
 
+def test_the_service_that_is_made_up_keeps_to_the_contract(service):
+    headers = {"content-type": "application/json"}
+    for status in (ASLEEP, WAKING, AWAKE, STOPPING):
+        contract.check("GET", "/status", 200, headers, status)
+    contract.check("POST", "/predict", 200, headers, service.predictions(["good", "bad"]))
+
+
 # ---- figures
 
 
@@ -119,10 +145,10 @@ def test_how_long_a_start_takes_is_told_as_far_as_it_is_known(service):
         (200, 300, 4, "Usually 3 minutes (the last 4 starts)."),
         (200, 300, 1, "Usually 3 minutes (the last start)."),
         (200, 219, 9, "Usually 3 minutes (the last 9 starts)."),
-        (80, 89.4, 9, "Usually 80 seconds, nine in ten within 89 seconds (the last 9 starts)."),
+        (80, 89, 9, "Usually 80 seconds, nine in ten within 89 seconds (the last 9 starts)."),
         (240, 240, 0, "About 4 minutes; none was measured here yet."),
         (90, 5400, 9, "Usually 2 minutes, nine in ten within 1.5 hours (the last 9 starts)."),
-        (0.2, 5399, 9, "Usually 1 second, nine in ten within 90 minutes (the last 9 starts)."),
+        (0, 5399, 9, "Usually 1 second, nine in ten within 90 minutes (the last 9 starts)."),
     ):
         service.status = ASLEEP | {"typicalSeconds": {"p50": p50, "p90": p90, "starts": starts}}
         page.evaluate("dispatchEvent(new Event('online'))")
@@ -181,9 +207,9 @@ def test_a_bar_is_never_full_before_the_model_is_up(service):
         (WAKING | {"etaSeconds": 100}, True, 15),
         (WAKING | {"etaSeconds": 1}, False, 2),
         (WAKING | {"etaSeconds": 900}, False, 8),
-        (ASLEEP | {"state": "STOPPING"}, True, 4),
+        (STOPPING, True, 4),
         (AWAKE | {"secondsLeft": 10}, False, 11),
-        (AWAKE | {"secondsLeft": 0.5}, False, 3),
+        (AWAKE | {"secondsLeft": 0}, False, 3),
         (AWAKE | {"secondsLeft": 1700}, False, 20),
     ],
 )

@@ -210,6 +210,8 @@ def test_no_rows_are_an_error():
         ("Nice", "Love it", "Nice. Love it"),
         ("Nice.", "Love it", "Nice. Love it"),
         ("Nice?!", "Love it", "Nice?! Love it"),
+        ("Nice?", "Love it", "Nice? Love it"),
+        ("Nice…", "Love it", "Nice… Love it"),
         ("", "Love it", "Love it"),
         (None, " Love it ", "Love it"),
         ("Nice", "", "Nice"),
