@@ -151,7 +151,7 @@ def test_a_line_alone_is_no_review(reason):
 
 
 def test_a_line_is_read_up_to_each_of_its_limits():
-    deep = [written(n="[" * depth + "]" * depth) for depth in (99, 100)]  # with the line's own object
+    deep = [written(n="[" * depth + "]" * depth, m="[]") for depth in (99, 100)]  # in the line's own object
     long = line(more="").decode()
     long = [long.replace('"more": ""', f'"more": "{"m" * (size - len(long))}"') for size in (10**6, 10**6 + 1)]
     pairs = [
@@ -408,6 +408,7 @@ ODD_PARQUET = {  # what is wrong with one of two files, and what is said
     "bytes for text": (GOOD.assign(text=b"a"), "text"),
     "words for labels": (GOOD.assign(label=["NEGATIVE", "POSITIVE"] * 10), "label"),
     "lists for labels": (GOOD.assign(label=[[1]] * 20), "label"),
+    "a third label": (GOOD.assign(label=[0, 1, 2, 1] * 5), "label"),
     "halves for labels": (GOOD.assign(label=0.5), "label"),
     "no labels": (GOOD.assign(label=np.nan), "label"),
     "no Parquet": (None, "Parquet"),
