@@ -408,7 +408,6 @@ ODD_PARQUET = {  # what is wrong with one of two files, and what is said
     "bytes for text": (GOOD.assign(text=b"a"), "text"),
     "words for labels": (GOOD.assign(label=["NEGATIVE", "POSITIVE"] * 10), "label"),
     "lists for labels": (GOOD.assign(label=[[1]] * 20), "label"),
-    "a third label": (GOOD.assign(label=[0, 1, 2, 1] * 5), "label"),
     "halves for labels": (GOOD.assign(label=0.5), "label"),
     "no labels": (GOOD.assign(label=np.nan), "label"),
     "no Parquet": (None, "Parquet"),
@@ -451,6 +450,13 @@ def test_a_label_is_read_in_any_type_that_holds_0_and_1(tmp_path, kind):
     assert read_channel(tmp_path).label.tolist() == GOOD.label.tolist()
     typed.assign(label=typed.label.where(typed.index > 0)).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UnusableData, match="labels must be 0 or 1"):
+        read_channel(tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_third_label_is_refused(tmp_path, label):
+    GOOD.assign(label=[0, 1, label, 1] * 5).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UnusableData, match=rf"labels must be 0 or 1, but .*\[{label}, {label}"):
         read_channel(tmp_path)
 
 
