@@ -60,7 +60,7 @@ chaos: install ## kill parts of the engine at random for a minute (SECONDS=n SEE
 container-test: install ## ask a model through the software of the AWS container (ARTIFACT=model.tar.gz)
 	@$(PY) infra_scripts/container_test.py $(if $(ARTIFACT),--artifact "$(ARTIFACT)")
 
-mutants: install ## break the lifecycle on purpose, once a promise: the model-based test must notice
+mutants: install ## break lifecycle, API, data, model, page and publishing on purpose; tests must notice
 	@$(PY) infra_scripts/mutants.py
 
 bench-etl: install ## clean up to 3 million reviews in five ways and compare (half an hour; DATA=folder SIZES="n n")

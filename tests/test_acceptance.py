@@ -816,6 +816,14 @@ def test_five_ctrl_c_in_a_second_do_not_leave_a_teardown(capfd):
     assert capfd.readouterr().err.count("a teardown is at work") == 1
 
 
+def test_a_closed_terminal_never_leaves_a_teardown(monkeypatch):
+    monkeypatch.setattr(child, "INSIST", -1.0)
+    with Interrupts("wait") as interrupts:
+        interrupts.ending = True
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+
+
 def test_who_insists_may_leave(monkeypatch):
     monkeypatch.setattr(child, "INSIST", -1.0)
     with Interrupts("wait") as interrupts, pytest.raises(Abandoned):

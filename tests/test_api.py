@@ -17,7 +17,7 @@ from phones import ACCEPTED, DASHES, EMPTY, MARKS, NUMBER, OTHERS, REFUSED, SPAC
 
 from sentiment_engine.model.inference import MAX_EXPLAINED
 from sentiment_engine.service import model_state
-from sentiment_engine.service.api import ROUTES
+from sentiment_engine.service.api import BODY_LIMIT, ROUTES
 from sentiment_engine.service.notifications import BadPhone, e164
 from sentiment_engine.service.openapi import EXPLAIN_LIMIT
 
@@ -55,7 +55,7 @@ BAD_TEXTS = [
     ({"inputs": ["fine", 5]}, "not_text"),
     ({"inputs": ["fine", LONG]}, "text_too_long"),
     ({"inputs": ["x"] * 1001}, "too_many_texts"),
-    ({"inputs": "half \ud800 character"}, "invalid_text"),
+    *(({"inputs": f"half {half} character"}, "invalid_text") for half in ("\ud800", "\udbff", "\udfff")),
     ({"inputs": "x", "explain": 1}, "invalid_explain"),
     ({"inputs": ["x"] * 11, "explain": True}, "too_many_explained"),
 ]
@@ -90,6 +90,29 @@ def test_other_clients_ways_to_ask_are_understood(world, body):
     status, got = world.request("POST", "/predict", body)
     assert (status, got["predictions"]) == (plain[0], plain[1]["predictions"]) == (200, got["predictions"])
     assert json.loads(world.sagemaker.calls[-1][1]["Body"]) == {"inputs": ["Great."]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"inputs": "x" * 10_000}),
+        ("/predict", {"inputs": ["x"] * 1000}),
+        ("/predict", {"inputs": ["x"] * EXPLAIN_LIMIT, "explain": True}),
+        ("/start", {"name": "n" * 80, "phone": ADA}),
+    ],
+    ids=["a text", "a list", "a list to explain", "a name"],
+)
+def test_values_exactly_at_a_limit_are_accepted(world, path, body):
+    if path == "/predict":
+        world.in_service()
+    assert world.request("POST", path, body)[0] in (200, 202)
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 200), (1, 413)])
+def test_a_body_may_be_as_large_as_its_limit_and_no_larger(world, more, status):
+    world.in_service()
+    raw = '{"inputs": "Great."}'
+    assert world.request("POST", "/predict", raw=raw + " " * (BODY_LIMIT - len(raw) + more))[0] == status
 
 
 @pytest.mark.parametrize("name", ["function_to_apply", "temperature", "\udc00"])

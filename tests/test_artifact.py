@@ -74,7 +74,7 @@ def test_adding_the_code_loads_no_runtime():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_same_files_give_the_same_bytes(good, tmp_path):
+def test_the_same_files_give_the_same_bytes(good, tmp_path, monkeypatch):
     first = pack(good, tmp_path / "first.tar.gz")
     copy = copytree(good, tmp_path / "copy")
     (copy / "code" / "__pycache__").mkdir(exist_ok=True)
@@ -82,10 +82,19 @@ def test_the_same_files_give_the_same_bytes(good, tmp_path):
     for path in copy.rglob("*"):
         os.utime(path, (1, 1))
     (copy / "model.onnx").chmod(0o600)
+    monkeypatch.setattr("time.time", lambda: 86_400.0)  # another day
     assert pack(copy, tmp_path / "new" / "second.tar.gz") == first == artifact_hash(tmp_path / "first.tar.gz")
     assert (tmp_path / "first.tar.gz").read_bytes() == (tmp_path / "new" / "second.tar.gz").read_bytes()
     (copy / "README.md").write_text("# Another model")
     assert pack(copy, tmp_path / "third.tar.gz") != first
+
+
+def test_a_small_archive_may_unpack_to_many_times_its_size(own, tmp_path):
+    (own / "zeros").write_bytes(bytes(2**24))
+    (own / "model.onnx").unlink()
+    pack(own, tmp_path / "model.tar.gz")
+    assert (tmp_path / "model.tar.gz").stat().st_size * 100 < 2**24
+    assert (unpack(tmp_path / "model.tar.gz", tmp_path / "folder") / "zeros").stat().st_size == 2**24
 
 
 def test_a_link_is_not_packed(own, tmp_path):
@@ -414,6 +423,23 @@ def test_a_long_review_that_is_read_wrong_is_found(own, fault):
     assert set(found) == {"long review"} and says in found["long review"]
 
 
+SHARE_FAULTS = {
+    "percent": ("round(float(share), 6)", "round(100 * float(share), 6)", "scores add up to 100.000"),
+    "other label's": ('"score": scores[label]', '"score": min(scores.values())', "score is not that of the label"),
+    "one label": ('"scores": scores, "sure"', '"scores": {label: scores[label]}, "sure"', "scores are given for"),
+}
+
+
+@pytest.mark.parametrize("fault", SHARE_FAULTS)
+def test_scores_that_are_no_shares_are_found(own, fault):
+    right, wrong, says = SHARE_FAULTS[fault]
+    code = own / "code" / "inference.py"
+    assert code.read_text().count(right) == 1
+    code.write_text(code.read_text().replace(right, wrong))
+    found = failed(own)
+    assert set(found) == {"shares"} and says in found["shares"]
+
+
 def test_a_calibration_is_looked_at(own):
     (own / "calibration.json").write_text('{"temperature": 1.5, "sure_from": 0.93}')
     (seen,) = [check.saw for check in preflight(own) if check.name == "calibration"]
@@ -529,7 +555,12 @@ def test_a_score_that_is_not_good_enough_is_found(own, metrics, says):
 def test_the_floor_can_be_set(own):
     assert set(failed(own, macro_f1_floor=0.91)) == {"score"}
     (own / "metrics.json").write_text(json.dumps(METRICS | {"macro_f1": 0.6}))
-    assert preflight(own, macro_f1_floor=0.5)
+    assert preflight(own, macro_f1_floor=0.5) and preflight(own, macro_f1_floor=0.6)
+
+
+def test_as_good_as_always_the_same_label_is_not_good_enough(own):
+    (own / "metrics.json").write_text(json.dumps(METRICS | {"macro_f1": 0.9, "majority": {"macro_f1": 0.9}}))
+    assert set(failed(own)) == {"score"}
 
 
 def test_every_fault_is_reported_at_once(own):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tiny_model import write_tiny_model
 
 from sentiment_engine.model.calibration import (
     BOUNDS,
@@ -19,6 +20,7 @@ from sentiment_engine.model.calibration import (
     fit_temperature,
     misfit,
     plot_coverage,
+    served_logits,
     shares,
     sure_threshold,
     wilson_lower,
@@ -153,6 +155,28 @@ def test_hopeless_answers_are_never_sure():
     assert found["ece_after"] < found["ece_before"] == pytest.approx(0.4933, abs=1e-4)
 
 
+@pytest.mark.parametrize(("right", "reached"), [(985, True), (980, True), (975, False), (950, False)])
+def test_sure_answers_are_right_in_97_of_100_with_95_percent_confidence(right, reached):
+    true, rights = np.arange(1000) % 2, np.arange(1000) < right
+    found = calibration_of(with_gaps(np.full(1000, 4.0), rights, true), true)
+    assert found["reached"] is reached and found["coverage"] == reached
+
+
+def test_an_answer_with_the_bounds_own_digits_is_sure():
+    "Answers have six digits: the bound has no more, and none of those that it counted falls below it."
+    confidence = np.repeat([0.9123456789, 0.6], [900, 100])
+    found = sure_threshold(confidence, np.repeat([True, False], [900, 100]))
+    assert found == 0.912345 <= round(0.9123456789, 6)
+
+
+def test_a_model_is_measured_without_the_calibration_that_it_has(tmp_path):
+    texts = ["good", "terrible", "love it, not bad"]
+    before = served_logits(write_tiny_model(tmp_path), texts)
+    (tmp_path / "calibration.json").write_text('{"temperature": 3, "sure_from": 0.9}')
+    assert np.abs(served_logits(tmp_path, texts) - before).max() == 0
+    assert before[0, 1] - before[0, 0] == pytest.approx(2, abs=1e-4)  # what "good" gets, without a temperature
+
+
 def with_gaps(gaps: np.ndarray, right: np.ndarray, true: np.ndarray) -> np.ndarray:
     "Make logits that lie so far apart and give those labels, or the other ones where they are wrong."
     towards = np.where(right, 2 * true - 1, 1 - 2 * true)
@@ -227,7 +251,7 @@ def test_the_model_card_repeats_why_a_calibration_is_limited():
 
 
 def test_doubt_is_counted_by_stars():
-    table = doubt_by_stars([1, 3, 3, 5], [0.9, 0.6, 0.9, 0.99], 0.8)
+    table = doubt_by_stars([1, 3, 3, 5], [0.9, 0.6, 0.8, 0.99], 0.8)
     assert table["not sure"].to_dict() == {1: 0, 3: 0.5, 5: 0} and table["rows"].to_dict() == {1: 1, 3: 2, 5: 1}
 
 

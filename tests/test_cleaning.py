@@ -97,6 +97,7 @@ READ = {
         "&#0;": "\ufffd",
         "&#xD800;": "\ufffd",
         "&#38;lt;": "<",
+        "&#x26;lt;": "<",
         "&amp;unheard;": "&unheard;",
     },
     **{"na&iuml;ve": "naïve", "nai\u0308ve": "naïve", "e&#769;": "é", "soft\u00adware": "software", "a<br>b": "a b"},
@@ -114,6 +115,25 @@ def test_markup_is_removed_and_nothing_else(pieces):
 @pytest.mark.parametrize("piece", SAID)
 def test_each_piece_is_read_as_a_person_does(piece):
     assert clean(f"x {piece} y") == " ".join(f"x {SAID[piece]} y".split())
+
+
+def test_every_space_and_every_control_character_is_read_as_a_space():
+    kinds = ("Cc", "Zs", "Zl", "Zp")
+    spaces = [char for char in map(chr, range(0x110000)) if unicodedata.category(char) in kinds]
+    assert len(spaces) == 84 and not [char for char in spaces if clean(f"x{char}y é") != "x y é"]
+
+
+def test_invisible_formatting_characters_are_removed():
+    "Of the characters that Unicode calls formats, those that join letters, spell flags or mark numbers stay."
+    hidden = [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF]
+    hidden += range(0x2066, 0x206A)
+    assert [clean(f"x{chr(code)}y") for code in hidden] == ["xy"] * len(hidden)
+    assert all(unicodedata.category(chr(code)) == "Cf" for code in hidden)
+
+
+@pytest.mark.parametrize("text", ["two  spaces", "[[ASIN:B00X My Lamp]]", "R&amp;D", "a<br>b", " ends "])
+def test_a_text_of_plain_letters_is_cleaned_too(text):
+    assert clean(text) == clean(f"{text} é").removesuffix(" é").rstrip() != text
 
 
 @given(st.text())

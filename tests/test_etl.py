@@ -37,7 +37,7 @@ from sentiment_engine.data.etl import (
 )
 from sentiment_engine.data.exploration import newest_reviews, open_newest, open_reviews
 from sentiment_engine.data.ingest import upload_reviews
-from sentiment_engine.data.quality import Expectations
+from sentiment_engine.data.quality import SIDES, Expectations
 from sentiment_engine.data.reviews import find_files
 from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.local import glue_options
@@ -135,6 +135,7 @@ def test_faults_are_counted_by_reason_and_put_aside(cleaned):
     aside = {reason: {row["line"] for row in lake.rejected() if row["reason"] == reason} for reason in FAULTS}
     assert aside == {reason: set(lines) for reason, lines in FAULTS.items()}
     assert {row["category"] for row in lake.rejected()} == {"All Beauty+"}
+    assert {row["reason"] for row in lake.rejected()} == {*FAULTS, "conflicting"}  # repeats are only counted
 
 
 def test_every_line_is_accounted_for(cleaned):
@@ -153,6 +154,72 @@ def test_of_equal_texts_the_oldest_stays(cleaned):
     assert not [row for row in lake.rows() if row["text"] == "could be either"]
 
 
+def judged(spark, lines: list[str], rules: Rules) -> list[tuple[str, int, str | None]]:
+    "Return text, stars and reason of each line, in the order of texts and stars."
+    frame = spark.createDataFrame([(text, "B") for text in lines], "line string, category string")
+    rows = transform(frame, rules).where("text is not null").collect()
+    return sorted((row.text, row.stars, row.reason) for row in rows)
+
+
+def test_a_review_without_a_time_counts_as_the_youngest(spark):
+    equal = [line("Fine", rating=5, timestamp=None), line("fine", rating=4, timestamp=5)]
+    words = "the strap holds my old guitar well and the leather is soft and strong"
+    near = [line(f"{words} now", rating=1, timestamp=None), line(f"{words} too", rating=2, timestamp=5)]
+    assert judged(spark, [*equal, *near], Rules(near_repeats=0.5)) == [
+        ("Fine", 5, "repeat"),
+        ("fine", 4, None),
+        (f"{words} now", 1, "near_repeat"),
+        (f"{words} too", 2, None),
+    ]
+
+
+def test_near_repeats_share_exactly_the_threshold_or_more_and_are_eight_words_long(spark):
+    ten, seven = "one two three four five six seven eight nine", "red green blue black white grey"
+    lines = [line(f"{words} {end}", timestamp=at) for words in (ten, seven) for at, end in ((1, "a"), (2, "b"))]
+    reasons = {
+        share: [row[2] for row in judged(spark, lines, Rules(near_repeats=share))] for share in (0.5, 7 / 9, 0.8)
+    }
+    found = [None, "near_repeat", None, None]
+    assert reasons == {0.5: found, 7 / 9: found, 0.8: [None] * 4}  # they share 7 of 9 runs of three words
+
+
+def test_limits_keep_as_many_as_they_say(spark):
+    bad = [line(f"bad {i}", rating=1) for i in range(3)]
+    good = [line(f"good {i}", rating=5) for i in range(9)]
+    out = [line(f"so so {i}", rating=3) for i in range(9)] + [line("either", rating=star) for star in (1, 5)]
+    for rules, kept in (
+        (Rules("dropped", balance=1.5), (3, 4)),  # at most 1.5 times 3
+        (Rules("dropped", balance=1), (3, 3)),
+        (Rules("dropped", most_per_star=2), (2, 2)),
+        (Rules("dropped", most_per_category=4), 4),
+    ):
+        stars = [star for _, star, reason in judged(spark, bad + good + out, rules) if reason is None]
+        counts = (stars.count(1), stars.count(5))
+        assert (counts if isinstance(kept, tuple) else sum(counts)) == kept, rules
+
+
+@pytest.mark.parametrize("name", ["near_repeats", "balance", "most_per_category", "most_per_star"])
+def test_rules_are_checked_at_their_bounds(name):
+    assert Rules(**{name: 0}) and Rules(**{name: 1})
+    share = name == "near_repeats"
+    with pytest.raises(ValueError, match="near_repeats is a share" if share else "limits are 0"):
+        Rules(**{name: -0.1})
+    for wrong in ({"near_repeats": 1.01}, {"balance": 0.99}, {"balance": 0.01}):
+        with pytest.raises(ValueError, match=r"near_repeats is a share from 0 to 1|balance is 0 .* or at least 1"):
+            Rules(**wrong)
+
+
+def test_a_reader_never_sees_a_half_written_report(spark, lake):
+    lake.put("Books.jsonl", good_lines())
+    clean_reviews(spark, *lake.places)
+    path = lake.root / "reports/etl.json"
+    before = path.read_text()
+    with path.open() as reader:
+        clean_reviews(spark, *lake.places)
+        assert reader.read() == before != path.read_text()
+    assert [each.name for each in path.parent.iterdir()] == ["etl.json"]
+
+
 def test_a_line_that_is_no_review_takes_none_with_it(spark):
     lines = ["terrible", line("Terrible", rating=1), "fine!", line("Fine!", rating=5, timestamp=None)]
     frame = spark.createDataFrame([(text, "B") for text in lines], "line string, category string")
@@ -167,6 +234,9 @@ def test_columns_labels_and_split(cleaned):
     assert len({row["text"].lower() for row in rows}) == len({row["review_id"] for row in rows}) == len(rows)
     sides = [sum(row["split"] == side for row in rows) / len(rows) for side in ("train", "validation", "test")]
     assert abs(sides[0] - 0.8) < 0.08 and min(sides) > 0.03
+    places = {side: {int(r["review_id"][:8], 16) % 100 for r in rows if r["split"] == side} for side in SIDES}
+    assert max(places["train"]) == 79 and (min(places["validation"]), max(places["validation"])) == (80, 89)
+    assert min(places["test"]) == 90
 
 
 def test_nothing_but_data_is_left(cleaned):

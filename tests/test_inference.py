@@ -85,6 +85,7 @@ def answer(model, inputs, **more) -> list[dict]:
         (b'{"inputs": "x", "explain": null, "parameters": null, "options": null}', "application/json", ["x"]),
         (b'{"inputs": "x", "options": {"wait_for_model": true, "use_cache": false}}', "application/json", ["x"]),
         (json.dumps({"inputs": ["x"] * 1000}).encode(), "application/json", ["x"] * 1000),
+        (json.dumps({"inputs": ["x"] * 10, "explain": True}).encode(), "application/json", ["x"] * 10),
     ],
 )
 def test_requests_that_are_read(body, kind, texts):
@@ -322,6 +323,8 @@ ENDS = {  # name: a text, whether some of it is not read
     "full windows of rare words": (f"{'love' + ' ' * 9}" * 3632, False),
     "full windows and a word beyond the limit": ("love " * 3632 + " " * LIMIT + "bad", True),
     "Chinese": ("\u597d " * 25_000, True),
+    "full windows of longer words": ("abcdef " * 3632, False),  # of which a first look sees eight windows
+    "a longer word more": ("abcdef " * 3633, True),
 }
 
 
@@ -434,6 +437,11 @@ def test_nothing_is_sure_about_what_the_vocabulary_does_not_have(calibrated):
     texts = ["love", "love zebra", "love zebra zebra", "zebra zebra", "love " * 600 + "zebra " * 700, "\u200b"]
     assert [a["sure"] for a in answer(model, texts)] == [True, False, False, False, False, False]
     assert all(a["sure"] is False for a in answer(model, ["\U0001f92e" * 3, "\u8d28\u91cf\u5f88\u5dee"]))
+
+
+def test_a_calibration_may_be_never_sure(calibrated):
+    model = calibrated('{"temperature": 1, "sure_from": 1.001}')
+    assert [a["sure"] for a in answer(model, ["love " * 9, "good"])] == [False, False]
 
 
 def test_tokens_are_counted_once(model):
@@ -930,6 +938,21 @@ def test_a_model_with_other_outputs_than_labels_does_not_come_up(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "A", "1": "B", "2": "C"}}))
     with pytest.raises(ValueError, match="does not answer"):
         model_fn(tmp_path)
+
+
+def test_padding_is_not_read(tmp_path):
+    model = model_fn(write_tiny_model(tmp_path, WEIGHTS | {"[PAD]": 9}))
+    texts = ["bad", "terrible bad", "good", "happy good good"]
+    alone = [answer(model, text)[0]["scores"]["POSITIVE"] for text in texts]
+    assert [a["scores"]["POSITIVE"] for a in answer(model, texts)] == pytest.approx(alone, abs=1e-6)
+
+
+def test_half_and_95_percent_of_requests_took_no_longer():
+    counted = inference.Counters()
+    assert counted.report()["latency_ms"] == {"of_last": 0} and counted.report()["mean_batch"] is None
+    for milliseconds in range(100, 0, -1):
+        counted.count(milliseconds / 1000)
+    assert counted.report()["latency_ms"] == {"p50": 50.0, "p95": 95.0, "of_last": 100}
 
 
 def test_a_model_that_takes_token_types_is_given_them(tmp_path):

@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import io
 import json
 import random
+from itertools import pairwise
 
 import pytest
 import urllib3
@@ -190,6 +192,55 @@ def test_a_copy_that_cannot_be_checked_now_is_kept(s3, source, monkeypatch):
         fetch(s3, LAKE, address, web=QUICK)
     fetch(s3, LAKE, address, web=QUICK)
     assert len(source.asked) == 1 and held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
+
+
+def test_a_copy_that_is_not_put_in_its_place_is_not_taken_for_done(s3, source, monkeypatch):
+    source.files = {"Books.jsonl.gz": packed(20_000)}
+    s3.put_object(Bucket=LAKE, Key="raw/Books.jsonl.gz", Body=bytes(len(source.files["Books.jsonl.gz"])))
+    (address,) = category_addresses("Books", source.address)
+
+    def refuse(*_, **__):
+        raise ConnectionError("S3 is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(s3, "copy", refuse)
+        fetch(s3, LAKE, address, web=QUICK)
+    fetch(s3, LAKE, address, web=QUICK)
+    assert held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
+
+
+def test_a_copy_that_was_cut_off_afterwards_is_made_again(s3, source):
+    source.files = {"Books.jsonl.gz": packed(20_000)}
+    (address,) = category_addresses("Books", source.address)
+    fetch(s3, LAKE, address, web=QUICK)
+    s3.put_object(Bucket=LAKE, Key="raw/Books.jsonl.gz", Body=source.files["Books.jsonl.gz"][:-1])
+    fetch(s3, LAKE, address, web=QUICK)
+    assert held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
+
+
+def test_a_part_of_another_size_is_sent_again(s3, source):
+    source.gone_after, source.files = 1, {"Books.jsonl.gz": packed(5 * PART // 2)}
+    (address,) = category_addresses("Books", source.address)
+    with pytest.raises(IngestError, match="HTTP 503"):
+        fetch(s3, LAKE, address, web=QUICK)
+    upload = json.loads(held(s3, "ingest/Books.jsonl.gz.json"))["upload"]
+    target = {"Bucket": LAKE, "Key": "ingest/Books.jsonl.gz", "UploadId": upload}
+    s3.upload_part(**target, PartNumber=1, Body=bytes(PART - 1))
+    source.gone_after = None
+    fetch(s3, LAKE, address, web=QUICK)
+    assert held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
+
+
+@pytest.mark.parametrize("size", [1, PART, PART + 1, 10_000 * PART, 10_000 * PART + 1, 10**12])
+def test_parts_cover_a_file_of_any_size_and_are_no_more_than_s3_takes(size):
+    found = list(ingest.parts(size))
+    assert len(found) <= 10_000 and (found[0][1], found[-1][2]) == (0, size)
+    assert all(one[2] == other[1] and one[0] + 1 == other[0] for one, other in pairwise(found))
+
+
+@pytest.mark.parametrize(("body", "lines"), [(b"", 0), (b"a\n", 1), (b"a\nb", 2), (b"a\n\nb\n", 3)])
+def test_a_last_line_without_an_end_is_counted(body, lines):
+    assert ingest.examine(io.BytesIO(body), False) == (hashlib.sha256(body).hexdigest(), lines)
 
 
 def test_what_cannot_be_had_is_named(s3, source):

@@ -580,6 +580,35 @@ def test_predictions_move_the_deadline_at_most_once_a_minute(world):
     assert world.row.shutdownAt == first + 630 and body["secondsLeft"] == 1800
 
 
+@pytest.mark.parametrize(
+    ("idle", "path", "passed", "moved"),
+    [
+        (30, "/predict", 59, 0),
+        (30, "/predict", 60, 60),
+        (1, "/predict", 14, 0),  # a short service moves after a quarter of it
+        (1, "/predict", 15, 15),
+        (30, "/extend", 1, 1),
+    ],
+)
+def test_the_smallest_move_of_the_deadline_that_is_written(monkeypatch, idle, path, passed, moved):
+    world = World(monkeypatch, idle_minutes=idle)
+    world.in_service()
+    first = world.row.shutdownAt
+    world.clock.now += passed
+    assert world.request("POST", path, {"inputs": "ok"})[0] == 200
+    assert world.row.shutdownAt == first + moved
+
+
+def test_the_deadline_of_a_later_run_is_not_moved_by_a_request_of_an_earlier_one(world):
+    world.in_service()
+    earlier = world.row
+    world.pass_time(world.settings.idle_minutes * 60 + 90)
+    world.in_service()
+    world.clock.now += 100
+    later = world.row
+    assert lifecycle.extend(world.engine, earlier) is None and world.row == later
+
+
 def test_extend_moves_the_deadline_and_the_wake_up_comes_back(world):
     world.in_service()
     world.clock.now += 1000

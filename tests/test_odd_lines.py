@@ -82,6 +82,9 @@ FINE = [  # a line, and what it says
         for odd in (str(MS), MS / 1000, MS * 1000)
     ),
     (line(text="in seconds", timestamp=1_588_687_728), ("in seconds", 5, 1_588_687_728_000, True)),
+    (line(text="in nanoseconds", timestamp=MS * 10**6), ("in nanoseconds", 5, MS, True)),
+    (line(text="early seconds", timestamp=10**8), ("early seconds", 5, 10**11, True)),
+    (line(text="late milliseconds", timestamp=10**11), ("late milliseconds", 5, 10**11, True)),
     *(
         (line(text=f"untimed {odd!r}", timestamp=odd), (f"untimed {odd!r}", 5, None, True))
         for odd in (-1, 10**30, None, "May 2020", True, [MS])
@@ -147,6 +150,19 @@ def test_a_line_alone_is_no_review(reason):
     assert all(parse_review(odd.decode("utf-8", "replace")) is None for odd in ODD[reason])
 
 
+def test_a_line_is_read_up_to_each_of_its_limits():
+    deep = [written(n="[" * depth + "]" * depth, m="[]") for depth in (99, 100)]  # in the line's own object
+    long = line(more="").decode()
+    long = [long.replace('"more": ""', f'"more": "{"m" * (size - len(long))}"') for size in (10**6, 10**6 + 1)]
+    pairs = [
+        (line(text="x" * 50_000).decode(), line(text="x" * 50_001).decode()),
+        (line(title="x" * 50_000).decode(), line(title="x" * 50_001).decode()),
+        tuple(each.decode() for each in deep),
+        tuple(long),
+    ]
+    assert [(parse_review(most) is None, parse_review(more) is None) for most, more in pairs] == [(False, True)] * 4
+
+
 @pytest.mark.parametrize("name", ["Odd.jsonl", "Odd.jsonl.gz"])
 def test_python_counts_each_odd_line_by_its_reason(tmp_path, name):
     data = line(text="first") + b"\n" + b"\n".join(LINES)
@@ -170,15 +186,16 @@ def test_s3_is_read_as_a_folder_is():
 
 
 def test_the_release_counts_the_same_lines(tmp_path):
-    plain = [b'{"label": 1, "text": "Plain praise"}', b'{"label": "0", "text": "Plain blame", "category": "Books"}']
+    plain = [line(text="Starred blame", rating=1, title="", label=1)]
+    plain += [b'{"label": 1, "text": "Plain praise"}', b'{"label": "0", "text": "Plain blame", "category": "Books"}']
     wrong = [b'{"label": 2, "text": "a"}', b'{"label": true, "text": "a"}', b'{"label": [1], "text": "a"}']
     data = line(text="first") + b"\n" + b"\n".join([*LINES, *plain, *wrong, b'{"label": 1, "text": 5}'])
     put(tmp_path, {"Odd.jsonl": data})
     counts = Counter()
     texts = read_texts(str(tmp_path / "Odd.jsonl"), counts)
-    assert +counts == WANTED + Counter(texts=len(FINE) + 3, bad_label=3, bad_text=1)
+    assert +counts == WANTED + Counter(texts=len(FINE) + 4, bad_label=3, bad_text=1)
     assert [text.removeprefix("T. ") for text in texts["text"][1 : len(FINE) + 1]] == [said[0] for _, said in FINE]
-    assert texts["label"][-2:].tolist() == [1, 0]
+    assert texts["label"][-3:].tolist() == [0, 1, 0]  # stars count before a label
 
 
 def test_spark_counts_each_odd_line_by_its_reason(spark, tmp_path):
@@ -436,6 +453,13 @@ def test_a_label_is_read_in_any_type_that_holds_0_and_1(tmp_path, kind):
         read_channel(tmp_path)
 
 
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_third_label_is_refused(tmp_path, label):
+    GOOD.assign(label=[0, 1, label, 1] * 5).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UnusableData, match=rf"labels must be 0 or 1, but .*\[{label}, {label}"):
+        read_channel(tmp_path)
+
+
 def test_a_job_without_anything_to_measure_with_says_so(tmp_path):
     (tmp_path / "train").mkdir()
     GOOD.to_parquet(tmp_path / "train/a.parquet")
@@ -447,9 +471,16 @@ def test_a_job_without_anything_to_measure_with_says_so(tmp_path):
 def test_rows_that_training_leaves_out_are_counted(tmp_path):
     (tmp_path / "train").mkdir()
     GOOD.assign(text=[None, "", " <br>", *GOOD.text[3:]]).to_parquet(tmp_path / "train/a.parquet")
-    put(tmp_path, {"train/._a.parquet": b"what macOS writes"})
+    put(tmp_path, {f"train/{name}": b"no Parquet" for name in ("._a.parquet", "_b.parquet", "_temporary/0/c.parquet")})
     with pytest.warns(UserWarning, match="3 of 20 rows of train have no text"):
         assert len(read_channel(tmp_path / "train")) == 17
+
+
+def test_training_reads_the_files_of_every_folder_of_a_channel(tmp_path):
+    for folder in ("train", "train/a=b", "train/a=b/c"):
+        (tmp_path / folder).mkdir()
+        GOOD.to_parquet(tmp_path / folder / "part_0.parquet")
+    assert len(read_channel(tmp_path / "train")) == 60
 
 
 def test_what_the_job_writes_is_read_by_all(spark, tmp_path):

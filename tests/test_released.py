@@ -1,11 +1,15 @@
 "The released model: whole, small enough, deployable, and as good as its card says."
 
+import itertools
 import json
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from sentiment_engine.data.reviews import read_reviews, write_reviews
@@ -13,7 +17,16 @@ from sentiment_engine.model.artifact import preflight, unpack
 from sentiment_engine.model.behaviour import load_suite, score_suite, served
 from sentiment_engine.model.inference import Reviews, model_fn, predict_fn
 from sentiment_engine.model.monitoring import mixes
-from sentiment_engine.model.released import check_sums, pack_released, released_folder
+from sentiment_engine.model.released import (
+    FIELDS,
+    balance_stars,
+    check_sums,
+    one_or_two_sentences,
+    pack_released,
+    released_folder,
+    side_of,
+    split_texts,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -124,6 +137,68 @@ def test_it_brings_what_monitoring_compares_with(metrics):
     assert {"label", "score", "sure", "tokens", "windows", "read"} == set(reference)
     answers = predict_fn(["I love it.", "Broken after a day."] * 2, model_fn(released_folder()))
     assert all(set(mix) <= set(reference[name]) for name, mix in mixes(answers).items())
+
+
+def labelled_texts(*rows: tuple) -> pd.DataFrame:
+    "Lay out texts and labels as the files of a release do."
+    given = [(text, label, 0, "Books", "plain", "", "") for text, label in rows]
+    return pd.DataFrame(given, columns=FIELDS)
+
+
+def texts_of(side: str, count: int) -> list[str]:
+    "Make up texts that a hash puts on one side."
+    made = (
+        " ".join(f"{word}{n}" for word in "no other text has one of these ten words".split()) for n in itertools.count()
+    )
+    return list(itertools.islice((text for text in made if side_of(text) == side), count))
+
+
+def test_a_hash_puts_four_percent_of_the_texts_on_each_held_out_side():
+    sides = Counter(side_of(f"text {n}") for n in range(20_000))
+    assert all(0.035 < sides[side] / 20_000 < 0.045 for side in ("validation", "test"))
+    assert {side_of(" Text 1 "), side_of("text 1")} == {side_of("TEXT 1")}
+
+
+def test_no_text_is_learnt_with_two_labels_or_twice_or_from_those_to_measure_with():
+    (held,), (theirs,) = texts_of("test", 1), texts_of("validation", 1)
+    mine = texts_of("train", 4)
+    rows = [
+        (held, 1),
+        (theirs, 0),
+        (mine[0], 1),
+        (mine[1], 1),
+        (mine[1].upper() + "!", 1),
+        (mine[2], 0),
+        (mine[2] + ".", 1),
+    ]
+    quoting = f"{held} indeed"
+    while side_of(quoting) != "train":
+        quoting += " indeed"
+    parts = split_texts(labelled_texts(*rows, (quoting, 1)))
+    assert {side: part["text"].tolist() for side, part in parts.items()} == {
+        "train": mine[:2],
+        "validation": [theirs],
+        "test": [held],
+    }
+
+
+def test_negative_reviews_are_all_taken_and_positive_ones_as_many_as_asked():
+    stars = [1, 2, 3, 4, 4, 4, 5, 5]
+    rows = [
+        (f"Title. body {n}", int(star >= 4), star, "Books", "reviews", "Title.", f"body {n}")
+        for n, star in enumerate(stars)
+    ]
+    drawn = balance_stars(pd.DataFrame(rows, columns=FIELDS), np.random.default_rng(0), {4: 2, 5: 1}, untitled=0)
+    assert Counter(drawn["stars"]) == {1: 1, 2: 1, 3: 1, 4: 2, 5: 1} and drawn["text"].str.startswith("Title. ").all()
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [("It broke twice. It came back late.", False), ("It is so good. I love it. Buy it now please.", True)],
+)
+def test_only_a_text_of_three_sentences_or_more_is_cut(text, cut):
+    found = {one_or_two_sentences(text, np.random.default_rng(seed)) for seed in range(20)}
+    assert all(part in text and part != text for part in found) and ("" not in found) is cut
 
 
 @pytest.mark.slow

@@ -210,6 +210,8 @@ def test_no_rows_are_an_error():
         ("Nice", "Love it", "Nice. Love it"),
         ("Nice.", "Love it", "Nice. Love it"),
         ("Nice?!", "Love it", "Nice?! Love it"),
+        ("Nice?", "Love it", "Nice? Love it"),
+        ("Nice…", "Love it", "Nice… Love it"),
         ("", "Love it", "Love it"),
         (None, " Love it ", "Love it"),
         ("Nice", "", "Nice"),
@@ -291,6 +293,13 @@ def test_a_label_that_is_missing_is_named(tmp_path):
         check_reviews(tmp_path)
     (tmp_path / "Toys.jsonl").write_text(BAD + '{"rating": "five", "text": "?"}\n{"rating": 1, "text": null}\n')
     assert check_reviews(tmp_path) == {"POSITIVE": 3, "NEGATIVE": 1}
+
+
+def test_a_label_that_comes_late_is_found_and_no_more_is_read_than_needed(tmp_path):
+    (tmp_path / "Books.jsonl").write_text(LINE * 8 + BAD + "\n" + LINE * 5)
+    assert check_reviews(tmp_path, lines=3) == {"POSITIVE": 8, "NEGATIVE": 1}
+    assert check_reviews(tmp_path, lines=9) == {"POSITIVE": 9, "NEGATIVE": 1}
+    assert check_reviews(tmp_path) == {"POSITIVE": 13, "NEGATIVE": 1}
 
 
 def s3_with(pages: list[list[str]], bodies: dict[str, bytes]):

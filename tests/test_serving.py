@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import clients
@@ -107,7 +107,8 @@ def test_requests_under_way_are_answered_before_the_end(artifact):
         wait_for(lambda: server.metrics()["under_way"] == 3)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: not listens(server.port))
-        assert not any(one.done() for one in slow)
+        time.sleep(0.5)  # longer than a server takes that waits for nobody
+        assert server.process.poll() is None and not any(one.done() for one in slow)
         (artifact / "go").touch()
         assert [one.result(60).json()[0]["label"] for one in slow] == ["POSITIVE"] * 3
         log = server.end()
@@ -150,6 +151,21 @@ def test_the_limit_ends_it_and_the_status_says_so(artifact):
         assert slow.result(60).status_code == 503 and slow.result(60).json()["error"]["code"] == "draining"
         log = server.end()
     assert server.process.returncode == 1 and log[-1]["dropped"] == 1
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+def test_a_second_signal_ends_it_at_once(artifact, numbers):
+    with running(artifact, "--drain-seconds", "1000") as server, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
+        wait_for(lambda: server.metrics()["under_way"] == 1)
+        server.process.send_signal(numbers[0])
+        wait_for(lambda: not listens(server.port))
+        assert server.process.poll() is None and not slow.done()
+        server.process.send_signal(numbers[1])
+        log = server.end(60)
+        with suppress(httpx.HTTPError):  # there may be no time to tell
+            assert slow.result(60).status_code == 503
+    assert [entry["signal"] for entry in log if entry["event"] == "draining"] == [number.name for number in numbers]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -29,7 +29,7 @@ from sentiment_engine.deploy.training import (
     wait_for_training,
 )
 from sentiment_engine.model.base_model import build_base_model, minilm_folder
-from sentiment_engine.model.training_job import COMPAT, restart_with_compat
+from sentiment_engine.model.training_job import COMPAT, UnusableData, check_sample, recipe_from, restart_with_compat
 from sentiment_engine.settings import Settings, connect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -505,6 +505,22 @@ def test_bad_input_leaves_a_clear_reason(source, base, tmp_path, train, argument
     assert done.returncode == 1 and not (tmp_path / "model").exists()
     failure = (tmp_path / "output/failure").read_text()
     assert reason in failure and "Traceback" not in failure
+
+
+def test_values_exactly_at_a_limit_can_be_trained_on():
+    check_sample(reviews(16))
+    with pytest.raises(UnusableData, match="15 reviews are too few"):
+        check_sample(reviews(16).head(15))
+    assert [recipe_from(["--max_length", str(size)], {}).max_length for size in (8, 512)] == [8, 512]
+    for size in (7, 513):
+        with pytest.raises(ValueError, match=f"max_length is {size}"):
+            recipe_from(["--max_length", str(size)], {})
+
+
+def test_arguments_win_over_what_sagemaker_says_and_need_a_value():
+    assert recipe_from(["--epochs", "3"], {"SM_HPS": '{"epochs": 1, "seed": 7}'}).epochs == 3
+    with pytest.raises(ValueError, match="arguments must come as --key value"):
+        recipe_from(["--epochs", "3", "--seed"], {})
 
 
 def steps_told(printed: str) -> list[int]:

@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import httpx
 import pytest
 
+from sentiment_engine.deploy import website
 from sentiment_engine.deploy.website import KEEP_LONG, KEEP_SHORT, MARK, publish, site_files, unpublish, with_answers
 
 SITE = Path(__file__).resolve().parent.parent / "website"
@@ -168,6 +171,9 @@ def test_the_published_page_asks_for_what_is_there(s3, bucket):
     html = s3.get_object(Bucket=bucket, Key="sentiment.html")["Body"].read().decode()
     asked = set(re.findall(r'(?:src|href|data-\w+)="([\w.-]+\.(?:css|js|svg))"', html))
     assert len(asked) == 4 and asked <= keys(s3, bucket)
+    unknown = s3.get_object(Bucket=bucket, Key="404.html")["Body"].read().decode()
+    (style,) = re.findall(r'href="/([^"]+\.css)"', unknown)
+    assert style in keys(s3, bucket)
     assert "connect-src 'self' https://api.example.com;" in html and "app.py" not in keys(s3, bucket)
     assert json.load(s3.get_object(Bucket=bucket, Key="config.json")["Body"]) == CONFIG
 
@@ -201,6 +207,17 @@ def test_what_the_old_page_asks_for_outlives_a_late_change(s3, bucket, folder):
     old = next(key for key in keys(s3, bucket) if re.fullmatch(r"sentiment\..*\.css", key))
     (folder / "sentiment.css").write_text("body{color:teal}")
     assert publish(s3, bucket, folder, CONFIG, patience=0).deleted == () and old in keys(s3, bucket)
+
+
+@pytest.mark.parametrize("behind", [-2, 2])
+def test_a_clock_that_is_hours_away_delays_no_deletion_for_ever(s3, bucket, folder, monkeypatch, behind):
+    for colour in ("teal", "navy"):
+        (folder / "sentiment.css").write_text(f"body{{color:{colour}}}")
+        publish(s3, bucket, folder, CONFIG)
+    for hours, deleted in ((behind / 4, 0), (behind, 1)):
+        away = SimpleNamespace(time=lambda hours=hours: time.time() - 3600 * hours)
+        monkeypatch.setattr(website, "time", away)
+        assert len(publish(s3, bucket, folder, CONFIG).deleted) == deleted
 
 
 class Watched:
@@ -252,6 +269,47 @@ def test_a_file_that_cannot_be_deleted_is_named(s3, bucket, folder):
         unpublish(Refusing(s3, []), bucket)
 
 
+class Large:
+    "A bucket of many objects of ours that deletes as many at a time as S3 does."
+
+    def __init__(self, size: int):
+        self.keys, self.batches = {f"{n:05}.svg" for n in range(size)}, []
+
+    def get_paginator(self, _):
+        return SimpleNamespace(paginate=lambda Bucket: [{"Contents": [{"Key": key} for key in sorted(self.keys)]}])
+
+    def head_object(self, Bucket, Key):
+        return {"Metadata": {"published-by": MARK}}
+
+    def delete_objects(self, Bucket, Delete):
+        self.batches.append(len(Delete["Objects"]))
+        assert self.batches[-1] <= 1000, "S3 takes no more"
+        self.keys -= {each["Key"] for each in Delete["Objects"]}
+        return {}
+
+
+def test_more_than_a_thousand_files_are_deleted_a_thousand_at_a_time():
+    s3 = Large(2_001)
+    assert len(unpublish(s3, "site")) == 2_001 and not s3.keys and s3.batches == [1000, 1000, 1]
+
+
+def test_a_file_that_gets_another_header_is_sent_again(s3, bucket, monkeypatch):
+    publish(s3, bucket, SITE, CONFIG)
+    monkeypatch.setitem(website.CONTENT_TYPES, ".json", "application/json; charset=utf-8")
+    assert publish(s3, bucket, SITE, CONFIG).uploaded == ("examples.json", "config.json")
+    assert s3.head_object(Bucket=bucket, Key="config.json")["ContentType"] == "application/json; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "api.example.com", "ftp://api.example.com", "javascript:alert(1)", "https://", "data:text/html,x"]
+    + [f"https://api.example.com{mark}script-src" for mark in "; ,'\"<>"],
+)
+def test_no_address_of_the_api_can_change_the_policy(address):
+    with pytest.raises(ValueError, match="apiUrl must be an address"):
+        site_files(SITE, {"apiUrl": address})
+
+
 def test_another_api_reaches_config_and_policy(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
     change = publish(s3, bucket, SITE, {"apiUrl": "https://other.example.com"})
@@ -289,6 +347,23 @@ def test_examples_get_the_answers_of_the_model(s3, bucket):
     assert all(x["answer"]["scores"] == {"NEGATIVE": 0.02459, "POSITIVE": 0.97541} for x in stored["examples"])
     words = [[i, i + 10, -0.123] for i in range(100, 105)]
     assert all(x["answer"]["sure"] is True and x["answer"]["words"] == words for x in stored["examples"])
+
+
+@pytest.mark.parametrize(
+    ("influences", "kept"),
+    [
+        ([0.09, 0.5, -0.1, 0.2], [0.5, -0.1, 0.2]),  # from a fifth of the strongest on
+        ([0.02, -0.01, 0.0099], [0.02, -0.01]),
+        ([0.009], []),
+        ([0.1, 0.11, -0.12, 0.13, 0.14, 0.15], [0.11, -0.12, 0.13, 0.14, 0.15]),
+        ([], []),
+    ],
+)
+def test_the_words_that_an_answer_hangs_on_are_stored(influences, kept):
+    why = [{"start": 9 * n, "end": 9 * n + 5, "influence": value} for n, value in enumerate(influences)]
+    given = {"scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}, "explanation": why}
+    (stored,) = with_answers({"examples": [{"text": "x"}]}, lambda _: [given], "1")["examples"]
+    assert [word[2] for word in stored["answer"]["words"]] == kept
 
 
 def test_an_answer_without_reasons_is_stored_without(s3, bucket):

@@ -8,7 +8,8 @@ import pytest
 from chromium import open_browser
 from playwright.sync_api import Browser, Page, expect
 
-expect.set_options(timeout=60_000)  # the first call of a Lambda takes seconds on a busy machine
+PATIENCE = 60_000  # milliseconds: the first call of a Lambda takes seconds on a busy machine
+expect.set_options(timeout=PATIENCE)
 
 PHONE = "+1 202 555 0123"  # of the range that is kept free for fiction
 PRAISE = "I love it: a warm and lovely sound. Excellent!"

@@ -47,7 +47,7 @@ function duration(seconds) {
 function money(dollars) {
 	if (dollars === 0) return 'nothing';
 	if (dollars < 0.0001) return 'less than $0.0001';
-	return `$${dollars.toFixed(dollars < 1 ? 4 : 2).replace(/(\.\d\d\d?)0+$/, '$1')}`;
+	return `$${dollars.toFixed(dollars < 1 ? 4 : 2).replace(/(\.\d\d\d??)0+$/, '$1')}`;
 }
 function percent(share) { // never 100 or 0: no model is that sure
 	if (share > 0.999) return '> 99.9 %';
