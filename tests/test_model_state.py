@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from engine_double import ADA, BOB, CAROL, ROOT, World, aws_error
@@ -125,6 +127,18 @@ def test_a_subscriber_is_claimed_once(table):
     assert states.settle(table, key, "another token", sent=True) is None
     assert states.settle(table, key, token, sent=True).smsSent == 1
     assert states.read_row(table).subscribers == {}
+
+
+def test_what_a_dead_sender_claimed_is_counted_and_erased(table, monkeypatch):
+    _, row = start(table, RUN, ADA)
+    (key,) = states.waiting(row)
+    claimed = states.ready(table, row, 1000) and states.claim(table, RUN, key)
+    assert claimed and states.settle_abandoned(table, states.read_row(table)) == 0  # its sender may still live
+    later = time.time() + states.ABANDONED + 1
+    monkeypatch.setattr(states, "time", SimpleNamespace(time=lambda: later))
+    assert states.settle_abandoned(table, states.read_row(table)) == 1
+    now = states.read_row(table)
+    assert (now.smsSent, now.smsFailed, now.subscribers) == (0, 1, {})
 
 
 @pytest.mark.parametrize("sent", [True, False])

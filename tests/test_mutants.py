@@ -42,7 +42,7 @@ def test_every_mutant_of_a_script_is_javascript():
 
 def test_a_mutant_that_does_not_fit_is_named():
     mutant = Mutant("data", "gone", "sentiment_engine/data/etl.py", "this text is not there", "")
-    with pytest.raises(ValueError, match=r"gone: its text occurs 0 times in sentiment_engine/etl\.py"):
+    with pytest.raises(ValueError, match=r"gone: its text occurs 0 times in sentiment_engine/data/etl\.py"):
         patched(mutant)
 
 

@@ -357,7 +357,7 @@ def _cleared(engine: Engine, row: Row, model: Mapping[str, Any]) -> Row | None: 
 # %% ../../nbs/service/lifecycle.ipynb #2e8d3592
 def _next_type(settings: Settings, instance_type: str) -> str | None:
     "Return the instance type to try after `instance_type`; each is tried once."
-    types = list(dict.fromkeys(settings.instance_types))
+    types = settings.instance_types
     after = types.index(instance_type) + 1 if instance_type in types else 0
     return types[after] if after < len(types) else None
 
