@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -134,7 +133,7 @@ def test_what_a_dead_sender_claimed_is_counted_and_erased(table, monkeypatch):
     (key,) = states.waiting(row)
     claimed = states.ready(table, row, 1000) and states.claim(table, RUN, key)
     assert claimed and states.settle_abandoned(table, states.read_row(table)) == 0  # its sender may still live
-    later = time.time() + states.ABANDONED + 1
+    later = states.read_row(table).subscribers[key]["claimedAt"] + states.ABANDONED + 1
     monkeypatch.setattr(states, "time", SimpleNamespace(time=lambda: later))
     assert states.settle_abandoned(table, states.read_row(table)) == 1
     now = states.read_row(table)
