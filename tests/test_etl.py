@@ -226,7 +226,7 @@ def test_missing_and_damaged_input_is_named(spark, cleaned, tmp_path):
     with pytest.raises(ValueError, match=r"there are no raw reviews in .*nowhere"):
         clean_reviews(spark, str(tmp_path / "nowhere"), *lake.places[1:])
     (tmp_path / "Books.jsonl.gz").write_bytes(gzip.compress("\n".join(good_lines(5000)).encode())[:-3000])
-    with pytest.raises(RuntimeError, match=r"Spark failed on .*: a \.gz file there is cut off"):
+    with pytest.raises(RuntimeError, match=r"Spark failed on .*: a \.gz file is cut off"):
         clean_reviews(spark, str(tmp_path), *lake.places[1:])
     assert lake.files() == before
 
