@@ -21,6 +21,7 @@ from sentiment_engine.deploy.account import (
     tags_of,
 )
 from sentiment_engine.deploy.endpoint import model_version
+from sentiment_engine.deploy.foundation import foundation_parameters, site_parameters
 from sentiment_engine.deploy.packaging import monitoring_parameters, package_keys, stack_parameters
 from sentiment_engine.deploy.plan import Plan, Work, bill, describe_plan, plan_of, unchecked
 from sentiment_engine.deploy.stacks import stack_outputs
@@ -31,11 +32,9 @@ from sentiment_engine.settings import (
     connect,
     engine_stack,
     environment_of,
-    foundation_parameters,
     foundation_stack,
     monitoring_stack,
     settings_from,
-    site_parameters,
     site_stack,
 )
 

@@ -48,6 +48,7 @@ from sentiment_engine.data.ingest import category_addresses
 from sentiment_engine.data.reviews import check_reviews, find_files
 from sentiment_engine.deploy.account import mask_accounts
 from sentiment_engine.deploy.endpoint import trial_machines
+from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.model.wheels import fetch_wheels
@@ -57,7 +58,6 @@ from sentiment_engine.settings import (
     environment_of,
     foundation_stack,
     settings_from,
-    site_parameters,
 )
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,12 +14,13 @@ from conftest import TestCloud
 from tiny_model import WEIGHTS, write_tiny_model
 
 from sentiment_engine.deploy.endpoint import RegisteredModel, model_definition, publish_model, register_model
+from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
 from sentiment_engine.deploy.stacks import deploy_stack, upload_template
 from sentiment_engine.deploy.website import publish, with_answers
 from sentiment_engine.model.artifact import add_inference_code, pack
 from sentiment_engine.model.inference import input_fn, model_fn, predict_fn
-from sentiment_engine.settings import Settings, engine_stack, foundation_stack, site_parameters, site_stack
+from sentiment_engine.settings import Settings, engine_stack, foundation_stack, site_stack
 
 ROOT = Path(__file__).resolve().parent.parent
 WAKING_SECONDS = 5.0  # an endpoint takes that much longer here, so that a test can look at a waiting page

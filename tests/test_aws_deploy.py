@@ -36,12 +36,13 @@ from sentiment_engine.deploy.account import (
     regions_for,
 )
 from sentiment_engine.deploy.endpoint import newest_model, serving_image, trial_machines
+from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import monitoring_parameters
 from sentiment_engine.deploy.plan import plan_of, read_template, resources_of
 from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket
 from sentiment_engine.deploy.training import training_image
 from sentiment_engine.model.artifact import add_inference_code, pack
-from sentiment_engine.settings import Settings, monitoring_stack, site_parameters, site_stack
+from sentiment_engine.settings import Settings, monitoring_stack, site_stack
 
 SCRIPTS = ROOT / "infra_scripts"
 
@@ -244,7 +245,10 @@ def test_the_page_of_regions_is_what_the_checks_say():
         (("--target", "aws", "--dry-run", "--model-data", "nothing.tar.gz"), "nothing.tar.gz is no file"),
         (("--target", "aws", "--model-data", "s3://b/m.tar.gz", "--model", "released"), "leave --model out"),
         (("--target", "aws", "--instance-types", "", "--dry-run"), "instance_types must name at least one"),
-        (("--target", "aws", "--stack-prefix", "engine-of-the-whole-lab"), "the prefix is 3 to 17 of a-z, 0-9 and -"),
+        (
+            ("--target", "aws", "--stack-prefix", "engine-of-the-whole-lab"),
+            "the prefix must be 3 to 17 of a-z",
+        ),
         (("--target", "aws", "--stack-prefix", "lab-trial"), "the prefix must not end in -trial"),
         (("--target", "local", "--no-reserved-concurrency"), "--reserved-concurrency is for --target aws"),
         (("--model", "released", "--sample-rows", "500"), "--model released is not trained: leave --sample-rows out"),

@@ -30,15 +30,13 @@ from sentiment_engine.data.etl import (
     QualityError,
     Rules,
     clean_reviews,
-    package_zip,
-    run_glue_job,
     transform,
-    upload_job,
 )
 from sentiment_engine.data.exploration import newest_reviews, open_newest, open_reviews
 from sentiment_engine.data.ingest import upload_reviews
 from sentiment_engine.data.quality import SIDES, Expectations
 from sentiment_engine.data.reviews import find_files
+from sentiment_engine.deploy.glue import job_zip, run_glue_job, upload_job
 from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.local import glue_options
 
@@ -298,7 +296,7 @@ def test_missing_and_damaged_input_is_named(spark, cleaned, tmp_path):
     with pytest.raises(ValueError, match=r"there are no raw reviews in .*nowhere"):
         clean_reviews(spark, str(tmp_path / "nowhere"), *lake.places[1:])
     (tmp_path / "Books.jsonl.gz").write_bytes(gzip.compress("\n".join(good_lines(5000)).encode())[:-3000])
-    with pytest.raises(RuntimeError, match=r"Spark failed on .*: a \.gz file there is cut off"):
+    with pytest.raises(RuntimeError, match=r"Spark failed on .*: a \.gz file is cut off"):
         clean_reviews(spark, str(tmp_path), *lake.places[1:])
     assert lake.files() == before
 
@@ -484,7 +482,7 @@ def test_a_run_leaves_the_files_of_another_that_goes_on_and_the_later_one_gives_
 
         with monkeypatch.context() as patch:
             patch.setattr(etl, "measure", slowly)
-            with pytest.raises(RuntimeError, match=r"another run has finished meanwhile|Spark failed"):
+            with pytest.raises(RuntimeError, match=r"another run finished in the meantime|Spark failed"):
                 clean_reviews(spark, *lake.places)
         assert lake.report()["run"] == ran[-1] and len(lake.rows()) == 300
 
@@ -646,9 +644,9 @@ def test_a_run_that_fails_is_not_committed(spark, lake, awsglue):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--balance", "much"], "--balance is float, not 'much'"),
+        (["--balance", "much"], "--balance must be float, not 'much'"),
         (["--balance", "--three_stars"], "argument --balance: expected one argument"),
-        (["--three_stars", "positive"], "three_stars is negative or dropped"),
+        (["--three_stars", "positive"], "three_stars must be negative or dropped"),
     ],
 )
 def test_wrong_arguments_are_named_before_spark_is_asked(lake, awsglue, more, said):
@@ -668,7 +666,7 @@ def test_no_argument_can_be_taken_for_another():
 
 def test_the_script_imports_only_what_glue_has(tmp_path):
     "The package comes from the zip; beside it there are Python, Spark and boto3."
-    (tmp_path / "sentiment_engine.zip").write_bytes(package_zip(ROOT / "sentiment_engine"))
+    (tmp_path / "sentiment_engine.zip").write_bytes(job_zip(SCRIPT))
     code = """
 import sys
 
@@ -759,7 +757,7 @@ def test_a_role_that_is_new_is_waited_for(glue, message, when):
     refuse()
     answers(glue, "RUNNING", "SUCCEEDED")
     found, said = follow(glue)
-    assert found["JobRunState"] == "SUCCEEDED" and "Glue cannot use the role yet, trying again" in said
+    assert found["JobRunState"] == "SUCCEEDED" and "Glue cannot assume the role yet, trying again" in said
     refuse()
     with pytest.raises(RuntimeError, match="assume"):
         follow(glue, patience=-1)
@@ -768,9 +766,9 @@ def test_a_role_that_is_new_is_waited_for(glue, message, when):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("ConcurrentRunsExceededException", "the Glue job clean is running already"),
-        ("EntityNotFoundException", "there is no Glue job clean: deploy the foundation first"),
-        ("ResourceNumberLimitExceededException", r"no more Glue runs or workers now \(told so\)"),
+        ("ConcurrentRunsExceededException", "the Glue job clean is already running"),
+        ("EntityNotFoundException", "there is no Glue job clean: run 00_settings first"),
+        ("ResourceNumberLimitExceededException", r"its limit of Glue runs or workers \(told so\)"),
         ("InvalidInputException", "InvalidInputException.*told so"),
         ("AccessDeniedException", "AccessDeniedException.*told so"),
     ],
@@ -789,14 +787,14 @@ def test_a_poll_without_an_answer_does_not_end_the_watch(glue, code):
     assert follow(glue)[1] == ["RUNNING", "SUCCEEDED"]
     answers(glue)
     glue.stub.add_client_error("get_job_run", code)
-    with pytest.raises(RuntimeError, match="the run jr_1 of clean may still go on and cost money"):
+    with pytest.raises(RuntimeError, match="the run jr_1 of clean may continue and cost money"):
         follow(glue, patience=-1)
 
 
 def test_a_poll_that_is_refused_says_that_the_run_may_go_on(glue):
     answers(glue)
     glue.stub.add_client_error("get_job_run", "ExpiredTokenException", "log in again")
-    with pytest.raises(RuntimeError, match=r"log in again.*the run jr_1 of clean may still go on and cost money"):
+    with pytest.raises(RuntimeError, match=r"log in again.*the run jr_1 of clean may continue and cost money"):
         follow(glue)
 
 
@@ -854,12 +852,7 @@ def foundation(cloud) -> dict[str, str]:
         ROOT / "infra_scripts/foundation.yaml",
         {"Prefix": "etl-test"},
     )
-    upload_job(
-        cloud.client("s3"),
-        outputs["ArtifactsBucket"],
-        ROOT / "infra_scripts/clean_reviews.py",
-        ROOT / "sentiment_engine",
-    )
+    upload_job(cloud.client("s3"), outputs["ArtifactsBucket"], SCRIPT)
     return outputs
 
 

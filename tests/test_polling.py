@@ -18,8 +18,8 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from sentiment_engine.data.etl import run_glue_job
 from sentiment_engine.deploy.endpoint import delete_endpoint, wait_until_in_service
+from sentiment_engine.deploy.glue import run_glue_job
 from sentiment_engine.deploy.plan import change_set
 from sentiment_engine.deploy.stacks import delete_stack
 from sentiment_engine.deploy.training import wait_for_training

@@ -16,8 +16,9 @@ from acceptance_record import Busy, Memory
 from botocore.exceptions import ClientError, NoCredentialsError
 from engine_double import ROOT
 
+from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.stacks import deploy_stack, empty_bucket, upload_template
-from sentiment_engine.settings import Settings, site_parameters
+from sentiment_engine.settings import Settings
 
 OURS = Settings()
 

@@ -54,7 +54,7 @@ def package_files(source: str) -> dict[str, Path]:  # by name in an archive: sen
     "Find the files of the package that a source needs, by following its imports."
     needed, ahead = {}, modules_imported(source)
     while ahead:
-        ahead |= {name.rpartition(".")[0] for name in ahead} - {""}  # the folders' own __init__.py
+        ahead |= {name.rsplit(".", n)[0] for name in ahead for n in range(1, name.count(".") + 1)}  # each __init__.py
         needed |= {name: _file_of(name) for name in ahead}
         more = set()
         for file in (needed[name] for name in ahead):
