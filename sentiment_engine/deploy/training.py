@@ -36,6 +36,11 @@ from ..settings import Settings
 LONGEST = 28 * 24  # hours; SageMaker's limit for a training job
 
 
+def _texts(recipe: Mapping[str, object]) -> dict[str, str]:
+    "Write hyperparameters as SageMaker takes them."
+    return {name: str(value) for name, value in recipe.items()}
+
+
 def check_request(
     recipe: Mapping[str, object],  # hyperparameters
     instance_type: str,
@@ -45,7 +50,7 @@ def check_request(
     "Raise ValueError, with the name of the parameter, for a request that the job or SageMaker would reject."
     from sentiment_engine.model.training_job import recipe_from
 
-    recipe_from([], {"SM_HPS": json.dumps(dict(recipe))})
+    recipe_from([], {"SM_HPS": json.dumps(_texts(recipe))})
     if not re.fullmatch(r"ml\.[a-z0-9-]+\.[a-z0-9]+", str(instance_type)):
         raise ValueError(f"training_instance is {instance_type!r}: it must be a SageMaker type, such as ml.m5.large")
     if not (isinstance(max_hours, int | float) and 0 < max_hours <= LONGEST):
@@ -310,7 +315,7 @@ def _trainer(session, settings: Settings, job: Job):
         output_data_config=OutputDataConfig(s3_output_path=f"s3://{job.bucket}/models"),
         stopping_condition=_stopping(job),
         checkpoint_config=CheckpointConfig(s3_uri=job.checkpoints) if job.checkpoints else None,
-        hyperparameters={name: str(value) for name, value in job.recipe.items()},
+        hyperparameters=_texts(job.recipe),
         tags=[{"key": "Project", "value": settings.prefix}],
     )
 
