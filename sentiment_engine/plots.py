@@ -27,5 +27,5 @@ def plain_axes(
     "Set the style, make a figure in it, and return its axes."
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update(STYLE | {"axes.prop_cycle": plt.cycler(color=[BLUE, AMBER, GREEN, RED])})
     return plt.subplots(figsize=(width, height), layout="constrained", **more)[1]

@@ -543,6 +543,9 @@ def test_many_texts_are_answered_in_their_order(good, own):
         ({"accuracy": 0.99}, "gives no macro_f1"),
         (METRICS | {"macro_f1": None}, "gives no macro_f1"),
         (METRICS | {"macro_f1": float("nan")}, "below the floor"),
+        (METRICS | {"macro_f1": 0.9, "served": {"macro_f1": 0.74}}, "macro-F1 0.740 is below the floor"),
+        (METRICS | {"macro_f1": 0.9, "served": {}}, "gives no macro_f1"),
+        (METRICS | {"macro_f1": 0.9, "served": None}, "gives no macro_f1"),
         ([], "no JSON object"),
     ],
 )

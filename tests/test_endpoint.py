@@ -94,7 +94,7 @@ def test_the_pointer_names_the_newest_model(aws):
 
 @pytest.mark.parametrize("address", ["", "model.tar.gz", "s3://", "s3://bucket", "s3://bucket/", "https://b/k"])
 def test_what_is_no_s3_address_is_refused(address):
-    with pytest.raises(ValueError, match="is no s3://"):
+    with pytest.raises(ValueError, match="is not an s3://"):
         s3_place(address)
 
 
@@ -265,7 +265,7 @@ def test_what_does_not_come_up_is_deleted_and_tried_once_on_the_next_machine(aws
     sagemaker, told = Refusing(aws.sagemaker, **{trouble: ["ml.t2.medium"]}, model=broken), []
     name = ep.start_trial(sagemaker, settings, model, told.append, timeout=60)
     assert sagemaker.asked == ["ml.t2.medium", "ml.m5.large"] and trials(aws, settings) == {name}
-    assert told[0].startswith("on ml.t2.medium the model did not come up: ")
+    assert told[0].startswith("on ml.t2.medium the model did not start: ")
     assert told[1].startswith("in service on ml.m5.large") and told[2].endswith(
         "--instance-types ml.m5.large,ml.t2.medium"
     )

@@ -14,13 +14,16 @@ from types import SimpleNamespace
 import boto3
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 from botocore.exceptions import ClientError
+from papermill.exceptions import PapermillExecutionError
 
 from sentiment_engine.deploy.training import (
     Job,
     TrainingFailed,
     base_model_address,
+    check_request,
     job_left,
     job_start,
     record_key,
@@ -521,6 +524,54 @@ def test_arguments_win_over_what_sagemaker_says_and_need_a_value():
     assert recipe_from(["--epochs", "3"], {"SM_HPS": '{"epochs": 1, "seed": 7}'}).epochs == 3
     with pytest.raises(ValueError, match="arguments must come as --key value"):
         recipe_from(["--epochs", "3", "--seed"], {})
+
+
+GOOD = {"recipe": {"epochs": 1.0}, "instance_type": "ml.m5.large", "max_hours": 3.0, "reuse": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"recipe": {name: value}}, name)
+        for name, value in (
+            ("epochs", 0),
+            ("epochs", float("inf")),
+            ("epochs", "many"),
+            ("learning_rate", -1e-4),
+            ("batch_size", 0),
+            ("batch_size", 1.5),
+            ("max_length", 7),
+            ("max_length", 513),
+            ("seed", -1),
+            ("layer_decay", 1.1),
+            ("label_smoothing", 1),
+            ("early_stopping", -1),
+            ("max_steps", -1),
+            ("time_budget", float("nan")),
+            ("checkpoints", "perhaps"),
+            ("epoch", 1),
+        )
+    ]
+    + [({"instance_type": kind}, "training_instance") for kind in ("m5.large", "", "ml.m5", None)]
+    + [({"max_hours": hours}, "max_hours") for hours in (0, -1, 673, float("nan"), "3")]
+    + [({"reuse": value}, "reuse") for value in ("no", 1, None)],
+)
+def test_a_wrong_parameter_is_named(given, named):
+    check_request(**GOOD)
+    with pytest.raises(ValueError, match=rf"\b{named}\b"):
+        check_request(**GOOD | given)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given"),
+    [("03_model_training", {"epochs": -1.0}), ("04_endpoint_deployment", {"macro_f1_floor": 75.0})],
+)
+def test_a_walkthrough_rejects_a_wrong_parameter_before_it_asks_any_cloud(notebook, given, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing answers there
+    with pytest.raises(PapermillExecutionError, match=rf"{next(iter(given))} is {next(iter(given.values()))}"):
+        papermill.execute_notebook(
+            ROOT / f"nbs/{notebook}.ipynb", tmp_path / "run.ipynb", given, cwd=ROOT / "nbs", progress_bar=False
+        )
 
 
 def steps_told(printed: str) -> list[int]:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.reviews import LABELS
-from ..plots import BLUE, INK, plain_axes
+from ..plots import BLUE, GREEN, INK, RED, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -281,13 +281,13 @@ def plot_comparison(
 ) -> "Axes":
     "Draw accuracy and macro-F1 of several models beside each other."
     ax, places = plain_axes(7, 3), np.arange(len(results))
-    for i, (measure, colour) in enumerate({"accuracy": BLUE, "macro_f1": "#2a9d8f"}.items()):
+    for i, (measure, colour) in enumerate({"accuracy": BLUE, "macro_f1": GREEN}.items()):
         bars = ax.bar(places + (i - 0.5) * 0.38, [r[measure] for r in results.values()], 0.36, color=colour)
         bars.set_label(measure.replace("macro_f1", "macro-F1"))
         ax.bar_label(bars, fmt="%.2f", color=INK)
     ax.set_xticks(places, list(results))
     ax.set_ylim(0, 1.12)
-    ax.legend(loc="upper left", ncols=2)
+    ax.figure.legend(loc="outside upper left", ncols=2)
     return ax
 
 # %% ../../nbs/model/evaluation.ipynb #71207e19
@@ -299,14 +299,14 @@ def plot_reliability(
     "Draw the accuracy of each bin of confidence, with its number of answers."
     table, ax = reliability(confidence, right, bins), plain_axes(5.5, 4)
     middle, width = (table["from"] + table["to"]) / 2, 0.86 / bins
-    ax.bar(middle, table["accuracy"], width, color=BLUE)
+    ax.bar(middle, table["accuracy"], width, color=BLUE, label="accuracy")
     ax.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
-    ax.plot(table["confidence"], table["confidence"], "D", color="#e76f51", markersize=4, label="promised")
+    ax.plot(table["confidence"], table["confidence"], "D", color=RED, markersize=4, label="confidence")
     for x, row in zip(middle, table.itertuples(), strict=True):
         ax.text(x, max(row.accuracy, row.confidence) + 0.02, f"{row.answers:,}", ha="center", color=INK, fontsize=8)
     ax.set(xlim=(min(0.5, table["from"].min()), 1), ylim=(0, 1.08), xlabel="confidence", ylabel="accuracy")
     ax.set_title(f"ECE {expected_calibration_error(confidence, right, bins):.3f}")
-    ax.legend(loc="upper left")
+    ax.figure.legend(loc="outside lower center", ncols=2)
     return ax
 
 # %% ../../nbs/model/evaluation.ipynb #7e6f59c2
@@ -317,7 +317,7 @@ def plot_precision_recall(
     "Draw the precision-recall curves of both labels for each model."
     from sklearn.metrics import precision_recall_curve
 
-    ax, true = plain_axes(5.5, 4), np.asarray(labels, int)
+    ax, true = plain_axes(7.5, 4), np.asarray(labels, int)
     for i, (name, positive) in enumerate(models.items()):
         share, areas = np.asarray(positive, float), average_precisions(true, positive)
         for label, value, line in ((1, share, "-"), (0, -share, "--")):
@@ -325,5 +325,5 @@ def plot_precision_recall(
             of = LABELS[label]
             ax.step(recall, precision, line, where="post", color=f"C{i}", label=f"{name}, {of} {areas[of]:.2f}")
     ax.set(xlim=(0, 1.01), ylim=(0, 1.05), xlabel="recall", ylabel="precision")
-    ax.legend(loc="lower left", fontsize=8)
+    ax.figure.legend(loc="outside right upper", fontsize=8)
     return ax

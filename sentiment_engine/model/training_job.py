@@ -58,12 +58,17 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        if not (self.epochs > 0 and self.learning_rate > 0 and self.batch_size > 0):
-            raise ValueError("epochs, learning_rate and batch_size must be above 0")
-        if not (0 < self.layer_decay <= 1 and self.evaluations > 0 and self.early_stopping >= 0):
-            raise ValueError("layer_decay must be above 0 and at most 1, evaluations above 0, early_stopping 0 or more")
-        if not 8 <= self.max_length <= 512:
-            raise ValueError(f"max_length is {self.max_length}: it must be between 8 and 512 tokens")
+        rules = {
+            "above 0": (lambda v: 0 < v < float("inf"), "epochs learning_rate batch_size evaluations"),
+            "0 or more": (lambda v: 0 <= v < float("inf"), "weight_decay max_steps time_budget early_stopping seed"),
+            "from 0 to below 1": (lambda v: 0 <= v < 1, "warmup label_smoothing dropout"),
+            "above 0 and at most 1": (lambda v: 0 < v <= 1, "layer_decay"),
+            "between 8 and 512 tokens": (lambda v: 8 <= v <= 512, "max_length"),
+        }
+        for rule, (holds, names) in rules.items():
+            for name in names.split():
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")
 
 # %% ../../nbs/model/training_job.ipynb #462e5214
 def _read(name: str, kind: type, value):
@@ -113,7 +118,7 @@ class Places:
 def places_from(env: Mapping[str, str]) -> Places:
     "Find the folders that SageMaker names. Raises ValueError if a needed one is not named."
     if missing := [name for name in ("SM_CHANNEL_TRAIN", "SM_MODEL_DIR") if not env.get(name)]:
-        raise ValueError(f"{' and '.join(missing)} must be set, as SageMaker does: see the notebook 03d_training_job")
+        raise ValueError(f"{' and '.join(missing)} must be set, as SageMaker does: see the notebook model/training_job")
     root = Path(env["SM_MODEL_DIR"]).parent
     output = Path(env.get("SM_OUTPUT_DATA_DIR") or root / "output/data")
     channels = {name: env.get(f"SM_CHANNEL_{name.upper()}") for name in ("train", "validation", "test", "base")}
@@ -909,7 +914,8 @@ def run_job(recipe: Recipe, places: Places) -> dict | None:  # metrics.json; Non
     if not first_process():
         return None
     metrics = write_artifact(done, recipe, places, watch)
-    say("done", accuracy=metrics["accuracy"], macro_f1=metrics["macro_f1"], seconds=metrics["seconds"]["total"])
+    found = metrics["served"]
+    say("done", accuracy=found["accuracy"], macro_f1=found["macro_f1"], seconds=metrics["seconds"]["total"])
     return metrics
 
 # %% ../../nbs/model/training_job.ipynb #c37aa552
