@@ -144,8 +144,9 @@ def _hash(*parts: object) -> str:
 
 
 def parameters_of(target: str, given: dict) -> dict:
-    "Complete what was given for the notebooks by what the target differs in."
-    return {"target": target} | TARGET_PARAMETERS[target] | {k: v for k, v in given.items() if v is not None}
+    "Complete what was given for the notebooks by what the target differs in. A deployment wakes no model: no visit."
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {"target": target, "visit": False} | TARGET_PARAMETERS[target] | chosen
 
 
 class Stamps:
