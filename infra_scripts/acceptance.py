@@ -72,7 +72,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
     def hourly(kind: str) -> float:
         if (price := price_per_hour(kind)) is None:
-            raise ValueError(f"{kind} is not in the price table of nbs/07_costs.ipynb: add its price there")
+            raise ValueError(f"{kind} is not in the price table of nbs/costs.ipynb: add its price there")
         return price
 
     _, month = standing_cost(Counter(plan.resources))
@@ -102,7 +102,7 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
     say("  deletes  all of it again, also after a failure or Ctrl-C, and lists what is left")
     say(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at the very most")
     usual, most = sum(part.usual for part in parts), sum(part.most for part in parts)
-    say(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/07_costs.ipynb (us-east-1):")
+    say(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/costs.ipynb (us-east-1):")
     for part in parts:
         say(f"             {part.what}: ${part.usual:.3f}, at most ${part.most:.2f}")
     say(f"  writes   {options.report}, without account ids, addresses or names\n")

@@ -309,7 +309,7 @@ def _print_plan(options, settings: Settings, session, findings: list[Finding], a
         plan = replace(planned(options, settings, session, False), unknown=mask_accounts(str(e)))
     print(f"\nWhat would be done in {session.region_name}, by a change set where a stack stands:")
     print(*describe_plan(plan), sep="\n")
-    print(f"\nWhat it costs, by the price table of nbs/07_costs.ipynb ({PRICED_REGION}):")
+    print(f"\nWhat it costs, by the price table of nbs/costs.ipynb ({PRICED_REGION}):")
     print(*bill(plan, settings, work), sep="\n")
     print("\nWhat could not be checked:")
     print(*(unchecked(plan, findings) or ["nothing: everything was looked at"]), sep="\n")

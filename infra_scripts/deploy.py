@@ -69,6 +69,7 @@ TRYING = "04"  # which tries the model on the machines of the settings: on other
 FIRST = "00"  # deploys the site, of which the phases before SETTLED know nothing; nobody trains again for a domain
 SITE = ("domain_name", "hosted_zone_id")  # parameters of the notebooks that only the site is told
 TEACHING = ("01", "02", "03")  # what the released model does without
+DEMONSTRATIONS = {"visit": False}  # parameters of what a notebook shows its readers: a deployment wakes no model
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
 SOURCES = (
     "nbs/**/*.ipynb",
@@ -131,7 +132,7 @@ def plan(parameters: dict) -> list[Phase]:
     for number in (number for number in PHASES if not (learnt and number in TEACHING)):
         (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
         declared = papermill.inspect_notebook(str(notebook))
-        own = {k: v for k, v in parameters.items() if k in declared and v is not None}
+        own = {k: v for k, v in (parameters | DEMONSTRATIONS).items() if k in declared and v is not None}
         known = {name: value for name, value in own.items() if name not in SITE}
         known |= environment_of(settings) | site if number >= SETTLED else {}
         known |= {"machines": trial_machines(settings)} if number == TRYING else {}

@@ -177,8 +177,8 @@ def value_of(node: ast.expr, module: str) -> ast.expr:
     return node
 
 
-# Functions whose variables other tests compare with the list.
-COMPARED = {"emulator_environment", "aws_environment", "_environment"}
+# Functions and a property whose variables other tests compare with the list.
+COMPARED = {"emulator_environment", "aws_environment", "self.environment"}
 
 
 def names_in(node: ast.expr, module: str) -> Iterator[str]:
@@ -190,7 +190,7 @@ def names_in(node: ast.expr, module: str) -> Iterator[str]:
         yield from (name for side in (node.body, node.orelse) for name in names_in(side, module))
     elif isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
         yield from (key.value for key in node.keys)
-    elif not (isinstance(node, ast.Call) and ast.unparse(node.func) in COMPARED):
+    elif ast.unparse(node.func if isinstance(node, ast.Call) else node) not in COMPARED:
         yield ast.unparse(node)
 
 

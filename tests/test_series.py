@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import httpx
+import papermill
 import pytest
 from demo import told_model, told_reviews
 from deploy import Stamps, deploy, outdated, plan, sources_fingerprint
@@ -20,6 +21,7 @@ from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import connect, foundation_stack, settings_from
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "nbs"
 SMALL = {"rows": 1_200, "sample_rows": 800}
 
 
@@ -51,6 +53,22 @@ def test_one_visit(series):
     for act in (wake, use, sleep):
         act(visit)
     assert visit.step_number == 13
+
+
+def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
+    "Two at once included: one endpoint, and none afterwards."
+    _, outputs = series
+    played = tmp_path / "played.ipynb"
+    papermill.execute_notebook(
+        NOTEBOOKS / "05_serverless_backend.ipynb", played, cwd=NOTEBOOKS, kernel_name="python3", progress_bar=False
+    )
+    cells = json.loads(played.read_text())["cells"]
+    said = "".join("".join(each.get("text", "")) for cell in cells for each in cell.get("outputs", []))
+    assert "in service after" in said and "SMS: Hi Ada" in said and "in 1 run\n1 endpoint\n0 endpoints" in said
+    status = httpx.get(f"{outputs['ApiUrl']}/status").json()
+    assert status["state"] == "STOPPED" and status["typicalSeconds"]["starts"] == 3  # the visit before, and two here
+    ours = connect("local").client("sagemaker").list_endpoints(NameContains="sentiment-engine-")
+    assert ours["Endpoints"] == []
 
 
 def test_nothing_is_done_twice(series):

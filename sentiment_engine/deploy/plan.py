@@ -233,7 +233,7 @@ def _visit(settings: Settings) -> Iterator[str]:
     kind, visit = settings.instance_types[0], Visit(idle=settings.idle_minutes)
     cost = run_cost(kind, visit.minutes * 60)
     if cost is None:
-        yield f"a visit      unknown: {kind} is not in the price table of nbs/07_costs.ipynb"
+        yield f"a visit      unknown: {kind} is not in the price table of nbs/costs.ipynb"
         return
     most = f"${settings.monthly_budget:g} a month at most"
     yield f"a visit      ${cost:.3f} for {visit.minutes:g} minutes on {kind}; {most}"
