@@ -431,7 +431,7 @@ def test_what_an_engine_has_whose_prefix_begins_with_ours_is_kept(account):
     deploy_serverless(account, other, MODELS[0])
     account.endpoint["EndpointStatus"], account.next = "InService", None
     assert delete_serverless(account, OWN) == [] and account.endpoint and len(account.configs) == 1
-    with pytest.raises(RuntimeError, match="is not ours"):
+    with pytest.raises(RuntimeError, match="does not belong to this engine"):
         deploy_serverless(account, OWN, MODELS[0])
 
 
