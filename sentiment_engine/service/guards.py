@@ -35,7 +35,7 @@ def mark_of(
     text: str,  # phone number or network address
     key: str,  # key of the day
 ) -> str:  # 6 characters, 0-9 and a-f
-    "Return a mark that recognises `text` but does not reveal it."
+    "Return a mark that recognizes `text` but does not reveal it."
     return hmac.digest(key.encode(), text.encode(), "sha256").hex()[:6]
 
 
