@@ -28,7 +28,7 @@ class Mutant:
     by: str = ""  # the test that must notice it; empty: the model-based one
 
 
-STATE, LIFE, GUARDS, USAGE = "model_state", "lifecycle", "guards", "usage"
+STATE, LIFE, GUARDS, USAGE = (f"service/{name}" for name in ("model_state", "lifecycle", "guards", "usage"))
 MODEL = "tests/test_model_based.py"
 MUTANTS = [
     Mutant(
@@ -357,7 +357,7 @@ MUTANTS = [
     Mutant(
         "dead endpoint goes unnoticed",
         LIFE,
-        'if describe(engine, row.runId)[0] in ("", "Failed", "Deleting"):',
+        "if describe(engine, row.runId)[0] in (*GOING, *DOWN):",
         'if describe(engine, row.runId)[0] == "none":',
         "tests/test_lifecycle.py::test_an_endpoint_deleted_by_hand_ends_the_run",
     ),
@@ -636,7 +636,7 @@ def patched(mutant: Mutant, root: Path = ROOT) -> str:
     "Return the module's source with the mutant in it. Raises ValueError if the patch no longer fits."
     source = (root / "sentiment_engine" / f"{mutant.module}.py").read_text()
     if (count := source.count(mutant.old)) != 1:
-        raise ValueError(f"{mutant.name}: its text stands {count} times in {mutant.module}.py, not once")
+        raise ValueError(f"{mutant.name}: its text occurs {count} times in {mutant.module}.py, not once")
     changed = source.replace(mutant.old, mutant.new)
     compile(changed, mutant.module, "exec")
     return changed

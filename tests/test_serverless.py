@@ -411,7 +411,7 @@ def test_a_move_that_failed_is_no_success_and_can_be_repeated(account):
     deploy_serverless(account, OWN, MODELS[0])
     account.reason = "the model does not load"
     assert deploy_serverless(account, OWN, MODELS[1]) == "moved"  # once the creation is over
-    with pytest.raises(RuntimeError, match="still answers with the model before two: the model does not load"):
+    with pytest.raises(RuntimeError, match="still serves the previous model instead of two: the model does not load"):
         wait_for_serverless(account, OWN, MODELS[1])
     assert account.endpoint["EndpointConfigName"] == first
     account.reason = ""

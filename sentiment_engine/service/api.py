@@ -109,7 +109,7 @@ def json_body(
 def _check_text(text: Any, limit: int, where: str):
     "Raise ApiError unless `text` can be classified."
     if not isinstance(text, str):
-        raise ApiError(400, "not_text", f"{where} must be a text in quotes.")
+        raise ApiError(400, "not_text", f"{where} must be a string in quotes.")
     if not text.strip():
         raise ApiError(400, "empty_text", f"{where} is empty: write a review first.")
     if len(text) > limit:
@@ -181,7 +181,7 @@ def check_parameters(body: Mapping[str, Any]):
 def _phone_of(phone: Any, countries: tuple[str, ...]) -> str:  # E.164; empty: no number
     "Check a phone number. Raises ApiError."
     if not isinstance(phone, str) or len(phone) > PHONE_LIMIT:
-        raise ApiError(400, "invalid_phone", "The phone number must be a text such as +1 202 555 0123.")
+        raise ApiError(400, "invalid_phone", "The phone number must be a string such as +1 202 555 0123.")
     try:
         return e164(phone, countries) if tidy_phone(phone) else ""
     except BadPhone as e:
@@ -192,7 +192,7 @@ def subscriber_of(body: Mapping[str, Any], settings: Settings) -> Subscriber | N
     "Return the checked subscriber of a request. Raises ApiError."
     name, phone = ("" if body.get(field) is None else body[field] for field in ("name", "phone"))
     if not isinstance(name, str) or len(name) > 80:
-        raise ApiError(400, "invalid_name", "The name must be a text of at most 80 characters.")
+        raise ApiError(400, "invalid_name", "The name must be a string of at most 80 characters.")
     number = _phone_of(phone, settings.sms_countries)
     return Subscriber(number, name.strip().encode("utf-8", "ignore").decode()) if number else None
 
@@ -308,7 +308,7 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     except Refused as e:
         raise _refused(e) from None
     except (Crowded, Unsound) as e:
-        logger.warning("start without a turn", reason=str(e))
+        logger.warning("start lost every attempt", reason=str(e))
         raise ApiError(503, "busy", states.CROWDED) from None
     if outcome == "stopping":
         still = "The model is going to sleep." if row.state == STOPPING else "The last endpoint is not deleted yet."

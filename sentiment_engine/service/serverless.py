@@ -167,7 +167,7 @@ def wait_for_serverless(
     if found["EndpointStatus"] != "InService":
         raise RuntimeError(f"{name} is {found['EndpointStatus']}: {why}")
     if found["EndpointConfigName"] != serverless_config(settings, model)["EndpointConfigName"]:
-        raise RuntimeError(f"{name} still answers with the model before {model['version']}: {why}")
+        raise RuntimeError(f"{name} still serves the previous model instead of {model['version']}: {why}")
     return time.monotonic() - start
 
 # %% ../../nbs/service/serverless.ipynb #a48e47f3
