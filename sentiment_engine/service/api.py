@@ -51,7 +51,7 @@ class ApiError(Exception):
         self.status, self.headers = status, headers
         self.body = {"error": {"code": code, "message": message, **more}}
 
-
+# %% ../../nbs/service/api.ipynb #7cfb1e80
 def answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> dict:
     "Create the answer of a Lambda behind an HTTP API."
     usual = {"content-type": "application/json", "cache-control": "no-store"}
@@ -72,7 +72,7 @@ def _raw_body(event: Mapping[str, Any]) -> bytes:
     except (binascii.Error, ValueError):
         raise ApiError(400, "invalid_body", "The body could not be read: send JSON in UTF-8.") from None
 
-
+# %% ../../nbs/service/api.ipynb #75d6ac21
 def _unpacked(event: Mapping[str, Any], raw: bytes, limit: int) -> bytes:  # at most `limit` + 1
     "Decode the Content-Encoding of a body."
     coding = (event.get("headers") or {}).get("content-encoding", "").strip().lower()
@@ -204,7 +204,7 @@ def _deadline(engine: Engine, row: Row, now: float) -> dict:
     deadline = lifecycle.deadline_of(engine.settings, row)
     return {"shutdownAt": instant(deadline), "secondsLeft": max(0, int(deadline - now))}
 
-
+# %% ../../nbs/service/api.ipynb #048639c6
 def _run(engine: Engine, row: Row, now: float) -> dict:
     "Describe the run in progress and its cost, the cost of a failed run, or the price of a run."
     live = row.state in (CREATING, IN_SERVICE, STOPPING) and row.runId != STANDING
@@ -221,7 +221,7 @@ def _run(engine: Engine, row: Row, now: float) -> dict:
         "costSoFar": None if cost is None else round(cost, 4),
     }
 
-
+# %% ../../nbs/service/api.ipynb #231f4313
 def _month(engine: Engine, usage: Usage, now: float) -> dict:
     "Describe this month's cost and the savings by sleeping."
     known = savings(usage, engine.settings.instance_types[0], now)
@@ -266,7 +266,7 @@ def status_now(engine: Engine, row: Row) -> dict:
     "Describe the model as visitors see it, with its cost until now."
     return status_of(engine, row, read_usage(engine.usage), time.time())
 
-
+# %% ../../nbs/service/api.ipynb #e980944e
 def get_status(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer GET /status. Never extends the deadline."
     return 200, status_now(engine, current_row(engine))
@@ -285,13 +285,13 @@ def _check_quota(engine: Engine):
         message = "No SMS can be sent at the moment. Start without a number: the page tells you too."
         raise ApiError(503, "no_sms_quota", message)
 
-
+# %% ../../nbs/service/api.ipynb #b2354b22
 def _refused(e: Refused) -> ApiError:
     "Create the error for a guard's refusal."
     wait = {"retry-after": str(e.retry_after)}
     return ApiError(e.status, e.code, str(e), wait, retryAfterSeconds=e.retry_after)
 
-
+# %% ../../nbs/service/api.ipynb #13fa9962
 def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /start. Raises ApiError."
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
@@ -323,7 +323,7 @@ def not_in_service(row: Row) -> ApiError:
     what = "It is being started: wait for it." if row.state == CREATING else "Press Start first."
     return ApiError(409, "not_in_service", f"The model is not in service. {what}", state=row.state, etaSeconds=eta)
 
-
+# %% ../../nbs/service/api.ipynb #fc859f33
 def _in_service(engine: Engine, at_least: float) -> Row:
     "Read the row and extend the deadline. Raises ApiError unless the model is in service."
     row = current_row(engine)
@@ -343,7 +343,7 @@ def _container_status(error: Mapping[str, Any]) -> int:  # 0: unknown
     "Return the HTTP status of the container's answer."
     return int(error.get("OriginalStatusCode") or 0)
 
-
+# %% ../../nbs/service/api.ipynb #54a4c092
 def _complaint(error: Mapping[str, Any]) -> ApiError:
     "Convert the container's error into an API error."
     try:
@@ -365,7 +365,7 @@ def waking() -> ApiError:
     message = f"The model is waking up after a pause, which can take a minute. Try again in {WAKE_SECONDS} seconds."
     return ApiError(503, "waking", message, {"retry-after": str(WAKE_SECONDS)}, retryAfterSeconds=WAKE_SECONDS)
 
-
+# %% ../../nbs/service/api.ipynb #35bfc71c
 def busy() -> ApiError:
     "Create the error for a model with too many requests."
     wait = {"retry-after": str(BUSY_SECONDS)}
@@ -377,7 +377,7 @@ def _is_busy(e: ClientError) -> bool:
     code = e.response["Error"]["Code"]
     return code in THROTTLED + NOT_READY or (code == "ModelError" and _container_status(e.response) in (429, 503))
 
-
+# %% ../../nbs/service/api.ipynb #5ce846eb
 def _is_waking(row: Row, e: ClientError) -> bool:
     "Return whether a serverless endpoint has no container yet that answers."
     if row.runId != STANDING:
@@ -415,7 +415,7 @@ def _checked(prediction: Any, text: str) -> dict:
         word["text"] = text[word["start"] : word["end"]]
     return _UNTOLD | prediction
 
-
+# %% ../../nbs/service/api.ipynb #73953588
 def _predictions(raw: bytes, texts: list[str]) -> list[dict]:
     "Parse the endpoint's answer to `texts` and add the words to explanations. Raises ApiError if it is invalid."
     try:
@@ -438,7 +438,7 @@ def _paid(engine: Engine, row: Row) -> ExitStack:
             raise busy() from None
     return paid
 
-
+# %% ../../nbs/service/api.ipynb #bc267ba1
 def _ask(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[dict]:
     "Invoke the endpoint. Raises ApiError."
     request = {"inputs": texts} | ({"explain": True} if explain else {})

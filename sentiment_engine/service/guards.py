@@ -38,7 +38,7 @@ def mark_of(
     "Return a mark that recognizes `text` but does not reveal it."
     return hmac.digest(key.encode(), text.encode(), "sha256").hex()[:6]
 
-
+# %% ../../nbs/service/guards.ipynb #334eb6cd
 def marks_of(
     text: str,
     keys: Sequence[str],  # today's key, and yesterday's if it exists
@@ -57,7 +57,7 @@ def uses_of(
     "Return the times at which one number or address was used."
     return sorted(at for mark in wanted for at in marks.get(mark, ()))
 
-
+# %% ../../nbs/service/guards.ipynb #c0e4f644
 def fresh_marks(
     marks: Mapping[str, Sequence[int]],
     life: float,  # seconds for which a use counts
@@ -74,7 +74,7 @@ def check_cooldown(uses: Sequence[int], cooldown: float, now: float, code: str, 
         message = f"{whose} was used recently. Try again in {_span(wait)}. Nothing was started for this request."
         raise Refused(code, message, wait)
 
-
+# %% ../../nbs/service/guards.ipynb #cb40ee37
 def check_number(settings: Settings, uses: Sequence[int], now: float):
     "Raise Refused if a number has reached its message limit for 24 hours."
     recent, limit = [at for at in uses if at > now - DAY], settings.daily_messages_per_number
@@ -82,7 +82,7 @@ def check_number(settings: Settings, uses: Sequence[int], now: float):
         message = f"This number has reached its limit of {limit} message{'s' if limit > 1 else ''} in 24 hours. "
         raise Refused("number_limit", message + "Start without it: the page tells you too.", recent[-limit] + DAY - now)
 
-
+# %% ../../nbs/service/guards.ipynb #b3dfcb3c
 def _span(seconds: float) -> str:
     "Format a duration in the largest suitable unit."
     for unit, size in (("hour", 3600), ("minute", 60)):
@@ -100,7 +100,7 @@ def usage_at(
     today = {"day": day_of(now), "messages": 0}
     return {k: usage[k] for k in today} if usage.get("day") == today["day"] else today
 
-
+# %% ../../nbs/service/guards.ipynb #50323833
 def after_start(usage: Mapping[str, Any], now: float, messages: int) -> dict[str, Any]:
     "Add the `messages` of the previous run when a new run begins."
     used = usage_at(usage, now)
@@ -112,7 +112,7 @@ def longest_run_cost(settings: Settings) -> float:  # dollars
     minutes = max(settings.max_run_minutes, settings.creating_minutes)
     return max(cost_for_budget(name, minutes * 60) for name in settings.instance_types)
 
-
+# %% ../../nbs/service/guards.ipynb #44717fa1
 def check_start(settings: Settings, usage: Usage, now: float):
     "Raise Refused unless the daily limit and the monthly budget allow another run."
     if (dearest := longest_run_cost(settings)) > settings.monthly_budget:
@@ -123,7 +123,7 @@ def check_start(settings: Settings, usage: Usage, now: float):
         message = f"The model has reached today's limit with {starts} starts, including failed ones. "
         raise Refused("too_many_starts", message + "Try again after midnight UTC.", _until_midnight(now))
 
-
+# %% ../../nbs/service/guards.ipynb #70bf7e30
 def _too_dear(settings: Settings, dearest: float, now: float) -> Refused:
     message = f"The longest run may cost ${dearest:,.2f}, but the monthly budget is ${settings.monthly_budget:,.2f}. "
     message += "So the model never starts. The owner can raise the budget or shorten the longest run."
@@ -136,7 +136,7 @@ def _over_budget(settings: Settings, now: float) -> Refused:
     message += f"asleep and costs nothing. You can start it again from {free:%-d %B}."
     return Refused("over_budget", message, free.timestamp() - now, status=402)
 
-
+# %% ../../nbs/service/guards.ipynb #8328edbf
 def no_more_predictions(settings: Settings, now: float) -> Refused:
     "Create the refusal of a serverless prediction that exceeds the budget."
     free = next_month(now)
@@ -157,7 +157,7 @@ def room(
     "Return how many people this run may notify."
     return max(0, settings.daily_messages - usage_at(usage, now)["messages"])
 
-
+# %% ../../nbs/service/guards.ipynb #dda0a5fe
 LIST_WAIT = 300  # seconds until a full list may have room again, because a start and its messages take minutes
 
 
@@ -166,7 +166,7 @@ def no_more_messages(now: float) -> Refused:
     message = "The service sends no more messages today. Start without a number: the page tells you too."
     return Refused("too_many_waiting", message, _until_midnight(now))
 
-
+# %% ../../nbs/service/guards.ipynb #c553bd07
 def list_is_full() -> Refused:
     "Create the refusal of a number because of the row's size."
     message = "The waiting list is full until the model is ready and the others have their messages. "

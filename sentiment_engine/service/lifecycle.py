@@ -191,7 +191,7 @@ def already_there(e: Exception) -> bool:
     "Return whether the resource to create exists already."
     return refusal(e) == "already there"
 
-
+# %% ../../nbs/service/lifecycle.ipynb #1c02035d
 def refuses_type(e: Exception) -> bool:
     "Return whether AWS refused the instance type: no capacity, no quota or not offered in this region."
     return refusal(e) in ("no capacity", "no such type")
@@ -215,11 +215,11 @@ class StartFailed(RuntimeError):
 class StillThere(RuntimeError):
     "The endpoint of an earlier run still exists, so the engine must not create another."
 
-
+# %% ../../nbs/service/lifecycle.ipynb #61eceddb
 class NoModel(RuntimeError):
     "No model is registered."
 
-
+# %% ../../nbs/service/lifecycle.ipynb #b78672c3
 def registered_model(engine: Engine) -> dict:  # modelName, version, accuracy â€¦
     "Read the model that a start deploys. Raises NoModel."
     name = model_parameter(engine.settings)
@@ -233,7 +233,7 @@ def registered_model(engine: Engine) -> dict:  # modelName, version, accuracy â€
         said = f"The parameter {name} names no model: run the notebook 04_endpoint_deployment."
         raise NoModel(said) from None
 
-
+# %% ../../nbs/service/lifecycle.ipynb #c12287fd
 def _model_in(text: str) -> dict:
     "Parse the model parameter. Raises ValueError if it names no model."
     model = json.loads(text)
@@ -323,7 +323,7 @@ def _settled(engine: Engine, run_id: str, looks: int) -> str:
         time.sleep(PAUSE)
     return describe(engine, run_id)[0]
 
-
+# %% ../../nbs/service/lifecycle.ipynb #69b597f9
 def try_delete_endpoint(
     engine: Engine,
     run_id: str,
@@ -368,7 +368,7 @@ def _create(engine: Engine, row: Row, model: Mapping[str, Any]):
         raise StillThere("The endpoint of an earlier run is not deleted yet.")
     create_endpoint(engine, row.runId, model["modelName"], row.instanceType)
 
-
+# %% ../../nbs/service/lifecycle.ipynb #a8d25dcf
 def _create_somewhere(engine: Engine, row: Row, model: Mapping[str, Any]) -> tuple[Row, Exception | None]:
     "Create the endpoint on the first instance type that AWS grants. Return the last attempt and its error."
     while cleared := _cleared(engine, row, model):  # at most once per instance type
@@ -445,7 +445,7 @@ def _bring_up(
         return "stopping", rolled_back or states.read_row(engine.table)
     raise StartFailed(rolled_back.reason if rolled_back else reason, bool(left))
 
-
+# %% ../../nbs/service/lifecycle.ipynb #4c3b7929
 def _roll_back(engine: Engine, row: Row, reason: str, subscriber: Subscriber | None) -> Row | None:
     "Return the row to STOPPED, unless the run is over. A second tab of the same visitor can make an attempt fail."
     for _ in range(STOP_TRIES):
@@ -457,7 +457,7 @@ def _roll_back(engine: Engine, row: Row, reason: str, subscriber: Subscriber | N
         row = now
     return None
 
-
+# %% ../../nbs/service/lifecycle.ipynb #8f1f3607
 def _short(e: Exception) -> str:
     "Return the message of AWS without its preamble and without account numbers."
     if isinstance(e, StillThere):
@@ -511,7 +511,7 @@ def check_prediction(prediction: Any):
     if prediction["label"] not in ("NEGATIVE", "POSITIVE") or not 0 <= prediction["score"] <= 1:
         raise ValueError(f"unexpected answer {prediction}")
 
-
+# %% ../../nbs/service/lifecycle.ipynb #bb70a311
 def _ask(engine: Engine, run_id: str):
     "Make one test prediction. Raises an error unless the answer is valid."
     answer = engine.client("sagemaker-runtime").invoke_endpoint(
@@ -531,7 +531,7 @@ class NotServing(RuntimeError):
         super().__init__(f"The endpoint is up, but its test prediction failed: {mask(str(e))[:300]}")
         self.elsewhere = isinstance(e, ClientError | BotoCoreError) and refusal(e) != "denied"
 
-
+# %% ../../nbs/service/lifecycle.ipynb #6e042a19
 def canary(engine: Engine, run_id: str, tries: int = 3):
     "Check that the endpoint answers. Raises NotServing."
     for left in reversed(range(tries)):
@@ -556,7 +556,7 @@ def deadline_from(settings: Settings, row: Row, now: float) -> int:
     "Return the deadline after a use at `now`: the idle time, capped by the longest life of a run."
     return int(min(now + settings.idle_minutes * 60, _longest_life(settings, row)))
 
-
+# %% ../../nbs/service/lifecycle.ipynb #c6b7482c
 def deadline_of(settings: Settings, row: Row) -> int:
     "Return the row's deadline, capped by the longest life of a run in case somebody edited the row."
     return int(min(row.shutdownAt, _longest_life(settings, row)))
@@ -591,7 +591,7 @@ def _notice(engine: Engine, row: Row, name: str) -> Notice:
     s, event = engine.settings, "ready" if row.state == IN_SERVICE else "failed"
     return Notice(event, row.runId, name, s.site_origin if s.sms_link else "", s.idle_minutes, row.reason)
 
-
+# %% ../../nbs/service/lifecycle.ipynb #568cd8bc
 def _deliver(engine: Engine, row: Row, subscriber: Subscriber) -> bool:  # whether the provider took it
     "Send one message and count it."
     try:
@@ -656,7 +656,7 @@ def count_end(engine: Engine, row: Row, why: str):  # idle, longest_life or fail
     emit(engine.settings.prefix, by=why, Shutdowns=1)
     emit(engine.settings.prefix, RunCost=cost_for_budget(row.instanceType, seconds))
 
-
+# %% ../../nbs/service/lifecycle.ipynb #1b683f0c
 def end_run(engine: Engine, row: Row, reason: str):
     "Record why the run failed and delete its resources."
     reason = mask(reason)
@@ -676,7 +676,7 @@ def _retry_elsewhere(engine: Engine, row: Row, instance_type: str, reason: str):
         return
     _go_on(engine, moved)
 
-
+# %% ../../nbs/service/lifecycle.ipynb #34e63332
 def _go_on(engine: Engine, row: Row) -> str:  # created, waiting, failed or overtaken
     "Create the endpoint of a starting run once the previous one is gone. End the run if that fails."
     try:
@@ -706,7 +706,7 @@ def describe(engine: Engine, run_id: str) -> tuple[str, str]:  # (status, failur
     "Read the status of a run's endpoint from SageMaker."
     return _describe_named(engine, endpoint_name(engine.settings, run_id))
 
-
+# %% ../../nbs/service/lifecycle.ipynb #3e7c1806
 def _describe_named(engine: Engine, name: str) -> tuple[str, str]:
     try:
         found = engine.client("sagemaker").describe_endpoint(EndpointName=name)
@@ -727,7 +727,7 @@ class TooEarly(RuntimeError):
 def _age(event: Mapping[str, Any]) -> float:  # seconds; infinite if the event has no time
     return time.time() - datetime.fromisoformat(event["time"]).timestamp() if "time" in event else float("inf")
 
-
+# %% ../../nbs/service/lifecycle.ipynb #aaccc451
 def _describe_late(engine: Engine, run_id: str, event: Mapping[str, Any]) -> tuple[str, str]:  # as `describe`
     "Describe an endpoint that has left Creating according to an event. Raises TooEarly."
     for _ in range(LOOKS):
@@ -752,7 +752,7 @@ def on_endpoint_state_change(
         notify(engine, begun + TELL_SECONDS)
     return outcome
 
-
+# %% ../../nbs/service/lifecycle.ipynb #a793bcce
 def _react(engine: Engine, event: Mapping[str, Any]) -> str:
     "Handle a change of an endpoint's state, except for the messages."
     run_id = run_of(engine.settings, event["detail"].get("EndpointName", ""))
@@ -772,7 +772,7 @@ def _react(engine: Engine, event: Mapping[str, Any]) -> str:
         return "failed"
     return "ignored"
 
-
+# %% ../../nbs/service/lifecycle.ipynb #574a664a
 def _on_not_up(engine: Engine, row: Row, reason: str):
     "Handle a failed endpoint."
     on_failed(engine, row, reason or "SageMaker gave no reason.", another_type_may_help(reason))
@@ -820,7 +820,7 @@ def finish_stopping(engine: Engine, row: Row) -> bool:  # whether the run is ove
             return True
     return False
 
-
+# %% ../../nbs/service/lifecycle.ipynb #0713a940
 def _deadline_now(engine: Engine, row: Row, now: float) -> int:
     "Return the latest deadline that counts as passed. After the longest life of the run, any deadline does."
     over = now >= _longest_life(engine.settings, row)
@@ -867,7 +867,7 @@ def _repair_creating(engine: Engine, row: Row) -> str:
     on_failed(engine, row, why, elsewhere)
     return "failed"
 
-
+# %% ../../nbs/service/lifecycle.ipynb #b6806dfe
 def _repair_waiting(engine: Engine, row: Row) -> str:
     "Check a run that waits for the deletion of an earlier endpoint."
     if time.time() - row.since <= engine.settings.creating_minutes * 60:
@@ -926,7 +926,7 @@ def _named(engine: Engine) -> Iterator[tuple[str, str, datetime]]:  # (name, ARN
                 if found.get("EndpointStatus") != "Deleting":
                     yield found[f"{kind}Name"], found[f"{kind}Arn"], found["CreationTime"]
 
-
+# %% ../../nbs/service/lifecycle.ipynb #5e1caa72
 def _listed(engine: Engine) -> list[tuple[str, str, float]]:  # (run id, ARN, creation time)
     "List endpoints and endpoint configs whose names match a run."
     named = ((run_of(engine.settings, name), arn, made.timestamp()) for name, arn, made in _named(engine))
@@ -937,7 +937,7 @@ def _is_tagged(engine: Engine, run_id: str, arn: str) -> bool:
     "Return whether the tags match this engine and run."
     return _has_tags(engine, arn, _tags(engine, run_id))
 
-
+# %% ../../nbs/service/lifecycle.ipynb #79d3c499
 def _has_tags(engine: Engine, arn: str, wanted: list[dict[str, str]]) -> bool:
     try:
         tags = engine.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
@@ -973,7 +973,7 @@ def end_strays(
     left = {run_id: status for run_id, status in said.items() if status}
     return [run_id for run_id in sorted(ours) if said[run_id] in GOING], left
 
-
+# %% ../../nbs/service/lifecycle.ipynb #9e69ed87
 def _end_stray(engine: Engine, row: Row, run_id: str, run: Mapping[str, Any] | None, made: float | None) -> str:
     "Delete and book one stray. Return its status; empty: nothing is left."
     there = describe(engine, run_id)[0]
@@ -1077,7 +1077,7 @@ def _try(report: dict[str, Any], part: Callable[..., Any], *given):
     except Exception:
         logger.exception("part of the reconciler failed", part=part.__name__)
 
-
+# %% ../../nbs/service/lifecycle.ipynb #da201f03
 def reconcile(engine: Engine) -> dict[str, Any]:  # result of each part
     "Compare the row with the actual resources and complete missing steps. Raises RuntimeError if a part failed."
     begun, report = time.time(), {}

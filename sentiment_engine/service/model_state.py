@@ -120,7 +120,7 @@ def _holds(entry: Any, must: Mapping[str, type], may: Mapping[str, type] = {}) -
         return False
     return all(type(entry[name]) is kind for name, kind in {**must, **may}.items() if name in entry)
 
-
+# %% ../../nbs/service/model_state.ipynb #fe6408ac
 def _subscribers(value: Any) -> dict[str, Mapping[str, Any]]:
     "Return the entries with a valid number. Earlier versions also notified webhook URLs."
     entries = value.items() if isinstance(value, dict) else ()
@@ -134,7 +134,7 @@ def _history(value: Any) -> tuple[Mapping[str, Any], ...]:
     past = value if isinstance(value, list) else ()
     return tuple(h for h in past if _holds(h, {"instanceType": str, "seconds": int}) and 0 <= h["seconds"] <= LATEST)
 
-
+# %% ../../nbs/service/model_state.ipynb #37b18031
 def _day_usage(value: Any) -> dict[str, Any]:
     "Return the day and its number of messages, or an empty dict if `value` is invalid."
     known = _holds(value, {"day": str, "messages": int})
@@ -146,7 +146,7 @@ def _marks(value: Any) -> dict[str, list[int]]:
     lists = {mark: uses for mark, uses in value.items() if isinstance(uses, list)} if isinstance(value, dict) else {}
     return {mark: uses for mark, uses in lists.items() if all(whole(at) for at in uses)}
 
-
+# %% ../../nbs/service/model_state.ipynb #1035587d
 def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
     "Return every field of Row except the key, for any item. A state that needs a run but has none becomes STOPPED."
     texts = {f: plain.get(f) for f in ("instanceType", "modelVersion", "reason", "token")}
@@ -165,7 +165,7 @@ def sound_row(plain: Mapping[str, Any]) -> dict[str, Any]:
         "seen": _marks(plain.get("seen")),
     }
 
-
+# %% ../../nbs/service/model_state.ipynb #48b35763
 def row_from(
     item: Mapping[str, Mapping[str, Any]],  # as the DynamoDB client returns it
 ) -> Row:
@@ -186,7 +186,7 @@ class Subscriber:
     name: str = field(default="", repr=False)  # name for the greeting
     key: str = field(default_factory=_new_key, compare=False)  # key in the map: 16 characters, 0-9 and a-f
 
-
+# %% ../../nbs/service/model_state.ipynb #3766faad
 def key_for(
     row: Row,
     number: str,  # E.164
@@ -220,7 +220,7 @@ def entry_size(subscriber: Subscriber) -> int:  # bytes
     entry = {"to": subscriber.to, "name": subscriber.name, "at": 10**9}
     return stored_size({subscriber.key: entry | _CLAIM}) + 2 * stored_size(_MARK)
 
-
+# %% ../../nbs/service/model_state.ipynb #733b65dc
 def row_size(row: Row) -> int:  # bytes
     "Return the size of the row once every subscriber is claimed."
     claimed = {key: {**entry, **_CLAIM} for key, entry in row.subscribers.items()}
@@ -298,7 +298,7 @@ def whole_row(table: StateTable) -> Row:
     "Heal and read the row. Raises Unsound."
     return row_from(table.key | heal(table, sound_row))
 
-
+# %% ../../nbs/service/model_state.ipynb #d7abaafc
 def _update(table: StateTable, write: Mapping[str, Any], **ours) -> Row | None:  # None: the condition was false
     "Apply a conditional update and return the changed row."
     done = write_if(table, write, **ours)
@@ -375,7 +375,7 @@ def _fresh(row: Row, now: float) -> Uses:
     "Return both maps of marks without expired uses."
     return {kept: fresh_marks(getattr(row, kept), DAY, now) for kept in ("told", "seen")}
 
-
+# %% ../../nbs/service/model_state.ipynb #7afec941
 def _marks_after(row: Row, guarded: Guarded, now: int) -> Uses:
     "Return both maps of marks after this request."
     after = _fresh(row, now)
@@ -413,7 +413,7 @@ def _check_request(
         request.last_check()
     return places
 
-
+# %% ../../nbs/service/model_state.ipynb #1b9163af
 def _subscription(settings: Settings, row: Row, subscriber: Subscriber | None, now: int) -> dict:
     "Return the values that add `subscriber` to the list, and the expiry of the numbers."
     if subscriber is None:
@@ -441,7 +441,7 @@ def _join(
     joined = {"mine": lambda row: request.subscriber.key in row.subscribers}
     return apply(table, "join", row.runId, values=values, removes=removes, conditions=demands, **joined)
 
-
+# %% ../../nbs/service/model_state.ipynb #e7a93455
 def _ask_again(table: StateTable, row: Row, key: str, request: StartRequest) -> Row | None:
     "Record that a waiting subscriber joined again, for example in a second tab."
     again, known = {f"subscribers.{key}.again": request.run_id}, {f"subscribers.{key}.to": ("=", request.subscriber.to)}
@@ -476,13 +476,13 @@ CROWDED = "Too many people are pressing Start. Nothing was started for this requ
 class Crowded(RuntimeError):
     "A Start lost every attempt to simultaneous requests."
 
-
+# %% ../../nbs/service/model_state.ipynb #571f501d
 def _pause(request: StartRequest, tries: int) -> float:  # seconds
     "Return the pause of a request before its next attempt."
     share = int(request.run_id[tries % len(request.run_id) :] + request.run_id[: tries % len(request.run_id)], 16)
     return min(LONGEST_PAUSE, 0.02 * 2**tries) * share / 16 ** len(request.run_id)
 
-
+# %% ../../nbs/service/model_state.ipynb #26015bf7
 def start_or_join(
     table: StateTable,
     settings: Settings,
@@ -501,7 +501,7 @@ def start_or_join(
         row = whole_row(table)
     raise Crowded(CROWDED)
 
-
+# %% ../../nbs/service/model_state.ipynb #5f665499
 def _start_once(
     table: StateTable, settings: Settings, row: Row, request: StartRequest, guarded: Guarded
 ) -> tuple[str, Row] | None:  # None: the row has changed since it was read
@@ -526,7 +526,7 @@ def _reasons(row: Row, reason: str, several: bool = False) -> str:
     before = f"{row.reason.rstrip('.')}. " if row.reason else ""
     return f"{before}{told}"[:REASONS_LIMIT]
 
-
+# %% ../../nbs/service/model_state.ipynb #2a7ab111
 def retry(table: StateTable, row: Row, new_run_id: str, instance_type: str, reason: str) -> Row | None:
     "Continue with a new run id and instance type. Subscribers keep waiting."
     values = {"runId": new_run_id, "instanceType": instance_type, "since": int(time.time())}
@@ -580,7 +580,7 @@ def touch(table: StateTable, run_id: str, shutdown_at: int) -> Row | None:
     earlier = {"shutdownAt": ("<=", shutdown_at)}
     return apply(table, "touch", run_id, values={"shutdownAt": shutdown_at}, conditions=earlier)
 
-
+# %% ../../nbs/service/model_state.ipynb #17545e66
 def begin_stopping(table: StateTable, run_id: str, deadline: int) -> Row | None:
     "Begin to stop the run if the row's deadline is not after `deadline`."
     return apply(table, "begin_stopping", run_id, conditions={"shutdownAt": ("<=", deadline)})
@@ -601,7 +601,7 @@ def waiting(row: Row) -> list[str]:  # keys
     "Return the subscribers without a claim."
     return [key for key, entry in row.subscribers.items() if "claim" not in entry]
 
-
+# %% ../../nbs/service/model_state.ipynb #ee52f56b
 def _claim_write(run_id: str, key: str, token: str, now: int) -> dict:
     "Build the conditional update of a claim."
     names = {"#run": "runId", "#state": "state", "#subscribers": "subscribers", "#key": key, "#claim": "claim"}
@@ -624,7 +624,7 @@ def claim(table: StateTable, run_id: str, key: str) -> tuple[str, Subscriber] | 
     entry = row.subscribers[key]
     return token, Subscriber(entry["to"], entry.get("name", ""), key)
 
-
+# %% ../../nbs/service/model_state.ipynb #7b1aef87
 def settle(table: StateTable, key: str, token: str, sent: bool) -> Row | None:
     "Erase the number that was claimed with `token`, and count its message."
     count = "smsSent" if sent else "smsFailed"
@@ -684,7 +684,7 @@ def _quantile(ordered: list[int], q: float) -> int:
     "Return the nearest-rank quantile of a sorted, non-empty list."
     return ordered[min(len(ordered) - 1, max(0, -int(-q * len(ordered) // 1) - 1))]
 
-
+# %% ../../nbs/service/model_state.ipynb #6407db0c
 def typical_seconds(
     row: Row,
     instance_type: str = "",  # empty: any

@@ -35,7 +35,7 @@ PHONE_LIMIT = 64  # maximum length of a number as typed, in characters
 class BadPhone(ValueError):
     "The engine sends nothing to this number. The message says why and does not contain the number."
 
-
+# %% ../../nbs/service/notifications.ipynb #8aa627d4
 def tidy_phone(text: str) -> str:
     "Remove separators and invisible characters from a number. The page's tidyPhone does the same."
     plain = "".join(
@@ -45,7 +45,7 @@ def tidy_phone(text: str) -> str:
     )
     return re.sub("^00", "+", re.sub("^tel:", "", plain, flags=re.IGNORECASE))
 
-
+# %% ../../nbs/service/notifications.ipynb #362314c1
 def _country_hint(text: str, countries: tuple[str, ...]) -> str:
     "Explain how to write a number that lacks + and its country code."
     text = text.strip()
@@ -60,7 +60,7 @@ def _country_hint(text: str, countries: tuple[str, ...]) -> str:
     zero = ". Leave out the leading 0" if text.startswith("0") else ""
     return f"Write the number with + and its country code{own}{zero}."
 
-
+# %% ../../nbs/service/notifications.ipynb #85d4998a
 def e164(
     text: str,  # as the visitor typed it, with the country code, such as +1 202 555 0123
     countries: tuple[str, ...],  # allowed ISO 3166 codes
@@ -128,7 +128,7 @@ class NotSent(RuntimeError):
     def __init__(self, said: str):  # the provider's text, which may contain the number
         super().__init__(without_numbers(said))
 
-
+# %% ../../nbs/service/notifications.ipynb #eb1362aa
 class Sender(Protocol):
     "An SMS provider."
 
@@ -178,7 +178,7 @@ def _read_json(request: urllib.request.Request, timeout: float) -> Any:
     with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 -- the address is a setting
         return json.loads(response.read(100_000))
 
-
+# %% ../../nbs/service/notifications.ipynb #34497a6a
 def fetch_json(
     request: urllib.request.Request,
     timeout: float,  # time limit of the whole answer in seconds
@@ -189,7 +189,7 @@ def fetch_json(
         raise ValueError("the answer is not an object")
     return answer
 
-
+# %% ../../nbs/service/notifications.ipynb #e70b3d4f
 def _worth_a_retry(e: Exception) -> bool:
     "Return whether the request certainly had no effect and may succeed a little later."
     if isinstance(e, urllib.error.HTTPError):

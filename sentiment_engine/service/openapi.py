@@ -90,7 +90,7 @@ def _object(properties: Mapping[str, Any], **more: Any) -> dict:
         "additionalProperties": False,
     } | more
 
-
+# %% ../../nbs/service/openapi.ipynb #a36eaa36
 def _or_null(type_: str, description: str, **more: Any) -> dict:
     "Describe a value that may be null."
     return {"type": [type_, "null"], "description": description, **more}
@@ -210,7 +210,7 @@ def _parameters() -> dict:
     told = "Parameters of Hugging Face's clients. The API refuses one that would change an answer."
     return _or_null("object", told, properties=known, additionalProperties={"type": "null"})
 
-
+# %% ../../nbs/service/openapi.ipynb #8c76f71b
 def _predict_request(settings: Settings) -> dict:
     "Describe the body of POST /predict."
     why = _or_null("boolean", f"Explain the answers; at most {EXPLAIN_LIMIT} reviews.", default=False)
@@ -340,7 +340,7 @@ def _refusal(status: int, codes: list[str]) -> dict:
     headers = _RETRY if "waking" in codes else _HEADERS.get(status)
     return answer | ({"headers": headers} if headers else {})
 
-
+# %% ../../nbs/service/openapi.ipynb #765ec9d6
 def _refusals(path: str) -> dict:
     "Describe the errors of one address by status."
     codes = sorted(REFUSALS[path].split())
@@ -358,7 +358,7 @@ def _answer(description: str, schema: dict) -> dict:
     "Describe a successful answer."
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
-
+# %% ../../nbs/service/openapi.ipynb #9cc27821
 def _outcome(*outcomes: str) -> dict:
     "Describe the answer of POST /start with one of `outcomes`."
     return _schema("Started", outcome={"enum": list(outcomes)})

@@ -47,7 +47,7 @@ def prediction_cost(
     dollars = max(serverless_month(1, memory_gb=memory), serverless_month(1, seconds, memory))
     return math.ceil(round(dollars * MICRO, 6))
 
-
+# %% ../../nbs/service/serverless.ipynb #0101a8e3
 LONGEST = 60.0  # SageMaker's limit for one prediction, in seconds
 
 
@@ -69,7 +69,7 @@ def booked(table: StateTable, settings: Settings, now: float) -> Iterator[None]:
         cost = 0 if unused else prediction_cost(settings, max(at_least, time.perf_counter() - begun))
         _settle(table, tokens, cost - least, now)
 
-
+# %% ../../nbs/service/serverless.ipynb #51b078b5
 def _settle(table: StateTable, tokens: list[str], microdollars: int, now: float):
     "Correct the booked amount. A failure must not prevent the answer to the visitor."
     try:
@@ -99,7 +99,7 @@ def _described(describe, **name: str) -> dict | None:
             return None
         raise
 
-
+# %% ../../nbs/service/serverless.ipynb #1dc659e9
 def _is_ours(sagemaker, settings: Settings, arn: str) -> bool:
     "Return whether a resource has our tag. Another engine's prefix may begin with ours, so the name is not enough."
     return {"Key": "Project", "Value": settings.prefix} in sagemaker.list_tags(ResourceArn=arn)["Tags"]
@@ -118,7 +118,7 @@ def _at_rest(sagemaker, name: str, timeout: float = 1800) -> dict | None:  # Non
         time.sleep(delay := min(delay * 1.5, 10))
     return found
 
-
+# %% ../../nbs/service/serverless.ipynb #7ae4d441
 def _remove(sagemaker, name: str):
     "Delete an endpoint and wait until it is gone."
     sagemaker.delete_endpoint(EndpointName=name)

@@ -68,7 +68,7 @@ def plain_item(
     "Convert an item into plain Python values. Whole numbers become int."
     return {name: _plain(TypeDeserializer().deserialize(value)) for name, value in item.items()}
 
-
+# %% ../../nbs/service/usage.ipynb #9c9eb146
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
@@ -81,7 +81,7 @@ def whole(value: Any) -> int:
     "Return a count or a time, or 0 if `value` is neither."
     return value if type(value) is int and 0 <= value <= LATEST else 0
 
-
+# %% ../../nbs/service/usage.ipynb #bff2c39c
 def run_id_in(value: Any) -> str:
     "Return a run id, or an empty string if `value` is none."
     return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) else ""
@@ -99,7 +99,7 @@ HEAL_TRIES = 5
 class Unsound(RuntimeError):
     "An item could not be healed because other writers keep changing it."
 
-
+# %% ../../nbs/service/usage.ipynb #9a0be601
 def _healing(item: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict:
     "Return the update that sets the typed values of `wanted`, provided that `item` has not changed."
     names = {f"#h{i}": name for i, name in enumerate(wanted)}
@@ -113,7 +113,7 @@ def _healing(item: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict:
         "ExpressionAttributeValues": values,
     }
 
-
+# %% ../../nbs/service/usage.ipynb #58aa07da
 def heal(
     table: StateTable,
     sound: Callable[[dict], Mapping[str, Any]],  # converts the plain item to all required fields
@@ -142,7 +142,7 @@ class Usage:
     open: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # run id: instanceType and begunAt
     asked: Mapping[str, int] = field(default_factory=dict)  # token of a prediction in progress: time of booking
 
-
+# %% ../../nbs/service/usage.ipynb #0bc49d87
 def sound_usage(plain: Mapping[str, Any]) -> dict[str, Any]:
     "Return every field of Usage for any item."
     runs = plain.get("open") if isinstance(plain.get("open"), dict) else {}
@@ -154,14 +154,14 @@ def sound_usage(plain: Mapping[str, Any]) -> dict[str, Any]:
         "asked": counts(plain.get("asked")),
     }
 
-
+# %% ../../nbs/service/usage.ipynb #a1787833
 def _sound_run(run: Any) -> dict[str, Any]:
     "Return the known fields of an open run. It stays open, because its endpoint may be running."
     known = run if isinstance(run, dict) else {}
     kind = known.get("instanceType")
     return {"instanceType": kind if isinstance(kind, str) else "", "begunAt": whole(known.get("begunAt"))}
 
-
+# %% ../../nbs/service/usage.ipynb #5c58eb43
 def _counted(table: StateTable, plain: Mapping[str, Any]) -> dict[str, Any]:
     "Return every field of Usage. Until the first entry, include the counts of earlier versions in the row."
     known = sound_usage(plain)
@@ -171,7 +171,7 @@ def _counted(table: StateTable, plain: Mapping[str, Any]) -> dict[str, Any]:
     starts = counts({str(old.get("day") or "?"): old.get("starts")}) | known["starts"]
     return known | {"since": known["since"] or whole(old.get("since")), "spent": spent, "starts": starts}
 
-
+# %% ../../nbs/service/usage.ipynb #d9305fdc
 def read_usage(table: StateTable) -> Usage:
     "Read the usage record with strong consistency."
     return Usage(**_counted(table, plain_item(table.item())))
@@ -192,7 +192,7 @@ def month_of(now: float) -> str:
     "Return the month in UTC, such as 2026-11."
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
 
-
+# %% ../../nbs/service/usage.ipynb #3afd23e5
 def day_of(now: float) -> str:
     "Return the day in UTC, such as 2026-11-30."
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d")
@@ -202,12 +202,12 @@ def month_start(now: float) -> datetime:
     "Return the start of the month."
     return datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
-
+# %% ../../nbs/service/usage.ipynb #2f9a056e
 def next_month(now: float) -> datetime:
     "Return the start of the next month."
     return (month_start(now) + timedelta(days=32)).replace(day=1)
 
-
+# %% ../../nbs/service/usage.ipynb #64d0794c
 def cost_by_month(instance_type: str, begun: float, ended: float) -> dict[str, int]:  # month: microdollars
     "Compute the cost of a run per month."
     shares = {}
@@ -230,7 +230,7 @@ def _shares(run: Mapping[str, Any], now: float) -> dict[str, int]:
     "Compute the cost of an open run until now. A run with an unknown beginning counts from now."
     return cost_by_month(run["instanceType"], _begun(run, now), now)
 
-
+# %% ../../nbs/service/usage.ipynb #8cf46033
 def spent_in_month(
     usage: Usage,
     now: float,
@@ -252,7 +252,7 @@ def _put_run(table: StateTable, run_id: str, run: Mapping[str, Any], condition: 
     }
     return write_if(table, write, lambda item: run_id in item["open"]["M"]) is not None
 
-
+# %% ../../nbs/service/usage.ipynb #2b09731b
 def open_run(table: StateTable, run_id: str, instance_type: str, now: float) -> bool:  # False: another run is open
     "Record that a run may cost money from now on, unless another run is open."
     run = {"instanceType": instance_type, "begunAt": int(now)}
@@ -283,7 +283,7 @@ def _closing(usage: Usage, run_id: str, now: float, existed: bool) -> dict:
         "ExpressionAttributeNames": {"#open": "open", "#run": run_id} | names,
     } | ({"ExpressionAttributeValues": values} if values else {})
 
-
+# %% ../../nbs/service/usage.ipynb #63ad048a
 def close_run(
     table: StateTable,
     run_id: str,  # run whose endpoint is gone
@@ -303,7 +303,7 @@ _ADD = "SET #spent.#month = if_not_exists(#spent.#month, :zero) + :more"
 def _numbers(**values: int) -> dict[str, dict[str, str]]:
     return {f":{name}": {"N": str(n)} for name, n in values.items()}
 
-
+# %% ../../nbs/service/usage.ipynb #9c1fa020
 def _spending(month: str, microdollars: int, room: int, token: str, now: float) -> dict:
     "Return the update that adds once per token, provided that the month has cost at most `room` microdollars."
     names = {"#since": "since", "#spent": "spent", "#month": month, "#asked": "asked", "#token": token}
@@ -317,7 +317,7 @@ def _spending(month: str, microdollars: int, room: int, token: str, now: float) 
         "ExpressionAttributeValues": {":map": {"S": "M"}} | values,
     }
 
-
+# %% ../../nbs/service/usage.ipynb #84886459
 def spend(
     table: StateTable,
     microdollars: int,
@@ -337,7 +337,7 @@ def spend(
             return []
     raise Unsound(f"the item in {table.name} keeps changing")
 
-
+# %% ../../nbs/service/usage.ipynb #b395d83c
 def settle(
     table: StateTable,
     tokens: list[str],  # from `spend`
