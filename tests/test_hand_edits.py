@@ -336,7 +336,7 @@ def test_starts_that_have_cost_something_lock_the_day_and_the_answer_says_so(mon
         world.endpoint_becomes("Failed", "The image does not exist.")
     code, body = world.start()
     assert (code, body["error"]["code"]) == (429, "too_many_starts")
-    assert "3 times today, failed starts included" in body["error"]["message"]
+    assert "limit with 3 starts, including failed ones" in body["error"]["message"]
 
 
 def test_a_failed_start_whose_endpoint_is_left_does_not_claim_that_nothing_was(monkeypatch):
@@ -419,4 +419,4 @@ def test_a_budget_below_one_run_is_not_called_used_up(monkeypatch, budget):
     code, body = world.start()
     message = body["error"]["message"]
     assert (code, body["error"]["code"]) == (402, "over_budget")
-    assert "used up" not in message and "can be started again" not in message and f"${budget:.2f}" in message
+    assert "used up" not in message and "start it again" not in message and f"${budget:.2f}" in message

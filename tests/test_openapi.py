@@ -332,7 +332,7 @@ def test_oddities_over_http(engine, what):
 def test_the_page_for_programs_names_every_field_of_the_status():
     told = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     fields = contract.DOCUMENT["components"]["schemas"]["Status"]["properties"]
-    section = told[told.index("## What /status holds") : told.index("## Phone numbers")]
+    section = told[told.index("## Fields of /status") : told.index("## Phone numbers")]
     assert set(re.findall(r"`(\w+)`", section)) - set(fields["state"]["enum"] + fields["endpoint"]["enum"]) == set(
         fields
     )

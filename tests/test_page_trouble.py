@@ -142,7 +142,7 @@ def test_a_number_that_was_told_a_moment_ago_is_told_when_to_come_back(visitor, 
         page.locator("#phone").fill(OWN)
         page.locator("#consent").check()
         page.get_by_role("button", name="Wake the model").click()
-        expect(page.locator("#start-error")).to_contain_text("This number was used a moment ago: try again in 23 hours")
+        expect(page.locator("#start-error")).to_contain_text("This number was used recently. Try again in 23 hours")
     assert "Nothing was started" in text_of(page, "#start-error") and "may not" not in text_of(page, "#start-error")
     assert page.locator("#phone").input_value() == OWN and engine.state() == "STOPPED"
 

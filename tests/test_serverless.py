@@ -411,7 +411,7 @@ def test_a_move_that_failed_is_no_success_and_can_be_repeated(account):
     deploy_serverless(account, OWN, MODELS[0])
     account.reason = "the model does not load"
     assert deploy_serverless(account, OWN, MODELS[1]) == "moved"  # once the creation is over
-    with pytest.raises(RuntimeError, match="still answers with the model before two: the model does not load"):
+    with pytest.raises(RuntimeError, match="still serves the previous model instead of two: the model does not load"):
         wait_for_serverless(account, OWN, MODELS[1])
     assert account.endpoint["EndpointConfigName"] == first
     account.reason = ""
@@ -431,7 +431,7 @@ def test_what_an_engine_has_whose_prefix_begins_with_ours_is_kept(account):
     deploy_serverless(account, other, MODELS[0])
     account.endpoint["EndpointStatus"], account.next = "InService", None
     assert delete_serverless(account, OWN) == [] and account.endpoint and len(account.configs) == 1
-    with pytest.raises(RuntimeError, match="is not ours"):
+    with pytest.raises(RuntimeError, match="does not belong to this engine"):
         deploy_serverless(account, OWN, MODELS[0])
 
 
