@@ -181,7 +181,7 @@ def test_what_cannot_go_on_after_kill_9_has_failed(own):
     described = settled(own, "broken")
     assert described["EndpointStatus"] == "Failed" and "spoiled" in described["FailureReason"]
     job = own.client("sagemaker").describe_training_job(TrainingJobName="cut")
-    assert job["TrainingJobStatus"] == "Failed" and "was stopped while the job ran" in job["FailureReason"]
+    assert job["TrainingJobStatus"] == "Failed" and "stopped during the job" in job["FailureReason"]
 
 
 def test_the_clock_moves_lambdas_and_schedules(cloud):
