@@ -66,7 +66,7 @@ PACKAGE_ROOT = Path(find_spec("sentiment_engine").origin).resolve().parents[1]
 
 # %% ../../nbs/local/processes.ipynb #8ffc172f
 class Child:
-    "A running command, its guard and its log."
+    "Run a command under a guard and log its output."
 
     def __init__(
         self,

@@ -407,7 +407,7 @@ def config_faults(params: dict) -> Iterator[str]:  # params: of CreateEndpointCo
     "Yield the faults in the variants of an endpoint config."
     variants = params["ProductionVariants"]
     if len({variant["VariantName"] for variant in variants}) < len(variants):
-        yield "Each production variant needs a name of its own."
+        yield "Each production variant needs a unique name."
     for variant in variants:
         yield from _variant_faults(variant)
     if any(variant.get("ServerlessConfig") for variant in variants):

@@ -642,7 +642,7 @@ class OwnPages(Services):
             try:
                 return _json(self.advance(body) if method == "POST" else {"ahead": clock.read_ahead(self.clock_file)})
             except (ValueError, KeyError, TypeError):
-                most = f"the clock can only be set forward, by {clock.MOST_AHEAD} seconds in all"
+                most = f"the clock only moves forward, by at most {clock.MOST_AHEAD} seconds in total"
                 return _json({"error": f'send {{"advance": seconds}}; {most}'}, 400)
         return await asyncio.to_thread(self.textbelt.handle, "GET" if method == "HEAD" else method, path, headers, body)
 
@@ -686,7 +686,7 @@ def open_socket(
 ) -> socket.socket:
     "Listen on 127.0.0.1. Raises OSError, with advice, if the port is not available."
     if not 0 <= port < 2**16:
-        raise OSError(f"port {port} is none: choose one from 1 to {2**16 - 1} with {option}")
+        raise OSError(f"port {port} is invalid: choose one from 1 to {2**16 - 1} with {option}")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # no 40 ms delays
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -816,7 +816,7 @@ def _serve(options: argparse.Namespace) -> int:  # exit status
     try:
         lock = _lock_folder(state)
     except BlockingIOError:
-        print(f"another local cloud is already at work in {state}", file=sys.stderr)
+        print(f"another local cloud already uses {state}", file=sys.stderr)
         return 3
     gateway = open_socket(options.port, "--port" if options.only_port else "")
     site = open_socket(options.site_port, "--site-port, or PORT= with make" if options.only_site_port else "")

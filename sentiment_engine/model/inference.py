@@ -256,7 +256,7 @@ MAX_WAITING = 1_000_000  # tokens of long requests in the queue; a single reques
 
 
 class BatchQueue:
-    "Combine the windows of concurrent requests to batches."
+    "Combine the windows of concurrent requests into batches."
 
     def __init__(
         self,
@@ -701,7 +701,7 @@ def _batch_shares(
         given["token_type_ids"] = np.zeros_like(input_ids)
     logits = model.session.run(None, {name: given[name] for name in model.inputs})[0]
     if logits.shape != (len(ids), len(model.labels)) or not np.isfinite(logits).all():
-        raise RuntimeError(f"the model gave {logits.shape} logits for {len(ids)} windows, or some that are no numbers")
+        raise RuntimeError(f"the model gave {logits.shape} logits for {len(ids)} windows, or non-finite logits")
     model.counters.count(batches=1, windows=len(ids))
     return softmax(logits / model.temperature)
 
