@@ -97,7 +97,7 @@ class Api:
         if errors := self.errors(operation, params):
             raise AwsError("ValidationException", as_message(errors))
 
-
+# %% ../../nbs/local/api.ipynb #f812bdef
 def as_message(errors: list[str]) -> str:
     "Join validation errors as AWS does."
     return f"{len(errors)} validation error{'s' * (len(errors) > 1)} detected: " + "; ".join(errors[:10])
@@ -130,7 +130,7 @@ def _path(path: str, member: str) -> str:
     name = member[:1].lower() + member[1:]
     return f"{path}.{name}" if path else name
 
-
+# %% ../../nbs/local/api.ipynb #97c12a48
 def _structure_errors(shapes: dict, shape: dict, value: dict, path: str) -> Iterator[str]:
     "Yield the errors of a structure and its members."
     for member in shape.get("required", []):
@@ -166,7 +166,7 @@ def _limit_errors(shape: dict, value, path: str) -> Iterator[str]:
     if shape["type"] == "string":
         yield from (start + wish for wish in _text_wishes(shape, value))
 
-
+# %% ../../nbs/local/api.ipynb #adf67022
 def _text_wishes(shape: dict, value: str) -> Iterator[str]:
     "Yield the unmet requirements of a string."
     if "enum" in shape and value not in shape["enum"]:

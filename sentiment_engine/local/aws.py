@@ -37,7 +37,7 @@ def read_keys(state: Path) -> dict[str, str]:  # as environment variables
     "Read the root user's key. Raises FileNotFoundError if the cloud in `state` has never started."
     return json.loads((Path(state) / "keys.json").read_text())
 
-
+# %% ../../nbs/local/aws.ipynb #801f0c76
 def make_keys(state: Path) -> dict[str, str]:  # as environment variables
     "Return the root user's key, and create it if it does not exist."
     try:
@@ -55,7 +55,7 @@ def direct_hosts(environment: Mapping[str, str]) -> str:  # value of no_proxy
     names = [name for name in map(str.strip, given.split(",")) if name]
     return "*" if "*" in names else ",".join(dict.fromkeys([*names, "127.0.0.1", "localhost", "::1"]))
 
-
+# %% ../../nbs/local/aws.ipynb #965ec74a
 def aws_environment(
     url: str,  # such as http://127.0.0.1:4566
     keys: Mapping[str, str],  # as environment variables
@@ -131,7 +131,7 @@ def split_uri(
         raise ValueError(f"{uri!r} is not an address in S3, such as s3://bucket/key")
     return parts.netloc, parts.path.lstrip("/")
 
-
+# %% ../../nbs/local/aws.ipynb #c08f2c36
 def _place(key: str, prefix: str) -> str:
     "Return the path, relative to the target folder, for the object `key` under `prefix`."
     if key == prefix:
@@ -189,7 +189,7 @@ def _unless_there(make, **names):
         if e.response["Error"]["Code"] != "ResourceAlreadyExistsException":
             raise
 
-
+# %% ../../nbs/local/aws.ipynb #51738b0a
 class LogStream:
     "Write lines to one stream of CloudWatch Logs in the background."
 

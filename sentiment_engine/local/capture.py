@@ -28,7 +28,7 @@ class Invocation:
     inference_id: str = ""  # caller's id, if given
     variant: str = "AllTraffic"  # variant that answered
 
-
+# %% ../../nbs/local/capture.ipynb #9c9f9404
 def _side(mode: str, body: tuple[str, bytes], headers: dict) -> dict:
     "Format the request or the answer for a captured line."
     content_type, content = body

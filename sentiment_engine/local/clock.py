@@ -23,7 +23,7 @@ def read_ahead(path: str) -> float:
         return 0.0
     return ahead if 0 <= ahead <= MOST_AHEAD else 0.0
 
-
+# %% ../../nbs/local/clock.ipynb #e3244fe9
 def follow(
     path: str,  # clock file; may be missing
 ):

@@ -36,7 +36,7 @@ def needs_no_key(
     "Whether a request needs no signature."
     return of_api or path.startswith(_OWN) or (method == "PUT" and path.startswith(_WITH_TOKEN))
 
-
+# %% ../../nbs/local/door.ipynb #aa76646f
 def trades_token(method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> bool:
     "Whether a request exchanges a workflow's token for keys. AWS accepts it unsigned."
     form = headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
@@ -61,7 +61,7 @@ def why_body(service: str, headers: Mapping[str, str], body: bytes) -> str:  # e
     fits = _HASH.fullmatch(said) and said == hashlib.sha256(body).hexdigest()
     return "" if fits else "The provided 'x-amz-content-sha256' header does not match what was computed."
 
-
+# %% ../../nbs/local/door.ipynb #b4b337d4
 def why_unsigned(signed_headers: str, headers: Mapping[str, str]) -> str:  # empty if all are signed
     "Return an error for headers without a signature."
     wanted = {"host", *(name for name in headers if name.startswith("x-amz-"))}
@@ -73,7 +73,7 @@ def clocks() -> tuple[datetime.datetime, ...]:
     "Return the machine's time and the cloud's. AWS's C++ SDK adopts the cloud's."
     return datetime.datetime.now(datetime.UTC), datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
 
-
+# %% ../../nbs/local/door.ipynb #c639ed28
 def why_late(
     date: str,  # X-Amz-Date
     expires: str,  # X-Amz-Expires, seconds
@@ -148,7 +148,7 @@ def check(request: Request, body: bytes, root: str):  # root: access key of the 
         return AuthError("UnsupportedSignature", _NO_STANDARD)
     return _check_signature(request, body, root)
 
-
+# %% ../../nbs/local/door.ipynb #a8f2c0eb
 def _check_signature(request: Request, body: bytes, root: str):
     "Check a signature of version 4."
     from ministack.core import iam_evaluator, sigv4
@@ -193,7 +193,7 @@ def _credential(access_key: str, token: str, root: str):
     code = "UnrecognizedClientException" if found.code == "InvalidToken" and not token else found.code
     return iam_evaluator.AuthError(code, unknown if code != found.code else found.message)
 
-
+# %% ../../nbs/local/door.ipynb #61117f48
 def _check_old(request: Request, root: str):
     "Check an address for S3 that is presigned with version 2."
     from botocore.auth import HmacV1Auth
@@ -256,7 +256,7 @@ def _without_cors(send: Callable) -> Callable:
 
     return send_without
 
-
+# %% ../../nbs/local/door.ipynb #f1875bbc
 class Door:
     "Admit requests from this machine's programs and pages."
 

@@ -26,7 +26,7 @@ class Node(NamedTuple):
     kind: str  # path, value, an operator, a keyword or a function
     parts: tuple  # a path's names, a value's placeholder, or the operands' nodes
 
-
+# %% ../../nbs/local/expressions.ipynb #d0fbc1fd
 class Change(NamedTuple):
     "Hold a part of an update."
 
@@ -69,7 +69,7 @@ _TOKEN = re.compile(r"[#:]\w+|[A-Za-z]\w*|\d+|<>|<=|>=|\S", re.ASCII)
 def _tokens(text: str) -> tuple[str, ...]:
     return tuple(_TOKEN.findall(text))
 
-
+# %% ../../nbs/local/expressions.ipynb #39462b05
 class Tokens:
     "Parse tokens, names and paths. Raises ValidationException."
 

@@ -22,7 +22,7 @@ FOLDERS = ("TempDir", "RedshiftTempDir")
 class GlueArgumentError(Exception):
     "The arguments are invalid."
 
-
+# %% ../../nbs/local/glue_options.ipynb #351e945e
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise GlueArgumentError(message)
@@ -57,7 +57,7 @@ class GlueContext:
 
         self.spark_session = SparkSession.builder.getOrCreate()
 
-
+# %% ../../nbs/local/glue_options.ipynb #ffa99a73
 class Job:
     "Stand for a run's bookmarks."
 

@@ -27,7 +27,7 @@ def rows(leniencies: Mapping) -> Iterator[tuple[str, str, str]]:
         yield from ((kind, f"`{name}`", why) for name, why in leniencies[kind].items())
     yield from ((entry["kind"], entry["what"], entry["why"]) for entry in leniencies["behaviour"])
 
-
+# %% ../../nbs/local/leniencies.ipynb #66804825
 def as_markdown(leniencies: Mapping) -> str:
     "Return the list as one Markdown table."
     lines = [" | ".join(row).replace("\n", " ") for row in rows(leniencies)]

@@ -51,7 +51,7 @@ def _told(body: bytes) -> dict:  # empty if they are invalid; the service then r
     except AwsError:
         return {}
 
-
+# %% ../../nbs/local/permissions.ipynb #4fc7b603
 def schedule_arn(
     path: str,  # of the request, such as /schedules/name
     query: dict[str, list[str]],
@@ -164,14 +164,14 @@ def _listed(given: object) -> list:
     "Return a policy's value as a list."
     return given if isinstance(given, list) else [given] if given else []
 
-
+# %% ../../nbs/local/permissions.ipynb #1368d27e
 def _is_about(statement: dict, service: str) -> bool:
     "Whether a statement concerns the assumption of the role by a service."
     principal, action = statement.get("Principal"), _listed(statement.get("Action"))
     named = _listed(principal.get("Service")) if isinstance(principal, dict) else []
     return service in named and bool({"sts:assumerole", "sts:*", "*"} & {str(each).lower() for each in action})
 
-
+# %% ../../nbs/local/permissions.ipynb #5493da5e
 def assume_role(
     role: str,  # ARN
     service: str,  # sagemaker or glue
@@ -196,7 +196,7 @@ def _derived(secret: str, *parts: str) -> str:
     "Derive a secret from another secret and names."
     return hmac.new(secret.encode(), ":".join(parts).encode(), hashlib.sha256).hexdigest()
 
-
+# %% ../../nbs/local/permissions.ipynb #fbe85ce1
 def _session_keys(role: str, service: str, secret: str) -> dict[str, str]:
     "Register a session of `role` in the emulator and return its keys."
     from ministack.services import sts as sessions

@@ -25,7 +25,7 @@ def _group_lives(group: int) -> bool:
         return False
     return True
 
-
+# %% ../../nbs/local/processes.ipynb #3c6b42e7
 def end_group(
     group: int,  # process group id
     grace: float = 5.0,  # seconds between SIGTERM and SIGKILL

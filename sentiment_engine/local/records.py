@@ -32,12 +32,12 @@ def write_whole(path: Path, text: str):
             spare.unlink()
         raise
 
-
+# %% ../../nbs/local/records.ipynb #2311b154
 def private(path: str, flags: int) -> int:
     "Open a file for its owner only. Use as the `opener` of `open`."
     return os.open(path, flags, 0o600)
 
-
+# %% ../../nbs/local/records.ipynb #e939fb36
 class Records:
     "Keep a dictionary in a JSON file. Safe for threads."
 
@@ -116,7 +116,7 @@ def read_json(body: bytes) -> object | None:  # None if it is invalid
     except (ValueError, RecursionError):
         return None
 
-
+# %% ../../nbs/local/records.ipynb #cf2a4f8d
 def read_object(body: bytes) -> dict:
     "Parse the parameters of a call, or none from an empty body. Raises AwsError if the body is not a JSON object."
     if not isinstance(found := read_json(body or b"{}"), dict):

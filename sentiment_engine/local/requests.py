@@ -41,7 +41,7 @@ async def read_body(receive) -> bytes:
         more = message.get("more_body", False)
     return b"".join(parts)
 
-
+# %% ../../nbs/local/requests.ipynb #3f83e892
 def again(body: bytes, receive: Callable) -> Callable:
     "Return a `receive` that first returns `body` again."
     given = False
@@ -55,7 +55,7 @@ def again(body: bytes, receive: Callable) -> Callable:
 
     return receive_again
 
-
+# %% ../../nbs/local/requests.ipynb #ca9dae63
 async def respond(send, status: int, headers: dict[str, str], body: bytes):
     "Send a complete response."
     pairs = [(k.encode(), v.encode("latin-1")) for k, v in headers.items()]
@@ -72,8 +72,6 @@ _SIGNING_NAMES = {  # only names that differ from the service's name
     "servicequotas": ("service-quotas",),
     "tagging": ("resourcegroupstaggingapi",),
 }
-
-
 UNREAD = "?"  # operation or service of a signed request that cannot be parsed
 
 
@@ -85,7 +83,7 @@ class Call:
     operation: str  # such as CreateEndpoint
     params: dict
 
-
+# %% ../../nbs/local/requests.ipynb #2e9cc486
 class UnreadableError(ValueError):
     "A signed request matches no call in botocore's description."
 
@@ -93,7 +91,7 @@ class UnreadableError(ValueError):
         super().__init__(reason)
         self.service = service
 
-
+# %% ../../nbs/local/requests.ipynb #0e7f19fb
 @functools.cache
 def model_of(service: str) -> ServiceModel:
     "Return botocore's model of a service."
@@ -104,7 +102,7 @@ def model_of(service: str) -> ServiceModel:
 def _known() -> frozenset[str]:
     return frozenset(botocore.session.get_session().get_available_services())
 
-
+# %% ../../nbs/local/requests.ipynb #b27574ef
 def services_of(query: Mapping[str, str], headers: Mapping[str, str]) -> tuple[str, ...]:
     "Return the possible services of a request, or none if it is not signed."
     header = headers.get("authorization", "")
@@ -131,7 +129,7 @@ def _from_text(shape: Shape, text: str) -> object:
         return text
     return {"true": True, "false": False}.get(text, text) if kind == "boolean" else text
 
-
+# %% ../../nbs/local/requests.ipynb #4a77720d
 def _wire_name(shape: Shape, name: str) -> str:
     return shape.serialization.get("name", name)
 
@@ -149,7 +147,7 @@ def _from_json(shape: Shape, value: object) -> object:
         return datetime.fromtimestamp(value, UTC)
     return _from_text(shape, value) if kind in ("blob", "timestamp") and isinstance(value, str) else value
 
-
+# %% ../../nbs/local/requests.ipynb #96132570
 def _json_members(shape: StructureShape, value: dict) -> dict:
     "Convert a structure. Keep unknown members, so that the check can name them."
     names = {_wire_name(member, name): name for name, member in shape.members.items()}
@@ -177,7 +175,7 @@ def _from_form(shape: Shape, form: Mapping[str, str], prefix: str) -> object | N
         return {form[f"{start}.{i}.{key}"]: _from_form(shape.value, form, f"{start}.{i}.{value}") for i in places}
     return _from_text(shape, form[prefix]) if prefix in form else None
 
-
+# %% ../../nbs/local/requests.ipynb #9c2f870a
 def _form_members(shape: StructureShape, form: Mapping[str, str], start: str) -> dict:
     "Parse the members of a structure from the fields that begin with `start`."
     found = {name: _from_form(m, form, start + _wire_name(m, name)) for name, m in shape.members.items()}
@@ -193,7 +191,7 @@ def _wire_names(shape: Shape, name: str) -> set[str]:
     flat = shape.type_name == "list" and shape.serialization.get("flattened")
     return {wire, _wire_name(shape.member, wire)} if flat else {wire}
 
-
+# %% ../../nbs/local/requests.ipynb #b8130343
 def _places(form: Mapping[str, str], start: str) -> list[int]:
     "Return the list indices after `start`."
     rests = [name[len(start) + 1 :].partition(".")[0] for name in form if name.startswith(f"{start}.")]
@@ -218,7 +216,7 @@ def _from_xml(shape: Shape, element: ElementTree.Element) -> object:
         return {pair[key].text or "": _from_xml(shape.value, pair[value]) for pair in pairs}
     return _from_text(shape, element.text or "")
 
-
+# %% ../../nbs/local/requests.ipynb #ab60e27a
 def _xml_members(shape: StructureShape, element: ElementTree.Element) -> dict:
     found = {}
     attributes = {_local(name): value for name, value in element.attrib.items()}
@@ -239,7 +237,7 @@ def _xml_members(shape: StructureShape, element: ElementTree.Element) -> dict:
     there = {_local(child.tag): child.text or "" for child in element}
     return {name: text for name, text in there.items() if name not in known} | found
 
-
+# %% ../../nbs/local/requests.ipynb #347c22f5
 def _local(tag: str) -> str:
     "Return the name of an element without its namespace."
     return tag.rpartition("}")[2]
@@ -257,7 +255,7 @@ class _Route:
     known: frozenset[str]  # possible names in the query
     anything: bool  # whether the query can contain any name
 
-
+# %% ../../nbs/local/requests.ipynb #14c2283c
 _LABEL = re.compile(r"\{([\w-]+)(\+?)\}")
 
 
@@ -282,7 +280,7 @@ def _route(operation: OperationModel) -> _Route:
     labels = [label[1] for label in _LABEL.finditer(path)]
     return _Route(operation, pattern, labels, fixed, frozenset(needed), frozenset(w for w, _ in asked), anything)
 
-
+# %% ../../nbs/local/requests.ipynb #fb90951a
 @functools.cache
 def _routes(service: str) -> dict[str, list[_Route]]:
     "Return the routes of a service, by method."
@@ -310,7 +308,7 @@ def _fits(route: _Route, path: str, query: Mapping[str, str], headers: Mapping[s
     literal = len(path) - sum(len(label) for label in found.groups())
     return 1 + literal + 100 * (len(route.fixed) + len(route.needed))
 
-
+# %% ../../nbs/local/requests.ipynb #0f2d003d
 def _routed(service: str, method: str, path: str, query: Mapping, headers: Mapping) -> _Route | None:
     rated = [(_fits(route, path, query, headers), route) for route in _routes(service).get(method, ())]
     best = max((rate for rate, _ in rated), default=0)
@@ -337,7 +335,7 @@ def _rest_params(route: _Route, path: str, pairs: list[tuple[str, str]], headers
     found |= _rest_body(shape, body, route.operation.service_model.resolved_protocol)
     return {name: value for name, value in found.items() if value is not None}
 
-
+# %% ../../nbs/local/requests.ipynb #948cde3d
 def _from_query(member: Shape, wire: str, pairs: list[tuple[str, str]], route: _Route) -> object | None:
     if member.type_name == "map":
         rest = [(k, v) for k, v in pairs if k not in route.known | set(route.fixed)]
@@ -348,7 +346,7 @@ def _from_query(member: Shape, wire: str, pairs: list[tuple[str, str]], route: _
         return [_from_text(member.member, value) for value in values] or None
     return _from_text(member, values[0]) if values else None
 
-
+# %% ../../nbs/local/requests.ipynb #772ac229
 def _from_headers(member: Shape, wire: str, headers: Mapping[str, str]) -> object | None:
     if member.serialization["location"] == "headers":
         return {name[len(wire) :]: text for name, text in headers.items() if name.startswith(wire)} or None
@@ -386,7 +384,7 @@ def _unpacked(service: str, headers: Mapping[str, str], body: bytes) -> bytes:
         return _joined(body) if headers.get("x-amz-content-sha256", "").startswith("STREAMING-") else body
     return gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
 
-
+# %% ../../nbs/local/requests.ipynb #918de6e2
 def _joined(body: bytes) -> bytes:
     "Join the chunks of an aws-chunked body."
     parts, at = [], 0
@@ -428,7 +426,7 @@ def parse(
         raise UnreadableError(services[0], f"no known operation: {asked}")
     return None
 
-
+# %% ../../nbs/local/requests.ipynb #10305ae5
 def _call_of(
     model: ServiceModel, method: str, path: str, pairs: list[tuple[str, str]], headers: Mapping[str, str], body: bytes
 ) -> tuple[str, dict] | None:  # operation and parameters; None if no operation matches
@@ -440,7 +438,7 @@ def _call_of(
     route = _routed(model.service_name, method, path, dict(pairs), headers)
     return (route.operation.name, _rest_params(route, path, pairs, headers, body)) if route else None
 
-
+# %% ../../nbs/local/requests.ipynb #5811ebd5
 def _json_call(model: ServiceModel, headers: Mapping[str, str], body: bytes) -> tuple[str, dict] | None:
     target, _, operation = headers.get("x-amz-target", "").rpartition(".")
     if target != model.metadata["targetPrefix"] or operation not in model.operation_names:
@@ -450,7 +448,7 @@ def _json_call(model: ServiceModel, headers: Mapping[str, str], body: bytes) -> 
         raise ValueError("parameters have names")
     return operation, _from_json(shape, told) if shape else told
 
-
+# %% ../../nbs/local/requests.ipynb #9e5be85b
 def _form_call(model: ServiceModel, form: dict[str, str]) -> tuple[str, dict] | None:
     if (operation := form.get("Action")) not in model.operation_names:
         return None
@@ -483,15 +481,13 @@ _CODES = {  # error codes of invalid parameters; the default is ValidationExcept
     "cloudfront": "InvalidArgument",
     "route53": "InvalidInput",
 }
-
-
 _CODES_UNREAD = {"query": "InvalidAction", "rest-xml": "InvalidRequest"}  # the default is UnknownOperationException
 
 
 def _protocol(service: str) -> str:
     return model_of(service).resolved_protocol if service in _known() else "json"
 
-
+# %% ../../nbs/local/requests.ipynb #aa48e9be
 class XmlError(AwsError):
     "An error of a service with an XML protocol."
 
@@ -505,7 +501,7 @@ class XmlError(AwsError):
             whole = f"<ErrorResponse>{error}<RequestId>local</RequestId></ErrorResponse>"
         return self.status, {"content-type": "text/xml"}, whole.encode()
 
-
+# %% ../../nbs/local/requests.ipynb #d16e770a
 class CborError(AwsError):
     "An error of a service with a CBOR protocol."
 
@@ -516,7 +512,7 @@ class CborError(AwsError):
         body = b"\xa2" + b"".join(b"\x79" + len(text).to_bytes(2, "big") + text for text in texts)
         return self.status, {"content-type": "application/cbor", "smithy-protocol": "rpc-v2-cbor"}, body
 
-
+# %% ../../nbs/local/requests.ipynb #825f9975
 def refuse(call: Call, wrong: list[str]) -> AwsError:  # wrong: from `complaints`
     "Return AWS's error for an invalid call or an unreadable request."
     protocol = _protocol(call.service)
@@ -591,7 +587,7 @@ def identifiers(answer: object, path: str = "") -> Iterator[tuple[str, str]]:
         for place, value in enumerate(answer):
             yield from identifiers(value, f"{path}.{place}")
 
-
+# %% ../../nbs/local/requests.ipynb #ab7f853e
 def answer_of(call: Call, status: int, headers: Mapping[str, str], body: bytes) -> dict:
     "Parse an answer as boto3 does. Return an empty dictionary if that fails."
     operation = None if call.operation == UNREAD else model_of(call.service).operation_model(call.operation)
@@ -657,7 +653,7 @@ class Gate:
         with self.writing, self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-
+# %% ../../nbs/local/requests.ipynb #c0a8ffef
 class _Heard:
     "Pass on and remember an answer, except for its end."
 

@@ -66,7 +66,7 @@ def duplicate(kind: Kind, name: str) -> AwsError:
         return AwsError("ResourceInUse", f"{text} already exists ({kind.arn_of(name)})")
     return AwsError("ValidationException", f'Cannot create already existing {kind.words} "{kind.arn_of(name)}".')
 
-
+# %% ../../nbs/local/sagemaker.ipynb #17dafd13
 def in_progress(name: str) -> AwsError:
     "Return AWS's error for a change of an endpoint during its creation, update or deletion."
     return AwsError("ValidationException", f'Cannot update in-progress endpoint "{ENDPOINT.arn_of(name)}".')
@@ -133,7 +133,7 @@ def summaries(
     fields = [f for f in fields if f and (f != "LastModifiedTime" or kind.status)]
     return {kind.summaries: [{f: t[f] for f in fields if f in t} for t in shown]} | rest
 
-
+# %% ../../nbs/local/sagemaker.ipynb #ea1ec379
 def _wanted(kind: Kind, thing: dict, params: dict) -> bool:
     created, changed = thing["CreationTime"], thing["LastModifiedTime"]
     return (
@@ -176,7 +176,7 @@ def not_here(operation: str) -> AwsError:
     "Return the error of an operation that only AWS supports."
     return AwsError("UnknownOperationException", f"SageMaker's {operation} is not part of the local cloud")
 
-
+# %% ../../nbs/local/sagemaker.ipynb #a74cb3b9
 class ControlPlane:
     "Answer the calls that only record things; each subclass adds the calls about one subject."
 
@@ -268,7 +268,7 @@ def _end(fleet: Fleet):
     fleet.stop()
     shutil.rmtree(fleet.folder, ignore_errors=True)
 
-
+# %% ../../nbs/local/sagemaker.ipynb #fc25b254
 class Fleets(ControlPlane):
     "Run the processes behind the endpoints and keep the endpoints' states."
 
@@ -402,7 +402,7 @@ def model_faults(params: dict) -> Iterator[str]:  # params: of CreateModel
     if not all(each.get("Image") or each.get("ModelPackageName") for each in containers):
         yield "A container needs an Image or a ModelPackageName."
 
-
+# %% ../../nbs/local/sagemaker.ipynb #6a578af1
 def config_faults(params: dict) -> Iterator[str]:  # params: of CreateEndpointConfig
     "Yield the faults in the variants of an endpoint config."
     variants = params["ProductionVariants"]
@@ -431,7 +431,7 @@ def _variant_faults(variant: dict) -> Iterator[str]:
     if size.get("ProvisionedConcurrency", 0) > size["MaxConcurrency"]:
         yield "ProvisionedConcurrency must not be above MaxConcurrency."
 
-
+# %% ../../nbs/local/sagemaker.ipynb #ade848a1
 def _refuse(faults: Iterator[str]):
     "Raise AwsError for the first fault, if any."
     if fault := next(faults, None):

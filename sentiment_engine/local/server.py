@@ -249,7 +249,7 @@ def composite_alarms(cloudwatch) -> dict[str, Callable]:  # cloudwatch: ministac
         "delete": lambda physical, properties: cloudwatch._composite_alarms.pop(physical, None),
     }
 
-
+# %% ../../nbs/local/server.ipynb #5e46c67a
 def oidc_providers(iam) -> dict[str, Callable]:  # iam: ministack's service
     "Return the handler of identity providers. It raises ValueError for an existing provider."
 
@@ -267,7 +267,7 @@ def oidc_providers(iam) -> dict[str, Callable]:  # iam: ministack's service
         "delete": lambda physical, properties: iam._oidc_providers.pop(physical, None),
     }
 
-
+# %% ../../nbs/local/server.ipynb #e601717e
 def _afterwards(
     handler: dict,  # create, update and delete of a resource type, in ministack's CloudFormation
     mend: Callable[[str, dict, dict], dict],  # takes id, properties and attributes, and returns attributes
@@ -704,7 +704,7 @@ def open_socket(
         raise OSError(f"port {port} {why} choose another one with {option}") from None
     return listener
 
-
+# %% ../../nbs/local/server.ipynb #efae1e18
 def _lock_folder(state: Path):
     "Lock the folder. Raises OSError if another cloud uses it."
     import fcntl
@@ -752,7 +752,7 @@ async def run_server(
     for failure in failures:
         raise failure
 
-
+# %% ../../nbs/local/server.ipynb #57c8ea13
 def _begin_or_end(server: LocalServer, failures: list[OSError], end: Callable[[], object]):
     "Restore the previous processes. End the server after a system error."
     try:
@@ -785,7 +785,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attached", action="store_true", help="end when standard input ends")
     return parser.parse_args(argv)
 
-
+# %% ../../nbs/local/server.ipynb #5219ffa5
 def _prepare(state: Path, port: int, keys: Mapping[str, str], strict: bool = False):
     "Set up the environment, the clock and the temporary folder for ministack and Lambda's workers."
     for saved in (state / "aws").glob("*.json"):  # ministack treats an unreadable file as empty
@@ -808,7 +808,7 @@ def main(argv: list[str] | None = None) -> int:  # exit status; 3 if another ser
     print(told, file=sys.stderr)  # after all warnings, so that the last line is the reason
     return 1
 
-
+# %% ../../nbs/local/server.ipynb #1fc8e903
 def _serve(options: argparse.Namespace) -> int:  # exit status
     "Run the server. Raises OSError after a system error."
     os.umask(0o077)  # keep all files of the cloud private to the user

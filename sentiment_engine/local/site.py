@@ -41,7 +41,7 @@ async def ask(
     await app(scope, receive, send)
     return start["status"], list(start.get("headers", [])), b"".join(parts)
 
-
+# %% ../../nbs/local/site.ipynb #a655c6f4
 _LIST = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http"}
 _LIST |= {"path": "/2020-05-31/distribution", "raw_path": b"/2020-05-31/distribution", "query_string": b""}
 _LIST |= {"client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0)}
@@ -125,7 +125,7 @@ def site_app(
 
     return app
 
-
+# %% ../../nbs/local/site.ipynb #07f577b2
 async def _turned_away(site: Site, own: str, scope: dict) -> tuple[int, list, bytes] | None:  # None: serve it
     "Redirect or refuse a request for another name or from a foreign page."
     headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
@@ -155,7 +155,7 @@ async def _page(site: Site, url: str, scope: dict) -> tuple[int, list, bytes]:
     accepts = next((value for name, value in scope["headers"] if name.lower() == b"accept-encoding"), b"")
     return compressed(answer, accepts) if compresses else answer
 
-
+# %% ../../nbs/local/site.ipynb #2a7fe64f
 async def _lifespan(receive, send):
     "Acknowledge the server's start and stop."
     while (await receive())["type"] != "lifespan.shutdown":

@@ -26,7 +26,7 @@ def profile_environment(folder: Path) -> dict[str, str]:
     files = {"AWS_CONFIG_FILE": folder / "config", "AWS_SHARED_CREDENTIALS_FILE": folder / "credentials"}
     return {name: str(path) for name, path in files.items()} | {"AWS_PROFILE": "rehearsal"}
 
-
+# %% ../../nbs/local/strict.ipynb #8212ba04
 def _write_profile(
     folder: Path, url: str, keys: Mapping[str, str] = {}, more: Mapping[str, str] = {}
 ) -> dict[str, str]:
@@ -65,7 +65,7 @@ def workflow_token(repository: str, environment: str) -> str:
     parts = [json.dumps(part).encode() for part in ({"alg": "none"}, claims)]
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts) + "."
 
-
+# %% ../../nbs/local/strict.ipynb #d3a552aa
 def workflow_environment(
     role: str,  # ARN of the deployer role
     url: str,  # of the cloud
@@ -107,7 +107,7 @@ def _decryption(principal, name: str) -> tuple:
     )
     return context, [parse_policy_document(_EVERYTHING), *principal.policies]
 
-
+# %% ../../nbs/local/strict.ipynb #6a04139a
 def _forbids(principal, name: str) -> str:  # AWS's message, or empty
     "Return the reason why a principal may not decrypt a parameter."
     from ministack.core import iam_evaluator
@@ -118,7 +118,7 @@ def _forbids(principal, name: str) -> str:  # AWS's message, or empty
     who = f"User: {principal.arn} is not authorized to perform: kms:Decrypt on resource: {context.resource_arn}"
     return f"{who} because no permissions boundary allows the kms:Decrypt action"
 
-
+# %% ../../nbs/local/strict.ipynb #8031f234
 def decryption_refusal(
     key: str,  # access key id of the caller
     headers: Mapping[str, str],
@@ -148,7 +148,7 @@ def _as_json(*parts: object) -> int:
 def _in_base64(body: bytes) -> int:
     return 4 * ((len(body) + 2) // 3)
 
-
+# %% ../../nbs/local/strict.ipynb #c1ed9924
 def event_size(path: str, query: str, headers: Mapping[str, str], body: bytes) -> int:
     "Return an upper bound for the bytes of the event of an HTTP API request."
     from ministack.services.apigateway import _v2_request_body_is_text
@@ -158,7 +158,7 @@ def event_size(path: str, query: str, headers: Mapping[str, str], body: bytes) -
     text = _v2_request_body_is_text(headers.get("content-type"))
     return around + (_as_json(body.decode("utf-8", "replace")) if text else _in_base64(body))
 
-
+# %% ../../nbs/local/strict.ipynb #3209ad2a
 def gateway_refusal(
     path: str,
     query: str,
@@ -172,7 +172,7 @@ def gateway_refusal(
         return 413, {"message": "Request Too Long"}
     return None
 
-
+# %% ../../nbs/local/strict.ipynb #277452ce
 def answer_refusal(body: bytes) -> tuple[int, dict[str, str]] | None:  # status and body; None if the size is valid
     "Return API Gateway's answer if a function's answer is too large."
     try:

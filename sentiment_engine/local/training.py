@@ -44,7 +44,7 @@ def lay_out(
         (root / "input/config" / f"{name}.json").write_text(json.dumps(content))
     return files
 
-
+# %% ../../nbs/local/training.ipynb #400a17b8
 def _channel(channel: dict) -> dict:
     given = {"TrainingInputMode": channel.get("InputMode", "File"), "S3DistributionType": "FullyReplicated"}
     return given | {"RecordWrapperType": channel.get("RecordWrapperType", "None")}
@@ -60,7 +60,7 @@ def move_root(
     "Replace /opt/ml in `text` with `root`."
     return _OPT_ML.sub(str(root), text)
 
-
+# %% ../../nbs/local/training.ipynb #9296ccb8
 def _move_scripts(root: Path):
     "Replace /opt/ml in the SDK's driver scripts, and make the scripts executable."
     for path in (root / "input/data/sm_drivers").rglob("*"):

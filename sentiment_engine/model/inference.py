@@ -68,7 +68,7 @@ class InputError(ValueError):
         super().__init__(message)
         self.code, self.message, self.status = code, message, status
 
-
+# %% ../../nbs/model/inference.ipynb #2c790222
 class Busy(InputError):
     "Refuse a request because too many others wait."
 
@@ -154,6 +154,8 @@ _PARAMETERS: dict[str, tuple[str, Callable[[object], bool]]] = {  # name: (what 
     "batch_size": ("a whole number from 1", _is_count),
     "num_workers": ("a whole number from 0", lambda value: _is_count(value, 0)),
 }
+
+# %% ../../nbs/model/inference.ipynb #4aa659c4
 _TRUNCATIONS = (True, False, "longest_first", "only_first", "do_not_truncate")
 _PADDINGS = (True, False, "longest", "max_length", "do_not_pad")
 
@@ -212,7 +214,7 @@ def _fits(
     small = count <= BATCH_TEXTS and count * longest <= BATCH_TOKENS
     return count == 1 or (small and longest - shortest <= 5 + longest // 20)
 
-
+# %% ../../nbs/model/inference.ipynb #3db8a553
 def length_batches(
     lengths: Sequence[int],  # tokens of each text
 ) -> list[list[int]]:  # indices of `lengths`, each once
@@ -229,7 +231,7 @@ def length_batches(
 class Gone(Exception):
     "The client of a request has disconnected."
 
-
+# %% ../../nbs/model/inference.ipynb #3cebe2b6
 _gone: ContextVar[threading.Event | None] = ContextVar("gone", default=None)  # of the thread's request
 
 
@@ -471,7 +473,7 @@ def overlap(
     "Return the number of tokens that a window shares with the previous one."
     return max_tokens // 8
 
-
+# %% ../../nbs/model/inference.ipynb #394f5047
 def _load_tokenizer(
     path: Path,
     max_tokens: int,
@@ -587,7 +589,7 @@ def _places(encoding: Encoding) -> np.ndarray:  # (tokens, 2): start and end; -1
     places[np.array(encoding.special_tokens_mask) == 1] = -1
     return places
 
-
+# %% ../../nbs/model/inference.ipynb #1b22ffe4
 def _reading(
     encoding: Encoding,  # of the first window; contains the others
     shared: int,  # tokens that a window shares with the previous one
@@ -628,7 +630,7 @@ def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
         size += len(text)
     yield portion
 
-
+# %% ../../nbs/model/inference.ipynb #86512279
 def _encodings(
     model: Classifier,
     texts: Sequence[str],  # clean
@@ -647,7 +649,7 @@ def _encodings(
         size *= 3
     return found
 
-
+# %% ../../nbs/model/inference.ipynb #42a98674
 def _read_portion(model: Classifier, texts: Sequence[str], explain: bool) -> list[Reading]:
     "Clean and tokenize one portion of texts."
     cut = [text[:MAX_CHARACTERS] for text in texts]
@@ -658,7 +660,7 @@ def _read_portion(model: Classifier, texts: Sequence[str], explain: bool) -> lis
         for e, text, read in zip(encodings, texts, cut, strict=True)
     ]
 
-
+# %% ../../nbs/model/inference.ipynb #63938434
 def _readings(
     model: Classifier,
     texts: Sequence[str],
@@ -750,7 +752,7 @@ def _kind(char: str) -> str:
         return "j"
     return "p" if char.isspace() or char in _PUNCTUATION else "o"
 
-
+# %% ../../nbs/model/inference.ipynb #db84b8d3
 def word_spans(
     text: str,  # clean
     most: int = MAX_SPANS,  # in longer reviews, a span has several words
@@ -778,7 +780,7 @@ class Hidden:
     window: int
     ids: np.ndarray  # remaining token ids
 
-
+# %% ../../nbs/model/inference.ipynb #03a98ca5
 def _hidden(
     reading: Reading,  # with places
     span: tuple[int, int],  # start and end in the clean text
@@ -824,7 +826,7 @@ class Explanation:
         share = round(sum(span in self.falls for span in self.spans) / max(1, len(self.spans)), 4)
         return {"explanation": told} | ({"partial": True, "explained": share} if share < 1 and self.spans else {})
 
-
+# %% ../../nbs/model/inference.ipynb #ac774b51
 def _whole(part: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return part[0][0], part[-1][1]
 
@@ -840,7 +842,7 @@ def _spans(texts: Sequence[str], readings: Sequence[Reading]) -> list[list[tuple
         spans.append(word_spans(said, min(MAX_SPANS, max(1, share)), end))
     return spans
 
-
+# %% ../../nbs/model/inference.ipynb #9f480d44
 def _look(
     model: Classifier,
     column: int,  # index of POSITIVE
@@ -854,7 +856,7 @@ def _look(
         left = [None if row is None else row[column] for row in islice(shares, len(those))]
         explanation.add(span, those, left)
 
-
+# %% ../../nbs/model/inference.ipynb #456ce71d
 def _explain(
     model: Classifier,
     texts: Sequence[str],
@@ -873,7 +875,7 @@ def _explain(
         _look(model, column, step, until)
     return [each.answer() for each in made]
 
-
+# %% ../../nbs/model/inference.ipynb #6a015c58
 def _steps(
     parts: Sequence[tuple[Explanation, list[tuple[int, int]]]],
 ) -> Iterator[list[tuple[Explanation, tuple[int, int]]]]:
@@ -887,7 +889,7 @@ def _steps(
             step, tokens = [], 0
     yield step
 
-
+# %% ../../nbs/model/inference.ipynb #e2e24be2
 def _predict(
     texts: Sequence[str],
     model: Classifier,
@@ -909,7 +911,7 @@ def _ranked(answer: dict, most: int | None) -> list[dict]:
     scores = sorted(answer["scores"].items(), key=lambda score: -score[1])
     return [{"label": label, "score": score} for label, score in scores[:most]]
 
-
+# %% ../../nbs/model/inference.ipynb #7164a10d
 def predict_fn(
     data: Sequence[str],  # result of `input_fn`
     model: Classifier,
@@ -931,7 +933,7 @@ def predict_fn(
     model.counters.count(time.perf_counter() - begun, requests=1, texts=len(data), explained=explained)
     return [_ranked(each, data.top_k) for each in answers] if getattr(data, "ranked", False) else answers
 
-
+# %% ../../nbs/model/inference.ipynb #ec23d1e5
 def counters(model: Classifier) -> dict:
     "Return the metrics of `model` for /metrics."
     return model.counters.report()
@@ -966,7 +968,7 @@ def output_fn(
 class Refusal(str):
     "Hold the JSON answer to a refused request."
 
-
+# %% ../../nbs/model/inference.ipynb #913b35a6
 def _refusal(
     error: Exception,
     context: object,  # of Amazon's model server
@@ -978,7 +980,7 @@ def _refusal(
     context.set_response_status(code=error.status, phrase=error.code)
     return Refusal(json.dumps({"error": {"code": error.code, "message": error.message}}))
 
-
+# %% ../../nbs/model/inference.ipynb #72acfc73
 def answering(
     handler: Callable,  # input_fn, predict_fn or output_fn
 ) -> Callable:

@@ -70,7 +70,7 @@ class JsonLines(logging.Formatter):
             entry["at"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
         return json.dumps(entry | getattr(record, "fields", {}), ensure_ascii=False)
 
-
+# %% ../../nbs/model/serving.ipynb #23d27842
 def log_event(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields):
     "Write one log entry."
     _log.log(level, event, exc_info=error, extra={"fields": fields})
@@ -93,7 +93,7 @@ def error_answer(
     log_event("request refused", status=status, code=str(own["error"].get("code"))[:100])
     return status, json.dumps(own).encode()
 
-
+# %% ../../nbs/model/serving.ipynb #2e3cb3b1
 def _error(code: str, message: str) -> bytes:
     return json.dumps({"error": {"code": code, "message": message}}).encode()
 
@@ -201,7 +201,7 @@ class RequestError(ValueError):
         super().__init__(message)
         self.status, self.code, self.headers = status, code, headers
 
-
+# %% ../../nbs/model/serving.ipynb #e5f412d7
 MAX_TAKEN = 128  # waiting and current requests
 MAX_HELD = 64 * 2**20  # bytes of their bodies
 
@@ -532,7 +532,7 @@ def _share_heaps():
     with suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(-8, 2)  # -8 is M_ARENA_MAX
 
-
+# %% ../../nbs/model/serving.ipynb #95a19442
 def main(argv: list[str] | None = None) -> int:
     "Run the command line of this module."
     parser = argparse.ArgumentParser(
