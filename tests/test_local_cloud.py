@@ -181,7 +181,7 @@ def test_what_cannot_go_on_after_kill_9_has_failed(own):
     described = settled(own, "broken")
     assert described["EndpointStatus"] == "Failed" and "spoiled" in described["FailureReason"]
     job = own.client("sagemaker").describe_training_job(TrainingJobName="cut")
-    assert job["TrainingJobStatus"] == "Failed" and "was stopped while the job ran" in job["FailureReason"]
+    assert job["TrainingJobStatus"] == "Failed" and "stopped during the job" in job["FailureReason"]
 
 
 def test_the_clock_moves_lambdas_and_schedules(cloud):
@@ -410,7 +410,7 @@ def test_two_checkouts_run_at_the_same_time_without_being_told_any_ports(tmp_pat
 @pytest.mark.parametrize("name", ["port", "site_port"])
 @pytest.mark.parametrize("number", [-1, 65536, 10**6, 2**70])
 def test_a_number_that_is_no_port_is_named(tmp_path, name, number):
-    with pytest.raises(RuntimeError, match=f"did not start: port {number} is none: choose one from 1 to 65535"):
+    with pytest.raises(RuntimeError, match=f"did not start: port {number} is invalid: choose one from 1 to 65535"):
         LocalCloud(tmp_path / "state", **{"port": 0, "site_port": 0, name: number}).start(detached=False)
 
 

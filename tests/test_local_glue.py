@@ -235,7 +235,7 @@ def test_an_address_that_leaves_the_stage_is_refused(tmp_path, key):
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_text("private")
     stage = Stage(DyingStore({}, 9), tmp_path / "stage")
-    with pytest.raises(ValueError, match="points out of the folder"):
+    with pytest.raises(ValueError, match="points outside the target folder"):
         stage.enter(f"s3://lake/{key}")
     assert stage.leave() == (0, 0) and not (tmp_path / "stage").exists()
 
