@@ -87,7 +87,7 @@ def cause(error: OSError) -> str:
         cure = cure(where) if where else "You do not have the permission."
     return " ".join([f"{what}.", *filter(None, [cure, _other_home(where)])])
 
-
+# %% ../nbs/causes.ipynb #ebfdbfce
 def _other_home(where: str) -> str:
     "Return advice if `where` is in a home folder that is not writable."
     home = os.path.expanduser("~")
@@ -123,7 +123,7 @@ def with_cause(
 class Refused(RuntimeError):
     "A failure whose message explains its cause to the user."
 
-
+# %% ../nbs/causes.ipynb #7558965b
 def tells_cause(main: Callable) -> Callable:
     "Make a program end with the cause of a system error instead of a traceback."
 

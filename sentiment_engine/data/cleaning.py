@@ -96,7 +96,7 @@ class Traced(NamedTuple):
         "Return the span in the text that was sent of the characters from `start` to `end`."
         return self.starts[start], self.ends[end - 1]
 
-
+# %% ../../nbs/data/cleaning.ipynb #5adf2107
 def _origins(traced: Traced, found: re.Match, said: str) -> tuple[array, array]:  # starts and ends
     "Return the origins of the characters of `said`, which replaces `found`. Kept characters keep their own origins."
     if found.re.groups and said == found[1]:
@@ -105,7 +105,7 @@ def _origins(traced: Traced, found: re.Match, said: str) -> tuple[array, array]:
     start, end = traced.starts[found.start()], traced.ends[found.end() - 1]
     return array("I", [start] * len(said)), array("I", [end] * len(said))
 
-
+# %% ../../nbs/data/cleaning.ipynb #50e23c0b
 def _with(traced: Traced, pattern: re.Pattern, new: str | Callable[[re.Match], str]) -> Traced:
     "Substitute as `pattern.sub` does, and keep the origins."
     pieces, starts, ends, at = [], array("I"), array("I"), 0
@@ -120,7 +120,7 @@ def _with(traced: Traced, pattern: re.Pattern, new: str | Callable[[re.Match], s
         at = found.end()
     return Traced("".join([*pieces, traced.text[at:]]), starts + traced.starts[at:], ends + traced.ends[at:])
 
-
+# %% ../../nbs/data/cleaning.ipynb #4a1d3c65
 def trace(text: str) -> Traced:
     "Clean `text` as `clean` does, and record the origin of each character."
     traced = Traced(text, array("I", range(len(text))), array("I", range(1, len(text) + 1)))

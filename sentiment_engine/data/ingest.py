@@ -44,7 +44,7 @@ def upload_reviews(
     delete_others(s3, bucket, files, prefix)
     return list(files)
 
-
+# %% ../../nbs/data/ingest.ipynb #4fdf92ea
 def delete_others(s3, bucket: str, keys: Iterable[str], prefix: str = "raw/") -> None:
     "Delete all objects under `prefix` except `keys`."
     kept = set(keys)
@@ -97,7 +97,7 @@ class Copy:
         "Return the file's name, which contains the category."
         return self.address.rpartition("/")[2]
 
-
+# %% ../../nbs/data/ingest.ipynb #e7959960
 class IngestError(DataError):
     "A file could not be copied. The parts that are copied stay, and the next call resumes from them."
 
@@ -208,7 +208,7 @@ def _noted(s3, bucket: str, copy: Copy) -> Copy | None:
         return None
     return noted if (noted.address, noted.size, noted.version) == (copy.address, copy.size, copy.version) else None
 
-
+# %% ../../nbs/data/ingest.ipynb #9c53e1f6
 def _there(s3, bucket: str, key: str, size: int) -> bool:
     "Tell whether an object exists in full length."
     try:

@@ -38,7 +38,7 @@ def in_bands(
     bands = [F.xxhash64(F.lit(i), *(hashes[i * ROWS + j] for j in range(ROWS))) for i in range(BANDS)]
     return hashed.withColumn("band", F.explode(F.array(*bands))).drop("some", "terms", "hashes")
 
-
+# %% ../../nbs/data/near_repeats.ipynb #06fa5ff6
 def hashing(spark: SparkSession) -> MinHashLSHModel:
     "Return the hash functions. Fitting learns only the number of buckets, so one row suffices and the plan stays lazy."
     learner = MinHashLSH(inputCol="terms", outputCol="hashes", numHashTables=BANDS * ROWS, seed=1)

@@ -46,7 +46,7 @@ def _count(groups: list[dict], key: str) -> dict:
     values = sorted({group[key] for group in groups})
     return {value: sum(group["rows"] for group in groups if group[key] == value) for value in values}
 
-
+# %% ../../nbs/data/quality.ipynb #f0e41f19
 def _columns(reviews: DataFrame) -> dict:
     "Return length percentiles of the kept texts in characters, and the number of rows without a title or a time."
     length = F.length("text")
@@ -90,7 +90,7 @@ class Expectations:
     longest: int = 20_000  # maximum of the 99th percentile of the length in characters
     drift: float = LOUD  # maximum of the stability index against the last run
 
-
+# %% ../../nbs/data/quality.ipynb #959450eb
 EXPECTED = Expectations()
 
 
@@ -126,7 +126,7 @@ def checks(
         _check("sides without a label", ", ".join(empty) or "none", "none", not empty, ""),
     ]
 
-
+# %% ../../nbs/data/quality.ipynb #5e5c0c78
 def _check(name: str, found: Any, limit: Any, passed: bool, how: str = "at most") -> dict[str, Any]:
     found = round(found, 4) if isinstance(found, float) else "not compared" if found is None else found
     bound = f"{limit:,}" if isinstance(limit, int | float) else limit

@@ -29,7 +29,7 @@ def runs_of_words(text: str, length: int = RUN) -> list[tuple[str, ...]]:
     words = words_of(text)
     return [tuple(words[i : i + length]) for i in range(max(1, len(words) - length + 1))]
 
-
+# %% ../../nbs/data/quoting.ipynb #9fcee85d
 def quoted_shares(
     texts: pd.Series,
     held_out: Iterable[str],

@@ -104,7 +104,7 @@ def _unique(pairs: list[tuple]) -> dict:
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 1_000 else float(digits)
 
-
+# %% ../../nbs/data/reviews.ipynb #28b74291
 _JSON = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant, object_pairs_hook=_unique)
 
 
@@ -130,7 +130,7 @@ def number_of(value) -> int | float | None:
         return float(value) if _NUMBER.fullmatch(value := value.strip()) else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
-
+# %% ../../nbs/data/reviews.ipynb #a8d9eb37
 def time_of(value) -> int | None:  # ms since 1970
     "Read a time in s, ms, µs or ns; its size tells the unit. Return None if it is no time or is before 1970."
     number = number_of(value)
@@ -153,7 +153,7 @@ def text_of(value) -> str:
     value = value or ""
     return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-
+# %% ../../nbs/data/reviews.ipynb #dfa889f7
 def review_of(
     row: dict,  # from `json_object`
 ) -> dict:  # the same row; the fields that we use have the types of SCHEMA, and `timestamp` may be None
@@ -168,7 +168,7 @@ def review_of(
     fields = {"rating": float(rating), "title": title, "text": text, "timestamp": time_of(row.get("timestamp"))}
     return row | fields | {"verified_purchase": str(row.get("verified_purchase")).strip().lower() in _TRUE}
 
-
+# %% ../../nbs/data/reviews.ipynb #a8f98f09
 def parse_review(line: str) -> dict | None:
     "Parse a line. Return None if it is not a review."
     try:
@@ -474,7 +474,7 @@ def _what_else(head: bytes) -> str:  # empty: the bytes look like JSON lines
         return "a table such as CSV: convert it to JSON lines"
     return "a web page" if first.lower().startswith(("<!doctype", "<html", "<?xml")) else ""
 
-
+# %% ../../nbs/data/reviews.ipynb #65052182
 def check_head(
     name: str,
     head: bytes,  # the first HEAD bytes of the file, or the whole file if it is shorter
@@ -495,7 +495,7 @@ def _open(name: str, s3=None) -> io.BufferedReader:
     bucket, _, key = name[5:].partition("/")
     return io.BufferedReader(s3.get_object(Bucket=bucket, Key=key)["Body"], HEAD)
 
-
+# %% ../../nbs/data/reviews.ipynb #def29bb3
 def read_lines(
     name: str,  # from `find_files`
     s3=None,

@@ -44,7 +44,7 @@ def mask_accounts(text: str) -> str:
     "Mask the account ids in `text` except their last four digits."
     return re.sub(ACCOUNT_ID, lambda m: f"…{m[0][-4:]}", text)
 
-
+# %% ../../nbs/deploy/account.ipynb #37cc0ef5
 @dataclass(frozen=True)
 class Finding:
     "The result of one check of the account."
@@ -77,7 +77,7 @@ def _has(image: Callable[..., str], *where: str) -> bool:
     except ValueError:
         return False
 
-
+# %% ../../nbs/deploy/account.ipynb #10e41393
 def missing_images(
     region: str,
     training: str = "",  # instance type of the training job; empty: no training
@@ -97,7 +97,7 @@ def check_region(session: boto3.Session, settings: Settings, training: str = "")
     "Check that the chosen region supports the whole deployment."
     region = session.region_name
     if not region:
-        return Finding("region", False, "no region is chosen: pass --region, such as us-east-1")
+        return Finding("region", False, "none is chosen: pass --region, such as us-east-1")
     partitions = session.get_available_partitions()
     if not (of := [p for p in partitions if region in session.get_available_regions("sagemaker", p)]):
         return Finding("region", False, f"boto3 lists no SageMaker in {region}")
@@ -110,7 +110,7 @@ def check_region(session: boto3.Session, settings: Settings, training: str = "")
         return Finding("region", False, _without_images(session, missing, training))
     return Finding("region", True, region)
 
-
+# %% ../../nbs/deploy/account.ipynb #79c9c7d2
 def _without_images(session: boto3.Session, missing: list[str], training: str) -> str:
     "Describe what a region lacks and suggest others. Regions on the same continent come first."
     region = session.region_name
@@ -250,7 +250,7 @@ def _verified(sns) -> dict[str, int]:  # country → numbers; "" is an unknown c
         counts[country] = counts.get(country, 0) + 1
     return counts
 
-
+# %% ../../nbs/deploy/account.ipynb #e396dc4d
 def _check_sns(sns, countries: tuple[str, ...]) -> Finding:
     "Check how much Amazon SNS may spend and in which countries its messages arrive."
     told = sns.get_sms_attributes(attributes=["MonthlySpendLimit", "DefaultSenderID"])["attributes"]
@@ -306,7 +306,7 @@ def find_stack(cloudformation, name: str) -> dict | None:  # None: no such stack
             return None
         raise
 
-
+# %% ../../nbs/deploy/account.ipynb #a53d3431
 def stack_names(settings: Settings) -> tuple[str, str, str, str]:
     "Return the names of our stacks in the order of their creation."
     return foundation_stack(settings), site_stack(settings), engine_stack(settings), monitoring_stack(settings)
@@ -348,7 +348,7 @@ def _owner(dynamodb, table: str) -> str | None:  # the prefix in its tags; None:
     tags = {tag["Key"]: tag["Value"] for tag in dynamodb.list_tags_of_resource(ResourceArn=arn)["Tags"]}
     return tags.get("Project", "")
 
-
+# %% ../../nbs/deploy/account.ipynb #0714ae6e
 def check_table(session: boto3.Session, settings: Settings) -> Finding:
     "Check that the names of both tables are free or ours."
     dynamodb, names = session.client("dynamodb"), (settings.table, usage_table(settings))
@@ -373,7 +373,7 @@ def name_servers(zone: str) -> set[str]:
     answers = fetch_json(Request(address), 5.0).get("Answer", [])
     return {answer["data"].rstrip(".").lower() for answer in answers if answer.get("type") == 2}  # 2: NS
 
-
+# %% ../../nbs/deploy/account.ipynb #c8687795
 def check_domain(session: boto3.Session, domain: str, ask: Callable[[str], set[str]] = name_servers) -> Finding:
     "Check that this account has the domain's zone, that its registrar points there, and that the region fits."
     if session.region_name != "us-east-1":
@@ -385,7 +385,7 @@ def check_domain(session: boto3.Session, domain: str, ask: Callable[[str], set[s
     found = route53.get_hosted_zone(Id=zone)
     return _check_delegation(domain, zone, found["HostedZone"]["Name"].rstrip("."), _servers(found), ask)
 
-
+# %% ../../nbs/deploy/account.ipynb #e869b3a4
 def _servers(found: dict) -> set[str]:  # from get_hosted_zone
     "Return a zone's own name servers."
     return {name.rstrip(".").lower() for name in found["DelegationSet"]["NameServers"]}

@@ -36,7 +36,7 @@ from ..settings import Settings
 class _Loader(yaml.SafeLoader):
     "A YAML loader that converts CloudFormation's short forms into the long ones."
 
-
+# %% ../../nbs/deploy/plan.ipynb #f737acf3
 def _long_form(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
     "Convert !Ref x into {'Ref': x}, and !Sub x into {'Fn::Sub': x}."
     if isinstance(node, yaml.ScalarNode):
@@ -81,7 +81,7 @@ def with_defaults(template: Mapping[str, Any], given: Mapping[str, object], regi
     known = {"AWS::Region": region, "AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com"}
     return known | own | {name: str(value) for name, value in given.items()}
 
-
+# %% ../../nbs/deploy/plan.ipynb #8537eb72
 def resources_of(
     template: Mapping[str, Any],
     given: Mapping[str, object],  # parameters; the template's defaults complete them
@@ -106,7 +106,7 @@ class Change:
     name: str  # logical id in the template
     replaced: bool = False  # whether AWS creates it again, which loses its contents
 
-
+# %% ../../nbs/deploy/plan.ipynb #d0bff2db
 def changes_from(
     stack: str,
     found: list[dict],  # Changes of describe_change_set
@@ -157,7 +157,7 @@ class Plan:
     resources: list[str]  # CloudFormation types of all resources after the deployment
     unknown: str = ""  # why AWS could not be asked for the existing stacks
 
-
+# %% ../../nbs/deploy/plan.ipynb #57d6753c
 UPDATABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
 
@@ -205,7 +205,7 @@ def _machine(kind: str) -> str:
     hourly = price_per_hour(kind)
     return f"{kind}, ${hourly} an hour" if hourly else f"{kind}, which is not in the price table"
 
-
+# %% ../../nbs/deploy/plan.ipynb #6acc68d7
 def once(work: Work, settings: Settings) -> list[str]:
     "List the one-time costs at most. Training is skipped if the same sample and recipe were trained before."
     parts = [f"Glue, ${GLUE_DPU_HOUR} an hour for each of at most {work.workers} workers"] if work.workers else []
@@ -256,7 +256,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         if change.replaced:
             yield f"CAREFUL: AWS would replace {change.name} of {change.stack}, and its contents would be lost"
 
-
+# %% ../../nbs/deploy/plan.ipynb #9270fa49
 def unchecked(plan: Plan, findings: list[Finding]) -> list[str]:
     "List what could not be checked."
     asked = [f"{f.what}: {f.text}" for f in findings if f.fine is None]

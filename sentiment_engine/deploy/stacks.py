@@ -54,7 +54,7 @@ def _last_events(cloudformation, name: str) -> Iterator[dict]:
         if event.get("PhysicalResourceId") == event["StackId"] and event["ResourceStatus"] in _BEGINNINGS:
             return
 
-
+# %% ../../nbs/deploy/stacks.ipynb #f1fa54f8
 def _stack_failures(cloudformation, name: str) -> str:
     "Join the failure reasons of the last request for stack `name`, oldest first, and add advice."
     events = [e for e in _last_events(cloudformation, name) if e["ResourceStatus"].endswith("FAILED")]
@@ -100,7 +100,7 @@ def _stored_checksum(s3, bucket: str, key: str) -> str:  # base64; empty: no obj
             return ""
         raise
 
-
+# %% ../../nbs/deploy/stacks.ipynb #4543fbc5
 def upload_once(
     s3,  # boto3 client
     bucket: str,
@@ -132,7 +132,7 @@ def template_argument(
         raise RuntimeError(f"{template.name} has {size} bytes, but {limit}")
     return {"TemplateBody": template.read_text(encoding="utf-8")}
 
-
+# %% ../../nbs/deploy/stacks.ipynb #5c9ba0b2
 def upload_template(
     s3,  # boto3 client of the bucket's region
     bucket: str,

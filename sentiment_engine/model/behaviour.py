@@ -68,7 +68,7 @@ def check_suite(suite: pd.DataFrame) -> pd.DataFrame:  # the same
         raise ValueError(f"the texts of a pair must have the same label: {list(split.index[split])}")
     return suite
 
-
+# %% ../../nbs/model/behaviour.ipynb #70780b93
 def load_suite() -> pd.DataFrame:  # capability, text, label (0 or 1), pair (empty: none)
     "Load and check the suite of the package."
     return check_suite(read_suite(_held()))
@@ -84,7 +84,7 @@ def shingles(text: str) -> frozenset[tuple[str, ...]]:
     words = re.findall(r"\w+", text.casefold()) or list(text)
     return frozenset(zip(words, words[1:], words[2:], strict=False)) or frozenset([tuple(words)])
 
-
+# %% ../../nbs/model/behaviour.ipynb #0d58dde0
 def near_repeats(
     suite: pd.DataFrame,
     limit: float = 0.6,  # share of the runs of the shorter text
@@ -113,7 +113,7 @@ def ask_suite(
     predicted = (positive >= 0.5).astype(int)
     return suite.assign(positive=positive, predicted=predicted, right=predicted == suite["label"].to_numpy())
 
-
+# %% ../../nbs/model/behaviour.ipynb #96ea2bec
 def score_suite(
     answers: Answers,
     suite: pd.DataFrame | None = None,
@@ -172,7 +172,7 @@ def failures(
     parts = {"capability": wrong["capability"], **said, "sure": wrong["sure"], "text": wrong["text"]}
     return pd.DataFrame(parts).reset_index(drop=True)
 
-
+# %% ../../nbs/model/behaviour.ipynb #9a8beab6
 def broken_pairs(
     answers: Answers,
     suite: pd.DataFrame | None = None,

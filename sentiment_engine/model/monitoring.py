@@ -33,7 +33,7 @@ def _body(side: dict) -> object:
     data = side["data"]
     return json.loads(base64.b64decode(data) if side.get("encoding") == "BASE64" else data)
 
-
+# %% ../../nbs/model/monitoring.ipynb #f761f6af
 def line_answers(
     line: str | bytes,  # of a capture file
 ) -> list[dict]:  # label, score and more; empty: the engine's own test question
@@ -67,7 +67,7 @@ def _hour(key: str) -> datetime | None:  # None: not a capture
     except ValueError:
         return None
 
-
+# %% ../../nbs/model/monitoring.ipynb #c64d6384
 def _capture_lines(s3, address: str, since: datetime) -> Iterator[bytes]:
     "Yield the captured lines from the hour of `since` onwards."
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
@@ -113,7 +113,7 @@ def answer_classes(answer: Mapping) -> dict[str, str]:
         found["read"] = "in part" if answer["truncated"] else "whole"
     return found
 
-
+# %% ../../nbs/model/monitoring.ipynb #66f561c1
 def _class(value: float, ends: tuple) -> str:
     "Return the name of a number's class."
     place = bisect(ends, value)
@@ -140,7 +140,7 @@ def drift(
     moved = {name: round(stability(reference[name], now[name]), 4) for name in reference if name in now}
     return dict(sorted(moved.items(), key=lambda item: -item[1]))
 
-
+# %% ../../nbs/model/monitoring.ipynb #ae7add42
 def advice(
     reference: Mapping[str, Mapping],  # from `mixes`
     now: Captured,

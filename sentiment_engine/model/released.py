@@ -151,7 +151,7 @@ def excerpts(
     tails = tails.assign(text=tails["text"].map(lambda text: " ".join(text.split()[-110:])), source="tails")
     return [cut[cut["text"].str.len() > 8], _draw(titled, sizes["titles"], 2), tails]
 
-
+# %% ../../nbs/model/released.ipynb #20cc5a78
 def _draw(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
     return rows.sample(n=min(most, len(rows)), random_state=seed)
 
@@ -218,13 +218,13 @@ def released_folder() -> Path:
         raise FileNotFoundError("models/released is missing. A checkout of the project contains it")
     return folder
 
-
+# %% ../../nbs/model/released.ipynb #b306be32
 def write_sums(folder: Path):
     "Write the SHA256SUMS of a release."
     sums = {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in RELEASED}
     (Path(folder) / SUMS).write_text("".join(f"{value}  {name}\n" for name, value in sums.items()), encoding="utf-8")
 
-
+# %% ../../nbs/model/released.ipynb #5d485e34
 def check_sums(folder: Path):
     "Raise ValueError unless every file of a release matches SHA256SUMS."
     lines = (Path(folder) / SUMS).read_text(encoding="utf-8").splitlines()
@@ -250,7 +250,7 @@ def lay_out(
         warnings.warn(f"the released model uses the graph of its export, which is slower: {why}", stacklevel=2)
     return target
 
-
+# %% ../../nbs/model/released.ipynb #3887e213
 def pack_released(
     path: Path,  # the model.tar.gz to write
     folder: Path | None = None,  # of the release; None: models/released

@@ -36,7 +36,7 @@ def pieces_to_keep(
     frequent = (i for i, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])) if i not in kept)
     return sorted(kept | {i for i, _ in zip(frequent, range(size - len(kept)), strict=False)})
 
-
+# %% ../../nbs/model/vocabulary.ipynb #2ae76fa8
 def _is_letter(piece: str, count: int) -> bool:
     "Tell whether a piece is one ASCII character, or another one that the counted texts use."
     letter = piece.removeprefix("##")
