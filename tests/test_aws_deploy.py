@@ -144,7 +144,7 @@ def test_a_dry_run_prices_by_the_table(dry):
     for file in ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml"):
         kinds += Counter(resources_of(read_template(SCRIPTS / file), PAGE_WATCHED).values())
     within, beside = standing_cost(kinds)
-    assert f"what stands there ${within:.2f} to ${beside:.2f}" in dry
+    assert f"other resources ${within:.2f} to ${beside:.2f}" in dry
 
 
 def test_a_dry_run_names_the_notebooks_and_prices_what_they_do_once(dry, main):
@@ -327,7 +327,7 @@ def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
     own = Settings(prefix="nobody", table="NobodysState", textbelt_url=cloud.textbelt_url)
     found = {f.what: f for f in check_account(boto3.Session(), own)}
     assert found["credentials"].fine and found["region"].fine and found["table"].fine
-    assert found["stacks"].text == "none of ours stands yet" and found["neighbours"].fine
+    assert found["stacks"].text == "none of ours exists yet" and found["neighbours"].fine
     assert found["SMS"].fine and "more messages" in found["SMS"].text
 
 
@@ -361,7 +361,7 @@ def test_an_endpoint_quota_is_fine_if_the_trial_can_use_it(values):
         found = dict(checks(Answers(quotas), own, trial=trial))["endpoint quota"]()
         tried = trial_machines(own) if trial else own.instance_types
         assert found.fine is any(quotas[kind] for kind in tried)
-        assert found.fine or "name a type that may run first" in found.text
+        assert found.fine or "put a type with a quota first" in found.text
 
 
 @pytest.mark.parametrize("titles", [["04 endpoint deployment"], ["06 website"]])

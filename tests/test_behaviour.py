@@ -76,18 +76,18 @@ def test_a_name_that_moves_the_answer_is_found(truth):
 @pytest.mark.parametrize("given", [[0.5], [0.5, 1.2], [0.5, np.nan], [[0.1, 0.9]] * 2])
 def test_answers_that_are_no_shares_are_refused(given):
     two = pd.DataFrame({"capability": "plain", "text": ["Good.", "Bad."], "label": [1, 0], "pair": ""})
-    with pytest.raises(ValueError, match="shares from 0 to 1"):
+    with pytest.raises(ValueError, match="one probability from 0 to 1"):
         ask_suite(lambda texts: np.array(given), two)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"text": ["Good.", "good."]}, "twice"),
+        ({"text": ["Good.", "good."]}, "repeat"),
         ({"text": ["Good.", " "]}, "blank"),
-        ({"label": [1, 1]}, "too much of one label"),
+        ({"label": [1, 1]}, "labels are unbalanced"),
         ({"label": [0, 2]}, "labels must be"),
-        ({"pair": ["a", "a"]}, "one label"),
+        ({"pair": ["a", "a"]}, "the same label"),
     ],
 )
 def test_a_faulty_suite_is_refused(change, reason):

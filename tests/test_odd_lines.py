@@ -341,7 +341,7 @@ def test_a_run_that_loses_a_line_fails(spark, tmp_path, monkeypatch):
 @pytest.mark.parametrize("cut", [lambda data: data[:-900], lambda data: data[:-4], lambda data: data + b"more"])
 def test_a_damaged_archive_stops_every_reader(spark, tmp_path, cut):
     folder = put(tmp_path / "raw", {"A.jsonl.gz": cut(gzip.compress(ROWS * 50))})
-    with pytest.raises(DataError, match=r"A\.jsonl\.gz cannot be read to its end"):
+    with pytest.raises(DataError, match=r"A\.jsonl\.gz is damaged \("):
         list(read_reviews(folder))
     with pytest.raises(RuntimeError, match=r"\.gz file is cut off or damaged"):
         run(spark, folder, tmp_path)

@@ -197,7 +197,7 @@ def test_memory_does_not_grow_with_the_rows():
 
 
 def test_no_rows_are_an_error():
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         next(generate_reviews(0, 1))
 
 
@@ -264,7 +264,7 @@ def test_bytes_that_are_no_utf8_do_not_stop_the_reading(tmp_path):
 def test_a_damaged_archive_is_named(tmp_path):
     path = tmp_path / "Books.jsonl.gz"
     path.write_bytes(gzip.compress(LINE.encode() * 500)[:-20])
-    with pytest.raises(DataError, match=r"Books\.jsonl\.gz cannot be read to its end"):
+    with pytest.raises(DataError, match=r"Books\.jsonl\.gz is damaged \("):
         list(read_lines(str(path)))
 
 
@@ -283,7 +283,7 @@ def test_a_missing_folder_is_an_error(tmp_path):
 
 def test_files_without_reviews_are_an_error(tmp_path):
     (tmp_path / "Books.jsonl").write_text('{"stars": 5, "review": "another schema"}\n\n')
-    with pytest.raises(DataError, match="no line of its files is a review"):
+    with pytest.raises(DataError, match="contains no review"):
         list(read_reviews(tmp_path))
 
 
@@ -333,7 +333,7 @@ def test_an_empty_prefix_is_an_error():
 
 
 def test_s3_needs_a_client():
-    with pytest.raises(ValueError, match="pass s3="):
+    with pytest.raises(ValueError, match="Pass s3="):
         find_files("s3://lake/raw/")
 
 

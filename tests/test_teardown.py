@@ -215,7 +215,7 @@ def test_what_s3_keeps_is_not_counted_as_deleted():
     s3 = SimpleNamespace(
         get_paginator=lambda _: SimpleNamespace(paginate=lambda Bucket: [page]), delete_objects=delete_objects
     )
-    with pytest.raises(RuntimeError, match="1 objects of lake could not be deleted, such as b: Access Denied"):
+    with pytest.raises(RuntimeError, match="S3 did not delete 1 objects of lake, such as b: Access Denied"):
         empty_bucket(s3, "lake")
 
 

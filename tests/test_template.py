@@ -321,7 +321,7 @@ def test_a_failed_update_leaves_everything_as_it_was(cloud, deployed):
 
 
 def test_a_stack_that_is_not_tagged_as_ours_is_not_changed(cloud, deployed):
-    with pytest.raises(RuntimeError, match="is not ours, for it has no tag Project=other"):
+    with pytest.raises(RuntimeError, match="is not ours, because it lacks the tag Project=other"):
         deploy_stack(cloud.client("cloudformation"), "template-test-engine", TEMPLATE, {}, {"Project": "other"})
 
 
