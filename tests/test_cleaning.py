@@ -47,7 +47,7 @@ KEPT = [  # looks like markup and is none
         "<body and soul>",
     ),
     *("R&D", "AT&T;", "&notgood", "&;", "&#;", "&#x;", "&unheard;", "&copying", "a&b=c", "&", "50&#37", "&lt=1"),
-    *("[[VIDEOID:it broke]]", "[[VIDEOID:", "[[", "x]]", "[[NOTE: terrible]]", "[VIDEOID:x]", "[[ASIN:-]]"),
+    *("[[VIDEOID:it broke]]", "[[VIDEOID:", "[[", "so x]]", "[[NOTE: terrible]]", "[VIDEOID:x]", "[[ASIN:-]]"),
     *("don't", "naïve", "一般", "👩\u200d🔬", "❤\ufe0f"),
 ]
 GONE = [
