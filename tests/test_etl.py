@@ -199,11 +199,13 @@ def test_limits_keep_as_many_as_they_say(spark):
 @pytest.mark.parametrize("name", ["near_repeats", "balance", "most_per_category", "most_per_star"])
 def test_rules_are_checked_at_their_bounds(name):
     assert Rules(**{name: 0}) and Rules(**{name: 1})
-    share = name == "near_repeats"
-    with pytest.raises(ValueError, match="near_repeats is a share" if share else "limits are 0"):
+    said = "between 0 and 1" if name == "near_repeats" else r"0 \(no limit\) or more"
+    with pytest.raises(ValueError, match=f"{name} must be {said}"):
         Rules(**{name: -0.1})
     for wrong in ({"near_repeats": 1.01}, {"balance": 0.99}, {"balance": 0.01}):
-        with pytest.raises(ValueError, match=r"near_repeats is a share from 0 to 1|balance is 0 .* or at least 1"):
+        with pytest.raises(
+            ValueError, match=r"near_repeats must be between 0 and 1|balance must be 0 .* or at least 1"
+        ):
             Rules(**wrong)
 
 

@@ -91,7 +91,7 @@ def test_a_stack_is_deployed_whatever_state_it_is_found_in(statuses):
 @pytest.mark.parametrize("tags", [{}, {"Project": "shop"}])
 def test_a_stack_of_somebody_else_is_left_alone_in_any_state(status, tags):
     cloud = CloudFormation(status, tags=tags)
-    with pytest.raises(RuntimeError, match="stack lake is not ours, for it has no tag Project=engine"):
+    with pytest.raises(RuntimeError, match="stack lake is not ours, because it lacks the tag Project=engine"):
         deploy_stack(cloud, "lake", "https://template", {}, OURS)
     assert cloud.calls == []
 
@@ -147,7 +147,7 @@ def test_a_template_may_be_as_large_as_cloudformation_takes_it(tmp_path):
     path.write_text("x" * INLINE_LIMIT)
     assert len(template_argument(path)["TemplateBody"]) == 51_200
     path.write_text("x" * (INLINE_LIMIT + 1))
-    with pytest.raises(RuntimeError, match="51201 bytes, but CloudFormation takes at most 51200"):
+    with pytest.raises(RuntimeError, match="51201 bytes, but CloudFormation accepts at most 51200"):
         template_argument(path)
 
 
