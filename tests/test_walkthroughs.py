@@ -26,7 +26,12 @@ def opening(path: Path) -> tuple[str, str]:  # the parameters, and the code that
     return sources[declared], "\n".join(sources[declared + 1 : checked + 1])
 
 
-CHECKED = [path for path in sorted(NOTEBOOKS.glob("0*.ipynb")) if CHECK in path.read_text(encoding="utf-8")]
+def has_parameters(path: Path) -> bool:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return any("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+
+
+CHECKED = [path for path in sorted(NOTEBOOKS.glob("0*.ipynb")) if has_parameters(path)]
 
 
 def run(path: Path, **given):
@@ -47,7 +52,7 @@ def wrong_parameters() -> list:
 @pytest.mark.parametrize(("path", "name", "wrong"), wrong_parameters())
 def test_a_parameter_of_the_wrong_type_is_refused_by_name(path, name, wrong, monkeypatch):
     monkeypatch.setattr("sentiment_engine.settings.connect", pytest.fail)
-    with pytest.raises(ValueError, match=f"the parameter {name} must be .*, not {re.escape(repr(wrong))}$"):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {re.escape(repr(wrong))}$"):
         run(path, **{name: wrong})
 
 
@@ -69,3 +74,11 @@ def test_a_parameter_without_sense_is_refused_by_name(number, given, said, monke
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     with pytest.raises(ValueError, match=said):
         run(path, **given)
+
+
+@pytest.mark.parametrize("path", [path for path in CHECKED if "target" in opening(path)[0]], ids=lambda path: path.stem)
+@pytest.mark.parametrize("target", ["AWS", "", "cloud"])
+def test_a_target_that_does_not_exist_is_refused(path, target, monkeypatch):
+    monkeypatch.setattr("sentiment_engine.settings.connect", pytest.fail)
+    with pytest.raises(ValueError, match=f"^target must be local or aws, not {target!r}$"):
+        run(path, target=target)

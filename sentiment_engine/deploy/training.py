@@ -45,19 +45,15 @@ def check_request(
     recipe: Mapping[str, object],  # hyperparameters
     instance_type: str,
     max_hours: float,
-    **flags: bool,  # other parameters of the notebook, by name
 ):
     "Raise ValueError, with the name of the parameter, for a request that the job or SageMaker would reject."
     from sentiment_engine.model.training_job import recipe_from
 
     recipe_from([], {"SM_HPS": json.dumps(_texts(recipe))})
     if not re.fullmatch(r"ml\.[a-z0-9-]+\.[a-z0-9]+", str(instance_type)):
-        raise ValueError(f"training_instance is {instance_type!r}: it must be a SageMaker type, such as ml.m5.large")
+        raise ValueError(f"training_instance must be a SageMaker type, such as ml.m5.large, not {instance_type!r}")
     if not (isinstance(max_hours, int | float) and 0 < max_hours <= LONGEST):
-        raise ValueError(f"max_hours is {max_hours!r}: it must be above 0 and at most {LONGEST}")
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}: it must be True or False")
+        raise ValueError(f"max_hours must be above 0 and at most {LONGEST}, not {max_hours!r}")
 
 # %% ../../nbs/deploy/training.ipynb #7f7df637
 BASE_MODEL = "sentiment_engine.model.base_model"  # found, not imported: it needs torch
