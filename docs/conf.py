@@ -14,4 +14,5 @@ nb_execution_mode = "off"  # `make book` has run the notebooks: the site shows t
 nb_merge_streams = True
 myst_heading_anchors = 3
 html_theme = "furo"
+html_static_path, html_css_files = ["static"], ["style.css"]
 html_copy_source = html_show_sourcelink = False
