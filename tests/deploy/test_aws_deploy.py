@@ -17,11 +17,11 @@ import boto3
 import deploy
 import loose_ends
 import pytest
-import render_regions
 import teardown
 from botocore.exceptions import ClientError
 from papermill.exceptions import PapermillExecutionError
 
+from infra_scripts.make import render_regions
 from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
 from sentiment_engine.deploy.account import (
     SHARES,
@@ -668,9 +668,8 @@ def test_a_model_that_was_given_is_taken_once():
 
 
 def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypatch):
-    from tests.doubles.engine_double import World
-
     from sentiment_engine.service import lifecycle
+    from tests.doubles.engine_double import World
 
     reported = []
     world = World(monkeypatch)
