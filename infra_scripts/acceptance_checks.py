@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 import boto3
 import httpx
-from aws_target import planned
 from botocore.exceptions import BotoCoreError, ClientError
 from smoke import PRAISE, StepFailed, Visit, is_loopback, sleep, use, wake
 from standing import by_tag
 
 from sentiment_engine.costs import price_per_hour
 from sentiment_engine.deploy.endpoint import our_names
+from sentiment_engine.deploy.target import planned
 from sentiment_engine.service.model_state import StateTable, read_row
 from sentiment_engine.settings import connect, endpoint_name
 

@@ -16,9 +16,18 @@ from urllib.parse import urlsplit
 
 import boto3
 import httpx
-from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.phases import (
+    FAILURES,
+    add_options,
+    add_ports,
+    chosen_parameters,
+    deploy,
+    explain,
+    local_cloud,
+    stop_on_signals,
+)
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from

@@ -26,11 +26,8 @@ import boto3
 import phonenumbers
 from acceptance_checks import GONE_LIMIT, START_LIMIT, check_page, check_plan, visit
 from acceptance_record import Busy, Check, Failure, Memory, Record, report, verdict
-from aws_target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from botocore.exceptions import BotoCoreError, ClientError
 from child import Abandoned, Interrupts, run_program
-from deploy import stop_on_signals
-from loose_ends import say
 from smoke import StepFailed
 from standing import by_name, by_tag
 
@@ -39,7 +36,10 @@ from sentiment_engine.causes import tells_cause
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
 from sentiment_engine.deploy.account import Finding, check_account, find_stack, stack_names
 from sentiment_engine.deploy.endpoint import trial_machines
+from sentiment_engine.deploy.loose_ends import say
+from sentiment_engine.deploy.phases import stop_on_signals
 from sentiment_engine.deploy.plan import Plan
+from sentiment_engine.deploy.target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 
