@@ -12,9 +12,18 @@ from functools import partial
 
 import boto3
 import httpx
-from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.phases import (
+    FAILURES,
+    add_options,
+    add_ports,
+    chosen_parameters,
+    deploy,
+    explain,
+    local_cloud,
+    stop_on_signals,
+)
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.deploy.visit import StepFailed, ask_serverless, local_visit, sleep, tidy, use, wake
 from sentiment_engine.local.cloud import LocalCloud

@@ -24,10 +24,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import phonenumbers
-from aws_target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from botocore.exceptions import BotoCoreError, ClientError
-from deploy import stop_on_signals
-from loose_ends import say
 
 from sentiment_engine import __version__
 from sentiment_engine.causes import tells_cause
@@ -37,8 +34,11 @@ from sentiment_engine.deploy.acceptance_record import Busy, Check, Failure, Memo
 from sentiment_engine.deploy.account import Finding, check_account, find_stack, stack_names
 from sentiment_engine.deploy.child_program import Abandoned, Interrupts, run_program
 from sentiment_engine.deploy.endpoint import trial_machines
+from sentiment_engine.deploy.loose_ends import say
+from sentiment_engine.deploy.phases import stop_on_signals
 from sentiment_engine.deploy.plan import Plan
 from sentiment_engine.deploy.standing import by_name, by_tag
+from sentiment_engine.deploy.target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from sentiment_engine.deploy.visit import StepFailed
 from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import boto3
 import httpx
-from aws_target import ROOT
-from deploy import FAILURES, explain, stop_on_signals
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.phases import FAILURES, explain, stop_on_signals
 from sentiment_engine.deploy.stacks import deploy_stack
+from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.deploy.visit import PHONE
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.local.requests import read_recording
