@@ -7,9 +7,11 @@ import sys
 import time
 
 import boto3
-from deploy import (
+
+from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.endpoint import RegisteredModel, current_model
+from sentiment_engine.deploy.phases import (
     FAILURES,
-    ROOT,
     add_options,
     add_ports,
     chosen_parameters,
@@ -18,10 +20,8 @@ from deploy import (
     local_cloud,
     stop_on_signals,
 )
-
-from sentiment_engine.causes import tells_cause
-from sentiment_engine.deploy.endpoint import RegisteredModel, current_model
 from sentiment_engine.deploy.stacks import stack_outputs
+from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import foundation_stack, settings_from
 

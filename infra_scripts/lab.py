@@ -10,10 +10,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from deploy import FAILURES, ROOT, add_ports, explain, local_cloud, stop_on_signals
-from kernels import check_kernelspec
-
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.phases import (
+    FAILURES,
+    add_ports,
+    check_kernelspec,
+    explain,
+    local_cloud,
+    stop_on_signals,
+)
+from sentiment_engine.deploy.target import ROOT
 
 
 def open_lab(command: Sequence[str]) -> int:  # exit status

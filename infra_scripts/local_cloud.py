@@ -11,13 +11,11 @@ import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from sentiment_engine.causes import tells_cause
+from sentiment_engine.local.aws import stray_variables
+from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud
 
-# These work before the package is installed, too.
-from sentiment_engine.causes import tells_cause  # noqa: E402
-from sentiment_engine.local.aws import stray_variables  # noqa: E402
-from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser() -> argparse.ArgumentParser:

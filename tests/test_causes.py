@@ -15,13 +15,13 @@ from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import book
 import deploy as deployment
 import nbformat
 import psutil
 import pytest
 from botocore.exceptions import ClientError
 
+from infra_scripts.make import book
 from sentiment_engine.causes import CURES, cause, with_cause
 from sentiment_engine.local.cloud import LocalCloud
 from tests import ROOT

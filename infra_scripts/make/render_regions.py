@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import boto3
-from deploy import TARGET_PARAMETERS
 
 from sentiment_engine.deploy.account import check_region, missing_images
+from sentiment_engine.deploy.phases import TARGET_PARAMETERS
 from sentiment_engine.settings import Settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "regions.md"

@@ -17,11 +17,11 @@ import boto3
 import deploy
 import loose_ends
 import pytest
-import render_regions
 import teardown
 from botocore.exceptions import ClientError
 from papermill.exceptions import PapermillExecutionError
 
+from infra_scripts.make import render_regions
 from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
 from sentiment_engine.deploy.account import (
     SHARES,

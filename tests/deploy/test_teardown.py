@@ -12,9 +12,9 @@ import jmespath
 import loose_ends
 import pytest
 import teardown
-from acceptance_record import Busy, Memory
 from botocore.exceptions import ClientError, NoCredentialsError
 
+from sentiment_engine.deploy.acceptance_record import Busy, Memory
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.stacks import deploy_stack, empty_bucket, upload_template
 from sentiment_engine.settings import Settings
@@ -395,8 +395,8 @@ teardown.teardown("local")
 PARENT = """
 import os, sys
 from pathlib import Path
-from acceptance_record import Memory
-from child import Interrupts, run_program
+from sentiment_engine.deploy.acceptance_record import Memory
+from sentiment_engine.deploy.child_program import Interrupts, run_program
 with Memory(Path(sys.argv[2])).locked() as lock, Interrupts("") as interrupts:
     run_program([sys.argv[1]], os.environ, 60, interrupts, lambda line: print(line, flush=True), held=[lock])
 """

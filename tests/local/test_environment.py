@@ -105,7 +105,8 @@ def run(words: list[str], environment: dict[str, str]) -> str:
 PLAY = """
 import functools, json, os, sys, urllib.request
 sys.path[:0] = ["infra_scripts", "website", "."]
-import boto3, deploy, smoke
+import boto3, deploy
+from sentiment_engine.deploy.visit import local_visit
 from sentiment_engine.local.cloud import LocalCloud
 deploy.LocalCloud = functools.partial(LocalCloud, port=0, site_port=0)
 deploy.ROOT = deploy.Path(sys.argv[1])
@@ -118,7 +119,7 @@ with deploy.local_cloud() as cloud:
         assert boto3.client(service).meta.endpoint_url == cloud.url
     assert boto3.client("sagemaker").list_endpoints()["Endpoints"] == []
     print(boto3.client("sts").get_caller_identity()["Arn"])
-    visit = smoke.local_visit(cloud, cloud.url + "/_local")
+    visit = local_visit(cloud, cloud.url + "/_local")
     print(visit.call("GET", "/health")[0], visit.inbox())
     cloud.client = cloud.root_client
     import app

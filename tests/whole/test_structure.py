@@ -1,5 +1,6 @@
 "Where things are: notebooks and modules have the same path, dependencies point one way, and walkthroughs walk."
 
+import ast
 import json
 import pkgutil
 import re
@@ -11,13 +12,14 @@ from sentiment_engine.deploy.packaging import modules_imported
 from tests import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+SCRIPTS = sorted((ROOT / "infra_scripts").rglob("*.py"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
 SHARED = {"settings", "polling", "plots", "causes"}
 MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
     "service": SHARED | {"costs"},
-    "deploy": SHARED | {"costs", "data", "model", "service"},
+    "deploy": SHARED | {"costs", "data", "model", "service", "local"},
     "local": {"settings", "causes", "model"},
     "costs": set(),
     **{name: set() for name in SHARED},
@@ -50,6 +52,16 @@ def imported_parts(name: str) -> set[str]:
 def test_dependencies_point_one_way(name):
     own = name.split("/")[0]
     assert imported_parts(name) - {own} <= MAY_USE[own]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT / "infra_scripts").as_posix())
+def test_a_script_imports_no_other_script(path):
+    "What two scripts need belongs to the package, so a script needs no search path."
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    first = {name.split(".")[0] for name in names}
+    assert not first & {"infra_scripts", *(script.stem for script in SCRIPTS)} and "sys.path" not in path.read_text()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
