@@ -16,7 +16,7 @@ MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
     "service": SHARED | {"costs"},
-    "deploy": SHARED | {"costs", "data", "model", "service"},
+    "deploy": SHARED | {"costs", "data", "model", "service", "local"},
     "local": {"settings", "causes", "model"},
     "costs": set(),
     **{name: set() for name in SHARED},
