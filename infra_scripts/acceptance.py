@@ -37,9 +37,10 @@ from standing import by_name, by_tag
 from sentiment_engine import __version__
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
-from sentiment_engine.deploy.account import Finding, check_account, find_stack, stack_names
+from sentiment_engine.deploy.account import Finding, check_account, stack_names
 from sentiment_engine.deploy.endpoint import trial_machines
 from sentiment_engine.deploy.plan import Plan
+from sentiment_engine.deploy.stacks import find_stack
 from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 

@@ -18,7 +18,7 @@ from smoke import PRAISE, StepFailed, Visit, is_loopback, sleep, use, wake
 from standing import by_tag
 
 from sentiment_engine.costs import price_per_hour
-from sentiment_engine.deploy.endpoint import our_names
+from sentiment_engine.sagemaker import describe_endpoint, our_names
 from sentiment_engine.service.model_state import StateTable, read_row
 from sentiment_engine.settings import connect, endpoint_name
 
@@ -197,16 +197,6 @@ def check_costs(at: Acceptance, guest: RealVisit, seconds: float):
     at.record.figures.append("Cost Explorer was not asked: a question costs $0.01, and the answer lags by a day")
 
 
-def endpoint_status(sagemaker, name: str) -> str:  # empty: SageMaker does not know it
-    "Describe an endpoint by name."
-    try:
-        return sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"]
-    except ClientError as e:
-        if "could not find" in str(e).lower():
-            return ""
-        raise
-
-
 def emptied(at: Acceptance, what: str, left: Callable[[], object]) -> object:  # what is left; empty: nothing
     "Wait until nothing is left of something that is being deleted."
     start = time.monotonic()
@@ -220,7 +210,7 @@ def check_run(at: Acceptance, run_id: str):
     "Check that the run left neither an endpoint nor a schedule, and that nothing failed on the way."
     sagemaker, scheduler, prefix = boto3.client("sagemaker"), boto3.client("scheduler"), at.record.prefix
     name = endpoint_name(at.settings, run_id)
-    left = emptied(at, "the endpoint", lambda: endpoint_status(sagemaker, name))
+    left = emptied(at, "the endpoint", lambda: describe_endpoint(sagemaker, name).get("EndpointStatus", ""))
     at.check("endpoint: SageMaker does not know it any more", not left, left)
     tagged = our_names(sagemaker, at.settings, "endpoint", f"{prefix}-")
     at.check("endpoint: none carries the engine's tag", not tagged, ", ".join(tagged))

@@ -15,18 +15,17 @@ from sentiment_engine.deploy.account import (
     Finding,
     check_account,
     check_credentials,
-    find_stack,
     find_zone,
     mask_accounts,
-    tags_of,
 )
 from sentiment_engine.deploy.endpoint import model_version
 from sentiment_engine.deploy.foundation import foundation_parameters, site_parameters
 from sentiment_engine.deploy.packaging import monitoring_parameters, package_keys, stack_parameters
 from sentiment_engine.deploy.plan import Plan, Work, bill, describe_plan, plan_of, unchecked
-from sentiment_engine.deploy.stacks import stack_outputs
-from sentiment_engine.deploy.training import LATEST, s3_place
+from sentiment_engine.deploy.stacks import find_stack, is_our_stack, outputs_of, stack_outputs
+from sentiment_engine.deploy.training import LATEST
 from sentiment_engine.model.artifact import artifact_hash, unpack
+from sentiment_engine.s3 import s3_place, stored_json
 from sentiment_engine.settings import (
     Settings,
     connect,
@@ -122,17 +121,10 @@ def whose() -> str:
 def _kept(session: boto3.Session, settings: Settings) -> dict:  # options and settings; empty: nothing is known
     "Read how the engine that stands was asked for."
     found = find_stack(session.client("cloudformation"), foundation_stack(settings))
-    if not found or tags_of(found).get("Project") != settings.prefix:
+    bucket = outputs_of(found).get("ArtifactsBucket")  # none: the foundation never came up
+    if not bucket or not is_our_stack(found, settings):
         return {}
-    outputs = {o["OutputKey"]: o["OutputValue"] for o in found.get("Outputs", [])}
-    try:
-        return json.load(session.client("s3").get_object(Bucket=outputs["ArtifactsBucket"], Key=CHOICES)["Body"])
-    except KeyError:
-        return {}  # the foundation never came up
-    except ClientError as e:
-        if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
-            return {}
-        raise
+    return stored_json(session.client("s3"), bucket, CHOICES) or {}
 
 
 def _fitting(options: argparse.Namespace, kept: Mapping[str, object]) -> dict[str, object]:

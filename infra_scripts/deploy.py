@@ -52,6 +52,7 @@ from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.model.wheels import fetch_wheels
+from sentiment_engine.s3 import stored_json
 from sentiment_engine.settings import (
     connect,
     engine_stack,
@@ -165,14 +166,8 @@ class Stamps:
 
     def read(self) -> dict[str, str]:
         "Return notebook name → fingerprint; empty for a cloud nothing was deployed to."
-        if not (bucket := self._bucket()):
-            return {}
-        try:
-            return json.load(self.session.client("s3").get_object(Bucket=bucket, Key=STAMPS)["Body"])
-        except ClientError as e:
-            if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
-                return {}
-            raise
+        bucket = self._bucket()
+        return (bucket and stored_json(self.session.client("s3"), bucket, STAMPS)) or {}
 
     def write(self, phase: Phase):
         "Note that `phase` stands; whatever was built on another state of it is no longer known to fit."

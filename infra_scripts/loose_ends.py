@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from sentiment_engine.aws_errors import is_missing
 from sentiment_engine.costs import GLUE_DPU_HOUR, price_per_hour
-from sentiment_engine.deploy.account import find_stack, mask_accounts, tags_of
-from sentiment_engine.deploy.endpoint import delete_trials, our_names
+from sentiment_engine.deploy.account import mask_accounts
+from sentiment_engine.deploy.endpoint import delete_trials
+from sentiment_engine.deploy.stacks import find_stack, is_our_stack, outputs_of
+from sentiment_engine.sagemaker import our_names
 from sentiment_engine.service.lifecycle import run_of
 from sentiment_engine.settings import Settings, connect, foundation_stack, settings_from, trial_name
 
@@ -42,10 +45,8 @@ def training_jobs(sagemaker, settings: Settings, status: str = "InProgress") -> 
 
 def _glue_job(session: boto3.Session, settings: Settings) -> str:  # empty: none of ours stands
     "Find the name of our Glue job."
-    stack = find_stack(session.client("cloudformation"), foundation_stack(settings)) or {}
-    ours = tags_of(stack).get("Project") == settings.prefix
-    outputs = {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
-    return outputs.get("GlueJob", "") if ours else ""
+    stack = find_stack(session.client("cloudformation"), foundation_stack(settings))
+    return outputs_of(stack).get("GlueJob", "") if is_our_stack(stack, settings) else ""
 
 
 def glue_runs(session: boto3.Session, settings: Settings) -> tuple[str, dict[str, dict]]:  # job, and its runs by id
@@ -56,7 +57,7 @@ def glue_runs(session: boto3.Session, settings: Settings) -> tuple[str, dict[str
     try:
         return job, {run["Id"]: run for run in pages.search("JobRuns[]") if run and run["JobRunState"] in GOING}
     except ClientError as e:
-        if e.response["Error"]["Code"] == "EntityNotFoundException":  # the stack is being deleted
+        if is_missing(e):  # the stack is being deleted
             return "", {}
         raise
 

@@ -7,7 +7,6 @@ import argparse
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
@@ -17,11 +16,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy import FAILURES, add_ports, explain, local_cloud, stop_on_signals
 from loose_ends import glue_runs, say, stop_glue, training_jobs
 
+from sentiment_engine.aws_errors import is_missing
 from sentiment_engine.causes import tells_cause
-from sentiment_engine.deploy.account import find_stack, mask_accounts, tags_of
-from sentiment_engine.deploy.endpoint import delete_endpoint, our_names
-from sentiment_engine.deploy.stacks import delete_stack, empty_bucket
-from sentiment_engine.polling import ask
+from sentiment_engine.deploy.account import mask_accounts
+from sentiment_engine.deploy.stacks import delete_stack, find_stack, is_our_stack
+from sentiment_engine.polling import polls
+from sentiment_engine.s3 import empty_bucket
+from sentiment_engine.sagemaker import our_names, remove_endpoint, resources
 from sentiment_engine.settings import (
     Settings,
     connect,
@@ -37,12 +38,6 @@ from sentiment_engine.settings import (
 KEPT = "kept"  # the kind of what is not deleted
 
 
-def _missing(error: ClientError) -> bool:
-    "Tell whether AWS says that the thing is not there, in any of its ways."
-    code, text = error.response["Error"]["Code"], str(error)
-    return "NotFound" in code or "NoSuch" in code or "Could not find" in text or "does not exist" in text
-
-
 def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[str]:
     "Delete every one of `names`; one that has gone by itself is fine."
     gone = []
@@ -51,7 +46,7 @@ def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[
             delete(name)
             gone.append(name)
         except ClientError as e:
-            if not _missing(e):
+            if not is_missing(e):
                 raise
     return gone
 
@@ -61,7 +56,7 @@ def delete_endpoints(session: boto3.Session, settings: Settings) -> Iterator[tup
     sagemaker = session.client("sagemaker")
     for title, kind in (("Endpoints", "endpoint"), ("EndpointConfigs", "endpoint_config")):
         names = our_names(sagemaker, settings, kind, f"{settings.prefix}-")
-        yield title, _delete_each(iter(names), lambda n: delete_endpoint(sagemaker, n))
+        yield title, _delete_each(iter(names), lambda n: remove_endpoint(sagemaker, n))
 
 
 def delete_models(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
@@ -83,7 +78,7 @@ def _delete_whole(session: boto3.Session, settings: Settings, stack: str) -> Ite
     cloudformation, s3 = session.client("cloudformation"), session.client("s3")
     if not (found := find_stack(cloudformation, stack)):
         return
-    if tags_of(found).get("Project") != settings.prefix:
+    if not is_our_stack(found, settings):
         yield KEPT, [f"stack {stack}: it has no tag Project={settings.prefix}, so it is somebody else's"]
         return
     there = [b for b in _buckets(cloudformation, stack) if _bucket_exists(s3, b)]
@@ -149,9 +144,7 @@ def look_at_rest(session: boto3.Session, settings: Settings) -> Iterator[tuple[s
         pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=start)
         names = list(pages.search("logGroups[].logGroupName"))
         yield KEPT, [f"log group {name}: all Glue and training jobs of the account write there" for name in names]
-    pages = sagemaker.get_paginator("list_training_jobs").paginate(NameContains=f"{settings.prefix}-training")
-    jobs = [j for j in pages.search("TrainingJobSummaries[]") if j]
-    if jobs:
+    if jobs := list(resources(sagemaker, "training_job", f"{settings.prefix}-training")):
         yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker lets nobody delete them, and they are free"]
 
 
@@ -178,17 +171,16 @@ def wait_for_jobs(
     timeout: float = 1800,  # seconds
 ) -> Iterator[tuple[str, list[str]]]:  # nothing
     "Wait until no job writes any more: a bucket that is written to cannot be deleted. Raises TimeoutError."
-    sagemaker, start, delay = session.client("sagemaker"), time.monotonic(), 0.25
+    sagemaker = session.client("sagemaker")
 
     def working() -> list[str]:
         training = [training_jobs(sagemaker, settings, status) for status in ("InProgress", "Stopping")]
         return [*chain(*training), *glue_runs(session, settings)[1]]
 
-    while left := ask(working):
-        if time.monotonic() - start > timeout:
-            raise TimeoutError(f"{', '.join(left)} has not stopped after {timeout:.0f} s")
-        time.sleep(delay := min(delay * 1.5, 15))
-    return iter(())
+    for left in polls(working, timeout):
+        if not left:
+            return iter(())
+    raise TimeoutError(f"{', '.join(left)} has not stopped after {timeout:.0f} s")
 
 
 def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was deleted

@@ -39,9 +39,10 @@ from sentiment_engine.deploy.endpoint import newest_model, serving_image, trial_
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import monitoring_parameters
 from sentiment_engine.deploy.plan import plan_of, read_template, resources_of
-from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket
+from sentiment_engine.deploy.stacks import delete_stack, deploy_stack
 from sentiment_engine.deploy.training import training_image
 from sentiment_engine.model.artifact import add_inference_code, pack
+from sentiment_engine.s3 import empty_bucket
 from sentiment_engine.settings import Settings, monitoring_stack, site_stack
 
 SCRIPTS = ROOT / "infra_scripts"

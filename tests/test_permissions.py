@@ -24,11 +24,12 @@ from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_doc
 from sentiment_engine.deploy.endpoint import serving_image
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
-from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
+from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, upload_template
 from sentiment_engine.deploy.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
 from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.permissions import sagemaker_needs
 from sentiment_engine.local.sagemaker import ENDPOINT
+from sentiment_engine.s3 import empty_bucket
 from sentiment_engine.service.lifecycle import Engine
 from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name
 

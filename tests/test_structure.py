@@ -11,15 +11,17 @@ from sentiment_engine.deploy.packaging import modules_imported
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
-SHARED = {"settings", "polling", "plots", "causes"}
+SHARED = {"settings", "aws_errors", "polling", "s3", "sagemaker", "plots", "causes"}
 MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
     "service": SHARED | {"costs"},
     "deploy": SHARED | {"costs", "data", "model", "service"},
-    "local": {"settings", "causes", "model"},
+    "local": {"settings", "aws_errors", "s3", "causes", "model"},
     "costs": set(),
     **{name: set() for name in SHARED},
+    "s3": {"aws_errors"},
+    "sagemaker": {"settings", "aws_errors", "polling"},
 }
 
 

@@ -398,8 +398,8 @@ class Account:
     def get_paginator(self, operation: str):
         if operation == "filter_log_events":
             return SimpleNamespace(paginate=self._events)
-        names = list(reversed(self.jobs))
-        return SimpleNamespace(paginate=lambda **_: SimpleNamespace(search=lambda _: names))
+        found = [{"TrainingJobName": name, "TrainingJobArn": name} for name in reversed(self.jobs)]
+        return SimpleNamespace(paginate=lambda **_: [{"TrainingJobSummaries": found}])
 
     def _events(self, startTime: int, **_):
         self.asked.append(startTime)
@@ -412,12 +412,12 @@ class Account:
         job = self.jobs[TrainingJobName]
         return job | {"TrainingJobStatus": job["then"].pop(0)} if job.get("then") else job
 
-    def head_object(self, Bucket: str, Key: str):
+    def get_object(self, Bucket: str, Key: str):
         if (Bucket, Key) not in self.objects:
             raise ClientError({"Error": {"Code": "404", "Message": "Not Found"}}, "HeadObject")
-
-    def get_object(self, Bucket: str, Key: str):
         return {"Body": io.BytesIO(self.objects[Bucket, Key])}
+
+    head_object = get_object
 
 
 def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MARK, **more) -> dict:
@@ -476,7 +476,7 @@ def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws():
 def test_whoever_waits_for_hours_asks_seldom(monkeypatch):
     slept = []
     clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
-    monkeypatch.setattr("sentiment_engine.deploy.training.time", clock)
+    monkeypatch.setattr("sentiment_engine.polling.time", clock)
     ended = job("Failed", FailureReason="CapacityError")
     account = Account(ended | {"then": ["InProgress"] * 440})
     with pytest.raises(TrainingFailed, match="CapacityError"):

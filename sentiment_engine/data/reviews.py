@@ -26,6 +26,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .cleaning import MAX_CHARACTERS, clean
+from ..s3 import listed_objects
 
 # %% ../../nbs/data/reviews.ipynb #3685555a
 SCHEMA = {
@@ -422,8 +423,7 @@ def find_files(
             raise ValueError(f"reading {source} requires a client. Pass s3=session.client('s3')")
         bucket, _, prefix = str(source)[5:].partition("/")
         folder = prefix[: prefix.rfind("/") + 1]
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        held = [item["Key"].removeprefix(folder) for page in pages for item in page.get("Contents", [])]
+        held = [item["Key"].removeprefix(folder) for item in listed_objects(s3, bucket, prefix)]
         root = f"s3://{bucket}/{folder}"
     else:
         path = Path(source)

@@ -9,13 +9,14 @@ __all__ = ['DONE', 'NEW_ROLE', 'ADVICE', 'job_zip', 'upload_job', 'run_glue_job'
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from .packaging import package_files, zip_bytes
-from ..polling import ask
+from ..polling import ask, polls
 
 # %% ../../nbs/deploy/glue.ipynb #9aa2093d
 def job_zip(
@@ -90,8 +91,7 @@ def _run_once(glue, job: str, arguments: Mapping, say: Callable[[str], None], ev
 def _follow(glue, job: str, run: str, say: Callable[[str], None], every: float, patience: float) -> dict:
     "Poll a run until it ends, and report the changes of its state."
     start, said = time.monotonic(), ("", 0)
-    while True:
-        found = _poll(glue, job, run, every, patience)
+    for found in polls(partial(_poll, glue, job, run, every, patience), every=every):
         state, minutes = found["JobRunState"], int(time.monotonic() - start) // 60
         if (state, minutes) != said:
             detail = f" ({found['StateDetail']})" if found.get("StateDetail") else ""
@@ -99,7 +99,6 @@ def _follow(glue, job: str, run: str, say: Callable[[str], None], every: float, 
         if state in DONE:
             return found
         said = (state, minutes)
-        time.sleep(every := min(every * 1.2, 10))
 
 # %% ../../nbs/deploy/glue.ipynb #e89f33bd
 def _poll(

@@ -7,7 +7,6 @@ __all__ = ['TEMPLATES', 'UPDATABLE', 'read_template', 'with_defaults', 'resource
            'Plan', 'new_stack', 'plan_of', 'Work', 'once', 'bill', 'describe_plan', 'unchecked']
 
 # %% ../../nbs/deploy/plan.ipynb #e8521ff2
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,9 +26,9 @@ from sentiment_engine.costs import (
     serverless_month,
     standing_cost,
 )
-from .account import Finding, find_stack, stack_names, tags_of
-from .stacks import template_argument
-from ..polling import ask
+from .account import Finding, stack_names
+from .stacks import find_stack, is_our_stack, template_argument
+from ..polling import polls
 from ..settings import Settings
 
 # %% ../../nbs/deploy/plan.ipynb #79640127
@@ -121,9 +120,8 @@ def changes_from(
 # %% ../../nbs/deploy/plan.ipynb #697501a0
 def _wait_for_change_set(cloudformation, names: Mapping[str, str]) -> dict:
     "Wait for a change set. AWS reports an empty one as failed; any other failure raises RuntimeError."
-    busy = ("CREATE_PENDING", "CREATE_IN_PROGRESS")
-    while (found := ask(cloudformation.describe_change_set, **names))["Status"] in busy:
-        time.sleep(1)
+    polled = polls(cloudformation.describe_change_set, every=1, **names)
+    found = next(each for each in polled if each["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"))
     reason = found.get("StatusReason", "")
     if found["Status"] == "FAILED" and "didn't contain changes" not in reason and "No updates" not in reason:
         raise RuntimeError(f"AWS could not create a change set for {names['StackName']}: {reason}")
@@ -161,11 +159,6 @@ class Plan:
 UPDATABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 
 
-def _is_ours(stack: dict, settings: Settings) -> bool:
-    "Tell whether a stack has our tag."
-    return tags_of(stack).get("Project") == settings.prefix
-
-
 def new_stack(stack: str, resources: Mapping[str, str]) -> list[Change]:
     "List the resources that a new stack adds."
     return [Change(stack, "Add", kind, name) for name, kind in resources.items()]
@@ -184,8 +177,8 @@ def plan_of(
     for stack, file in zip(stack_names(settings), TEMPLATES, strict=True):
         resources = resources_of(read_template(folder / file), given.get(stack, {}), region)
         kinds += resources.values()
-        found = cloudformation and find_stack(cloudformation, stack)
-        if found and _is_ours(found, settings) and found["StackStatus"] in UPDATABLE:
+        found = find_stack(cloudformation, stack) if cloudformation else {}
+        if is_our_stack(found, settings) and found["StackStatus"] in UPDATABLE:
             changes += change_set(cloudformation, stack, folder / file, given.get(stack, {}))
         else:
             changes += new_stack(stack, resources)

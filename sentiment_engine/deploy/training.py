@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LONGEST', 'BASE_MODEL', 'REQUIREMENTS', 'CHANNELS', 'LATEST', 'CODE', 'SDK_CONFIG', 'LOG_GROUP', 'ENDED',
            'check_request', 'training_source', 'sample_key', 'sample_versions', 'fingerprint', 'record_key',
-           'predictions_key', 'object_exists', 's3_place', 'trained_before', 'keep_record', 'base_model_address',
-           'job_channels', 'training_image', 'Job', 'job_start', 'TrainingFailed', 'machine_advice', 'start_training',
-           'job_left', 'progress_lines', 'job_log', 'wait_for_training', 'collect', 'read_object']
+           'predictions_key', 'trained_before', 'keep_record', 'base_model_address', 'job_channels', 'training_image',
+           'Job', 'job_start', 'TrainingFailed', 'machine_advice', 'start_training', 'job_left', 'progress_lines',
+           'job_log', 'wait_for_training', 'collect', 'read_object']
 
 # %% ../../nbs/deploy/training.ipynb #b101637f
 import hashlib
@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +25,12 @@ from tempfile import TemporaryDirectory
 
 from botocore.exceptions import ClientError
 
+from ..aws_errors import unless_missing
 from .packaging import package_files
-from .stacks import upload_once
 from ..model.artifact import SERVE_REQUIREMENTS, unpack
-from ..polling import ask
+from ..polling import ask, polls
+from ..s3 import object_exists, s3_place, stored_json, upload_once
+from ..sagemaker import resources
 from ..settings import Settings
 
 # %% ../../nbs/deploy/training.ipynb #0a7d51c2
@@ -96,13 +97,9 @@ def sample_versions(
     "Look up the ETag of each part of the sample. Raises LookupError if one is missing."
     versions = {}
     for channel in CHANNELS:
-        try:
-            versions[channel] = s3.head_object(Bucket=lake, Key=sample_key(channel))["ETag"].strip('"')
-        except ClientError as e:
-            if e.response["Error"]["Code"] not in ("404", "NoSuchKey", "NoSuchBucket"):
-                raise
-            missing = f"there is no {sample_key(channel)}: run the notebook 02_data_exploration first"
-            raise LookupError(missing) from None
+        if not (found := unless_missing(s3.head_object, Bucket=lake, Key=sample_key(channel))):
+            raise LookupError(f"there is no {sample_key(channel)}: run the notebook 02_data_exploration first")
+        versions[channel] = found["ETag"].strip('"')
     return versions
 
 # %% ../../nbs/deploy/training.ipynb #f56d2e0c
@@ -131,27 +128,6 @@ def predictions_key(mark: str) -> str:
     "Return the key of a model's predictions for the test sample."
     return f"training/{mark}/predictions.parquet"
 
-# %% ../../nbs/deploy/training.ipynb #5fe3c0a7
-def object_exists(s3, bucket: str, key: str) -> bool:
-    "Tell whether an object exists."
-    try:
-        s3.head_object(Bucket=bucket, Key=key)
-        return True
-    except ClientError as e:
-        if e.response["Error"]["Code"] in ("404", "NoSuchKey", "NoSuchBucket"):
-            return False
-        raise
-
-
-def s3_place(
-    address: str,  # s3://bucket/key
-) -> tuple[str, str]:  # bucket, key
-    "Split an s3:// address. Raises ValueError for any other text."
-    bucket, _, key = address.removeprefix("s3://").partition("/")
-    if not (address.startswith("s3://") and bucket and key):
-        raise ValueError(f"{address!r} is not an s3:// address of an object")
-    return bucket, key
-
 # %% ../../nbs/deploy/training.ipynb #39cfe523
 def trained_before(
     s3,
@@ -159,10 +135,8 @@ def trained_before(
     mark: str,  # fingerprint
 ) -> dict | None:  # the record, if the artifact still exists
     "Find the model that was trained with this fingerprint."
-    if not object_exists(s3, bucket, record_key(mark)):
-        return None
-    record = json.loads(s3.get_object(Bucket=bucket, Key=record_key(mark))["Body"].read())
-    return record if object_exists(s3, *s3_place(record["artifact"])) else None
+    record = stored_json(s3, bucket, record_key(mark))
+    return record if record and object_exists(s3, *s3_place(record["artifact"])) else None
 
 
 def keep_record(s3, bucket: str, record: dict):
@@ -356,12 +330,10 @@ def job_left(
 ) -> str | None:  # its name
     "Find the newest job for this model, if an earlier run started it and did not see it end."
     start = job_start(settings, mark)
-    newest_first = {"NameContains": start, "SortBy": "CreationTime", "SortOrder": "Descending"}
-    pages = sagemaker.get_paginator("list_training_jobs").paginate(**newest_first)
-    names = pages.search("TrainingJobSummaries[].TrainingJobName")
-    name = next((name for name in names if name and name.startswith(start)), None)
-    job = sagemaker.describe_training_job(TrainingJobName=name) if name else {}
-    return name if job and _is_left(s3, bucket, mark, job) else None
+    newest_first = {"SortBy": "CreationTime", "SortOrder": "Descending"}
+    found = next(resources(sagemaker, "training_job", start, **newest_first), None)
+    job = sagemaker.describe_training_job(TrainingJobName=found.name) if found else {}
+    return found.name if found and _is_left(s3, bucket, mark, job) else None
 
 # %% ../../nbs/deploy/training.ipynb #2f3638b7
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -380,21 +352,16 @@ def job_log(
 ) -> list[str]:
     "Return the lines that a job printed since the last call."
     where = {"logGroupName": LOG_GROUP, "logStreamNamePrefix": f"{name}/"}
-    since, found = max((at for at, _ in seen), default=0), []
-    try:
-        for page in logs.get_paginator("filter_log_events").paginate(**where, startTime=since):
-            found += [e for e in page["events"] if e["logStreamName"].startswith(f"{name}/")]
-    except ClientError as e:
-        if e.response["Error"]["Code"] != "ResourceNotFoundException":  # the job has printed nothing yet
-            raise
+    since = max((at for at, _ in seen), default=0)
+
+    def events() -> list[dict]:
+        pages = logs.get_paginator("filter_log_events").paginate(**where, startTime=since)
+        return [e for page in pages for e in page["events"] if e["logStreamName"].startswith(f"{name}/")]
+
+    found = unless_missing(events) or []  # without a log group, the job has printed nothing yet
     new = [event for event in found if (event["timestamp"], event["message"]) not in seen]
     seen.update((event["timestamp"], event["message"]) for event in new)
     return [event["message"].rstrip() for event in new]
-
-# %% ../../nbs/deploy/training.ipynb #5cae91ec
-def _pause(waited: float, every: float = 1.0, longest: float = 30.0) -> float:  # seconds, all of them
-    "Return how long to wait before the next poll."
-    return min(max(every, waited / 20), longest)
 
 # %% ../../nbs/deploy/training.ipynb #4bb0f036
 def wait_for_training(
@@ -402,17 +369,15 @@ def wait_for_training(
     logs,  # boto3 client
     name: str,
     tell: Callable[[str], None] = print,  # receives each progress line once
-    pause: Callable[[float], float] = _pause,  # seconds waited so far → until the next poll
 ) -> dict:  # DescribeTrainingJob's answer
     "Wait until a job has ended. Raises TrainingFailed with the reason unless it completed."
-    start, seen = time.monotonic(), set()
-    while True:
-        job = ask(sagemaker.describe_training_job, TrainingJobName=name)  # first: a job that has ended logs no more
+    seen: set[tuple[int, str]] = set()
+    for job in polls(sagemaker.describe_training_job, every=1, longest=30, TrainingJobName=name):
+        # The log comes second, because a job that has ended logs no more.
         for line in progress_lines(ask(job_log, logs=logs, name=name, seen=seen)):
             tell(line)
         if job["TrainingJobStatus"] in ENDED:
             break
-        time.sleep(pause(time.monotonic() - start))
     if job["TrainingJobStatus"] != "Completed":
         reason = job.get("FailureReason") or "it was stopped, or took longer than max_hours"
         raise TrainingFailed(f"{name}: {reason}{machine_advice(reason)}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCOUNT', 'REGION', 'read_keys', 'make_keys', 'direct_hosts', 'aws_environment', 'stray_variables',
-           'isolated_session', 'Aws', 'split_uri', 'fetch', 'send', 'pack', 'LogStream']
+           'isolated_session', 'Aws', 'split_uri', 'place_of', 'fetch', 'send', 'pack', 'LogStream']
 
 # %% ../../nbs/local/aws.ipynb #f487fa47
 import json
@@ -24,9 +24,10 @@ import boto3
 import botocore.session
 from botocore.config import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES as VARIABLES
-from botocore.exceptions import ClientError
 
+from ..aws_errors import unless_there
 from .records import write_whole
+from ..s3 import listed_objects
 
 # %% ../../nbs/local/aws.ipynb #e8587c0a
 ACCOUNT, REGION = "000000000000", "us-east-1"
@@ -132,12 +133,21 @@ def split_uri(
     return parts.netloc, parts.path.lstrip("/")
 
 # %% ../../nbs/local/aws.ipynb #c08f2c36
-def _place(key: str, prefix: str) -> str:
+def _name_below(key: str, prefix: str) -> str:
     "Return the path, relative to the target folder, for the object `key` under `prefix`."
     if key == prefix:
         return key.rpartition("/")[2]
     folder = prefix if prefix.endswith("/") or key.startswith(prefix + "/") else prefix.rpartition("/")[0]
     return key[len(folder) :].lstrip("/")
+
+
+def place_of(folder: Path, name: str, key: str) -> Path:
+    "Return the path of an object in `folder` and create its parents. Raises ValueError for a path outside `folder`."
+    place = folder / name
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"the key {key!r} points outside the target folder")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
 
 # %% ../../nbs/local/aws.ipynb #e640c6a7
 def fetch(
@@ -148,15 +158,10 @@ def fetch(
     "Download objects to `folder`. Raises ValueError for a key that points outside it."
     bucket, prefix = split_uri(uri)
     written = []
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for item in page.get("Contents", []):
-            target = folder / _place(item["Key"], prefix)
-            if item["Key"].endswith("/"):
-                continue
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"the key {item['Key']!r} points outside the target folder")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            s3.download_file(bucket, item["Key"], str(target))
+    for key in (item["Key"] for item in listed_objects(s3, bucket, prefix)):
+        if not key.endswith("/"):
+            target = place_of(folder, _name_below(key, prefix), key)
+            s3.download_file(bucket, key, str(target))
             written.append(target)
     return written
 
@@ -181,14 +186,6 @@ def pack(folder: Path, archive: Path):
         for path in sorted(folder.iterdir()):
             tar.add(path, arcname=path.name)
 
-# %% ../../nbs/local/aws.ipynb #6435ee53
-def _unless_there(make, **names):
-    try:
-        make(**names)
-    except ClientError as e:
-        if e.response["Error"]["Code"] != "ResourceAlreadyExistsException":
-            raise
-
 # %% ../../nbs/local/aws.ipynb #51738b0a
 class LogStream:
     "Write lines to one stream of CloudWatch Logs in the background."
@@ -210,8 +207,8 @@ class LogStream:
     def _run(self):
         try:
             where = {"logGroupName": self.group, "logStreamName": self.stream}
-            _unless_there(self.logs.create_log_group, logGroupName=self.group)
-            _unless_there(self.logs.create_log_stream, **where)
+            unless_there(self.logs.create_log_group, logGroupName=self.group)
+            unless_there(self.logs.create_log_stream, **where)
             while batch := self._batch():
                 events = [e for e in batch if e]
                 if events:

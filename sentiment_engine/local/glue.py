@@ -23,9 +23,10 @@ from botocore.exceptions import ClientError
 from ..causes import cause, with_cause
 from . import glue_options
 from .api import Api
-from .aws import Aws, LogStream, split_uri
+from .aws import Aws, LogStream, place_of, split_uri
 from .processes import Child, child_environment
 from .records import JSON, AwsError, Records, insist, page, read_object
+from ..s3 import listed_objects
 
 # %% ../../nbs/local/glue.ipynb #9fbdb282
 GLUES_OWN = {
@@ -67,9 +68,9 @@ class Stage:
     def enter(self, uri: str) -> str:  # local path; it ends with a slash if the address does
         "Download `uri` and return its path. Raises ValueError for a key that points outside the folder."
         bucket, key = split_uri(uri)
-        path = self.places[uri] = self._place(bucket, key)
+        path = self.places[uri] = place_of(self.folder, f"{bucket}/{key}", key)
         for found in self._keys(bucket, key):
-            target = self._place(bucket, found)
+            target = place_of(self.folder, f"{bucket}/{found}", found)
             self.s3.download_file(bucket, found, str(target))
             self.before[target] = _stamp(target)
         return f"{path}/" if uri.endswith("/") else str(path)
@@ -86,19 +87,10 @@ class Stage:
             self.s3.delete_object(Bucket=bucket, Key=key)
         return len(changed), len(gone)
 
-    def _place(self, bucket: str, key: str) -> Path:
-        "Return the path of a key and create its folder. Raises ValueError if the path is outside the stage."
-        place = self.folder / bucket / key
-        if not place.resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"the key {key!r} points outside the target folder")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
-
     def _keys(self, bucket: str, key: str) -> list[str]:
         "List the object `key` and all objects under the folder `key`."
         below = key.rstrip("/") + "/" if key else ""
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-        found = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        found = [item["Key"] for item in listed_objects(self.s3, bucket, key)]
         return [k for k in found if (k == key or k.startswith(below)) and not k.endswith("/")]
 
     def _address(self, path: Path) -> tuple[str, str]:

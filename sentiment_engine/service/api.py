@@ -22,11 +22,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
 
+from ..aws_errors import is_missing
 from ..costs import price_per_hour, run_cost
 from . import lifecycle
 from . import model_state as states
 from .guards import Refused, savings
-from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, is_missing, logger
+from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, logger
 from .metrics import emit
 from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Crowded, Row, Subscriber
 from .notifications import PHONE_LIMIT, BadPhone, e164, tidy_phone, without_numbers

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['logger', 'REFUSALS', 'LOOKS', 'PAUSE', 'GOING', 'DOWN', 'CANARY', 'CLOCKS', 'SHORTEST_SERVICE', 'TOO_LATE',
            'TELL_SECONDS', 'SENDERS', 'LAST_TRY', 'STOP_TRIES', 'CREATE_GRACE', 'LOG_GROUP', 'LOG_CHANGES', 'client_of',
-           'Engine', 'engine_from', 'run_of', 'instant', 'refusal', 'is_missing', 'already_there', 'refuses_type',
-           'another_type_may_help', 'StartFailed', 'StillThere', 'NoModel', 'registered_model', 'capture_config',
-           'create_endpoint', 'delete_endpoint', 'try_delete_endpoint', 'next_attempt', 'start', 'schedule_name', 'arm',
-           'disarm', 'check_prediction', 'NotServing', 'canary', 'deadline_from', 'deadline_of', 'on_ready', 'notify',
-           'on_failed', 'count_end', 'end_run', 'clean_up', 'describe', 'TooEarly', 'on_endpoint_state_change',
-           'extend', 'finish_stopping', 'shutdown', 'repair', 'delete_if_ours', 'end_strays', 'delete_orphans',
-           'delete_every_run', 'delete_forgotten_trials', 'expire_endpoint_logs', 'measure', 'reconcile']
+           'Engine', 'engine_from', 'run_of', 'instant', 'refusal', 'refuses_type', 'another_type_may_help',
+           'StartFailed', 'StillThere', 'NoModel', 'registered_model', 'capture_config', 'try_delete_endpoint',
+           'next_attempt', 'start', 'schedule_name', 'arm', 'disarm', 'check_prediction', 'NotServing', 'canary',
+           'deadline_from', 'deadline_of', 'on_ready', 'notify', 'on_failed', 'count_end', 'end_run', 'clean_up',
+           'describe', 'TooEarly', 'on_endpoint_state_change', 'extend', 'finish_stopping', 'shutdown', 'repair',
+           'delete_if_ours', 'end_strays', 'delete_orphans', 'delete_every_run', 'delete_forgotten_trials',
+           'expire_endpoint_logs', 'measure', 'reconcile']
 
 # %% ../../nbs/service/lifecycle.ipynb #11b69a27
 import json
@@ -30,6 +30,16 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 # %% ../../nbs/service/lifecycle.ipynb #e2f7beb9
+from ..aws_errors import unless_missing, unless_there
+from sentiment_engine.sagemaker import (
+    Resource,
+    create_endpoint,
+    delete_endpoint,
+    describe_endpoint,
+    has_tags,
+    project_tags,
+    resources,
+)
 from . import model_state as states
 from .metrics import emit
 from sentiment_engine.service.model_state import (
@@ -181,16 +191,6 @@ def refusal(e: Exception | str) -> str:  # a key of REFUSALS
     text = re.sub(r"[a-z0-9-]{1,60}-[0-9a-f]{12}\b", "", said)  # drop the names of endpoints, configs and models
     return next((kind for kind, (words, _) in REFUSALS.items() if any(w.lower() in text for w in words)), "broken")
 
-# %% ../../nbs/service/lifecycle.ipynb #fbd3a681
-def is_missing(e: Exception) -> bool:
-    "Return whether the requested resource does not exist."
-    return refusal(e) == "missing"
-
-
-def already_there(e: Exception) -> bool:
-    "Return whether the resource to create exists already."
-    return refusal(e) == "already there"
-
 # %% ../../nbs/service/lifecycle.ipynb #1c02035d
 def refuses_type(e: Exception) -> bool:
     "Return whether AWS refused the instance type: no capacity, no quota or not offered in this region."
@@ -223,12 +223,11 @@ class NoModel(RuntimeError):
 def registered_model(engine: Engine) -> dict:  # modelName, version, accuracy …
     "Read the model that a start deploys. Raises NoModel."
     name = model_parameter(engine.settings)
+    found = unless_missing(engine.client("ssm").get_parameter, Name=name)
+    if not found:
+        raise NoModel("No model is registered yet: run the notebook 04_endpoint_deployment.")
     try:
-        return _model_in(engine.client("ssm").get_parameter(Name=name)["Parameter"]["Value"])
-    except ClientError as e:
-        if e.response["Error"]["Code"] == "ParameterNotFound":
-            raise NoModel("No model is registered yet: run the notebook 04_endpoint_deployment.") from None
-        raise
+        return _model_in(found["Parameter"]["Value"])
     except (ValueError, RecursionError):
         said = f"The parameter {name} names no model: run the notebook 04_endpoint_deployment."
         raise NoModel(said) from None
@@ -242,19 +241,6 @@ def _model_in(text: str) -> dict:
         raise ValueError("no model is named")
     version = model.get("version", "")
     return model | {"version": str(version)[:63] if isinstance(version, str | int) else ""}
-
-# %% ../../nbs/service/lifecycle.ipynb #6cd3f3f5
-def _tags(engine: Engine, run_id: str) -> list[dict[str, str]]:
-    return [{"Key": "Project", "Value": engine.settings.prefix}, {"Key": "RunId", "Value": run_id}]
-
-
-def _unless_there(call: Callable, **arguments):
-    "Create a resource. If it exists already, an earlier attempt of the same run succeeded."
-    try:
-        call(**arguments)
-    except ClientError as e:
-        if not already_there(e):
-            raise
 
 # %% ../../nbs/service/lifecycle.ipynb #458e76e0
 def capture_config(
@@ -272,42 +258,6 @@ def capture_config(
         "CaptureOptions": [{"CaptureMode": mode} for mode in modes],
         "CaptureContentTypeHeader": {"JsonContentTypes": ["application/json"]},  # otherwise SageMaker stores Base64
     }
-
-# %% ../../nbs/service/lifecycle.ipynb #2d25abf0
-def create_endpoint(engine: Engine, run_id: str, model_name: str, instance_type: str):
-    "Create the endpoint config and the endpoint of a run."
-    sagemaker, name, tags = engine.client("sagemaker"), endpoint_name(engine.settings, run_id), _tags(engine, run_id)
-    variant = {
-        "VariantName": "AllTraffic",
-        "ModelName": model_name,
-        "InitialInstanceCount": 1,
-        "InstanceType": instance_type,
-    }
-    config = {"EndpointConfigName": name, "ProductionVariants": [variant], "Tags": tags}
-    if capture := capture_config(engine.settings, engine.captures and f"{engine.captures}/{model_name}"):
-        config["DataCaptureConfig"] = capture
-    _unless_there(sagemaker.create_endpoint_config, **config)
-    _unless_there(sagemaker.create_endpoint, EndpointName=name, EndpointConfigName=name, Tags=tags)
-
-# %% ../../nbs/service/lifecycle.ipynb #a3d5d35a
-def _unless_gone(call: Callable, **arguments):
-    "Delete a resource, unless it is gone already."
-    try:
-        call(**arguments)
-    except ClientError as e:
-        if not is_missing(e):
-            raise
-
-
-def delete_endpoint(engine: Engine, run_id: str):
-    "Delete whatever is left of a run's endpoint and endpoint config."
-    _delete_named(engine, endpoint_name(engine.settings, run_id))
-
-
-def _delete_named(engine: Engine, name: str):
-    sagemaker = engine.client("sagemaker")
-    _unless_gone(sagemaker.delete_endpoint, EndpointName=name)
-    _unless_gone(sagemaker.delete_endpoint_config, EndpointConfigName=name)
 
 # %% ../../nbs/service/lifecycle.ipynb #2e25de3a
 LOOKS, PAUSE = 5, 3  # number of polls for a change that takes seconds, and the seconds between them
@@ -333,7 +283,7 @@ def try_delete_endpoint(
     "Delete what is left of a run and book its cost once its endpoint is gone. The reconciler repeats failed deletions."
     why = ""
     try:
-        delete_endpoint(engine, run_id)
+        delete_endpoint(engine.client("sagemaker"), endpoint_name(engine.settings, run_id))
     except (ClientError, BotoCoreError) as e:
         why = str(e)
     try:
@@ -366,7 +316,10 @@ def _create(engine: Engine, row: Row, model: Mapping[str, Any]):
     "Record a run and create its endpoint. Raises StillThere."
     if not open_run(engine.usage, row.runId, row.instanceType, time.time()):
         raise StillThere("The endpoint of an earlier run is not deleted yet.")
-    create_endpoint(engine, row.runId, model["modelName"], row.instanceType)
+    name, machine = model["modelName"], {"InstanceType": row.instanceType, "InitialInstanceCount": 1}
+    capture = capture_config(engine.settings, engine.captures and f"{engine.captures}/{name}")
+    place, tags = endpoint_name(engine.settings, row.runId), project_tags(engine.settings, RunId=row.runId)
+    create_endpoint(engine.client("sagemaker"), place, name, machine, tags, capture)
 
 # %% ../../nbs/service/lifecycle.ipynb #a8d25dcf
 def _create_somewhere(engine: Engine, row: Row, model: Mapping[str, Any]) -> tuple[Row, Exception | None]:
@@ -479,7 +432,7 @@ def _target(engine: Engine, run_id: str) -> dict:
 def arm(engine: Engine, run_id: str, deadline: float):
     "Schedule a wake-up just after `deadline`."
     at = int(max(deadline, time.time() + 1)) + 1
-    _unless_there(
+    unless_there(
         engine.client("scheduler").create_schedule,
         Name=schedule_name(engine.settings, run_id, at),
         GroupName=engine.schedule_group,
@@ -500,7 +453,7 @@ def _schedules(engine: Engine, run_id: str) -> list[str]:  # names
 def disarm(engine: Engine, run_id: str):
     "Delete the wake-ups of a run that is over."
     for name in _schedules(engine, run_id):
-        _unless_gone(engine.client("scheduler").delete_schedule, GroupName=engine.schedule_group, Name=name)
+        unless_missing(engine.client("scheduler").delete_schedule, GroupName=engine.schedule_group, Name=name)
 
 # %% ../../nbs/service/lifecycle.ipynb #60311ee6
 CANARY = "Works exactly as described, I am very happy with it."
@@ -704,17 +657,8 @@ def clean_up(engine: Engine, run_id: str, looks: int = 1) -> str:  # as `try_del
 # %% ../../nbs/service/lifecycle.ipynb #b2189816
 def describe(engine: Engine, run_id: str) -> tuple[str, str]:  # (status, failure reason); ("", ""): no endpoint
     "Read the status of a run's endpoint from SageMaker."
-    return _describe_named(engine, endpoint_name(engine.settings, run_id))
-
-# %% ../../nbs/service/lifecycle.ipynb #3e7c1806
-def _describe_named(engine: Engine, name: str) -> tuple[str, str]:
-    try:
-        found = engine.client("sagemaker").describe_endpoint(EndpointName=name)
-    except ClientError as e:
-        if is_missing(e):
-            return "", ""
-        raise
-    return found["EndpointStatus"], found.get("FailureReason", "")
+    found = describe_endpoint(engine.client("sagemaker"), endpoint_name(engine.settings, run_id))
+    return found.get("EndpointStatus", ""), found.get("FailureReason", "")
 
 # %% ../../nbs/service/lifecycle.ipynb #69382e43
 LAST_TRY = 150  # age of an event in seconds after which Lambda's attempt may be the last one
@@ -917,35 +861,23 @@ def repair(engine: Engine) -> str:  # outcome
     return "asleep"
 
 # %% ../../nbs/service/lifecycle.ipynb #b39ca514
-def _named(engine: Engine) -> Iterator[tuple[str, str, datetime]]:  # (name, ARN, creation time)
-    "List endpoints and endpoint configs whose names contain our prefix, except those being deleted."
-    sagemaker = engine.client("sagemaker")
-    for operation, kind in (("list_endpoints", "Endpoint"), ("list_endpoint_configs", "EndpointConfig")):
-        for page in sagemaker.get_paginator(operation).paginate(NameContains=engine.settings.prefix):
-            for found in page[f"{kind}s"]:
-                if found.get("EndpointStatus") != "Deleting":
-                    yield found[f"{kind}Name"], found[f"{kind}Arn"], found["CreationTime"]
+def _named(engine: Engine) -> Iterator[Resource]:
+    "List endpoints and endpoint configs whose names begin with our prefix, except those being deleted."
+    for kind in ("endpoint", "endpoint_config"):
+        for found in resources(engine.client("sagemaker"), kind, f"{engine.settings.prefix}-"):
+            if found.status != "Deleting":
+                yield found
 
 # %% ../../nbs/service/lifecycle.ipynb #5e1caa72
 def _listed(engine: Engine) -> list[tuple[str, str, float]]:  # (run id, ARN, creation time)
     "List endpoints and endpoint configs whose names match a run."
-    named = ((run_of(engine.settings, name), arn, made.timestamp()) for name, arn, made in _named(engine))
-    return [(run_id, arn, made) for run_id, arn, made in named if run_id]
+    named = ((run_of(engine.settings, each.name), each) for each in _named(engine))
+    return [(run_id, each.arn, each.made.timestamp()) for run_id, each in named if run_id]
 
 
 def _is_tagged(engine: Engine, run_id: str, arn: str) -> bool:
     "Return whether the tags match this engine and run."
-    return _has_tags(engine, arn, _tags(engine, run_id))
-
-# %% ../../nbs/service/lifecycle.ipynb #79d3c499
-def _has_tags(engine: Engine, arn: str, wanted: list[dict[str, str]]) -> bool:
-    try:
-        tags = engine.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
-    except ClientError as e:
-        if is_missing(e):
-            return False  # deleted since it was listed
-        raise
-    return all(tag in tags for tag in wanted)
+    return has_tags(engine.client("sagemaker"), arn, project_tags(engine.settings, RunId=run_id))
 
 # %% ../../nbs/service/lifecycle.ipynb #6d7bb44e
 def delete_if_ours(engine: Engine, run_id: str) -> bool:  # whether the endpoint is deleted or being deleted
@@ -1003,20 +935,20 @@ def delete_every_run(engine: Engine) -> list[str]:  # run ids
     "Delete all endpoints and endpoint configs of this engine, in use or not, for a teardown. Needs no table."
     dead = sorted({run_id for run_id, arn, _ in _listed(engine) if _is_tagged(engine, run_id, arn)})
     for run_id in dead:
-        delete_endpoint(engine, run_id)
+        delete_endpoint(engine.client("sagemaker"), endpoint_name(engine.settings, run_id))
     return dead
 
 # %% ../../nbs/service/lifecycle.ipynb #b3506587
 def delete_forgotten_trials(engine: Engine) -> list[str]:  # names
     "Delete trial endpoints with our tags that are too old for a notebook to be waiting for."
     start, oldest = trial_name(engine.settings, ""), time.time() - engine.settings.creating_minutes * 60
-    old = {(name, arn) for name, arn, made in _named(engine) if name.startswith(start) and made.timestamp() < oldest}
-    tags = [{"Key": "Project", "Value": engine.settings.prefix}]
-    forgotten = sorted({name for name, arn in old if _has_tags(engine, arn, tags)})
+    sagemaker, tags = engine.client("sagemaker"), project_tags(engine.settings)
+    named = [each for each in _named(engine) if each.name.startswith(start) and each.made.timestamp() < oldest]
+    forgotten = sorted({each.name for each in named if has_tags(sagemaker, each.arn, tags)})
     for name in forgotten:
         logger.warning("forgotten trial", endpoint=name)
-        _delete_named(engine, name)
-    left = {name for name in forgotten if _describe_named(engine, name)[0] not in GOING}
+        delete_endpoint(sagemaker, name)
+    left = [n for n in forgotten if describe_endpoint(sagemaker, n).get("EndpointStatus", "") not in GOING]
     if left:
         emit(engine.settings.prefix, NotDeleted=len(left))
     return [name for name in forgotten if name not in left]
@@ -1043,16 +975,16 @@ def expire_endpoint_logs(engine: Engine) -> dict[str, int]:  # number of log gro
     changed = {"limited": 0, "deleted": 0}
     if not engine.log_days:
         return changed
-    logs, alive = engine.client("logs"), {name for name, _, _ in _named(engine)}
+    logs, alive = engine.client("logs"), {each.name for each in _named(engine)}
     oldest = time.time() - (engine.log_days + 1) * 86_400  # one more day, because a run writes for some hours
     for endpoint, group in _endpoint_logs(engine):
         over = endpoint not in alive and group["creationTime"] / 1000 < oldest
         if over and (not endpoint.endswith(STANDING) or not group.get("storedBytes")):
-            _unless_gone(logs.delete_log_group, logGroupName=group["logGroupName"])
+            unless_missing(logs.delete_log_group, logGroupName=group["logGroupName"])
             changed["deleted"] += 1
         elif group.get("retentionInDays") != engine.log_days:
             given = {"logGroupName": group["logGroupName"], "retentionInDays": engine.log_days}
-            _unless_gone(logs.put_retention_policy, **given)
+            unless_missing(logs.put_retention_policy, **given)
             changed["limited"] += 1
         if sum(changed.values()) == LOG_CHANGES:
             break

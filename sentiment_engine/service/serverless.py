@@ -12,13 +12,20 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
 
+from ..aws_errors import unless_missing
 from ..costs import serverless_month
-from ..polling import ask
+from sentiment_engine.sagemaker import (
+    endpoint_at_rest,
+    has_tags,
+    our_names,
+    project_tags,
+    remove_endpoint,
+    wait_until_in_service,
+)
 from .guards import no_more_predictions
 from .model_state import IN_SERVICE, Row
 from .usage import MICRO, StateTable, settle, spend
@@ -86,64 +93,28 @@ def serverless_config(settings: Settings, model: Mapping[str, Any]) -> dict:  # 
     size = {"MemorySizeInMB": settings.serverless_memory_mb, "MaxConcurrency": CONCURRENCY}
     variant = {"VariantName": "AllTraffic", "ModelName": model["modelName"], "ServerlessConfig": size}
     name = f"{endpoint_name(settings, STANDING)}-{model['version']}-{settings.serverless_memory_mb}"
-    tags = [{"Key": "Project", "Value": settings.prefix}]
-    return {"EndpointConfigName": name[:63], "ProductionVariants": [variant], "Tags": tags}
-
-# %% ../../nbs/service/serverless.ipynb #145a5807
-def _described(describe, **name: str) -> dict | None:
-    "Describe a SageMaker resource. Return None if it does not exist."
-    try:
-        return describe(**name)
-    except ClientError as e:
-        if "could not find" in str(e).lower():
-            return None
-        raise
-
-# %% ../../nbs/service/serverless.ipynb #1dc659e9
-def _is_ours(sagemaker, settings: Settings, arn: str) -> bool:
-    "Return whether a resource has our tag. Another engine's prefix may begin with ours, so the name is not enough."
-    return {"Key": "Project", "Value": settings.prefix} in sagemaker.list_tags(ResourceArn=arn)["Tags"]
-
-# %% ../../nbs/service/serverless.ipynb #c41d7c12
-_BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
-
-
-def _at_rest(sagemaker, name: str, timeout: float = 1800) -> dict | None:  # None: no such endpoint
-    "Wait until no change is in progress and describe the endpoint. Raises RuntimeError after `timeout` seconds."
-    start, delay = time.monotonic(), 0.25
-    look = partial(ask, _described, describe=sagemaker.describe_endpoint, EndpointName=name)
-    while (found := look()) and found["EndpointStatus"] in _BUSY:
-        if time.monotonic() - start > timeout:
-            raise RuntimeError(f"{name} is still {found['EndpointStatus']} after {timeout:.0f} s")
-        time.sleep(delay := min(delay * 1.5, 10))
-    return found
-
-# %% ../../nbs/service/serverless.ipynb #7ae4d441
-def _remove(sagemaker, name: str):
-    "Delete an endpoint and wait until it is gone."
-    sagemaker.delete_endpoint(EndpointName=name)
-    _at_rest(sagemaker, name)
+    return {"EndpointConfigName": name[:63], "ProductionVariants": [variant], "Tags": project_tags(settings)}
 
 # %% ../../nbs/service/serverless.ipynb #efc1be30
-def _standing(sagemaker, settings: Settings) -> dict | None:  # None: no endpoint yet
+def _standing(sagemaker, settings: Settings) -> dict[str, Any]:  # empty: no endpoint yet
     "Return our endpoint, or delete it if it has failed. Raises RuntimeError if it belongs to somebody else."
     name = endpoint_name(settings, STANDING)
-    if not (found := _at_rest(sagemaker, name)):
-        return None
-    if not _is_ours(sagemaker, settings, found["EndpointArn"]):
+    if not (found := endpoint_at_rest(sagemaker, name)):
+        return {}
+    if not has_tags(sagemaker, found["EndpointArn"], project_tags(settings)):
         why = f"it has no tag Project={settings.prefix}"
         raise RuntimeError(f"{name} does not belong to this engine, because {why}: choose another prefix")
     if found["EndpointStatus"] == "InService":
         return found
-    _remove(sagemaker, name)
-    return None
+    remove_endpoint(sagemaker, name)
+    return {}
 
 # %% ../../nbs/service/serverless.ipynb #48f4fa41
 def deploy_serverless(sagemaker, settings: Settings, model: Mapping[str, Any]) -> str:  # made, moved or there
     "Create the serverless endpoint or switch it to `model`. Safe to repeat."
     config, found = serverless_config(settings, model), _standing(sagemaker, settings)
     endpoint = {"EndpointName": endpoint_name(settings, STANDING), "EndpointConfigName": config["EndpointConfigName"]}
-    if not _described(sagemaker.describe_endpoint_config, EndpointConfigName=config["EndpointConfigName"]):
+    if not unless_missing(sagemaker.describe_endpoint_config, EndpointConfigName=config["EndpointConfigName"]):
         sagemaker.create_endpoint_config(**config)
     if not found:
         sagemaker.create_endpoint(**endpoint, Tags=config["Tags"])
@@ -160,29 +131,24 @@ def wait_for_serverless(
     model: Mapping[str, Any],  # as in `deploy_serverless`
     timeout: float = 1800,  # seconds
 ) -> float:  # elapsed seconds
-    "Wait until the serverless endpoint answers with `model`. Raises RuntimeError with SageMaker's reason."
+    "Wait until the endpoint answers with `model`. Raises RuntimeError with SageMaker's reason, or TimeoutError."
     start, name = time.monotonic(), endpoint_name(settings, STANDING)
-    found = _at_rest(sagemaker, name, timeout) or {"EndpointStatus": "gone"}
-    why = found.get("FailureReason", "SageMaker gives no reason")
-    if found["EndpointStatus"] != "InService":
-        raise RuntimeError(f"{name} is {found['EndpointStatus']}: {why}")
+    found = wait_until_in_service(sagemaker, name, timeout)
     if found["EndpointConfigName"] != serverless_config(settings, model)["EndpointConfigName"]:
+        why = found.get("FailureReason", "SageMaker gives no reason")
         raise RuntimeError(f"{name} still serves the previous model instead of {model['version']}: {why}")
     return time.monotonic() - start
 
 # %% ../../nbs/service/serverless.ipynb #a48e47f3
 def delete_serverless(sagemaker, settings: Settings, keep: str = "") -> list[str]:  # names of deleted resources
     "Delete the serverless endpoint and its configs. With `keep`, delete only the configs with other names."
-    start, gone = endpoint_name(settings, STANDING), []
-    found = None if keep else _at_rest(sagemaker, start)
-    if found and _is_ours(sagemaker, settings, found["EndpointArn"]):
-        _remove(sagemaker, start)
+    start, gone, ours = endpoint_name(settings, STANDING), [], project_tags(settings)
+    found = {} if keep else endpoint_at_rest(sagemaker, start)
+    if found and has_tags(sagemaker, found["EndpointArn"], ours):
+        remove_endpoint(sagemaker, start)
         gone.append(start)
-    pages = sagemaker.get_paginator("list_endpoint_configs").paginate(NameContains=start)
-    for config in list(pages.search("EndpointConfigs[]")):
-        name = config["EndpointConfigName"]
-        named = name.startswith(f"{start}-") and name != keep
-        if named and _is_ours(sagemaker, settings, config["EndpointConfigArn"]):
+    for name in our_names(sagemaker, settings, "endpoint_config", f"{start}-"):
+        if name != keep:
             sagemaker.delete_endpoint_config(EndpointConfigName=name)
             gone.append(name)
     return gone
