@@ -6,7 +6,7 @@ import sys
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
-from sentiment_engine.causes import Refused
+from sentiment_engine.causes import ExplainedFailure
 
 
 class OwnKernel(AsyncKernelManager):
@@ -24,4 +24,4 @@ def check_kernelspec(name: str = "python3"):
     spec = KernelSpecManager().get_kernel_spec(name)
     if not shutil.which(spec.argv[0]):
         gone = f"The Jupyter kernel in {spec.resource_dir} starts {spec.argv[0]}, which does not exist."
-        raise Refused(f"{gone} Remove it: {sys.executable} -m jupyter kernelspec remove {name}")
+        raise ExplainedFailure(f"{gone} Remove it: {sys.executable} -m jupyter kernelspec remove {name}")

@@ -28,10 +28,10 @@ from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_co
 from sentiment_engine.deploy.account import (
     SHARES,
     Finding,
+    account_checks,
     check_account,
     check_messages,
     check_region,
-    checks,
     missing_images,
     regions_for,
 )
@@ -359,7 +359,7 @@ def test_an_endpoint_quota_is_fine_if_the_trial_can_use_it(values):
     own = Settings(instance_types=("ml.m5.large", "ml.c5.large", "ml.t2.medium"))
     quotas = dict(zip(own.instance_types, values, strict=True))
     for trial in (True, False):
-        found = dict(checks(Answers(quotas), own, trial=trial))["endpoint quota"]()
+        found = dict(account_checks(Answers(quotas), own, trial=trial))["endpoint quota"]()
         tried = trial_machines(own) if trial else own.instance_types
         assert found.fine is any(quotas[kind] for kind in tried)
         assert found.fine or "put a type with a quota first" in found.text

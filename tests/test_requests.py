@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rehearsal import print_calls
 from test_boto3_calls import FOUND, OF_EVERY_CLIENT, SERVICES, operations
 
-from sentiment_engine.local.api import compiled, load_model
+from sentiment_engine.local.api import compiled, service_description
 from sentiment_engine.local.requests import (
     Call,
     Gate,
@@ -210,7 +210,7 @@ def test_every_operation_of_a_service_is_read_back(service):
 
 @pytest.mark.parametrize("service", ALL)
 def test_every_pattern_of_a_service_can_be_read(service):
-    shapes = load_model(service)["shapes"].values()
+    shapes = service_description(service)["shapes"].values()
     for pattern in {shape["pattern"] for shape in shapes if "pattern" in shape}:
         compiled(pattern)
 

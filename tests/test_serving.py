@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from tiny_model import write_tiny_model
 
 from sentiment_engine.model.artifact import add_inference_code
-from sentiment_engine.model.serving import BODY_LIMIT, Predictor, serving_app
+from sentiment_engine.model.serving import CONTAINER_BODY_LIMIT, Predictor, serving_app
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = """
@@ -316,7 +316,7 @@ def test_a_request_is_read_however_it_arrives(served, what):
         (b"{", {}),
         (b"{}", {"accept": "text/html"}),
         (b"", {}),
-        (b" " * (BODY_LIMIT + 1), {}),
+        (b" " * (CONTAINER_BODY_LIMIT + 1), {}),
         (b"x", {"content-encoding": "br"}),
         (b"x", {"content-type": "image/png"}),
     ],

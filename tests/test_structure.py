@@ -1,7 +1,10 @@
 "Where things are: notebooks and modules have the same path, dependencies point one way, and walkthroughs walk."
 
+import ast
 import json
 import re
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,13 @@ from sentiment_engine.deploy.packaging import modules_imported
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
-SHARED = {"settings", "aws_errors", "polling", "s3", "sagemaker", "plots", "causes"}
+SHARED = {"settings", "aws_errors", "polling", "s3", "sagemaker", "spark", "plots", "causes"}
 MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
     "service": SHARED | {"costs"},
     "deploy": SHARED | {"costs", "data", "model", "service"},
-    "local": {"settings", "aws_errors", "s3", "causes", "model"},
+    "local": {"settings", "aws_errors", "s3", "spark", "causes", "model"},
     "costs": set(),
     **{name: set() for name in SHARED},
     "s3": {"aws_errors"},
@@ -58,6 +61,19 @@ def test_a_notebook_has_the_path_of_its_module(path):
     exports = re.findall(r"^#\| default_exp (\S+)$", "\n".join(source for _, source in cells(path)), re.M)
     place = path.relative_to(ROOT / "nbs").with_suffix("")
     assert exports == ([] if path in WALKTHROUGHS or path.name == "index.ipynb" else [".".join(place.parts)])
+
+
+def names_defined(name: str) -> set[str]:
+    "Name the functions, classes and constants of a module."
+    tree = ast.parse((ROOT / "sentiment_engine" / f"{name}.py").read_text(encoding="utf-8"))
+    assigned = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
+    names = {each.id for target in chain(*assigned) for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return names | {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_a_name_is_defined_once():
+    places = Counter(chain(*map(names_defined, modules())))
+    assert {name for name, times in places.items() if times > 1} == {"__all__", "main"}
 
 
 def test_every_module_has_a_notebook():

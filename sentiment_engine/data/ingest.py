@@ -110,7 +110,7 @@ WEB = urllib3.PoolManager(
 )
 
 
-def _ask(web: urllib3.PoolManager, address: str, start: int, stop: int, whole: bool, **more: str):
+def _request_range(web: urllib3.PoolManager, address: str, start: int, stop: int, whole: bool, **more: str):
     "Request the bytes from `start` to before `stop`, and read them if `whole`. Raises IngestError on any other answer."
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"} | more
     try:
@@ -146,7 +146,7 @@ def look(
         if not found["ContentLength"]:
             raise IngestError(f"{address}: the file is empty")
         return Copy(address, found["ContentLength"], found["ETag"])
-    reply = _ask(web, address, 0, 1, whole=False)
+    reply = _request_range(web, address, 0, 1, whole=False)
     reply.close()
     tag, size = reply.headers.get("ETag", "W/"), reply.headers["Content-Range"].rpartition("/")[2]
     version = reply.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
@@ -160,7 +160,7 @@ def look(
 def read_part(copy: Copy, start: int, stop: int, web: urllib3.PoolManager = WEB) -> bytes:
     "Download the bytes from `start` to before `stop`. Raises IngestError if the file's version has changed."
     condition = "If-Match" if copy.version.startswith('"') else "If-Unmodified-Since"
-    return _ask(web, copy.address, start, stop, whole=True, **{condition: copy.version}).data
+    return _request_range(web, copy.address, start, stop, whole=True, **{condition: copy.version}).data
 
 # %% ../../nbs/data/ingest.ipynb #b4ee8f67
 PART = 8 * 2**20  # bytes

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ACCOUNT_ID', 'ASK', 'SERVERLESS_QUOTAS', 'SHARES', 'RESERVED', 'LEFT_TO_OTHERS', 'OWN_NUMBER', 'OWN_NAME',
-           'mask_accounts', 'Finding', 'look', 'missing_images', 'regions_for', 'check_region', 'check_credentials',
-           'check_quota', 'check_serverless_quota', 'check_concurrency', 'missing_senders', 'check_messages',
-           'stack_names', 'check_stacks', 'check_neighbours', 'check_table', 'find_zone', 'name_servers',
-           'check_domain', 'check_model_data', 'checks', 'check_account']
+           'mask_accounts', 'Finding', 'run_check', 'missing_images', 'regions_for', 'check_region',
+           'check_credentials', 'check_quota', 'check_serverless_quota', 'check_concurrency', 'missing_senders',
+           'check_messages', 'stack_names', 'check_stacks', 'check_neighbours', 'check_table', 'find_zone',
+           'name_servers', 'check_domain', 'check_model_data', 'account_checks', 'check_account']
 
 # %% ../../nbs/deploy/account.ipynb #238dbbf4
 import re
@@ -64,7 +64,7 @@ class Finding:
         return f"{mark}  {self.what:20} {self.text}"
 
 # %% ../../nbs/deploy/account.ipynb #c1882452
-def look(what: str, check: Callable[[], Finding]) -> Finding:
+def run_check(what: str, check: Callable[[], Finding]) -> Finding:
     "Run a check. Its finding is unknown if AWS refuses the call."
     try:
         return check()
@@ -396,7 +396,7 @@ def check_model_data(
     return Finding("model data", True, f"{address}, {size / 1e6:.0f} MB")
 
 # %% ../../nbs/deploy/account.ipynb #200217fe
-def checks(
+def account_checks(
     session: boto3.Session,
     settings: Settings,
     training: str = "",  # instance type of the training job; empty: no training
@@ -435,8 +435,8 @@ def check_account(
     region = check_region(session, settings, training)
     if not region.fine:
         return [region]
-    who = look("credentials", lambda: check_credentials(session))
-    todo = checks(session, settings, training, domain, model_data, trial)
+    who = run_check("credentials", lambda: check_credentials(session))
+    todo = account_checks(session, settings, training, domain, model_data, trial)
     if who.fine is None:
         return [region, who, *(Finding(what, None, "needs credentials") for what, _ in todo)]
-    return [region, who, *(look(what, check) for what, check in todo)]
+    return [region, who, *(run_check(what, check) for what, check in todo)]
