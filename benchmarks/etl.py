@@ -112,9 +112,9 @@ def _marked_as_once(raw: str):
 
 
 def _write_as_once(marked, out: str) -> None:
-    from sentiment_engine.data.etl import COLUMNS
+    from sentiment_engine.data.etl import CLEAN_COLUMNS
 
-    kept = marked.where("reason is null").select(*COLUMNS)
+    kept = marked.where("reason is null").select(*CLEAN_COLUMNS)
     kept.write.mode("overwrite").partitionBy("split").parquet(f"{out}/processed")
 
 
@@ -124,12 +124,12 @@ def run_rows(raw: str, out: str) -> dict:
 
 
 def run_original(raw: str, out: str) -> dict:
-    from sentiment_engine.data.quality import measure as count
+    from sentiment_engine.data.quality import measure_quality
 
     marked = _marked_as_once(raw)
     _write_as_once(marked, out)
     marked.where("reason <> 'repeat'").select("reason", "category", "line").write.json(f"{out}/rejected")
-    report = count(marked)
+    report = measure_quality(marked)
     return {"kept": report["kept"], "repeats": report["repeats"], **report["rejected"]}
 
 

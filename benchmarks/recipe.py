@@ -84,7 +84,7 @@ def run(job: dict) -> dict:  # macro_f1, accuracy, no_threes (accuracy without t
     from transformers import AutoTokenizer, set_seed
 
     from sentiment_engine.model.evaluation import scores
-    from sentiment_engine.model.training_job import Recipe, encode, fit, load_model, predict
+    from sentiment_engine.model.training_job import Recipe, encode, fit, load_model, predict_rows
 
     torch.set_flush_denormal(True)
     recipe = Recipe(**job["options"], seed=job["seed"])
@@ -93,7 +93,7 @@ def run(job: dict) -> dict:  # macro_f1, accuracy, no_threes (accuracy without t
     model, began = load_model(job["base"], recipe), time.monotonic()
     with TemporaryDirectory() as folder:
         trainer = fit(model, tokenizer, encode(tokenizer, train, recipe.max_length), recipe, Path(folder))
-    seconds, said = time.monotonic() - began, predict(trainer, tokenizer, pd.DataFrame(test))
+    seconds, said = time.monotonic() - began, predict_rows(trainer, tokenizer, pd.DataFrame(test))
     found, clear = scores(said["label"], said["predicted"]), said[said["stars"] != 3]
     named = {"macro_f1": found["macro_f1"], "accuracy": found["accuracy"], "seconds": round(seconds, 1)}
     return named | {"no_threes": round(float((clear["label"] == clear["predicted"]).mean()), 4)}

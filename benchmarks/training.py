@@ -125,7 +125,7 @@ def _start(base: Path):
 
 def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether each was predicted rightly
     "Do one training."
-    from sentiment_engine.model.training_job import device_name, predict
+    from sentiment_engine.model.training_job import device_name, predict_rows
 
     options, base = CASES[job["case"]], Path(job["base"])
     rows, test = pd.DataFrame(job["train"]), pd.DataFrame(job["test"])
@@ -134,7 +134,7 @@ def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether ea
         trainer, speed = train(rows, base, options, job["steps"], bool(len(test)), Path(folder))
         found = {"samples/s": speed, "device": device_name()}
         if len(test):
-            said = predict(trainer, _start(base), test)
+            said = predict_rows(trainer, _start(base), test)
             found["right"] = (said["predicted"] == said["label"]).astype(int).tolist()
     return found
 

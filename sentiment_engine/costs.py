@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOURS_PER_MONTH', 'PRICES', 'SERVERLESS_GB_SECOND', 'LAMBDA_GB_SECOND', 'LAMBDA_REQUEST', 'API_REQUEST',
            'S3_GB_MONTH', 'DYNAMODB_READ', 'LOGS_GB', 'CLOUDFRONT_REQUEST', 'CLOUDFRONT_GB', 'SMS_MESSAGE',
-           'GLUE_DPU_HOUR', 'STANDING', 'METRIC', 'RESTING_METRICS', 'price_per_hour', 'Visit', 'run_cost',
+           'GLUE_DPU_HOUR', 'STANDING_PRICES', 'METRIC', 'RESTING_METRICS', 'price_per_hour', 'Visit', 'run_cost',
            'resting_cost', 'Standing', 'standing_cost', 'always_on_month', 'on_demand_month', 'serverless_month',
            'saved_share', 'break_even_visits', 'break_even_predictions', 'Limit', 'limits_of', 'flood_hour',
            'site_flood_hour']
@@ -88,7 +88,7 @@ class Standing:
     free: int = 0  # how many of them each account gets free, permanently
 
 
-STANDING: dict[str, Standing] = {  # by CloudFormation's type; all other types are paid by use, or free
+STANDING_PRICES: dict[str, Standing] = {  # by CloudFormation's type; all other types are paid by use, or free
     "AWS::CloudWatch::Alarm": Standing(0.10, free=10),
     "AWS::CloudWatch::CompositeAlarm": Standing(0.50),
     "AWS::CloudWatch::Dashboard": Standing(3.00, free=3),
@@ -103,7 +103,7 @@ def standing_cost(
     metrics: int = RESTING_METRICS,
 ) -> tuple[float, float]:  # dollars a month: with the whole free share, and with none of it
     "Price the resources that cost money as long as they exist."
-    priced = [(STANDING[kind], n) for kind, n in counts.items() if kind in STANDING] + [(METRIC, metrics)]
+    priced = [(STANDING_PRICES[kind], n) for kind, n in counts.items() if kind in STANDING_PRICES] + [(METRIC, metrics)]
     within = sum(price.month * max(0, n - price.free) for price, n in priced)
     return within, sum(price.month * n for price, n in priced)
 

@@ -305,7 +305,7 @@ def connect(
     return boto3.Session()
 
 # %% ../nbs/settings.ipynb #f2cee597
-_TYPES = {  # of a parameter: (what its value may be, in words)
+_PARAMETER_TYPES = {  # of a parameter: (what its value may be, in words)
     str: ((str,), "text"),
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
@@ -322,7 +322,7 @@ def check_parameters(
     if "target" in declared and values["target"] not in TARGETS:
         raise ValueError(f"target must be local or aws, not {values['target']!r}")
     for name, kind in declared.items():
-        value, (types, words) = values[name], _TYPES[kind]
+        value, (types, words) = values[name], _PARAMETER_TYPES[kind]
         if type(value) not in types:
             raise ValueError(f"{name} must be {words}, not {value!r}")
         if kind in (int, float) and not least.get(name, 0) <= value < math.inf:

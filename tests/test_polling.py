@@ -18,12 +18,12 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from sentiment_engine.deploy.endpoint import delete_endpoint, wait_until_in_service
 from sentiment_engine.deploy.glue import run_glue_job
 from sentiment_engine.deploy.plan import change_set
 from sentiment_engine.deploy.stacks import delete_stack
 from sentiment_engine.deploy.training import wait_for_training
 from sentiment_engine.polling import ask
+from sentiment_engine.sagemaker import remove_endpoint, wait_until_in_service
 from sentiment_engine.service.serverless import serverless_config, wait_for_serverless
 from sentiment_engine.settings import Settings
 
@@ -132,12 +132,12 @@ def compare_a_stack(aws: Aws):
 
 def wait_for_an_endpoint(aws: Aws):
     aws.answers["DescribeEndpoint"] = [endpoint("Creating"), endpoint("InService")]
-    assert wait_until_in_service(aws.client("sagemaker"), "x") >= 0
+    assert wait_until_in_service(aws.client("sagemaker"), "x")["EndpointStatus"] == "InService"
 
 
 def wait_for_an_endpoint_to_go(aws: Aws):
     aws.answers["DescribeEndpoint"] = [endpoint("InService"), endpoint("Deleting"), NO_ENDPOINT]
-    assert delete_endpoint(aws.client("sagemaker"), "x")
+    assert remove_endpoint(aws.client("sagemaker"), "x")
 
 
 def wait_for_a_serverless_endpoint(aws: Aws):

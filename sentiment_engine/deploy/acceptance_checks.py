@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['START_LIMIT', 'SITE_LIMIT', 'GONE_LIMIT', 'MESSAGE_LIMIT', 'PREDICTIONS', 'ERROR', 'OUTSIDE', 'Acceptance', 'fetch',
            'first_answer', 'check_origins', 'check_page', 'RealVisit', 'know_run', 'check_message', 'check_speed',
-           'check_costs', 'endpoint_status', 'emptied', 'logged_errors', 'check_run', 'visit', 'check_plan']
+           'check_costs', 'emptied', 'logged_errors', 'check_run', 'visit', 'check_plan']
 
 # %% ../../nbs/deploy/acceptance_checks.ipynb #1e2fbce6
 import re
@@ -23,10 +23,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ..costs import price_per_hour
 from .acceptance_record import Record
-from .endpoint import our_names
 from .plan import Plan
 from .standing import by_tag
 from .visit import PRAISE, StepFailed, Visit, is_loopback, sleep, use, wake
+from ..sagemaker import describe_endpoint, our_names
 from ..service.model_state import StateTable, read_row
 from ..settings import Settings, endpoint_name
 
@@ -202,16 +202,6 @@ def check_costs(at: Acceptance, guest: RealVisit, seconds: float):
     at.record.figures.append(f"the run: {said}")
     at.record.figures.append("Cost Explorer was not asked: a question costs $0.01, and the answer is a day late")
 
-# %% ../../nbs/deploy/acceptance_checks.ipynb #1f9956de
-def endpoint_status(sagemaker, name: str) -> str:  # empty: SageMaker does not know the endpoint
-    "Return the status of an endpoint."
-    try:
-        return sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"]
-    except ClientError as e:
-        if "could not find" in str(e).lower():
-            return ""
-        raise
-
 # %% ../../nbs/deploy/acceptance_checks.ipynb #9e168fb6
 def emptied(at: Acceptance, what: str, left: Callable[[], object]) -> object:  # what is left; empty: nothing
     "Wait until `left()` returns nothing more, and return its last answer."
@@ -240,7 +230,7 @@ def check_run(at: Acceptance, run_id: str):
     "Check that the run left no endpoint, schedule, undelivered event or logged error."
     sagemaker, scheduler, prefix = at.client("sagemaker"), at.client("scheduler"), at.record.prefix
     name = endpoint_name(at.settings, run_id)
-    left = emptied(at, "the endpoint", lambda: endpoint_status(sagemaker, name))
+    left = emptied(at, "the endpoint", lambda: describe_endpoint(sagemaker, name).get("EndpointStatus", ""))
     at.check("endpoint: SageMaker does not know it any more", not left, left)
     tagged = our_names(sagemaker, at.settings, "endpoint", f"{prefix}-")
     at.check("endpoint: none carries the engine's tag", not tagged, ", ".join(tagged))

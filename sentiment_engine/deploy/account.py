@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ACCOUNT_ID', 'ASK', 'SERVERLESS_QUOTAS', 'SHARES', 'RESERVED', 'LEFT_TO_OTHERS', 'OWN_NUMBER', 'OWN_NAME',
-           'mask_accounts', 'Finding', 'look', 'missing_images', 'regions_for', 'check_region', 'check_credentials',
-           'check_quota', 'check_serverless_quota', 'check_concurrency', 'missing_senders', 'check_messages', 'tags_of',
-           'find_stack', 'stack_names', 'check_stacks', 'check_neighbours', 'check_table', 'find_zone', 'name_servers',
-           'check_domain', 'check_model_data', 'checks', 'check_account']
+           'mask_accounts', 'Finding', 'run_check', 'missing_images', 'regions_for', 'check_region',
+           'check_credentials', 'check_quota', 'check_serverless_quota', 'check_concurrency', 'missing_senders',
+           'check_messages', 'stack_names', 'check_stacks', 'check_neighbours', 'check_table', 'find_zone',
+           'name_servers', 'check_domain', 'check_model_data', 'account_checks', 'check_account']
 
 # %% ../../nbs/deploy/account.ipynb #238dbbf4
 import re
@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
-from urllib.parse import quote, urlparse
+from urllib.parse import quote
 from urllib.request import Request
 
 import boto3
 import phonenumbers
 from botocore.exceptions import BotoCoreError, ClientError
 
+from ..aws_errors import unless_missing
 from .endpoint import serving_image, trial_machines
+from .stacks import find_stack, is_our_stack
 from .training import training_image
+from ..s3 import s3_place
 from ..service.notifications import FREE_KEY, Textbelt, fetch_json, textbelt_key
 from ..service.serverless import CONCURRENCY
 from sentiment_engine.settings import (
@@ -61,7 +64,7 @@ class Finding:
         return f"{mark}  {self.what:20} {self.text}"
 
 # %% ../../nbs/deploy/account.ipynb #c1882452
-def look(what: str, check: Callable[[], Finding]) -> Finding:
+def run_check(what: str, check: Callable[[], Finding]) -> Finding:
     "Run a check. Its finding is unknown if AWS refuses the call."
     try:
         return check()
@@ -192,18 +195,11 @@ RESERVED = sum(SHARES.values())
 LEFT_TO_OTHERS = 100  # AWS's minimum of unreserved concurrency
 
 # %% ../../nbs/deploy/account.ipynb #f3d772f5
-def _held(session: boto3.Session, settings: Settings) -> int:
+def _reserved(session: boto3.Session, settings: Settings) -> int:
     "Sum the concurrency that our functions already reserve."
-    held = 0
-    for name in (f"{settings.prefix}-{name}" for name in SHARES):
-        try:
-            found = session.client("lambda").get_function_concurrency(FunctionName=name)
-        except ClientError as e:
-            if e.response["Error"]["Code"] != "ResourceNotFoundException":
-                raise
-            continue
-        held += found.get("ReservedConcurrentExecutions", 0)
-    return held
+    ask = session.client("lambda").get_function_concurrency
+    found = [unless_missing(ask, FunctionName=f"{settings.prefix}-{name}") or {} for name in SHARES]
+    return sum(each.get("ReservedConcurrentExecutions", 0) for each in found)
 
 # %% ../../nbs/deploy/account.ipynb #132f5cfe
 def check_concurrency(session: boto3.Session, settings: Settings) -> Finding:
@@ -213,7 +209,7 @@ def check_concurrency(session: boto3.Session, settings: Settings) -> Finding:
     if not settings.reserve_concurrency:
         return Finding("Lambda concurrency", True, f"{total}; our functions reserve none of it")
     needed = RESERVED + LEFT_TO_OTHERS
-    if free >= needed or free + _held(session, settings) >= needed:
+    if free >= needed or free + _reserved(session, settings) >= needed:
         return Finding("Lambda concurrency", True, f"{total}, of which {free} are free; our functions need {RESERVED}")
     advice = "request more in the Service Quotas console, or deploy with --no-reserved-concurrency"
     return Finding("Lambda concurrency", False, f"{free} of {total} are free, {needed} are needed: {advice}")
@@ -291,21 +287,6 @@ def check_messages(
     advice = f"To send SMS, buy a key from Textbelt and store it ({store} --value KEY), or use --sms-provider sns"
     return Finding("SMS", None, f"{whose} pays for no more messages; Start works without a number. {advice}")
 
-# %% ../../nbs/deploy/account.ipynb #2a7f0f95
-def tags_of(stack: dict) -> dict[str, str]:  # an entry of describe_stacks
-    "Return the tags of a stack."
-    return {tag["Key"]: tag["Value"] for tag in stack.get("Tags", [])}
-
-
-def find_stack(cloudformation, name: str) -> dict | None:  # None: no such stack
-    "Describe a stack."
-    try:
-        return cloudformation.describe_stacks(StackName=name)["Stacks"][0]
-    except ClientError as e:
-        if "does not exist" in str(e):
-            return None
-        raise
-
 # %% ../../nbs/deploy/account.ipynb #a53d3431
 def stack_names(settings: Settings) -> tuple[str, str, str, str]:
     "Return the names of our stacks in the order of their creation."
@@ -316,7 +297,7 @@ def check_stacks(session: boto3.Session, settings: Settings) -> Finding:
     "Check that our stack names are free or ours."
     cloudformation = session.client("cloudformation")
     standing = {name: found for name in stack_names(settings) if (found := find_stack(cloudformation, name))}
-    foreign = [name for name, stack in standing.items() if tags_of(stack).get("Project") != settings.prefix]
+    foreign = [name for name, stack in standing.items() if not is_our_stack(stack, settings)]
     if foreign:
         advice = f"it lacks the tag Project={settings.prefix}. Choose another --stack-prefix"
         return Finding("stacks", False, f"{', '.join(foreign)} belongs to someone else: {advice}")
@@ -341,12 +322,10 @@ def check_neighbours(session: boto3.Session, settings: Settings) -> Finding:
 # %% ../../nbs/deploy/account.ipynb #e9eaa4c7
 def _owner(dynamodb, table: str) -> str | None:  # the prefix in its tags; None: no such table
     "Return the prefix of the engine that owns a table."
-    try:
-        arn = dynamodb.describe_table(TableName=table)["Table"]["TableArn"]
-    except dynamodb.exceptions.ResourceNotFoundException:
+    if not (found := unless_missing(dynamodb.describe_table, TableName=table)):
         return None
-    tags = {tag["Key"]: tag["Value"] for tag in dynamodb.list_tags_of_resource(ResourceArn=arn)["Tags"]}
-    return tags.get("Project", "")
+    tags = dynamodb.list_tags_of_resource(ResourceArn=found["Table"]["TableArn"])["Tags"]
+    return next((tag["Value"] for tag in tags if tag["Key"] == "Project"), "")
 
 # %% ../../nbs/deploy/account.ipynb #0714ae6e
 def check_table(session: boto3.Session, settings: Settings) -> Finding:
@@ -410,14 +389,14 @@ def check_model_data(
     address: str,  # s3:// address, or a local file
 ) -> Finding:
     "Check that an artifact in S3 can be read."
-    place = urlparse(address)
-    if place.scheme != "s3":
+    if not address.startswith("s3://"):
         return Finding("model data", True, f"{address} is a local file")
-    size = session.client("s3").head_object(Bucket=place.netloc, Key=place.path.lstrip("/"))["ContentLength"]
+    bucket, key = s3_place(address)
+    size = session.client("s3").head_object(Bucket=bucket, Key=key)["ContentLength"]
     return Finding("model data", True, f"{address}, {size / 1e6:.0f} MB")
 
 # %% ../../nbs/deploy/account.ipynb #200217fe
-def checks(
+def account_checks(
     session: boto3.Session,
     settings: Settings,
     training: str = "",  # instance type of the training job; empty: no training
@@ -456,8 +435,8 @@ def check_account(
     region = check_region(session, settings, training)
     if not region.fine:
         return [region]
-    who = look("credentials", lambda: check_credentials(session))
-    todo = checks(session, settings, training, domain, model_data, trial)
+    who = run_check("credentials", lambda: check_credentials(session))
+    todo = account_checks(session, settings, training, domain, model_data, trial)
     if who.fine is None:
         return [region, who, *(Finding(what, None, "needs credentials") for what, _ in todo)]
-    return [region, who, *(look(what, check) for what, check in todo)]
+    return [region, who, *(run_check(what, check) for what, check in todo)]

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from .endpoint import TrainedModel
-from .stacks import upload_once
 from ..model.artifact import artifact_hash
 from ..model.behaviour import Answers, ask_suite
 from ..model.evaluation import scores
 from ..model.released import pack_released
 from ..plots import INK, plain_axes
+from ..s3 import upload_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

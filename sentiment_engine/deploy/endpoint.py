@@ -4,24 +4,31 @@
 
 # %% auto #0
 __all__ = ['CONTAINER_ENVIRONMENT', 'TrainedModel', 'newest_model', 'model_version', 'model_name', 'serving_image',
-           'model_definition', 'upload_artifact', 'register_model', 'create_endpoint', 'EndpointFailed',
-           'wait_until_in_service', 'delete_endpoint', 'our_names', 'trial_machines', 'start_trial', 'delete_trials',
+           'model_definition', 'upload_artifact', 'register_model', 'trial_machines', 'start_trial', 'delete_trials',
            'Prediction', 'PredictionFailed', 'predict', 'RegisteredModel', 'current_model', 'publish_model',
            'delete_old_models']
 
 # %% ../../nbs/deploy/endpoint.ipynb #016b6558
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from .stacks import upload_once
+from ..aws_errors import unless_missing
 from .training import LATEST
 from ..model.artifact import artifact_hash
-from ..polling import ask
+from ..s3 import stored_json, upload_once
+from sentiment_engine.sagemaker import (
+    EndpointFailed,
+    create_endpoint,
+    our_names,
+    project_tags,
+    remove_endpoint,
+    wait_until_in_service,
+)
 from ..settings import Settings, model_parameter, new_run_id, trial_name
 
 # %% ../../nbs/deploy/endpoint.ipynb #54729a57
@@ -39,12 +46,8 @@ def newest_model(
     bucket: str,  # the artifacts bucket
 ) -> TrainedModel:
     "Return the newest trained model. Raises LookupError if there is none."
-    try:
-        pointer = json.loads(s3.get_object(Bucket=bucket, Key=LATEST)["Body"].read())
-    except ClientError as e:
-        if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
-            raise LookupError("no model has been trained: run the notebook 03_model_training first") from None
-        raise
+    if not (pointer := stored_json(s3, bucket, LATEST)):
+        raise LookupError("no model has been trained: run the notebook 03_model_training first")
     return TrainedModel(pointer["job"], pointer["artifact"], pointer["metrics"])
 
 # %% ../../nbs/deploy/endpoint.ipynb #dbbb3740
@@ -99,22 +102,6 @@ def model_definition(
     return {"ModelName": name, "PrimaryContainer": container, "ExecutionRoleArn": role}
 
 # %% ../../nbs/deploy/endpoint.ipynb #f08f964d
-def _is_missing(error: ClientError) -> bool:
-    "Tell whether AWS says that something does not exist."
-    text = str(error).lower()
-    return any(words in text for words in ("could not find", "not found", "does not exist", "parameternotfound"))
-
-
-def _described(describe: Callable[..., dict], **name: str) -> dict | None:
-    "Return a description, or None for something that does not exist."
-    try:
-        return describe(**name)
-    except ClientError as e:
-        if _is_missing(e):
-            return None
-        raise
-
-
 def _contains(found: object, wanted: object) -> bool:
     "Tell whether `found` has every field of `wanted`. AWS adds fields of its own."
     if isinstance(wanted, dict):
@@ -140,97 +127,12 @@ def register_model(
 ) -> bool:  # whether this call registered it; False: it was registered before
     "Register a model with SageMaker."
     name = {"ModelName": definition["ModelName"]}
-    if found := _described(sagemaker.describe_model, **name):
+    if found := unless_missing(sagemaker.describe_model, **name):
         if _contains(found, definition):
             return False
         sagemaker.delete_model(**name)
-    sagemaker.create_model(**definition, Tags=[{"Key": "Project", "Value": settings.prefix}])
+    sagemaker.create_model(**definition, Tags=project_tags(settings))
     return True
-
-# %% ../../nbs/deploy/endpoint.ipynb #c6d4c706
-def create_endpoint(
-    sagemaker,  # boto3 client
-    name: str,  # of the endpoint and of its config
-    model: str,  # name of a registered model
-    machine: Mapping[str, object],  # from `trial_machines`: a part of the production variant
-    tags: dict[str, str],
-):
-    "Request an endpoint. Raises SageMaker's error, and then leaves no config behind."
-    tag_list = [{"Key": key, "Value": value} for key, value in tags.items()]
-    variant = {"VariantName": "AllTraffic", "ModelName": model, **machine}
-    sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tag_list)
-    try:
-        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tag_list)
-    except Exception:
-        sagemaker.delete_endpoint_config(EndpointConfigName=name)
-        raise
-
-# %% ../../nbs/deploy/endpoint.ipynb #5bb910b4
-class EndpointFailed(RuntimeError):
-    "An endpoint that did not start. The message contains SageMaker's reason."
-
-
-def wait_until_in_service(
-    sagemaker,  # boto3 client
-    name: str,
-    timeout: float = 2400,  # seconds
-    report: Callable[[str, float], object] = lambda status, seconds: None,  # called at each poll
-) -> float:  # seconds it took
-    "Wait for an endpoint. Raises EndpointFailed with the reason, or TimeoutError."
-    start, delay = time.monotonic(), 0.25
-    while True:
-        endpoint = ask(sagemaker.describe_endpoint, EndpointName=name)
-        status, seconds = endpoint["EndpointStatus"], time.monotonic() - start
-        report(status, seconds)
-        if status == "InService":
-            return seconds
-        if status not in ("Creating", "Updating", "SystemUpdating"):
-            raise EndpointFailed(f"{name} is {status}: {endpoint.get('FailureReason', 'SageMaker gives no reason')}")
-        if seconds > timeout:
-            raise TimeoutError(f"{name} is still being created after {seconds:.0f} s: delete it and read its log")
-        time.sleep(delay := min(delay * 1.5, 15))
-
-# %% ../../nbs/deploy/endpoint.ipynb #0e6e118e
-def delete_endpoint(
-    sagemaker,  # boto3 client
-    name: str,  # of the endpoint and of its config
-    timeout: float = 2400,  # seconds
-) -> bool:  # whether there was an endpoint
-    "Delete an endpoint and its config, and wait until both are gone. Raises TimeoutError."
-    start, delay, found = time.monotonic(), 0.25, False
-    while endpoint := ask(_described, describe=sagemaker.describe_endpoint, EndpointName=name):
-        found = True
-        if endpoint["EndpointStatus"] in ("InService", "Failed", "OutOfService", "UpdateRollbackFailed"):
-            _described(sagemaker.delete_endpoint, EndpointName=name)
-        if time.monotonic() - start > timeout:
-            raise TimeoutError(f"{name} is still {endpoint['EndpointStatus']}: delete it in the SageMaker console")
-        time.sleep(delay := min(delay * 1.5, 15))
-    _described(sagemaker.delete_endpoint_config, EndpointConfigName=name)
-    return found
-
-# %% ../../nbs/deploy/endpoint.ipynb #2b318b9f
-_LISTED = {"endpoint": "Endpoints", "endpoint_config": "EndpointConfigs", "model": "Models"}
-_LISTED["training_job"] = "TrainingJobSummaries"
-
-
-def _is_ours(sagemaker, settings: Settings, arn: str) -> bool:
-    "Tell whether a resource has our tag. One that no longer exists does not."
-    tags = _described(sagemaker.list_tags, ResourceArn=arn) or {"Tags": []}
-    return {"Key": "Project", "Value": settings.prefix} in tags["Tags"]
-
-# %% ../../nbs/deploy/endpoint.ipynb #18ea0a50
-def our_names(
-    sagemaker,  # boto3 client
-    settings: Settings,
-    kind: str,  # endpoint, endpoint_config, model or training_job
-    start: str,  # of the names
-    **more,  # arguments of the List… call, such as StatusEquals
-) -> list[str]:
-    "List the resources whose name begins with `start` and that have our tag."
-    noun = "".join(word.capitalize() for word in kind.split("_"))
-    pages = sagemaker.get_paginator(f"list_{kind}s").paginate(NameContains=start, **more)
-    found = [each for each in pages.search(f"{_LISTED[kind]}[]") if each and each[f"{noun}Name"].startswith(start)]
-    return [each[f"{noun}Name"] for each in found if _is_ours(sagemaker, settings, each[f"{noun}Arn"])]
 
 # %% ../../nbs/deploy/endpoint.ipynb #9fd6ba4d
 def trial_machines(settings: Settings) -> dict[str, dict]:  # name → its part of a production variant
@@ -251,16 +153,16 @@ def start_trial(
     "Start a trial endpoint. Raises EndpointFailed, and leaves nothing behind, if the model starts on no machine."
     machines, failed = trial_machines(settings), []
     for kind, machine in machines.items():
-        name = trial_name(settings, new_run_id())
+        start, name = time.monotonic(), trial_name(settings, new_run_id())
         try:
-            create_endpoint(sagemaker, name, model, machine, {"Project": settings.prefix, "Purpose": "trial"})
-            seconds = wait_until_in_service(sagemaker, name, timeout)
-        except (ClientError, EndpointFailed, TimeoutError) as e:
+            create_endpoint(sagemaker, name, model, machine, project_tags(settings, Purpose="trial"))
+            wait_until_in_service(sagemaker, name, timeout)
+        except (ClientError, BotoCoreError, EndpointFailed, TimeoutError) as e:
             failed.append(f"on {kind} the model did not start: {e}")
             tell(failed[-1])
-            delete_endpoint(sagemaker, name)
+            remove_endpoint(sagemaker, name)
         else:
-            tell(f"in service on {kind} after {seconds:.0f} s")
+            tell(f"in service on {kind} after {time.monotonic() - start:.0f} s")
             if failed:
                 tell(f"to use it first, deploy with --instance-types {','.join(reversed(machines))}")
             return name
@@ -272,7 +174,7 @@ def delete_trials(sagemaker, settings: Settings) -> int:  # how many there were
     start = trial_name(settings, "")
     names = {name for kind in ("endpoint", "endpoint_config") for name in our_names(sagemaker, settings, kind, start)}
     for name in names:
-        delete_endpoint(sagemaker, name)
+        remove_endpoint(sagemaker, name)
     return len(names)
 
 # %% ../../nbs/deploy/endpoint.ipynb #aca8ced2
@@ -333,7 +235,7 @@ class RegisteredModel:
 
 def current_model(ssm, settings: Settings) -> RegisteredModel | None:  # None: none yet
     "Return the model that a start deploys."
-    found = _described(ssm.get_parameter, Name=model_parameter(settings))
+    found = unless_missing(ssm.get_parameter, Name=model_parameter(settings))
     return RegisteredModel(**json.loads(found["Parameter"]["Value"])) if found else None
 
 
@@ -356,5 +258,5 @@ def delete_old_models(
     used = {keep} | {variant["ModelName"] for config in configs for variant in config["ProductionVariants"]}
     old = [name for name in our_names(sagemaker, settings, "model", model_name(settings, "")) if name not in used]
     for name in old:
-        _described(sagemaker.delete_model, ModelName=name)
+        unless_missing(sagemaker.delete_model, ModelName=name)
     return old

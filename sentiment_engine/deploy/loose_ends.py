@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from ..aws_errors import is_missing
 from ..costs import GLUE_DPU_HOUR, price_per_hour
-from .account import find_stack, mask_accounts, tags_of
-from .endpoint import delete_trials, our_names
+from .account import mask_accounts
+from .endpoint import delete_trials
+from .stacks import find_stack, is_our_stack, outputs_of
+from ..sagemaker import our_names
 from ..service.lifecycle import run_of
 from ..settings import Settings, connect, foundation_stack, settings_from, trial_name
 
@@ -72,10 +75,8 @@ def training_jobs(sagemaker, settings: Settings, status: str = "InProgress") -> 
 # %% ../../nbs/deploy/loose_ends.ipynb #9288b0aa
 def _glue_job(session: boto3.Session, settings: Settings) -> str:  # empty if it does not exist
     "Find the name of our Glue job."
-    stack = find_stack(session.client("cloudformation"), foundation_stack(settings)) or {}
-    ours = tags_of(stack).get("Project") == settings.prefix
-    outputs = {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
-    return outputs.get("GlueJob", "") if ours else ""
+    stack = find_stack(session.client("cloudformation"), foundation_stack(settings))
+    return outputs_of(stack).get("GlueJob", "") if is_our_stack(stack, settings) else ""
 
 # %% ../../nbs/deploy/loose_ends.ipynb #e5d3698b
 GOING = ("STARTING", "RUNNING", "WAITING", "STOPPING")  # states of a Glue run that has not ended
@@ -89,7 +90,7 @@ def glue_runs(session: boto3.Session, settings: Settings) -> tuple[str, dict[str
     try:
         return job, {run["Id"]: run for run in pages.search("JobRuns[]") if run and run["JobRunState"] in GOING}
     except ClientError as e:
-        if e.response["Error"]["Code"] == "EntityNotFoundException":  # the stack is being deleted
+        if is_missing(e):  # the stack is being deleted
             return "", {}
         raise
 

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .stacks import upload_once
+from ..s3 import upload_once
 
 # %% ../../nbs/deploy/packaging.ipynb #41ea8b8e
 PACKAGE = "sentiment_engine"

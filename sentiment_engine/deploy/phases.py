@@ -34,7 +34,7 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from ..causes import Refused, cause, with_cause
+from ..causes import ExplainedFailure, cause, with_cause
 from ..data.ingest import category_addresses
 from ..data.reviews import check_reviews, find_files
 from .account import mask_accounts
@@ -59,6 +59,7 @@ from sentiment_engine.deploy.target import (
 )
 from ..local.cloud import LocalCloud
 from ..model.wheels import fetch_wheels
+from ..s3 import stored_json
 from ..settings import connect, engine_stack, environment_of, foundation_stack, settings_from
 
 # %% ../../nbs/deploy/phases.ipynb #4f050f0c
@@ -179,14 +180,8 @@ class Stamps:
 
     def read(self) -> dict[str, str]:
         "Return notebook name → fingerprint; empty before the first deployment."
-        if not (bucket := self._bucket()):
-            return {}
-        try:
-            return json.load(self.session.client("s3").get_object(Bucket=bucket, Key=STAMPS)["Body"])
-        except ClientError as e:
-            if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
-                return {}
-            raise
+        bucket = self._bucket()
+        return (bucket and stored_json(self.session.client("s3"), bucket, STAMPS)) or {}
 
     def write(self, phase: Phase):
         "Record that `phase` is deployed, and forget the later phases that were built on a different state of it."
@@ -248,7 +243,7 @@ def check_kernelspec(name: str = "python3"):
     spec = KernelSpecManager().get_kernel_spec(name)
     if not shutil.which(spec.argv[0]):
         gone = f"The Jupyter kernel in {spec.resource_dir} starts {spec.argv[0]}, which does not exist."
-        raise Refused(f"{gone} Remove it: {sys.executable} -m jupyter kernelspec remove {name}")
+        raise ExplainedFailure(f"{gone} Remove it: {sys.executable} -m jupyter kernelspec remove {name}")
 
 # %% ../../nbs/deploy/phases.ipynb #267ad7d6
 class Narrator:

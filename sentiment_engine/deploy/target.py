@@ -24,18 +24,17 @@ from sentiment_engine.deploy.account import (
     Finding,
     check_account,
     check_credentials,
-    find_stack,
     find_zone,
     mask_accounts,
-    tags_of,
 )
 from .endpoint import model_version
 from .foundation import foundation_parameters, site_parameters
 from .packaging import monitoring_parameters, package_keys, stack_parameters
 from .plan import Plan, Work, bill, describe_plan, plan_of, unchecked
-from .stacks import stack_outputs
-from .training import LATEST, s3_place
+from .stacks import find_stack, is_our_stack, outputs_of, stack_outputs
+from .training import LATEST
 from ..model.artifact import artifact_hash, unpack
+from ..s3 import s3_place, stored_json
 from sentiment_engine.settings import (
     Settings,
     connect,
@@ -160,17 +159,10 @@ def asked_for(options: argparse.Namespace) -> dict:
 def _kept(session: boto3.Session, settings: Settings) -> dict:  # options and settings; empty if none are stored
     "Read the choices of the existing deployment."
     found = find_stack(session.client("cloudformation"), foundation_stack(settings))
-    if not found or tags_of(found).get("Project") != settings.prefix:
+    bucket = outputs_of(found).get("ArtifactsBucket")  # missing if the foundation was never completed
+    if not bucket or not is_our_stack(found, settings):
         return {}
-    outputs = {o["OutputKey"]: o["OutputValue"] for o in found.get("Outputs", [])}
-    try:
-        return json.load(session.client("s3").get_object(Bucket=outputs["ArtifactsBucket"], Key=CHOICES)["Body"])
-    except KeyError:
-        return {}  # the foundation was never completed
-    except ClientError as e:
-        if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
-            return {}
-        raise
+    return stored_json(session.client("s3"), bucket, CHOICES) or {}
 
 # %% ../../nbs/deploy/target.ipynb #e51cb797
 def _fitting(options: argparse.Namespace, kept: Mapping[str, object]) -> dict[str, object]:

@@ -9,19 +9,19 @@ __all__ = ['KEPT', 'SHARED_LOGS', 'stop_jobs', 'wait_for_jobs', 'delete_endpoint
 # %% ../../nbs/deploy/teardown.ipynb #713411ea
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import boto3
 from botocore.exceptions import ClientError
 
-from .account import find_stack, tags_of
-from .endpoint import delete_endpoint, our_names
+from ..aws_errors import is_missing
 from .loose_ends import glue_runs, say, stop_glue, training_jobs
-from .stacks import delete_stack, empty_bucket
+from .stacks import delete_stack, find_stack, is_our_stack
 from .target import ROOT
-from ..polling import ask
+from ..polling import polls
+from ..s3 import empty_bucket
+from ..sagemaker import our_names, remove_endpoint, resources
 from sentiment_engine.settings import (
     Settings,
     connect,
@@ -34,12 +34,6 @@ from sentiment_engine.settings import (
     textbelt_key_parameter,
 )
 
-# %% ../../nbs/deploy/teardown.ipynb #f01b6327
-def _missing(error: ClientError) -> bool:
-    "Tell whether the error means that the resource does not exist. Every service words this differently."
-    code, text = error.response["Error"]["Code"], str(error)
-    return "NotFound" in code or "NoSuch" in code or "Could not find" in text or "does not exist" in text
-
 # %% ../../nbs/deploy/teardown.ipynb #15a14d77
 def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[str]:
     "Delete each of `names` and return those that existed."
@@ -49,7 +43,7 @@ def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[
             delete(name)
             gone.append(name)
         except ClientError as e:
-            if not _missing(e):
+            if not is_missing(e):
                 raise
     return gone
 
@@ -77,17 +71,16 @@ def wait_for_jobs(
     timeout: float = 1800,  # seconds
 ) -> Iterator[tuple[str, list[str]]]:  # nothing
     "Wait until no job writes to a bucket, because a bucket must stay empty to be deleted. Raises TimeoutError."
-    sagemaker, start, delay = session.client("sagemaker"), time.monotonic(), 0.25
+    sagemaker = session.client("sagemaker")
 
     def working() -> list[str]:
         training = [training_jobs(sagemaker, settings, status) for status in ("InProgress", "Stopping")]
         return [*chain(*training), *glue_runs(session, settings)[1]]
 
-    while left := ask(working):
-        if time.monotonic() - start > timeout:
-            raise TimeoutError(f"{', '.join(left)} has not stopped after {timeout:.0f} s")
-        time.sleep(delay := min(delay * 1.5, 15))
-    return iter(())
+    for left in polls(working, timeout):
+        if not left:
+            return iter(())
+    raise TimeoutError(f"{', '.join(left)} has not stopped after {timeout:.0f} s")
 
 # %% ../../nbs/deploy/teardown.ipynb #00188da4
 def delete_endpoints(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
@@ -95,7 +88,7 @@ def delete_endpoints(session: boto3.Session, settings: Settings) -> Iterator[tup
     sagemaker = session.client("sagemaker")
     for title, kind in (("Endpoints", "endpoint"), ("EndpointConfigs", "endpoint_config")):
         names = our_names(sagemaker, settings, kind, f"{settings.prefix}-")
-        yield title, _delete_each(iter(names), lambda n: delete_endpoint(sagemaker, n))
+        yield title, _delete_each(iter(names), lambda n: remove_endpoint(sagemaker, n))
 
 # %% ../../nbs/deploy/teardown.ipynb #d1c72480
 def delete_models(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
@@ -129,7 +122,7 @@ def _delete_whole(session: boto3.Session, settings: Settings, stack: str) -> Ite
     cloudformation, s3 = session.client("cloudformation"), session.client("s3")
     if not (found := find_stack(cloudformation, stack)):
         return
-    if tags_of(found).get("Project") != settings.prefix:
+    if not is_our_stack(found, settings):
         yield KEPT, [f"stack {stack}: it has no tag Project={settings.prefix}, so it is somebody else's"]
         return
     there = [b for b in _buckets(cloudformation, stack) if _bucket_exists(s3, b)]
@@ -187,9 +180,7 @@ def look_at_rest(session: boto3.Session, settings: Settings) -> Iterator[tuple[s
         pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=start)
         names = list(pages.search("logGroups[].logGroupName"))
         yield KEPT, [f"log group {name}: all Glue and training jobs of the account write there" for name in names]
-    pages = sagemaker.get_paginator("list_training_jobs").paginate(NameContains=f"{settings.prefix}-training")
-    jobs = [j for j in pages.search("TrainingJobSummaries[]") if j]
-    if jobs:
+    if jobs := list(resources(sagemaker, "training_job", f"{settings.prefix}-training")):
         yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker lets nobody delete them, and they are free"]
 
 # %% ../../nbs/deploy/teardown.ipynb #f23db6df

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..s3 import delete_objects, listed_objects
+
 # %% ../../nbs/deploy/website.ipynb #33881482
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -119,13 +121,12 @@ def site_files(
 MARK = "sentiment-engine"  # in the metadata of each object that `publish` has written
 
 
-def _standing(
+def _published(
     s3,  # boto3 client
     bucket: str,
 ) -> dict[str, dict]:  # key → S3's description of each object that we published
     "Describe the objects in the bucket that carry our mark."
-    listed = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    keys = [item["Key"] for page in listed for item in page.get("Contents", [])]
+    keys = [item["Key"] for item in listed_objects(s3, bucket)]
     heads = {key: s3.head_object(Bucket=bucket, Key=key) for key in keys}
     return {key: head for key, head in heads.items() if head["Metadata"].get("published-by") == MARK}
 
@@ -181,15 +182,6 @@ def _upload(s3, bucket: str, file: SiteFile, done: bool = True):
         Metadata={"published-by": MARK, "digest": file.digest if done else ""},
     )
 
-# %% ../../nbs/deploy/website.ipynb #5d92aba9
-def _delete(s3, bucket: str, keys: Sequence[str]):
-    "Delete objects, 1,000 per call (S3's limit). Raises RuntimeError that names what S3 did not delete."
-    for i in range(0, len(keys), 1000):
-        objects = [{"Key": key} for key in keys[i : i + 1000]]
-        reply = s3.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
-        if refused := [f"{each['Key']} ({each.get('Code', 'no reason given')})" for each in reply.get("Errors", [])]:
-            raise RuntimeError(f"S3 did not delete {', '.join(refused)}. Publish again, or delete by hand.")
-
 # %% ../../nbs/deploy/website.ipynb #c42b00e8
 def publish(
     s3,  # boto3 client
@@ -202,7 +194,7 @@ def publish(
     patience: float = PATIENCE,
 ) -> Published:
     "Make the bucket hold the site, and send only what changed. Raises what `site_files` raises."
-    files, standing = site_files(folder, config, examples), _standing(s3, bucket)
+    files, standing = site_files(folder, config, examples), _published(s3, bucket)
     in_use = _in_use(s3, bucket, standing, patience)
     digests = {key: head["Metadata"].get("digest") for key, head in standing.items()}
     changed = [file for file in files if digests.get(file.key) != file.digest]
@@ -214,14 +206,14 @@ def publish(
         _upload(s3, bucket, file)
     wanted, uploaded = {file.key for file in files}, tuple(file.key for file in changed)
     stale = [] if in_use is None else sorted(set(standing) - wanted - in_use)
-    _delete(s3, bucket, stale)
+    delete_objects(s3, bucket, [{"Key": key} for key in stale])
     return Published(uploaded, tuple(stale), tuple(sorted(wanted - set(uploaded))), tuple(told))
 
 # %% ../../nbs/deploy/website.ipynb #d954cfcb
 def unpublish(s3, bucket: str) -> list[str]:  # the deleted keys
     "Delete from the bucket what `publish` has written, and nothing else. Can be run twice."
-    ours = sorted(_standing(s3, bucket))
-    _delete(s3, bucket, ours)
+    ours = sorted(_published(s3, bucket))
+    delete_objects(s3, bucket, [{"Key": key} for key in ours])
     return ours
 
 # %% ../../nbs/deploy/website.ipynb #16f97738

@@ -17,10 +17,10 @@ import time
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import Request
 
-from ..causes import Refused, naming, with_cause
-from .aws import Aws, aws_environment, read_keys, stray_variables
+from ..causes import ExplainedFailure, naming, with_cause
+from .aws import Aws, aws_environment, open_directly, read_keys, stray_variables
 from .processes import PACKAGE_ROOT
 from .records import private
 from .strict import administrator_environment
@@ -62,9 +62,6 @@ def _server_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 # %% ../../nbs/local/cloud.ipynb #f574df55
-_OPEN = build_opener(ProxyHandler({})).open  # never through a proxy
-
-
 def advance_clock(
     url: str,  # of the local cloud
     seconds: float,
@@ -72,7 +69,7 @@ def advance_clock(
     "Move a local cloud's clock forward, for Lambdas (`time.time()`), schedules and the expiry of rows."
     body = json.dumps({"advance": seconds}).encode()
     request = Request(f"{url}/_local/clock", body, {"content-type": "application/json"})  # noqa: S310 -- an address of ours
-    return json.load(_OPEN(request, timeout=10))["ahead"]
+    return json.load(open_directly(request, timeout=10))["ahead"]
 
 # %% ../../nbs/local/cloud.ipynb #fd2ca390
 START_SECONDS = 60.0  # longest wait for a start
@@ -100,17 +97,17 @@ class LocalCloud:
         self,
         detached: bool = True,  # whether it keeps running when this process ends
     ) -> "LocalCloud":
-        "Start the cloud unless it runs, and wait until it answers. Raises Refused or OSError if it cannot."
+        "Start the cloud unless it runs, and wait until it answers. Raises ExplainedFailure or OSError if it cannot."
         deadline, spawned = time.monotonic() + START_SECONDS, False
         while not self._ready():
             if not spawned and not self.running:
                 self._spawn(detached)
                 spawned = True
             if spawned and self._process.poll() not in (None, TAKEN):
-                raise Refused(f"the local cloud did not start: {self._reason()}")
+                raise ExplainedFailure(f"the local cloud did not start: {self._reason()}")
             if time.monotonic() > deadline:
                 self.stop()
-                raise Refused(f"the local cloud did not answer within {START_SECONDS:g} s: see {self.log}")
+                raise ExplainedFailure(f"the local cloud did not answer within {START_SECONDS:g} s: see {self.log}")
             time.sleep(0.05)
         return self
 
@@ -204,7 +201,7 @@ class LocalCloud:
     def _ready(self) -> bool:
         "Tell whether it answers, and everything that ran before its last stop runs again."
         try:
-            health = json.load(_OPEN(f"{self.url}/_local/health", timeout=5))
+            health = json.load(open_directly(f"{self.url}/_local/health", timeout=5))
         except URLError as e:
             if isinstance(e.reason, OSError) and not isinstance(e.reason, ConnectionError | TimeoutError):
                 raise e.reason from None  # the system does not let this process ask

@@ -25,7 +25,7 @@ from ..model.serving import why_foreign
 # %% ../../nbs/local/door.ipynb #8f0af53b
 _OWN = ("/_local/", "/_textbelt/")
 _WITH_TOKEN = ("/_ministack/cfn-response/", "/_ministack/cfn-signal/")
-_OPERATORS = ("/_ministack/", "/_localstack/")
+_EMULATOR_PATHS = ("/_ministack/", "/_localstack/")
 
 
 def needs_no_key(
@@ -241,7 +241,7 @@ def cors_of(request: Request) -> tuple[str, Mapping]:  # api, bucket or empty; C
     return "", {}
 
 # %% ../../nbs/local/door.ipynb #d418be2e
-_JSON = {"content-type": "application/json"}
+_JSON_HEADERS = {"content-type": "application/json"}
 _LARGE = 2**20  # bytes; larger bodies are checked in a thread
 
 
@@ -277,7 +277,7 @@ class Door:
         preflight = request.method == "OPTIONS" and owner
         if why := why_foreign(request.headers, request.method, bool(allowed or preflight)):
             return await self._close(send, why)
-        if request.path.startswith(_OPERATORS) and not request.path.startswith(_WITH_TOKEN):
+        if request.path.startswith(_EMULATOR_PATHS) and not request.path.startswith(_WITH_TOKEN):
             return await self._close(send, "the emulator's pages are not part of the local cloud")
         free = preflight or needs_no_key(request.method, request.path, owner == "api")
         if not free or request.signed:  # the signature selects the service, not the path
@@ -289,7 +289,7 @@ class Door:
 
     async def _close(self, send, why: str):
         "Refuse a request and close the connection."
-        await respond(send, 403, _JSON | {"connection": "close"}, json.dumps({"message": why}).encode())
+        await respond(send, 403, _JSON_HEADERS | {"connection": "close"}, json.dumps({"message": why}).encode())
 
     async def _refusal(self, request: Request, body: bytes) -> tuple[int, dict, bytes] | None:
         "Return the service's refusal of a request without a valid signature."

@@ -14,16 +14,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ..causes import with_cause
-from .aws import Aws, split_uri
+from .aws import Aws, open_directly, split_uri
 from .processes import PACKAGE_ROOT, Child
 from ..model.artifact import artifact_environment, unpack
-from ..model.serving import BODY_LIMIT
+from ..model.serving import CONTAINER_BODY_LIMIT
 from ..model.wheels import why_not_installable
 
 # %% ../../nbs/local/hosting.ipynb #0f5be064
@@ -33,7 +32,6 @@ NO_PING = (
     "Please check CloudWatch logs for this endpoint."
 )
 PING_SECONDS = 120.0  # time limit for loading a model
-_OPEN = build_opener(ProxyHandler({})).open  # bypasses proxies
 DRAINING = 25.0  # seconds for finishing requests; the server's own limit is 20
 
 
@@ -57,7 +55,7 @@ class ModelServer:
         on_line: Callable[[str], None] | None = None,  # called with each line of the server's log
         variant: str = "AllTraffic",
         weight: float = 1.0,  # share of the requests, relative to the other variants
-        most: int = BODY_LIMIT,  # bytes of a request or a response
+        most: int = CONTAINER_BODY_LIMIT,  # bytes of a request or a response
     ):
         self.variant, self.weight, self.most = variant, weight, most
         self.folder, self.aws, self.container, self.on_line = Path(folder), aws, container, on_line
@@ -128,7 +126,7 @@ class ModelServer:
         "Whether `/ping` answers 200 now."
         try:
             self.port = int(port_file.read_text() or 0)
-            return _OPEN(f"http://127.0.0.1:{self.port}/ping", timeout=2).status == 200
+            return open_directly(f"http://127.0.0.1:{self.port}/ping", timeout=2).status == 200
         except (OSError, ValueError, URLError):
             return False
 

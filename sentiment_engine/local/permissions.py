@@ -21,7 +21,7 @@ from .sagemaker import CONFIG, ENDPOINT, KINDS, runtime_call
 Need = tuple[str, str]  # IAM action, such as sagemaker:DeleteEndpoint, and ARN of the resource
 
 
-def _named(params: dict, operation: str) -> Iterator[str]:
+def _resource_arns(params: dict, operation: str) -> Iterator[str]:
     "Yield the ARNs of the resources in a SageMaker call."
     if arn := params.get("ResourceArn"):  # ListTags
         yield arn
@@ -36,7 +36,7 @@ def sagemaker_needs(
     params: dict,
 ) -> list[Need]:
     "Return the permissions that a call needs."
-    named = list(_named(params, operation)) or ["*"]
+    named = list(_resource_arns(params, operation)) or ["*"]
     needs = [(f"sagemaker:{operation}", arn) for arn in named]
     if operation.startswith("Create") and params.get("Tags"):
         needs.append(("sagemaker:AddTags", named[0]))
@@ -155,20 +155,20 @@ NO_TRUST = (
 
 def trusts(policy: str | dict, service: str) -> bool:
     "Whether a trust policy names `service` and does not deny it."
-    statements = _listed((json.loads(policy) if isinstance(policy, str) else policy).get("Statement"))
+    statements = _as_list((json.loads(policy) if isinstance(policy, str) else policy).get("Statement"))
     effects = {statement.get("Effect") for statement in statements if _is_about(statement, f"{service}.amazonaws.com")}
     return effects == {"Allow"}
 
 
-def _listed(given: object) -> list:
+def _as_list(given: object) -> list:
     "Return a policy's value as a list."
     return given if isinstance(given, list) else [given] if given else []
 
 # %% ../../nbs/local/permissions.ipynb #1368d27e
 def _is_about(statement: dict, service: str) -> bool:
     "Whether a statement concerns the assumption of the role by a service."
-    principal, action = statement.get("Principal"), _listed(statement.get("Action"))
-    named = _listed(principal.get("Service")) if isinstance(principal, dict) else []
+    principal, action = statement.get("Principal"), _as_list(statement.get("Action"))
+    named = _as_list(principal.get("Service")) if isinstance(principal, dict) else []
     return service in named and bool({"sts:assumerole", "sts:*", "*"} & {str(each).lower() for each in action})
 
 # %% ../../nbs/local/permissions.ipynb #5493da5e

@@ -171,7 +171,7 @@ def _from_form(shape: Shape, form: Mapping[str, str], prefix: str) -> object | N
     if kind == "map":
         key, value = _wire_name(shape.key, "key"), _wire_name(shape.value, "value")
         start = prefix if flat else f"{prefix}.entry"
-        places = _places(form, start)
+        places = _indices(form, start)
         return {form[f"{start}.{i}.{key}"]: _from_form(shape.value, form, f"{start}.{i}.{value}") for i in places}
     return _from_text(shape, form[prefix]) if prefix in form else None
 
@@ -192,14 +192,14 @@ def _wire_names(shape: Shape, name: str) -> set[str]:
     return {wire, _wire_name(shape.member, wire)} if flat else {wire}
 
 # %% ../../nbs/local/requests.ipynb #b8130343
-def _places(form: Mapping[str, str], start: str) -> list[int]:
+def _indices(form: Mapping[str, str], start: str) -> list[int]:
     "Return the list indices after `start`."
     rests = [name[len(start) + 1 :].partition(".")[0] for name in form if name.startswith(f"{start}.")]
     return sorted({int(rest) for rest in rests if rest.isdigit()})
 
 
 def _numbered(shape: Shape, form: Mapping[str, str], start: str) -> Iterator[object]:
-    for place in _places(form, start):
+    for place in _indices(form, start):
         yield _from_form(shape, form, f"{start}.{place}")
 
 # %% ../../nbs/local/requests.ipynb #9fe8f05e
@@ -295,7 +295,7 @@ def _routes(service: str) -> dict[str, list[_Route]]:
 _OF_OLD_SIGNATURES = {"AWSAccessKeyId", "Signature", "Expires", "x-amz-security-token"}
 
 
-def _fits(route: _Route, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> int:
+def _specificity(route: _Route, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> int:
     "Return how specific a route is for a request, or 0 if it does not match."
     found = route.path.fullmatch(path)
     there = {("querystring", name) for name in query} | {("header", name) for name in headers}
@@ -310,7 +310,7 @@ def _fits(route: _Route, path: str, query: Mapping[str, str], headers: Mapping[s
 
 # %% ../../nbs/local/requests.ipynb #0f2d003d
 def _routed(service: str, method: str, path: str, query: Mapping, headers: Mapping) -> _Route | None:
-    rated = [(_fits(route, path, query, headers), route) for route in _routes(service).get(method, ())]
+    rated = [(_specificity(route, path, query, headers), route) for route in _routes(service).get(method, ())]
     best = max((rate for rate, _ in rated), default=0)
     return next(route for rate, route in rated if rate == best) if best else None
 
@@ -378,7 +378,7 @@ def _rest_body(shape: StructureShape, body: bytes, protocol: str) -> dict:
     return {payload: value} if payload else value
 
 # %% ../../nbs/local/requests.ipynb #4672c074
-def _unpacked(service: str, headers: Mapping[str, str], body: bytes) -> bytes:
+def _plain_body(service: str, headers: Mapping[str, str], body: bytes) -> bytes:
     "Decompress or join a body."
     if service == "s3":
         return _joined(body) if headers.get("x-amz-content-sha256", "").startswith("STREAMING-") else body
@@ -417,7 +417,7 @@ def parse(
         if service not in _known():
             raise UnreadableError(service, f"no known service: {asked}")
         try:
-            found = _call_of(model_of(service), method, path, pairs, headers, _unpacked(service, headers, body))
+            found = _call_of(model_of(service), method, path, pairs, headers, _plain_body(service, headers, body))
         except Exception as e:  # noqa: BLE001 -- a request can contain anything
             raise UnreadableError(service, f"not readable ({type(e).__name__}): {asked}") from None
         if found:
@@ -572,7 +572,7 @@ class Redactor:
 
 # %% ../../nbs/local/requests.ipynb #b69e3669
 _IDENTIFIER = re.compile(r"(Id|Arn|ARN|Url|Token|Handle|ETag|Account)$")
-_MOST = 1_000_000  # bytes; larger answers are not parsed
+_LARGEST_PARSED = 1_000_000  # bytes; larger answers are not parsed
 
 
 def identifiers(answer: object, path: str = "") -> Iterator[tuple[str, str]]:
@@ -591,7 +591,7 @@ def identifiers(answer: object, path: str = "") -> Iterator[tuple[str, str]]:
 def answer_of(call: Call, status: int, headers: Mapping[str, str], body: bytes) -> dict:
     "Parse an answer as boto3 does. Return an empty dictionary if that fails."
     operation = None if call.operation == UNREAD else model_of(call.service).operation_model(call.operation)
-    unread = status < 300 and (not operation or operation.has_streaming_output or len(body) > _MOST)
+    unread = status < 300 and (not operation or operation.has_streaming_output or len(body) > _LARGEST_PARSED)
     told = {"status_code": status, "headers": HeadersDict(headers), "body": b"" if unread else body}
     try:
         shape = operation.output_shape if operation and not unread else None
@@ -664,7 +664,7 @@ class _Heard:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in message.get("headers", ())}
-        elif message["type"] == "http.response.body" and len(self.body) <= _MOST:
+        elif message["type"] == "http.response.body" and len(self.body) <= _LARGEST_PARSED:
             self.body += message.get("body", b"")
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.end = message

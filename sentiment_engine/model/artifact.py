@@ -218,7 +218,7 @@ class PreflightError(RuntimeError):
         self.checks = checks
 
 # %% ../../nbs/model/artifact.ipynb #16b0f788
-def _checked(
+def _run_check(
     name: str,
     look: Callable[[], str],  # returns what it saw, raises if that is wrong
 ) -> Check:
@@ -261,7 +261,7 @@ def _see_packages(model_dir: Path) -> Check:
     "Look at what the container will install, and from where."
     from sentiment_engine.model.wheels import has_wheels, see_wheels
 
-    found = _checked("packages", lambda: see_wheels(model_dir))
+    found = _run_check("packages", lambda: see_wheels(model_dir))
     return replace(found, warning=found.passed and not has_wheels(model_dir))
 
 # %% ../../nbs/model/artifact.ipynb #3a84ee11
@@ -379,17 +379,17 @@ def _answer_checks(model_dir: Path) -> list[Check]:
     texts = [text for group in PROBES.values() for text in group] + [LONG_REVIEW, BOOK]
     asked = {}
     said = "model, tokenizer and inference.py load"
-    loads = _checked("loads", lambda: asked.update(ask_artifact(model_dir, texts)) or said)
+    loads = _run_check("loads", lambda: asked.update(ask_artifact(model_dir, texts)) or said)
     if not loads.passed:
         return [loads]
     foreign = [name for name in _FOREIGN if name in asked["modules"]]
     return [
         loads,
         Check("stands alone", not foreign, f"it imports {', '.join(foreign) or 'only what the container has'}"),
-        _checked("probes", lambda: _see_probes(asked["answers"][:-2])),
-        _checked("long review", lambda: _see_long(*asked["answers"][-2:])),
-        _checked("shares", lambda: _see_shares(asked["answers"])),
-        _checked("calibration", lambda: _see_sure(model_dir, texts, asked["answers"])),
+        _run_check("probes", lambda: _see_probes(asked["answers"][:-2])),
+        _run_check("long review", lambda: _see_long(*asked["answers"][-2:])),
+        _run_check("shares", lambda: _see_shares(asked["answers"])),
+        _run_check("calibration", lambda: _see_sure(model_dir, texts, asked["answers"])),
     ]
 
 # %% ../../nbs/model/artifact.ipynb #a2bdea77
@@ -417,15 +417,15 @@ def preflight(
     with TemporaryDirectory() as temporary:
         model_dir, checks = Path(artifact), []
         if not model_dir.is_dir():
-            checks = [_checked("opens", lambda: unpack(artifact, Path(temporary)) and "a readable archive")]
+            checks = [_run_check("opens", lambda: unpack(artifact, Path(temporary)) and "a readable archive")]
             model_dir = Path(temporary)
         if all(check.passed for check in checks):
             checks += [
-                _checked("files", lambda: _see_files(model_dir)),
+                _run_check("files", lambda: _see_files(model_dir)),
                 _see_packages(model_dir),
-                _checked("labels", lambda: _see_labels(model_dir)),
+                _run_check("labels", lambda: _see_labels(model_dir)),
                 *_answer_checks(model_dir),
-                _checked("score", lambda: _see_score(model_dir, macro_f1_floor)),
+                _run_check("score", lambda: _see_score(model_dir, macro_f1_floor)),
             ]
     if not all(check.passed for check in checks):
         raise PreflightError(checks)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..data.stability import LOUD, QUIET, stability
+from ..s3 import listed_objects
 from ..settings import PROBE
 
 # %% ../../nbs/model/monitoring.ipynb #fcca5d9a
@@ -71,10 +72,9 @@ def _hour(key: str) -> datetime | None:  # None: not a capture
 def _capture_lines(s3, address: str, since: datetime) -> Iterator[bytes]:
     "Yield the captured lines from the hour of `since` onwards."
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
-        for key in (item["Key"] for item in page.get("Contents", ())):
-            if (hour := _hour(key)) and hour + timedelta(hours=1) > since:
-                yield from s3.get_object(Bucket=bucket, Key=key)["Body"].read().splitlines()
+    for item in listed_objects(s3, bucket, f"{prefix}/"):
+        if (hour := _hour(item["Key"])) and hour + timedelta(hours=1) > since:
+            yield from s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read().splitlines()
 
 # %% ../../nbs/model/monitoring.ipynb #89d81d9c
 def read_captures(

@@ -77,7 +77,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sentiment-engine" / "wheels"
 
 
-def _is_whole(path: Path, sha256: str) -> bool:
+def _has_hash(path: Path, sha256: str) -> bool:
     "Tell whether a file exists and has this hash."
     return path.is_file() and artifact_hash(path) == sha256
 
@@ -101,7 +101,7 @@ def fetch_wheels(
 ) -> Path:  # the folder, with every wheel of the lock
     "Fetch the wheels that are not there yet. Raises WheelError."
     folder, lock = Path(folder or cache_folder()), lock or read_lock()
-    missing = {name: sha256 for name, sha256 in lock.sha256.items() if not _is_whole(folder / name, sha256)}
+    missing = {name: sha256 for name, sha256 in lock.sha256.items() if not _has_hash(folder / name, sha256)}
     if not missing:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def fetch_wheels(
     with TemporaryDirectory(dir=folder, prefix=".new-") as work:
         _download(_pinned(wanted), wanted, Path(work))
         for name, sha256 in missing.items():
-            if not _is_whole(Path(work) / name, sha256):
+            if not _has_hash(Path(work) / name, sha256):
                 raise WheelError(f"pip fetched another file than {name}, or one with another hash")
             (Path(work) / name).replace(folder / name)
     return folder
@@ -127,7 +127,7 @@ def _asked(code: Path) -> Iterator[str]:
             yield wanted
 
 
-def _fits(line: str, lock: Lock) -> bool:
+def _meets(line: str, lock: Lock) -> bool:
     "Tell whether the lock and the container together have what a requirement asks for."
     try:
         wanted = Requirement(line)
@@ -146,9 +146,9 @@ def add_wheels(
 ):
     "Put the wheels into code/wheels. Raises OtherPackages or WheelError, with nothing changed."
     code, lock = Path(model_dir) / "code", lock or read_lock()
-    if others := [line for line in _asked(code) if not _fits(line, lock)]:
+    if others := [line for line in _asked(code) if not _meets(line, lock)]:
         raise OtherPackages(f"the artifact asks for {', '.join(others)}, which the wheels of this release do not bring")
-    if wrong := [name for name, sha256 in lock.sha256.items() if not _is_whole(Path(wheels) / name, sha256)]:
+    if wrong := [name for name, sha256 in lock.sha256.items() if not _has_hash(Path(wheels) / name, sha256)]:
         raise WheelError(f"{', '.join(wrong)}: not in {wheels}, or not the file that the lock names")
     shutil.rmtree(code / "wheels", ignore_errors=True)
     (code / "wheels").mkdir()
@@ -185,7 +185,7 @@ def see_wheels(
         return "the artifact brings no wheels, so its container asks a package index at every start"
     code, lock = Path(model_dir) / "code", lock or read_lock()
     found = {path.name: path for path in sorted((code / "wheels").glob("*"))}
-    wrong = [name for name, sha256 in lock.sha256.items() if not _is_whole(code / "wheels" / name, sha256)]
+    wrong = [name for name, sha256 in lock.sha256.items() if not _has_hash(code / "wheels" / name, sha256)]
     wrong += sorted(found.keys() - lock.sha256.keys())
     if wrong:
         raise ValueError(f"code/wheels is not what serving_wheels.toml names: see {', '.join(wrong)}")

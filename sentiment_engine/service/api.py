@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BODY_LIMIT', 'START_LIMIT', 'THROTTLED', 'NOT_READY', 'WAKE_SECONDS', 'BUSY_SECONDS', 'ROUTES', 'Route', 'ApiError',
-           'answer', 'json_body', 'texts_of', 'explain_of', 'check_parameters', 'subscriber_of', 'status_of',
+           'answer', 'json_body', 'texts_of', 'explain_of', 'check_predict_parameters', 'subscriber_of', 'status_of',
            'current_row', 'status_now', 'get_status', 'address_of', 'post_start', 'not_in_service', 'waking', 'busy',
            'post_predict', 'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing', 'respond']
 
@@ -22,11 +22,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
 
+from ..aws_errors import is_missing
 from ..costs import price_per_hour, run_cost
 from . import lifecycle
 from . import model_state as states
 from .guards import Refused, savings
-from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, is_missing, logger
+from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, logger
 from .metrics import emit
 from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Crowded, Row, Subscriber
 from .notifications import PHONE_LIMIT, BadPhone, e164, tidy_phone, without_numbers
@@ -73,7 +74,7 @@ def _raw_body(event: Mapping[str, Any]) -> bytes:
         raise ApiError(400, "invalid_body", "The body could not be read: send JSON in UTF-8.") from None
 
 # %% ../../nbs/service/api.ipynb #75d6ac21
-def _unpacked(event: Mapping[str, Any], raw: bytes, limit: int) -> bytes:  # at most `limit` + 1
+def _uncompressed(event: Mapping[str, Any], raw: bytes, limit: int) -> bytes:  # at most `limit` + 1
     "Decode the Content-Encoding of a body."
     coding = (event.get("headers") or {}).get("content-encoding", "").strip().lower()
     if not raw or coding in ("", "identity"):
@@ -92,7 +93,7 @@ def json_body(
 ) -> dict:  # empty if the request has no body
     "Parse the JSON object in a request's body. Raises ApiError."
     raw = _raw_body(event)
-    plain = _unpacked(event, raw, limit) if len(raw) <= limit else raw
+    plain = _uncompressed(event, raw, limit) if len(raw) <= limit else raw
     if len(plain) > limit:
         raise ApiError(413, "body_too_large", f"Send at most {limit:,} bytes at a time.")
     if not plain:
@@ -158,7 +159,7 @@ def explain_of(
     return explain
 
 # %% ../../nbs/service/api.ipynb #0c30a011
-_PARAMETERS: dict[str, Callable[[Any], bool]] = {  # parameters without effect: check of their value
+_WITHOUT_EFFECT: dict[str, Callable[[Any], bool]] = {  # parameters without effect: check of their value
     "top_k": lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
     "return_all_scores": lambda value: isinstance(value, bool),
     "truncation": lambda value: isinstance(value, bool | str),
@@ -167,13 +168,13 @@ _PARAMETERS: dict[str, Callable[[Any], bool]] = {  # parameters without effect: 
 }
 
 
-def check_parameters(body: Mapping[str, Any]):
+def check_predict_parameters(body: Mapping[str, Any]):
     "Refuse parameters that would change the answers. Raises ApiError."
     given = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(given, dict):
         raise ApiError(400, "unsupported_parameter", "parameters must be an object.")
     for name, value in given.items():
-        if value is not None and not _PARAMETERS.get(name, lambda _: False)(value):
+        if value is not None and not _WITHOUT_EFFECT.get(name, lambda _: False)(value):
             message = f"parameters.{name[:100]} has a value that is not supported here. Leave it out."
             raise ApiError(400, "unsupported_parameter", message)
 
@@ -408,7 +409,7 @@ def _model_refused(engine: Engine, row: Row, e: ClientError) -> ApiError:
 _UNTOLD = {"sure": None, "tokens": None, "windows": 1}  # defaults for models packed before these fields existed
 
 
-def _checked(prediction: Any, text: str) -> dict:
+def _completed(prediction: Any, text: str) -> dict:
     "Check and complete a prediction. Raises LookupError, TypeError or ValueError."
     lifecycle.check_prediction(prediction)
     for word in prediction.get("explanation", ()):  # offsets only, because SageMaker may capture answers but not texts
@@ -419,7 +420,7 @@ def _checked(prediction: Any, text: str) -> dict:
 def _predictions(raw: bytes, texts: list[str]) -> list[dict]:
     "Parse the endpoint's answer to `texts` and add the words to explanations. Raises ApiError if it is invalid."
     try:
-        return [_checked(each, text) for each, text in zip(json.loads(raw), texts, strict=True)]
+        return [_completed(each, text) for each, text in zip(json.loads(raw), texts, strict=True)]
     except (LookupError, TypeError, ValueError, RecursionError) as e:
         said = without_numbers(str(raw[:1000]))
         logger.error("the endpoint's answer is not a list of predictions", error=type(e).__name__, start=said)
@@ -439,7 +440,7 @@ def _paid(engine: Engine, row: Row) -> ExitStack:
     return paid
 
 # %% ../../nbs/service/api.ipynb #bc267ba1
-def _ask(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[dict]:
+def _invoke(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[dict]:
     "Invoke the endpoint. Raises ApiError."
     request = {"inputs": texts} | ({"explain": True} if explain else {})
     paid = _paid(engine, row)
@@ -467,10 +468,10 @@ def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     body = json_body(event)
     texts = texts_of(body, settings.text_limit, settings.batch_limit)
     explain = explain_of(body, len(texts))
-    check_parameters(body)
+    check_predict_parameters(body)
     row = _in_service(engine, at_least=min(60, settings.idle_minutes * 60 / 4))
     begun = time.perf_counter()
-    predictions = _ask(engine, row, texts, explain)
+    predictions = _invoke(engine, row, texts, explain)
     took = round((time.perf_counter() - begun) * 1000)
     emit(settings.prefix, Predictions=len(texts), PredictionMilliseconds=took)
     version = {"predictions": predictions, "latencyMs": took, "modelVersion": row.modelVersion or None}

@@ -37,7 +37,7 @@ from sentiment_engine.service.guards import (
     uses_of,
 )
 from sentiment_engine.service.usage import (
-    LATEST,
+    LAST_SECOND,
     StateTable,
     Usage,
     day_of,
@@ -132,13 +132,15 @@ def _subscribers(value: Any) -> dict[str, Mapping[str, Any]]:
 def _history(value: Any) -> tuple[Mapping[str, Any], ...]:
     "Return the past starts with a valid duration."
     past = value if isinstance(value, list) else ()
-    return tuple(h for h in past if _holds(h, {"instanceType": str, "seconds": int}) and 0 <= h["seconds"] <= LATEST)
+    return tuple(
+        h for h in past if _holds(h, {"instanceType": str, "seconds": int}) and 0 <= h["seconds"] <= LAST_SECOND
+    )
 
 # %% ../../nbs/service/model_state.ipynb #37b18031
 def _day_usage(value: Any) -> dict[str, Any]:
     "Return the day and its number of messages, or an empty dict if `value` is invalid."
     known = _holds(value, {"day": str, "messages": int})
-    return value if known and 0 <= value["messages"] <= LATEST else {}
+    return value if known and 0 <= value["messages"] <= LAST_SECOND else {}
 
 
 def _marks(value: Any) -> dict[str, list[int]]:
@@ -305,7 +307,7 @@ def _update(table: StateTable, write: Mapping[str, Any], **ours) -> Row | None: 
     return row_from(done) if done else None
 
 # %% ../../nbs/service/model_state.ipynb #186ff201
-_OPEN = ("join", "touch")  # frequent actions, which must not overwrite the token of another action
+_FREQUENT = ("join", "touch")  # frequent actions, which must not overwrite the token of another action
 
 
 def apply(
@@ -317,7 +319,7 @@ def apply(
     **write,  # see `transition_write`
 ) -> Row | None:  # the changed row; None: the row has moved on and nothing changed
     "Apply one action to the row through one conditional write, which recognizes its own repetition."
-    values = dict(values) if action in _OPEN else {"token": uuid.uuid4().hex} | dict(values)
+    values = dict(values) if action in _FREQUENT else {"token": uuid.uuid4().hex} | dict(values)
 
     def is_ours(item: dict) -> bool:
         row = row_from(item)

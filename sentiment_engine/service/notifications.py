@@ -174,7 +174,7 @@ def deliver(sender: Sender, to: str, notice: Notice) -> str:
         raise NotSent(f"{type(e).__name__}: {e}") from None
 
 # %% ../../nbs/service/notifications.ipynb #b37ab18d
-def _read_json(request: urllib.request.Request, timeout: float) -> Any:
+def _json_answer(request: urllib.request.Request, timeout: float) -> Any:
     with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 -- the address is a setting
         return json.loads(response.read(100_000))
 
@@ -184,7 +184,7 @@ def fetch_json(
     timeout: float,  # time limit of the whole answer in seconds
 ) -> Mapping[str, Any]:
     "Send `request` and return the JSON object in its answer. Raises OSError or ValueError if there is none."
-    answer = within(timeout, lambda: _read_json(request, timeout))
+    answer = within(timeout, lambda: _json_answer(request, timeout))
     if not isinstance(answer, dict):
         raise ValueError("the answer is not an object")
     return answer

@@ -100,7 +100,7 @@ _SECONDS = {"minimum": 0}
 _INSTANT = {"format": "date-time"}
 
 
-def _run() -> dict:
+def _run_schema() -> dict:
     "Describe the run in progress."
     return {
         "runId": _or_null("string", "The run in progress.", pattern="^[0-9a-f]{12}$"),
@@ -126,7 +126,7 @@ def _times() -> dict:
     }
 
 # %% ../../nbs/service/openapi.ipynb #c3646551
-def _month() -> dict:
+def _month_schema() -> dict:
     "Describe the month's cost."
     return {
         "spentThisMonth": _or_null("number", "Cost of all runs of this month in dollars.", minimum=0),
@@ -167,7 +167,7 @@ def _status(settings: Settings) -> dict:
         "The state of the model. It is awake, and /predict answers, exactly while state is IN_SERVICE. The first "
         "version of this project returned is_running instead."
     )
-    return _object(whole | _run() | _month() | _times(), description=told, allOf=_dependent())
+    return _object(whole | _run_schema() | _month_schema() | _times(), description=told, allOf=_dependent())
 
 # %% ../../nbs/service/openapi.ipynb #6a4c7af5
 def _dependent() -> list[dict]:
@@ -284,7 +284,7 @@ def _prediction() -> dict:
     return described | {"if": several, "then": {"required": ["parts"]}, "else": {"properties": {"parts": False}}}
 
 # %% ../../nbs/service/openapi.ipynb #7e88a563
-def _predictions() -> dict:
+def _predictions_schema() -> dict:
     "Describe the answer of POST /predict."
     several = {
         "type": "array",
@@ -305,7 +305,7 @@ _MORE: dict[int, dict] = {
 }
 
 
-def _error(status: int, codes: list[str]) -> dict:
+def _error_schema(status: int, codes: list[str]) -> dict:
     "Describe the body of an error."
     given = {
         "code": {"enum": codes},
@@ -330,9 +330,9 @@ _HEADERS = {
 }
 
 
-def _refusal(status: int, codes: list[str]) -> dict:
+def _refusal_schema(status: int, codes: list[str]) -> dict:
     "Describe an answer that is not 2xx."
-    body = _error(status, codes) if codes else _GATEWAY
+    body = _error_schema(status, codes) if codes else _GATEWAY
     if codes and status in (429, 500, 503):
         body = {"anyOf": [body, _GATEWAY]}
     said = "\n".join(f"- `{code}`: {CODES[code][1]}" for code in codes) or "Too many requests."
@@ -345,7 +345,7 @@ def _refusals(path: str) -> dict:
     "Describe the errors of one address by status."
     codes = sorted(REFUSALS[path].split())
     statuses = sorted({CODES[code][0] for code in codes} | {429})
-    return {str(status): _refusal(status, [c for c in codes if CODES[c][0] == status]) for status in statuses}
+    return {str(status): _refusal_schema(status, [c for c in codes if CODES[c][0] == status]) for status in statuses}
 
 # %% ../../nbs/service/openapi.ipynb #6dbd31eb
 def _schema(name: str, **more: Any) -> dict:
@@ -354,7 +354,7 @@ def _schema(name: str, **more: Any) -> dict:
     return {"allOf": [reference, {"properties": more}]} if more else reference
 
 
-def _answer(description: str, schema: dict) -> dict:
+def _success_schema(description: str, schema: dict) -> dict:
     "Describe a successful answer."
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
@@ -365,20 +365,24 @@ def _outcome(*outcomes: str) -> dict:
 
 # %% ../../nbs/service/openapi.ipynb #a91164a1
 OPERATIONS: dict[str, tuple[str, str, dict[str, dict]]] = {  # path: (summary, schema of the body, successful answers)
-    "/status": ("Get the model's state. Never keeps it awake.", "", {"200": _answer("The state.", _schema("Status"))}),
+    "/status": (
+        "Get the model's state. Never keeps it awake.",
+        "",
+        {"200": _success_schema("The state.", _schema("Status"))},
+    ),
     "/start": (
         "Wake the model or join a start in progress.",
         "StartRequest",
-        {"200": _answer("The model is awake.", _outcome("already-in-service"))}
-        | {"202": _answer("The model is waking up.", _outcome("started", "joined"))},
+        {"200": _success_schema("The model is awake.", _outcome("already-in-service"))}
+        | {"202": _success_schema("The model is waking up.", _outcome("started", "joined"))},
     ),
     "/predict": (
         "Classify texts. Keeps the model awake.",
         "PredictRequest",
-        {"200": _answer("The predictions.", _schema("Predictions"))},
+        {"200": _success_schema("The predictions.", _schema("Predictions"))},
     ),
-    "/extend": ("Keep the model awake.", "", {"200": _answer("The state.", _schema("Status"))}),
-    "/openapi.json": ("Describe this API.", "", {"200": _answer("This document.", _schema("Document"))}),
+    "/extend": ("Keep the model awake.", "", {"200": _success_schema("The state.", _schema("Status"))}),
+    "/openapi.json": ("Describe this API.", "", {"200": _success_schema("This document.", _schema("Document"))}),
 }
 
 # %% ../../nbs/service/openapi.ipynb #f64f936f
@@ -400,7 +404,7 @@ def _schemas(settings: Settings) -> dict:
     return {
         "Status": status,
         "Started": _object(outcome | status["properties"], allOf=status["allOf"]),
-        "Predictions": _predictions(),
+        "Predictions": _predictions_schema(),
         "StartRequest": _start_request(),
         "PredictRequest": _predict_request(settings),
         "GatewayMessage": {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]},
@@ -421,7 +425,10 @@ def openapi(
     routes: Mapping[str, str],  # path: method
 ) -> dict:  # OpenAPI 3.1 document
     "Describe the API."
-    elsewhere = {"NotFound": _refusal(404, ["not_found"]), "MethodNotAllowed": _refusal(405, ["method_not_allowed"])}
+    elsewhere = {
+        "NotFound": _refusal_schema(404, ["not_found"]),
+        "MethodNotAllowed": _refusal_schema(405, ["method_not_allowed"]),
+    }
     return {
         "openapi": "3.1.0",
         "info": _INFO | {"version": sentiment_engine.__version__},

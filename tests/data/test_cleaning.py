@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sentiment_engine.data import etl, language, near_repeats
-from sentiment_engine.data.cleaning import BLANK, INVISIBLE, MAX_CHARACTERS, clean, trace
-from sentiment_engine.data.etl import judge, parse
+from sentiment_engine.data.cleaning import INVISIBLE, MAX_CHARACTERS, SPACES, clean, trace
+from sentiment_engine.data.etl import judge, parse_lines
 from sentiment_engine.data.reviews import review_text
 from sentiment_engine.model import inference
 from sentiment_engine.model.released import read_texts, released_folder
-from sentiment_engine.model.training_job import read_reviews
+from sentiment_engine.model.training_job import read_channel
 from tests.doubles.expressions import in_python
 from tests.doubles.tiny_model import write_tiny_model
 
@@ -141,7 +141,7 @@ def test_a_text_of_plain_letters_is_cleaned_too(text):
 def test_a_text_without_markup_loses_nothing_that_can_be_seen(text):
     "A tag needs its closing bracket, an entity its ampersand, a film its brackets."
     text = re.sub(r"[>&]|\[\[", "", text)
-    seen = BLANK.sub("", INVISIBLE.sub("", unicodedata.normalize("NFC", text))).replace(" ", "")
+    seen = SPACES.sub("", INVISIBLE.sub("", unicodedata.normalize("NFC", text))).replace(" ", "")
     assert clean(text).replace(" ", "") == seen
 
 
@@ -189,7 +189,7 @@ def generated() -> list[str]:
 def test_spark_cleans_as_python_does(spark, generated):
     assert len(set(generated)) > 8_000
     lines = [(str(i), json.dumps({"rating": 5, "text": text, "title": text})) for i, text in enumerate(generated)]
-    judged = judge(parse(spark.createDataFrame(lines, "category string, line string")))
+    judged = judge(parse_lines(spark.createDataFrame(lines, "category string, line string")))
     read = {int(row.category): row for row in judged.select("category", "title", "text", "reason").collect()}
     blank = {i for i, text in enumerate(generated) if not clean(text)}
     assert blank and {read[i].reason for i in blank} == {"blank_text"}
@@ -199,7 +199,7 @@ def test_spark_cleans_as_python_does(spark, generated):
 
 def test_half_a_character_is_no_trouble_for_spark(spark):
     lines = [('{"rating": 5, "text": "<br>half \\ud83d", "title": "\\udc00é"}', "x")]
-    (row,) = judge(parse(spark.createDataFrame(lines, "line string, category string"))).collect()
+    (row,) = judge(parse_lines(spark.createDataFrame(lines, "line string, category string"))).collect()
     assert row.text.startswith("half ") and row.title.endswith("é") and row.reason is None
 
 
@@ -251,7 +251,7 @@ PLAIN = "I don't love it <but café did>"
 
 def test_training_and_the_release_read_clean_texts(tmp_path):
     pd.DataFrame({"text": [MESSY, "<br>"], "label": [1, 0]}).to_parquet(tmp_path / "a.parquet")
-    assert read_reviews(tmp_path)["text"].tolist() == [PLAIN]
+    assert read_channel(tmp_path)["text"].tolist() == [PLAIN]
     lines = [{"rating": 5, "title": MESSY, "text": MESSY}, {"label": 1, "text": MESSY + " long" * 100}]
     lines.append({"label": 1, "text": MESSY + " long" * MAX_CHARACTERS})
     (tmp_path / "Toys.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -25,7 +25,7 @@ from pyarrow.fs import LocalFileSystem
 
 from sentiment_engine.data import etl
 from sentiment_engine.data.etl import (
-    COLUMNS,
+    CLEAN_COLUMNS,
     QualityError,
     Rules,
     clean_reviews,
@@ -229,7 +229,7 @@ def test_a_line_that_is_no_review_takes_none_with_it(spark):
 
 def test_columns_labels_and_split(cleaned):
     rows = cleaned[0].rows()
-    assert set(rows[0]) == set(COLUMNS)
+    assert set(rows[0]) == set(CLEAN_COLUMNS)
     assert all(row["label"] == (row["stars"] >= 4) for row in rows)
     assert len({row["text"].lower() for row in rows}) == len({row["review_id"] for row in rows}) == len(rows)
     sides = [sum(row["split"] == side for row in rows) / len(rows) for side in ("train", "validation", "test")]
@@ -435,7 +435,7 @@ class World:
         assert self.run() and self.seen() == self.new
         beside = self.store.objects().keys() - OTHERS - {"raw/Books.jsonl", "reports/etl.json"}
         runs = {key.split("/")[1] for key in beside}
-        assert {run_of(self.store.objects())} <= runs and all(etl.RUN.fullmatch(run) for run in runs)
+        assert {run_of(self.store.objects())} <= runs and all(etl.RUN_NAME.fullmatch(run) for run in runs)
         assert min(runs) >= last and self.store.objects().keys() >= OTHERS
 
 
@@ -483,7 +483,7 @@ def test_a_run_leaves_the_files_of_another_that_goes_on_and_the_later_one_gives_
             return measure(staged)
 
         with monkeypatch.context() as patch:
-            patch.setattr(etl, "measure", slowly)
+            patch.setattr(etl, "measure_quality", slowly)
             with pytest.raises(RuntimeError, match=r"another run finished in the meantime|Spark failed"):
                 clean_reviews(spark, *lake.places)
         assert lake.report()["run"] == ran[-1] and len(lake.rows()) == 300
@@ -660,7 +660,7 @@ def test_wrong_arguments_are_named_before_spark_is_asked(lake, awsglue, more, sa
 def test_no_argument_can_be_taken_for_another():
     "Glue completes names that are cut short, so none may be the beginning of another one."
     module = script()
-    names = (*module.PLACES, *module.CHOICES, *glue_options.RESERVED, *glue_options.FOLDERS, "JOB_NAME")
+    names = (*module.PLACES, *module.CHOICES, *glue_options.RESERVED_OPTIONS, *glue_options.FOLDERS, "JOB_NAME")
     given = [word[2:] for word in glue_arguments(Lake(Path("/tmp"), Path("/tmp"))) if word.startswith("--")]
     mixed_up = [(a, b) for a, b in permutations({*names, *given}, 2) if b.startswith(a)]
     assert mixed_up == []

@@ -23,8 +23,7 @@ from sentiment_engine.data.exploration import count_reviews, newest_reviews, ope
 from sentiment_engine.data.quality import Expectations, QualityError
 from sentiment_engine.data.reviews import DataError, check_reviews, find_files, parse_review, read_reviews
 from sentiment_engine.model.released import read_texts
-from sentiment_engine.model.training_job import UnusableData, load_reviews, places_from
-from sentiment_engine.model.training_job import read_reviews as read_channel
+from sentiment_engine.model.training_job import UnusableData, load_reviews, places_from, read_channel
 
 MS = 1_588_687_728_923
 ANY = Expectations(rows=0, rejected=1, repeats=1, untimed=1, label=0, median=(0, 10**6), longest=10**6, drift=10**6)
@@ -455,9 +454,21 @@ def test_a_label_is_read_in_any_type_that_holds_0_and_1(tmp_path, kind):
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_third_label_is_refused(tmp_path, label):
-    GOOD.assign(label=[0, 1, label, 1] * 5).to_parquet(tmp_path / "a.parquet")
+    odd = GOOD.assign(label=[0, 1, label, 1] * 5)
+    odd.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UnusableData, match=rf"labels must be 0 or 1, but .*\[{label}, {label}"):
         read_channel(tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, 2, None])
+def test_a_third_label_in_the_lake_is_refused(tmp_path, label):
+    folder = tmp_path / "lake/processed/20260101T000000-0123abcd/split=train"
+    folder.mkdir(parents=True)
+    GOOD.to_parquet(folder / "a.parquet")
+    GOOD.assign(label=pd.array([0, 1, label, 1] * 5, "Int64")).to_parquet(folder / "b.parquet")
+    put(tmp_path, {"lake/reports/etl.json": b'{"run": "20260101T000000-0123abcd"}'})
+    with pytest.raises(DataError, match=r"labels must be 0 or 1, but .*b\.parquet has 5 others"):
+        count_reviews(open_newest(LocalFileSystem(), str(tmp_path / "lake")))
 
 
 def test_a_job_without_anything_to_measure_with_says_so(tmp_path):

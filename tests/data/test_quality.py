@@ -2,7 +2,7 @@
 
 import pytest
 
-from sentiment_engine.data.quality import EXPECTED, checks, shortcomings, star_drift
+from sentiment_engine.data.quality import EXPECTATIONS, checks, shortcomings, star_drift
 
 SIDE = {"NEGATIVE": 100, "POSITIVE": 300}
 GOOD = {
@@ -10,7 +10,7 @@ GOOD = {
     **{"by_label": {"NEGATIVE": 300, "POSITIVE": 900}, "by_split": {"train": SIDE, "validation": SIDE, "test": SIDE}},
     **{"characters": {"p50": 200, "p99": 3_000}, "missing": {"title": 0, "timestamp": 0}, "drift": 0.1},
 }
-LOW, HIGH = EXPECTED.median
+LOW, HIGH = EXPECTATIONS.median
 
 
 def failed(**changes) -> list[str]:
@@ -21,7 +21,7 @@ def failed(**changes) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "fine", "beyond"),
     [
-        ("rows kept", {"kept": EXPECTED.rows, "by_label": SIDE}, {"kept": EXPECTED.rows - 1, "by_label": SIDE}),
+        ("rows kept", {"kept": EXPECTATIONS.rows, "by_label": SIDE}, {"kept": EXPECTATIONS.rows - 1, "by_label": SIDE}),
         ("share rejected", {"rejected": {"malformed": 1_000}}, {"rejected": {"malformed": 1_001}}),
         ("share of repeats", {"repeats": 1_200}, {"repeats": 1_201}),
         ("share without a time", {"missing": {"timestamp": 600}}, {"missing": {"timestamp": 601}}),
@@ -42,7 +42,7 @@ def failed(**changes) -> list[str]:
             {"characters": {"p50": 99, "p99": 20_000}},
             {"characters": {"p50": 99, "p99": 20_001}},
         ),
-        ("drift of the stars", {"drift": EXPECTED.drift}, {"drift": EXPECTED.drift + 0.001}),
+        ("drift of the stars", {"drift": EXPECTATIONS.drift}, {"drift": EXPECTATIONS.drift + 0.001}),
         ("drift of the stars", {"drift": None}, {"drift": 9}),
         ("sides without a label", {}, {"by_split": GOOD["by_split"] | {"test": {"POSITIVE": 9}}}),
     ],

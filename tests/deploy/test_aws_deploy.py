@@ -25,10 +25,10 @@ from sentiment_engine.deploy import loose_ends, phases, target, teardown
 from sentiment_engine.deploy.account import (
     SHARES,
     Finding,
+    account_checks,
     check_account,
     check_messages,
     check_region,
-    checks,
     missing_images,
     regions_for,
 )
@@ -36,9 +36,10 @@ from sentiment_engine.deploy.endpoint import newest_model, serving_image, trial_
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import monitoring_parameters
 from sentiment_engine.deploy.plan import plan_of, read_template, resources_of
-from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket
+from sentiment_engine.deploy.stacks import delete_stack, deploy_stack
 from sentiment_engine.deploy.training import training_image
 from sentiment_engine.model.artifact import add_inference_code, pack
+from sentiment_engine.s3 import empty_bucket
 from sentiment_engine.settings import Settings, monitoring_stack, site_stack
 from tests import ROOT
 from tests.doubles.tiny_model import write_tiny_model
@@ -358,7 +359,7 @@ def test_an_endpoint_quota_is_fine_if_the_trial_can_use_it(values):
     own = Settings(instance_types=("ml.m5.large", "ml.c5.large", "ml.t2.medium"))
     quotas = dict(zip(own.instance_types, values, strict=True))
     for trial in (True, False):
-        found = dict(checks(Answers(quotas), own, trial=trial))["endpoint quota"]()
+        found = dict(account_checks(Answers(quotas), own, trial=trial))["endpoint quota"]()
         tried = trial_machines(own) if trial else own.instance_types
         assert found.fine is any(quotas[kind] for kind in tried)
         assert found.fine or "put a type with a quota first" in found.text

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sentiment_engine.deploy.champion import contest, plot_contest, upload_released, winner
-from sentiment_engine.deploy.training import s3_place
 from sentiment_engine.model.artifact import preflight
 from sentiment_engine.model.behaviour import load_suite, served
 from sentiment_engine.model.released import released_folder
+from sentiment_engine.s3 import s3_place
 
 BUCKET = "champion-tests-artifacts"
 

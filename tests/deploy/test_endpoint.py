@@ -1,16 +1,24 @@
 "Registering, trying, publishing and deleting a model, against the local cloud: its endpoints are real processes."
 
 import json
+import re
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from sentiment_engine.deploy import endpoint as ep
-from sentiment_engine.deploy.training import s3_place
 from sentiment_engine.model.artifact import add_inference_code, artifact_hash, pack
+from sentiment_engine.s3 import s3_place
+from sentiment_engine.sagemaker import (
+    EndpointFailed,
+    create_endpoint,
+    our_names,
+    remove_endpoint,
+    wait_until_in_service,
+)
 from sentiment_engine.settings import Settings, endpoint_name, new_run_id, trial_name
 from tests.doubles.tiny_model import write_tiny_model
 
@@ -57,10 +65,10 @@ def model(aws, model_dir):
 def running(aws, model):
     "A trial endpoint that is in service."
     name = trial_name(SETTINGS, new_run_id())
-    ep.create_endpoint(aws.sagemaker, name, model, MACHINE, {"Project": SETTINGS.prefix})
-    ep.wait_until_in_service(aws.sagemaker, name, timeout=60)
+    create_endpoint(aws.sagemaker, name, model, MACHINE, tagged(SETTINGS))
+    wait_until_in_service(aws.sagemaker, name, timeout=60)
     yield name
-    ep.delete_endpoint(aws.sagemaker, name, timeout=60)
+    remove_endpoint(aws.sagemaker, name, timeout=60)
 
 
 def left(aws, name: str) -> list[str]:
@@ -176,38 +184,24 @@ def test_waiting_reports_each_look():
     looks = iter(["Creating", "Updating", "InService"])
     client = SimpleNamespace(describe_endpoint=lambda EndpointName: {"EndpointStatus": next(looks)})
     seen = []
-    assert ep.wait_until_in_service(client, "x", report=lambda status, seconds: seen.append(status)) > 0
+    assert wait_until_in_service(client, "x", report=seen.append)["EndpointStatus"] == "InService"
     assert seen == ["Creating", "Updating", "InService"]
 
 
 def test_waiting_ends():
     client = SimpleNamespace(describe_endpoint=lambda EndpointName: {"EndpointStatus": "Creating"})
-    with pytest.raises(TimeoutError, match="still being created"):
-        ep.wait_until_in_service(client, "x", timeout=0)
+    with pytest.raises(TimeoutError, match="still Creating"):
+        wait_until_in_service(client, "x", timeout=0)
 
 
 def test_a_failure_gives_its_reason_and_can_be_deleted(aws, model_dir, tmp_path):
     broken = copytree(model_dir, tmp_path / "broken")
     (broken / "tokenizer.json").write_text("{")
     name = trial_name(SETTINGS, new_run_id())
-    ep.create_endpoint(aws.sagemaker, name, register(aws, broken, "broken"), MACHINE, {})
-    with pytest.raises(ep.EndpointFailed, match="is Failed: "):
-        ep.wait_until_in_service(aws.sagemaker, name, timeout=60)
-    assert ep.delete_endpoint(aws.sagemaker, name, timeout=60) and not left(aws, name)
-
-
-def test_an_endpoint_that_is_refused_leaves_no_config(aws, model):
-    def refuse(**_):
-        raise ClientError({"Error": {"Code": "ResourceLimitExceeded", "Message": "no quota"}}, "CreateEndpoint")
-
-    client = SimpleNamespace(
-        create_endpoint_config=aws.sagemaker.create_endpoint_config,
-        delete_endpoint_config=aws.sagemaker.delete_endpoint_config,
-        create_endpoint=refuse,
-    )
-    with pytest.raises(ClientError, match="no quota"):
-        ep.create_endpoint(client, "endpoint-tests-refused", model, MACHINE, {})
-    assert not left(aws, "endpoint-tests-refused")
+    create_endpoint(aws.sagemaker, name, register(aws, broken, "broken"), MACHINE, [])
+    with pytest.raises(EndpointFailed, match="is Failed: "):
+        wait_until_in_service(aws.sagemaker, name, timeout=60)
+    assert remove_endpoint(aws.sagemaker, name, timeout=60) and not left(aws, name)
 
 
 # Trying
@@ -216,8 +210,9 @@ def test_an_endpoint_that_is_refused_leaves_no_config(aws, model):
 class Refusing:
     "SageMaker as it is, but it refuses or fails what is asked of some machines."
 
-    def __init__(self, real, refused=(), failed=(), model: str = ""):
+    def __init__(self, real, refused=(), failed=(), model: str = "", error: Exception | None = None):
         self.real, self.refused, self.failed, self.model, self.asked = real, refused, failed, model, []
+        self.error = error  # of CreateEndpoint
 
     def __getattr__(self, name: str):
         return getattr(self.real, name)
@@ -232,6 +227,11 @@ class Refusing:
         broken = {"ModelName": self.model} if kind in self.failed else {}
         return self.real.create_endpoint_config(ProductionVariants=[variant | broken], **more)
 
+    def create_endpoint(self, **given):
+        if self.error:
+            raise self.error
+        return self.real.create_endpoint(**given)
+
 
 @pytest.fixture(scope="module")
 def broken(aws, model_dir, tmp_path_factory) -> str:
@@ -243,7 +243,7 @@ def broken(aws, model_dir, tmp_path_factory) -> str:
 
 def trials(aws, settings: Settings) -> set[str]:
     kinds = ("endpoint", "endpoint_config")
-    return {name for kind in kinds for name in ep.our_names(aws.sagemaker, settings, kind, trial_name(settings, ""))}
+    return {name for kind in kinds for name in our_names(aws.sagemaker, settings, kind, trial_name(settings, ""))}
 
 
 def test_a_model_is_tried_on_what_visitors_get(aws, model):
@@ -275,9 +275,20 @@ def test_what_does_not_come_up_is_deleted_and_tried_once_on_the_next_machine(aws
 def test_a_model_that_comes_up_nowhere_says_why_and_leaves_nothing(aws, model, broken):
     settings = Settings(prefix="endpoint-tests-nowhere")
     sagemaker = Refusing(aws.sagemaker, refused=["ml.t2.medium"], failed=["ml.m5.large"], model=broken)
-    with pytest.raises(ep.EndpointFailed, match=r"on ml\.t2\.medium .*constraint; on ml\.m5\.large .*is Failed"):
+    with pytest.raises(EndpointFailed, match=r"on ml\.t2\.medium .*constraint; on ml\.m5\.large .*is Failed"):
         ep.start_trial(sagemaker, settings, model, lambda line: None, timeout=60)
     assert sagemaker.asked == ["ml.t2.medium", "ml.m5.large"] and not trials(aws, settings)
+
+
+NO_QUOTA = ClientError({"Error": {"Code": "ResourceLimitExceeded", "Message": "no quota"}}, "CreateEndpoint")
+
+
+@pytest.mark.parametrize("error", [NO_QUOTA, ReadTimeoutError(endpoint_url="https://sagemaker")], ids=type)
+def test_an_endpoint_that_is_refused_leaves_no_config(aws, model, error):
+    settings = Settings(prefix="endpoint-tests-refuse")
+    with pytest.raises(EndpointFailed, match=re.escape(f"on ml.m5.large the model did not start: {error}")):
+        ep.start_trial(Refusing(aws.sagemaker, error=error), settings, model, lambda line: None, timeout=60)
+    assert not trials(aws, settings)
 
 
 # Going
@@ -285,10 +296,10 @@ def test_a_model_that_comes_up_nowhere_says_why_and_leaves_nothing(aws, model, b
 
 def test_deleting_can_be_repeated(aws, model):
     name = trial_name(SETTINGS, new_run_id())
-    ep.create_endpoint(aws.sagemaker, name, model, MACHINE, {})
-    assert ep.delete_endpoint(aws.sagemaker, name, timeout=60) is True  # even while it is being created
+    create_endpoint(aws.sagemaker, name, model, MACHINE, [])
+    assert remove_endpoint(aws.sagemaker, name, timeout=60) is True  # even while it is being created
     assert not left(aws, name)
-    assert ep.delete_endpoint(aws.sagemaker, name) is False
+    assert remove_endpoint(aws.sagemaker, name) is False
 
 
 def test_deleting_waits_for_an_endpoint_that_is_being_created():
@@ -305,7 +316,7 @@ def test_deleting_waits_for_an_endpoint_that_is_being_created():
         delete_endpoint=lambda EndpointName: calls.append("endpoint"),
         delete_endpoint_config=lambda EndpointConfigName: calls.append("config"),
     )
-    assert ep.delete_endpoint(client, "x") and calls == ["endpoint", "config"]
+    assert remove_endpoint(client, "x") and calls == ["endpoint", "config"]
 
 
 def test_what_aws_refuses_for_another_reason_is_raised():
@@ -313,7 +324,7 @@ def test_what_aws_refuses_for_another_reason_is_raised():
         raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "not authorized"}}, "DescribeEndpoint")
 
     with pytest.raises(ClientError, match="not authorized"):
-        ep.delete_endpoint(SimpleNamespace(describe_endpoint=refuse), "x")
+        remove_endpoint(SimpleNamespace(describe_endpoint=refuse), "x")
 
 
 def tagged(settings: Settings) -> list[dict[str, str]]:

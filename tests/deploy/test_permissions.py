@@ -21,11 +21,19 @@ from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_doc
 from sentiment_engine.deploy.endpoint import serving_image
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
-from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
-from sentiment_engine.deploy.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
+from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, upload_template
+from sentiment_engine.deploy.training import (
+    ENDED,
+    TRAINING_LOGS,
+    TrainingJob,
+    job_channels,
+    start_training,
+    training_source,
+)
 from sentiment_engine.local.aws import ACCOUNT, REGION
 from sentiment_engine.local.permissions import sagemaker_needs
 from sentiment_engine.local.sagemaker import ENDPOINT
+from sentiment_engine.s3 import empty_bucket
 from sentiment_engine.service.lifecycle import Engine
 from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name
 from tests import ROOT
@@ -473,7 +481,7 @@ def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
         kept = f"s3://{made['ArtifactsBucket']}/training/{kind}/checkpoints/"
         machine = {"instance_type": kind, "spot": True, "checkpoints": kept, "mark": kind.split(".")[1]}
         place = {"role": made["TrainingRole"], "bucket": made["ArtifactsBucket"]}
-        job = Job(source, channels, {"epochs": 1}, **machine, **place)
+        job = TrainingJob(source, channels, {"epochs": 1}, **machine, **place)
         name = start_training(connect("local"), Settings(prefix=PREFIX), job)
     describe = cloud.client("sagemaker").describe_training_job
     return until(lambda: (found := describe(TrainingJobName=name))["TrainingJobStatus"] in ENDED and found)
@@ -515,7 +523,7 @@ def _training_needs(job: dict) -> set[tuple[str, str]]:
     read = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job["InputDataConfig"]] + [kept]
     needs = {("s3:GetObject", _arn(address)) for address in read} | _buckets_of(read)
     needs |= {("s3:PutObject", _arn(address)) for address in (job["ModelArtifacts"]["S3ModelArtifacts"], kept)}
-    return needs | _container(job["AlgorithmSpecification"]["TrainingImage"], LOG_GROUP)
+    return needs | _container(job["AlgorithmSpecification"]["TrainingImage"], TRAINING_LOGS)
 
 
 def _endpoint_needs(job: dict, bucket: str) -> set[tuple[str, str]]:

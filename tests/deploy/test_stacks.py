@@ -7,8 +7,8 @@ import jmespath
 import pytest
 from botocore.exceptions import ClientError
 
-from sentiment_engine.deploy import stacks
-from sentiment_engine.deploy.stacks import INLINE_LIMIT, delete_stack, deploy_stack, empty_bucket, template_argument
+from sentiment_engine.deploy.stacks import INLINE_LIMIT, delete_stack, deploy_stack, template_argument
+from sentiment_engine.s3 import empty_bucket
 
 OURS = {"Project": "engine"}
 WAY = {  # what a call does to a stack
@@ -65,7 +65,7 @@ class CloudFormation:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(stacks, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
+    monkeypatch.setattr("sentiment_engine.polling.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
 
 
 FOUND = {

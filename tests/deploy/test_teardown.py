@@ -13,10 +13,11 @@ from botocore.exceptions import ClientError, NoCredentialsError
 
 from infra_scripts import deploy as deploy_command
 from infra_scripts import teardown as teardown_command
-from sentiment_engine.deploy import endpoint, loose_ends, phases, teardown
+from sentiment_engine.deploy import loose_ends, phases, teardown
 from sentiment_engine.deploy.acceptance_record import Busy, Memory
 from sentiment_engine.deploy.foundation import site_parameters
-from sentiment_engine.deploy.stacks import deploy_stack, empty_bucket, upload_template
+from sentiment_engine.deploy.stacks import deploy_stack, upload_template
+from sentiment_engine.s3 import empty_bucket
 from sentiment_engine.settings import Settings
 from tests import ROOT
 
@@ -99,9 +100,9 @@ def sagemaker(monkeypatch):
     "A SageMaker to tear down, with no stacks in the way."
     found = SageMaker()
     monkeypatch.setattr(teardown, "connect", lambda target: SimpleNamespace(client=lambda service: found))
-    for module in (teardown, endpoint):
-        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
-    monkeypatch.setattr(loose_ends, "find_stack", lambda *_: None)
+    clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0)
+    monkeypatch.setattr("sentiment_engine.polling.time", clock)
+    monkeypatch.setattr(loose_ends, "find_stack", lambda *_: {})
     monkeypatch.setattr(teardown, "delete_stack", lambda *_: False)
     monkeypatch.setattr(teardown, "find_stack", lambda _, name: {"Tags": [{"Key": "Project", "Value": OURS.prefix}]})
     monkeypatch.setattr(teardown, "_buckets", lambda *_: [])
@@ -189,7 +190,7 @@ def test_a_bucket_is_emptied_once_nothing_writes_there_any_more(sagemaker, monke
     tags = {"Tags": [{"Key": "Project", "Value": OURS.prefix}]}
     outputs = {"Outputs": [{"OutputKey": "GlueJob", "OutputValue": "clean-reviews"}]}
     for module in (teardown, loose_ends):
-        monkeypatch.setattr(module, "find_stack", lambda _, name: tags | outputs if "foundation" in name else None)
+        monkeypatch.setattr(module, "find_stack", lambda _, name: tags | outputs if "foundation" in name else {})
     monkeypatch.setattr(teardown, "_buckets", lambda *_: ["lake"])
     monkeypatch.setattr(teardown, "empty_bucket", writing.empty)
     sagemaker.jobs, name = {f"{OURS.prefix}-training-1": "InProgress"}, f"{OURS.prefix}-training-1"
@@ -201,8 +202,9 @@ def test_a_bucket_is_emptied_once_nothing_writes_there_any_more(sagemaker, monke
 
 def test_a_job_that_does_not_stop_is_named(sagemaker, monkeypatch):
     name = f"{OURS.prefix}-training-1"
-    sagemaker.jobs, sagemaker.looks, clock = {name: "InProgress"}, {name: 10**6}, iter(range(0, 10**6, 600))
-    monkeypatch.setattr(teardown, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(clock)))
+    sagemaker.jobs, sagemaker.looks, ticks = {name: "InProgress"}, {name: 10**6}, iter(range(0, 10**6, 600))
+    clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(ticks))
+    monkeypatch.setattr("sentiment_engine.polling.time", clock)
     with pytest.raises(TimeoutError, match=f"{name} has not stopped after 1800 s"):
         teardown.teardown("aws")
 
@@ -234,7 +236,7 @@ def test_a_stack_of_somebody_else_is_kept_and_said(sagemaker, monkeypatch, capsy
     deleted = []
     monkeypatch.setattr(teardown, "delete_stack", lambda _, name: deleted.append(name) or True)
     foreign = {"Tags": [{"Key": "Project", "Value": "shop"}]}
-    monkeypatch.setattr(teardown, "find_stack", lambda _, name: foreign if name.endswith("-engine") else None)
+    monkeypatch.setattr(teardown, "find_stack", lambda _, name: foreign if name.endswith("-engine") else {})
     assert teardown.teardown("aws") == [] == deleted
     assert "kept     stack sentiment-engine-engine: it has no tag Project=sentiment-engine" in capsys.readouterr().out
 
@@ -326,9 +328,7 @@ def test_whoever_does_not_wait_for_the_trial_is_told_how_to_end_it(sagemaker, cu
     def impatient(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        "sentiment_engine.deploy.endpoint.time", SimpleNamespace(sleep=impatient, monotonic=lambda: 0.0)
-    )
+    monkeypatch.setattr("sentiment_engine.polling.time", SimpleNamespace(sleep=impatient, monotonic=lambda: 0.0))
     left = cut_off(KeyboardInterrupt())
     wait = f"aws sagemaker wait endpoint-in-service --endpoint-name {TRIAL} --region eu-west-1; "
     assert "left as it is" in left.printed and f"{wait}aws sagemaker delete-endpoint" in left.printed

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import boto3
 import pytest
@@ -209,6 +211,18 @@ def told(*events: tuple[str, str, str]) -> list[dict]:
     ]
 
 
+@contextmanager
+def rolled_back(cloudformation) -> Iterator[Stubber]:
+    "Answer as CloudFormation does when the creation of the stack `reasons` is rolled back."
+    stack = {"StackName": "reasons", "CreationTime": "2026-01-01T00:00:00Z", "StackStatus": "ROLLBACK_COMPLETE"}
+    with Stubber(cloudformation) as stub:
+        for _ in range(2):
+            stub.add_client_error("describe_stacks", "ValidationError", "Stack reasons does not exist")
+        stub.add_response("create_stack", {"StackId": "arn:reasons"})
+        stub.add_response("describe_stacks", {"Stacks": [stack]})
+        yield stub
+
+
 def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it_or_failed_another_day():
     cloudformation = boto3.client("cloudformation", "us-east-1")
     cancelled = [(f"Function{n}", "CREATE_FAILED", "Resource creation cancelled") for n in range(6)]
@@ -218,12 +232,7 @@ def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it_or_fai
     oldest = told(
         *cancelled[4:], ("Role", "CREATE_FAILED", "second"), ("Api", "CREATE_FAILED", "first"), begun, *earlier
     )
-    stack = {"StackName": "reasons", "CreationTime": "2026-01-01T00:00:00Z", "StackStatus": "ROLLBACK_COMPLETE"}
-    with Stubber(cloudformation) as stub:
-        for _ in range(2):
-            stub.add_client_error("describe_stacks", "ValidationError", "Stack reasons does not exist")
-        stub.add_response("create_stack", {"StackId": "arn:reasons"})
-        stub.add_response("describe_stacks", {"Stacks": [stack]})
+    with rolled_back(cloudformation) as stub:
         stub.add_response("describe_stack_events", {"StackEvents": newest, "NextToken": "2"})
         stub.add_response("describe_stack_events", {"StackEvents": oldest})
         with pytest.raises(RuntimeError, match=r"ROLLBACK_COMPLETE. Api: first; Role: second$"):
@@ -240,12 +249,7 @@ def test_an_account_that_may_not_use_cloudfront_yet_is_told_what_to_do(resource,
     )
     cloudformation = boto3.client("cloudformation", "us-east-1")
     begun = ("reasons", "CREATE_IN_PROGRESS", "User Initiated")
-    stack = {"StackName": "reasons", "CreationTime": "2026-01-01T00:00:00Z", "StackStatus": "ROLLBACK_COMPLETE"}
-    with Stubber(cloudformation) as stub:
-        for _ in range(2):
-            stub.add_client_error("describe_stacks", "ValidationError", "Stack reasons does not exist")
-        stub.add_response("create_stack", {"StackId": "arn:reasons"})
-        stub.add_response("describe_stacks", {"Stacks": [stack]})
+    with rolled_back(cloudformation) as stub:
         refused = told((resource, "CREATE_FAILED", form.format(refusal)), begun)
         stub.add_response("describe_stack_events", {"StackEvents": refused})
         with pytest.raises(RuntimeError, match=rf"{resource}: .*must be verified") as failed:

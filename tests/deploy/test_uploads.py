@@ -10,8 +10,9 @@ import pytest
 from sentiment_engine.deploy.champion import upload_released
 from sentiment_engine.deploy.endpoint import upload_artifact
 from sentiment_engine.deploy.packaging import upload_packages
-from sentiment_engine.deploy.stacks import upload_once, upload_template
+from sentiment_engine.deploy.stacks import upload_template
 from sentiment_engine.deploy.training import base_model_address
+from sentiment_engine.s3 import upload_once
 from tests import ROOT
 from tests.doubles.engine_double import aws_error
 

@@ -98,20 +98,25 @@ def test_nothing_listens_beyond_this_machine(own):
     assert {c.laddr.ip for c in sockets} == {"127.0.0.1"}
 
 
+def train(cloud: LocalCloud, name: str, *command: str):
+    "Start a training job that runs a command."
+    words = {"ContainerEntrypoint": command[:1], "ContainerArguments": command[1:]}
+    cloud.client("sagemaker").create_training_job(
+        TrainingJobName=name,
+        RoleArn=ROLE,
+        AlgorithmSpecification={"TrainingImage": "t", "TrainingInputMode": "File", **words},
+        OutputDataConfig={"S3OutputPath": "s3://test-models/out"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 5},
+        StoppingCondition={"MaxRuntimeInSeconds": 600},
+    )
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_cloud(own, end):
     deploy(own, "mortal")
     function(own, "mortal", "return 1")
     invoke(own, "mortal")
-    command = {"ContainerEntrypoint": ["/bin/bash", "-c"], "ContainerArguments": ["sleep 600 & sleep 601"]}
-    own.client("sagemaker").create_training_job(
-        TrainingJobName="mortal",
-        RoleArn=ROLE,
-        AlgorithmSpecification={"TrainingImage": "t", "TrainingInputMode": "File", **command},
-        OutputDataConfig={"S3OutputPath": "s3://test-models/out"},
-        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 5},
-        StoppingCondition={"MaxRuntimeInSeconds": 600},
-    )
+    train(own, "mortal", "/bin/bash", "-c", "sleep 600 & sleep 601")
     until(lambda: any(p.name() == "sleep" for p in own.processes()))
     processes = own.processes()
     assert len(processes) >= 7  # server, Lambda, two guards, endpoint, bash and sleep
@@ -167,15 +172,7 @@ def test_everything_is_there_again_after_kill_9(own):
 def test_what_cannot_go_on_after_kill_9_has_failed(own):
     deploy(own, "broken")
     handlers = own.state / "endpoints/broken/AllTraffic/model/code/inference.py"
-    command = {"ContainerEntrypoint": ["sleep"], "ContainerArguments": ["600"]}
-    own.client("sagemaker").create_training_job(
-        TrainingJobName="cut",
-        RoleArn=ROLE,
-        AlgorithmSpecification={"TrainingImage": "t", "TrainingInputMode": "File", **command},
-        OutputDataConfig={"S3OutputPath": "s3://test-models/out"},
-        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 5},
-        StoppingCondition={"MaxRuntimeInSeconds": 600},
-    )
+    train(own, "cut", "sleep", "600")
     os.kill(own.place["pid"], signal.SIGKILL)
     handlers.write_text("raise RuntimeError('spoiled')")
     own.start(detached=False)

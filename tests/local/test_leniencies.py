@@ -18,7 +18,7 @@ from sentiment_engine.local.aws import aws_environment, make_keys
 from sentiment_engine.local.glue import RUN_CALLS, spark_environment
 from sentiment_engine.local.leniencies import read_leniencies, rows
 from sentiment_engine.local.processes import _KEPT, PACKAGE_ROOT
-from sentiment_engine.local.sagemaker import OPERATIONS
+from sentiment_engine.local.sagemaker import SUPPORTED
 from sentiment_engine.local.server import emulator_environment
 from sentiment_engine.local.strict import NEW_ACCOUNT
 from sentiment_engine.model.artifact import SEEN as SEEN_BY_ARTIFACTS
@@ -259,14 +259,14 @@ def test_what_is_kept_of_the_users_environment_is_listed():
 
 
 def test_the_operations_are_those_that_are_listed():
-    assert sorted(OPERATIONS) == sorted(LIST["operations"]["sagemaker"]["names"])
+    assert sorted(SUPPORTED) == sorted(LIST["operations"]["sagemaker"]["names"])
     assert sorted(RUN_CALLS) == sorted(LIST["operations"]["glue"]["names"])
 
 
 def test_the_project_calls_no_operation_of_sagemaker_that_the_local_cloud_lacks():
     methods = {call[0] for _, _, service, *call in FOUND if service == "sagemaker"}
     asked = {operations("sagemaker")[method] for method in methods & set(operations("sagemaker"))}
-    assert asked <= set(OPERATIONS) and len(asked) >= 10
+    assert asked <= set(SUPPORTED) and len(asked) >= 10
 
 
 def read_in_code() -> set[str]:
@@ -283,7 +283,7 @@ def read_in_code() -> set[str]:
 def ignored() -> dict[str, set[str]]:
     "Find the parameters of SageMaker's operations that no module behind it mentions."
     words, found = read_in_code(), {}
-    for service, names in (("sagemaker", OPERATIONS), ("sagemaker-runtime", ["InvokeEndpoint"])):
+    for service, names in (("sagemaker", SUPPORTED), ("sagemaker-runtime", ["InvokeEndpoint"])):
         for operation in names:
             members = model(service).operation_model(operation).input_shape.members.items()
             sent = {name: shape.serialization.get("name", name).lower() for name, shape in members}

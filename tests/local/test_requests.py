@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra_scripts.checks.rehearsal import print_calls
-from sentiment_engine.local.api import compiled, load_model
+from sentiment_engine.local.api import compiled, service_description
 from sentiment_engine.local.requests import (
     Call,
     Gate,
@@ -210,7 +210,7 @@ def test_every_operation_of_a_service_is_read_back(service):
 
 @pytest.mark.parametrize("service", ALL)
 def test_every_pattern_of_a_service_can_be_read(service):
-    shapes = load_model(service)["shapes"].values()
+    shapes = service_description(service)["shapes"].values()
     for pattern in {shape["pattern"] for shape in shapes if "pattern" in shape}:
         compiled(pattern)
 

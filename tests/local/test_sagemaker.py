@@ -9,7 +9,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from sentiment_engine.local.aws import isolated_session, read_keys
-from sentiment_engine.local.sagemaker import OPERATIONS
+from sentiment_engine.local.sagemaker import SUPPORTED
 from sentiment_engine.service.api import BODY_LIMIT
 from tests.doubles.local_models import ROLE, archive, bucket, deploy, predict, register, settled, until
 
@@ -459,7 +459,7 @@ def test_every_operation_that_is_not_served_says_so_as_aws_would(cloud, endpoint
     for operation in operations:
         given = {"EndpointName": endpoint, "Body": b'{"inputs": "lovely"}'} if service == "sagemaker-runtime" else {}
         error = answer_to(client, operation, given)
-        if operation in (*OPERATIONS, "InvokeEndpoint"):
+        if operation in (*SUPPORTED, "InvokeEndpoint"):
             assert error.get("Code", "ValidationException") == "ValidationException", operation
         else:
             assert error["Code"] == "UnknownOperationException" and operation in error["Message"]

@@ -406,38 +406,39 @@ def test_a_long_review_that_is_not_answered_is_found(own):
     assert "more than 512 tokens" in failed(own)["loads"]
 
 
-LONG_FAULTS = {
-    "cut in silence": ('"truncated": reading.truncated', '"truncated": False', "without saying that it was cut"),
-    "not read to its end": ("MAX_WINDOWS = 8", "MAX_WINDOWS = 1", "not read to its end"),
-    "counted wrong": ('"weight": round(weight, 6)', '"weight": 1.0', "do not count for one"),
+CODE_FAULTS = {  # what is wrong: the check that finds it, the right code, the wrong code, and what the check says
+    "cut in silence": (
+        "long review",
+        '"truncated": reading.truncated',
+        '"truncated": False',
+        "without saying that it was cut",
+    ),
+    "not read to its end": ("long review", "MAX_WINDOWS = 8", "MAX_WINDOWS = 1", "not read to its end"),
+    "counted wrong": ("long review", '"weight": round(weight, 6)', '"weight": 1.0', "do not count for one"),
+    "percent": ("shares", "round(float(share), 6)", "round(100 * float(share), 6)", "scores add up to 100.000"),
+    "other label's": (
+        "shares",
+        '"score": scores[label]',
+        '"score": min(scores.values())',
+        "score is not that of the label",
+    ),
+    "one label": (
+        "shares",
+        '"scores": scores, "sure"',
+        '"scores": {label: scores[label]}, "sure"',
+        "scores are given for",
+    ),
 }
 
 
-@pytest.mark.parametrize("fault", LONG_FAULTS)
-def test_a_long_review_that_is_read_wrong_is_found(own, fault):
-    right, wrong, says = LONG_FAULTS[fault]
-    code = own / "code" / "inference.py"
-    assert right in code.read_text()
-    code.write_text(code.read_text().replace(right, wrong))
-    found = failed(own)
-    assert set(found) == {"long review"} and says in found["long review"]
-
-
-SHARE_FAULTS = {
-    "percent": ("round(float(share), 6)", "round(100 * float(share), 6)", "scores add up to 100.000"),
-    "other label's": ('"score": scores[label]', '"score": min(scores.values())', "score is not that of the label"),
-    "one label": ('"scores": scores, "sure"', '"scores": {label: scores[label]}, "sure"', "scores are given for"),
-}
-
-
-@pytest.mark.parametrize("fault", SHARE_FAULTS)
-def test_scores_that_are_no_shares_are_found(own, fault):
-    right, wrong, says = SHARE_FAULTS[fault]
+@pytest.mark.parametrize("fault", CODE_FAULTS)
+def test_a_fault_of_the_code_is_found(own, fault):
+    check, right, wrong, says = CODE_FAULTS[fault]
     code = own / "code" / "inference.py"
     assert code.read_text().count(right) == 1
     code.write_text(code.read_text().replace(right, wrong))
     found = failed(own)
-    assert set(found) == {"shares"} and says in found["shares"]
+    assert set(found) == {check} and says in found[check]
 
 
 def test_a_calibration_is_looked_at(own):

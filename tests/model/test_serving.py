@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from hypothesis import given, settings
 
 from sentiment_engine.model.artifact import add_inference_code
-from sentiment_engine.model.serving import BODY_LIMIT, Predictor, serving_app
+from sentiment_engine.model.serving import CONTAINER_BODY_LIMIT, Predictor, serving_app
 from tests import ROOT
 from tests.doubles import clients, odd_json
 from tests.doubles.tiny_model import write_tiny_model
@@ -315,7 +315,7 @@ def test_a_request_is_read_however_it_arrives(served, what):
         (b"{", {}),
         (b"{}", {"accept": "text/html"}),
         (b"", {}),
-        (b" " * (BODY_LIMIT + 1), {}),
+        (b" " * (CONTAINER_BODY_LIMIT + 1), {}),
         (b"x", {"content-encoding": "br"}),
         (b"x", {"content-type": "image/png"}),
     ],

@@ -20,8 +20,8 @@ from botocore.exceptions import ClientError
 from papermill.exceptions import PapermillExecutionError
 
 from sentiment_engine.deploy.training import (
-    Job,
     TrainingFailed,
+    TrainingJob,
     base_model_address,
     check_request,
     job_left,
@@ -108,14 +108,14 @@ def test_base_model_is_the_same_every_time(base, tmp_path):
 def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
     from transformers import AutoTokenizer, set_seed
 
-    from sentiment_engine.model.training_job import Recipe, encode, fit, load_model, predict
+    from sentiment_engine.model.training_job import Recipe, encode, fit, load_model, predict_rows
 
     set_seed(0)
     rows, recipe = reviews(64).iloc[:, :2], Recipe(epochs=8, learning_rate=3e-4, max_length=16)
     taught = rows.assign(target=np.where(rows["label"] == 1, 0.8, 0.4))
     tokenizer = AutoTokenizer.from_pretrained(base)
     trainer = fit(load_model(str(base), recipe), tokenizer, encode(tokenizer, taught, 16), recipe, tmp_path)
-    said = predict(trainer, tokenizer, rows)["positive"]
+    said = predict_rows(trainer, tokenizer, rows)["positive"]
     assert (said - taught["target"]).abs().max() < 0.1, "a label would have taught it to be sure"
 
 
@@ -215,8 +215,10 @@ def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, mon
     role, place = "arn:aws:iam::111122223333:role/training", "s3://training-tests"
     asked = {"source": source, "channels": {"train": f"{place}/sample"}, "recipe": {"epochs": 1}, "role": role}
     asked |= {"bucket": "training-tests", "max_hours": 0.5}
-    several = Job(**asked, instance_type="ml.g5.12xlarge", spot=True, checkpoints=f"{place}/checkpoints/", mark=MARK)
-    single = Job(**asked, instance_type="ml.m5.large")
+    several = TrainingJob(
+        **asked, instance_type="ml.g5.12xlarge", spot=True, checkpoints=f"{place}/checkpoints/", mark=MARK
+    )
+    single = TrainingJob(**asked, instance_type="ml.m5.large")
     found = {}
     for job in (several, single):
         prefix = f"on-{job.instance_type.split('.')[1]}"  # the SDK names jobs after the second
@@ -273,10 +275,12 @@ def sent(thread: threading.Thread):
     assert thread.name != "sagemaker-telemetry", "the SDK reports to AWS what it was asked for"
 
 
-def wanted(source: Path, kind: str = "ml.g4dn.xlarge", **more) -> Job:
+def wanted(source: Path, kind: str = "ml.g4dn.xlarge", **more) -> TrainingJob:
     "Ask for a job as the notebook does."
     place = {"role": "arn:aws:iam::111122223333:role/training", "bucket": "artifacts"}
-    return Job(source, {"train": "s3://lake/sample/train.parquet"}, {"epochs": 1}, kind, **place, mark=MARK, **more)
+    return TrainingJob(
+        source, {"train": "s3://lake/sample/train.parquet"}, {"epochs": 1}, kind, **place, mark=MARK, **more
+    )
 
 
 def test_a_job_is_started_with_credentials_and_a_region_whatever_iam_says_of_the_role(source, no_settings):
@@ -331,7 +335,9 @@ def test_the_local_cloud_has_no_gpu_either_unless_this_machine_has_one(cloud, so
     s3.create_bucket(Bucket="gpu-tests")
     s3.put_object(Bucket="gpu-tests", Key="sample/train.parquet", Body=b"no Parquet")
     place = {"role": "arn:aws:iam::111122223333:role/training", "bucket": "gpu-tests"}
-    job = Job(source, {"train": "s3://gpu-tests/sample/train.parquet"}, {"epochs": 1}, "ml.g4dn.xlarge", **place)
+    job = TrainingJob(
+        source, {"train": "s3://gpu-tests/sample/train.parquet"}, {"epochs": 1}, "ml.g4dn.xlarge", **place
+    )
     name = start_training(connect("local"), Settings(prefix="gpu-tests"), job)
     with pytest.raises(TrainingFailed) as failed:
         wait_for_training(sagemaker, cloud.client("logs"), name)
@@ -398,8 +404,8 @@ class Account:
     def get_paginator(self, operation: str):
         if operation == "filter_log_events":
             return SimpleNamespace(paginate=self._events)
-        names = list(reversed(self.jobs))
-        return SimpleNamespace(paginate=lambda **_: SimpleNamespace(search=lambda _: names))
+        found = [{"TrainingJobName": name, "TrainingJobArn": name} for name in reversed(self.jobs)]
+        return SimpleNamespace(paginate=lambda **_: [{"TrainingJobSummaries": found}])
 
     def _events(self, startTime: int, **_):
         self.asked.append(startTime)
@@ -412,12 +418,12 @@ class Account:
         job = self.jobs[TrainingJobName]
         return job | {"TrainingJobStatus": job["then"].pop(0)} if job.get("then") else job
 
-    def head_object(self, Bucket: str, Key: str):
+    def get_object(self, Bucket: str, Key: str):
         if (Bucket, Key) not in self.objects:
             raise ClientError({"Error": {"Code": "404", "Message": "Not Found"}}, "HeadObject")
-
-    def get_object(self, Bucket: str, Key: str):
         return {"Body": io.BytesIO(self.objects[Bucket, Key])}
+
+    head_object = get_object
 
 
 def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MARK, **more) -> dict:
@@ -476,7 +482,7 @@ def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws():
 def test_whoever_waits_for_hours_asks_seldom(monkeypatch):
     slept = []
     clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
-    monkeypatch.setattr("sentiment_engine.deploy.training.time", clock)
+    monkeypatch.setattr("sentiment_engine.polling.time", clock)
     ended = job("Failed", FailureReason="CapacityError")
     account = Account(ended | {"then": ["InProgress"] * 440})
     with pytest.raises(TrainingFailed, match="CapacityError"):

@@ -378,12 +378,11 @@ class Account:
 
     def get_paginator(self, _):
         found = [{"EndpointConfigName": name, "EndpointConfigArn": name} for name in self.configs]
-        pages = SimpleNamespace(search=lambda _: list(found))
-        return SimpleNamespace(paginate=lambda NameContains: pages)
+        return SimpleNamespace(paginate=lambda NameContains: [{"EndpointConfigs": found}])
 
     def delete_endpoint_config(self, EndpointConfigName):
         assert not self.endpoint or self.endpoint["EndpointConfigName"] != EndpointConfigName, "it is in use"
-        del self.configs[EndpointConfigName]
+        self._found(self.configs.pop(EndpointConfigName, None))
 
 
 MODELS = [{"modelName": f"model-{version}", "version": version} for version in ("one", "two")]
@@ -392,7 +391,7 @@ MODELS = [{"modelName": f"model-{version}", "version": version} for version in (
 @pytest.fixture
 def account(monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None)
-    monkeypatch.setattr("sentiment_engine.service.serverless.time", clock)
+    monkeypatch.setattr("sentiment_engine.polling.time", clock)
     return Account()
 
 

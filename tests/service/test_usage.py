@@ -20,7 +20,7 @@ from sentiment_engine.service.usage import (
     open_run,
     plain_item,
     read_usage,
-    settle,
+    settle_cost,
     spend,
     spent_in_month,
 )
@@ -478,13 +478,13 @@ def test_a_booking_that_is_sent_twice_counts_once_whatever_others_book_meanwhile
 
     def meanwhile():
         for n in range(others):
-            settle(usage, spend(usage, 8, now), n, now)
+            settle_cost(usage, spend(usage, 8, now), n, now)
 
     repeats = [replace(usage, dynamodb=Repeats(usage.dynamodb, meanwhile)) for _ in range(3)]
     tokens, more = spend(repeats[0], 8, now, most), others * 8 + sum(range(others))
     assert tokens and sum(world.usage.spent.values()) == 24 + more
-    settle(repeats[1], tokens, -8, now)
-    settle(repeats[2], mine, 5, now)
+    settle_cost(repeats[1], tokens, -8, now)
+    settle_cost(repeats[2], mine, 5, now)
     assert sum(world.usage.spent.values()) == 21 + 3 * more and not world.usage.asked
 
 
@@ -493,6 +493,6 @@ def test_a_prediction_whose_function_died_stays_booked_and_leaves_nothing_for_go
     for n in range(100):
         spend(usage, 8, now + n)
     for n in range(3):
-        settle(usage, spend(usage, 8, now + 1000), 0, now + 1000)
+        settle_cost(usage, spend(usage, 8, now + 1000), 0, now + 1000)
         assert len(world.usage.asked) == max(0, 60 - 40 * n)
     assert sum(world.usage.spent.values()) == 103 * 8

@@ -4,6 +4,8 @@ import ast
 import json
 import pkgutil
 import re
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,15 +16,17 @@ from tests import ROOT
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 SCRIPTS = sorted((ROOT / "infra_scripts").rglob("*.py"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
-SHARED = {"settings", "polling", "plots", "causes"}
+SHARED = {"settings", "aws_errors", "polling", "s3", "sagemaker", "spark", "plots", "causes"}
 MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
     "service": SHARED | {"costs"},
     "deploy": SHARED | {"costs", "data", "model", "service", "local"},
-    "local": {"settings", "causes", "model"},
+    "local": {"settings", "aws_errors", "s3", "spark", "causes", "model"},
     "costs": set(),
     **{name: set() for name in SHARED},
+    "s3": {"aws_errors"},
+    "sagemaker": {"settings", "aws_errors", "polling"},
 }
 
 
@@ -69,6 +73,19 @@ def test_a_notebook_has_the_path_of_its_module(path):
     exports = re.findall(r"^#\| default_exp (\S+)$", "\n".join(source for _, source in cells(path)), re.M)
     place = path.relative_to(ROOT / "nbs").with_suffix("")
     assert exports == ([] if path in WALKTHROUGHS or path.name == "index.ipynb" else [".".join(place.parts)])
+
+
+def names_defined(name: str) -> set[str]:
+    "Name the functions, classes and constants of a module."
+    tree = ast.parse((ROOT / "sentiment_engine" / f"{name}.py").read_text(encoding="utf-8"))
+    assigned = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
+    names = {each.id for target in chain(*assigned) for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return names | {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_a_name_is_defined_once():
+    places = Counter(chain(*map(names_defined, modules())))
+    assert {name for name, times in places.items() if times > 1} == {"__all__", "main"}
 
 
 def test_every_module_has_a_notebook():
