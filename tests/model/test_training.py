@@ -464,17 +464,17 @@ def test_a_job_with_a_record_or_without_a_model_is_not_followed():
     assert job_left(account, account, Settings(), "artifacts", MARK) is None
 
 
-def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws():
+def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws(monkeypatch):
     ours = job("Completed", then=["InProgress", "InProgress", "InProgress"])
     account, name, told = Account(ours), ours["TrainingJobName"], []
     account.faults = [ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "Describe")]
     script = iter(([(name, 5, "[train] step=1"), ("another", 6, "[train] step=9")], [(name, 5, "[train] step=2")]))
 
-    def look(seconds):
+    def sleep(seconds):
         account.lines += next(script, [])
-        return 0
 
-    assert wait_for_training(account, account, name, told.append, look)["TrainingJobStatus"] == "Completed"
+    monkeypatch.setattr("sentiment_engine.polling.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    assert wait_for_training(account, account, name, told.append)["TrainingJobStatus"] == "Completed"
     assert told == ["[train] step=1", "[train] step=2"]
     assert account.asked[0] == 0 and account.asked[-1] == 5  # not from the beginning each time
 
