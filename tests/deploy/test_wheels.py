@@ -118,6 +118,13 @@ def test_the_lock_has_the_versions_that_the_tests_run_with():
     assert pinned and pinned.items() <= lock.pins.items()
 
 
+def test_the_command_locks_the_versions_of_the_constraints(monkeypatch, capsys):
+    asked, text = [], wheels.LOCK.read_text(encoding="utf-8")
+    monkeypatch.setattr(wheels, "lock_text", lambda lock, versions: asked.append(versions) or text)
+    wheels.main()
+    assert {name: asked[0][name] for name in read_lock().pins} == read_lock().pins
+
+
 def test_the_lock_is_complete():
     "Whatever a locked package needs is locked too, or transformers has brought it into the container."
     lock = read_lock()
