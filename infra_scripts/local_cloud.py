@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.aws import stray_variables
 from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import deploy as deployment
 import nbformat
 import psutil
 import pytest
@@ -23,6 +22,7 @@ from botocore.exceptions import ClientError
 
 from infra_scripts.make import book
 from sentiment_engine.causes import CURES, cause, with_cause
+from sentiment_engine.deploy import phases
 from sentiment_engine.local.cloud import LocalCloud
 from tests import ROOT
 from tests.doubles.local_models import ROLE, register, settled, until
@@ -115,15 +115,16 @@ PROGRAMS = {
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory) -> Path:
-    "A folder with the scripts, whose local cloud is nobody else's."
+    "A checkout of its own, with a local cloud of its own."
     folder = tmp_path_factory.mktemp("scripts")
-    shutil.copytree(ROOT / "infra_scripts", folder / "infra_scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("infra_scripts", "sentiment_engine"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def run(folder: Path, words: list, before=None, **variables: str) -> subprocess.CompletedProcess:
     "Run a script of `folder` as a person does."
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | variables
+    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | variables
     command = [sys.executable, f"infra_scripts/{words[0]}.py", *words[1:]]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, preexec_fn=before)
 
@@ -178,7 +179,7 @@ def test_a_kernelspec_of_a_deleted_environment_does_no_harm(stale_kernel, tmp_pa
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
     book.run(path)
     assert nbformat.read(path, as_version=4).cells[0].outputs[0].text.strip() == sys.executable
-    deployment.run_phases([deployment.Phase(path, {})], SimpleNamespace(write=lambda phase: None), tmp_path / "runs")
+    phases.run_phases([phases.Phase(path, {})], SimpleNamespace(write=lambda phase: None), tmp_path / "runs")
 
 
 def test_jupyterlab_does_not_begin_with_a_kernel_that_cannot_start(stale_kernel, scripts):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import cfnlint
 import pytest
-from deploy import PHASES
 
 from infra_scripts.checks import audit
+from sentiment_engine.deploy.phases import PHASES
 from sentiment_engine.deploy.plan import TEMPLATES as DEPLOYED
 from sentiment_engine.deploy.plan import read_template
 from sentiment_engine.deploy.policies import BOUNDARY, LAB, filled
@@ -206,7 +206,6 @@ PLACES = {  # what of ours is meant by a type of resource
     ("sns", "topic"): [f"sns:{OF}:lab-alarms"],
     ("route53", "hostedzone"): ["route53:::hostedzone/Z1"],
 }
-SCRIPTS = ("deploy.py", "aws_target.py", "teardown.py", "loose_ends.py")
 BY_OTHERS = {"sns:Publish": "Only functions send messages."}
 
 
@@ -214,7 +213,7 @@ def is_deployments(where: str) -> bool:
     "Tell whether a source is run by whoever deploys or tears down; the local cloud is no part of that."
     if where.startswith("sentiment_engine/"):
         return not where.startswith("sentiment_engine/local/")
-    return where.removeprefix("infra_scripts/") in SCRIPTS or where[:2] in PHASES
+    return where[:2] in PHASES
 
 
 def methods() -> Iterator[tuple[str, str, str]]:  # where, service (empty: not said beside it) and method

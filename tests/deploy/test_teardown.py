@@ -7,13 +7,13 @@ import time
 from contextlib import suppress
 from types import SimpleNamespace
 
-import deploy
 import jmespath
-import loose_ends
 import pytest
-import teardown
 from botocore.exceptions import ClientError, NoCredentialsError
 
+from infra_scripts import deploy as deploy_command
+from infra_scripts import teardown as teardown_command
+from sentiment_engine.deploy import endpoint, loose_ends, phases, teardown
 from sentiment_engine.deploy.acceptance_record import Busy, Memory
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.stacks import deploy_stack, empty_bucket, upload_template
@@ -99,8 +99,8 @@ def sagemaker(monkeypatch):
     "A SageMaker to tear down, with no stacks in the way."
     found = SageMaker()
     monkeypatch.setattr(teardown, "connect", lambda target: SimpleNamespace(client=lambda service: found))
-    for module in ("teardown", "sentiment_engine.deploy.endpoint"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
+    for module in (teardown, endpoint):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
     monkeypatch.setattr(loose_ends, "find_stack", lambda *_: None)
     monkeypatch.setattr(teardown, "delete_stack", lambda *_: False)
     monkeypatch.setattr(teardown, "find_stack", lambda _, name: {"Tags": [{"Key": "Project", "Value": OURS.prefix}]})
@@ -127,20 +127,20 @@ def test_a_failure_is_said_in_one_line(monkeypatch, error):
     def fail(target):
         raise error
 
-    monkeypatch.setattr(teardown, "teardown", fail)
-    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
+    monkeypatch.setattr(teardown_command, "teardown", fail)
+    monkeypatch.setattr(teardown_command, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
     with pytest.raises(SystemExit) as ended:
-        teardown.main()
+        teardown_command.main()
     assert str(error) in str(ended.value)
 
 
 def test_it_says_whose_account_is_meant_before_it_asks(monkeypatch, capsys):
-    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
-    monkeypatch.setattr(teardown, "_typed", lambda _: "no")
+    monkeypatch.setattr(teardown_command, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
+    monkeypatch.setattr(teardown_command, "_typed", lambda _: "no")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws"])
     with pytest.raises(SystemExit, match="nothing was deleted"):
-        teardown.main()
+        teardown_command.main()
     assert "as user/ada in an account that ends in 9012, region us-east-1." in capsys.readouterr().out
 
 
@@ -223,11 +223,11 @@ def test_an_interrupted_teardown_ends_in_one_line(monkeypatch):
     def interrupt(target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teardown, "teardown", interrupt)
-    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
+    monkeypatch.setattr(teardown_command, "teardown", interrupt)
+    monkeypatch.setattr(teardown_command, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
     with pytest.raises(SystemExit, match="Interrupted"):
-        teardown.main()
+        teardown_command.main()
 
 
 def test_a_stack_of_somebody_else_is_kept_and_said(sagemaker, monkeypatch, capsys):
@@ -251,11 +251,11 @@ def cut_off(sagemaker, monkeypatch, capsys):
     session = SimpleNamespace(client=lambda s: writing if s == "glue" else sagemaker, region_name="eu-west-1")
     monkeypatch.setattr(loose_ends, "connect", lambda target: session)
     monkeypatch.setattr(loose_ends, "_glue_job", lambda *_: "clean-reviews")
-    monkeypatch.setattr(deploy, "recall", lambda _: None)
-    monkeypatch.setattr(deploy, "before", lambda *_: None)
-    monkeypatch.setattr(deploy, "connect", lambda target: session)
-    monkeypatch.setattr(deploy.Stamps, "read", lambda _: {})  # nothing stands yet
-    monkeypatch.setattr(deploy, "fetch_wheels", lambda: None)
+    monkeypatch.setattr(phases, "recall", lambda _: None)
+    monkeypatch.setattr(phases, "before", lambda *_: None)
+    monkeypatch.setattr(phases, "connect", lambda target: session)
+    monkeypatch.setattr(phases.Stamps, "read", lambda _: {})  # nothing stands yet
+    monkeypatch.setattr(phases, "fetch_wheels", lambda: None)
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws"])
     monkeypatch.delenv("AWS_PROFILE", raising=False)
 
@@ -263,9 +263,9 @@ def cut_off(sagemaker, monkeypatch, capsys):
         def work(*_, **__):
             raise error
 
-        monkeypatch.setattr(deploy, "deploy", work)
+        monkeypatch.setattr(phases, "deploy", work)
         with pytest.raises(SystemExit) as ended:
-            deploy.main()
+            deploy_command.main()
         return SimpleNamespace(printed=capsys.readouterr().out, said=str(ended.value), glue=writing.stopped)
 
     return run
@@ -290,7 +290,7 @@ def test_a_deployment_that_is_cut_off_ends_its_trial_and_names_what_is_still_pai
     assert f"deleting  trial endpoint {TRIAL}" in left.printed
     assert f"still up  endpoint {RUN} (ml.m5.large, $0.115 an hour)" in left.printed
     assert (
-        f"still up  training job {JOB} (ml.g4dn.xlarge, $0.736 an hour): the next run goes on with it" in left.printed
+        f"still up  training job {JOB} (ml.g4dn.xlarge, $0.736 an hour): the next run continues with it" in left.printed
     )
     assert f"aws sagemaker stop-training-job --training-job-name {JOB} --region eu-west-1" in left.printed
     assert "serverless" not in left.printed and ("aws glue batch-stop-job-run" in left.printed) is not bool(stopped)
@@ -315,10 +315,10 @@ def test_where_nobody_reads_any_more_a_teardown_goes_on(sagemaker, monkeypatch, 
         raise error
 
     sagemaker.wake("0123456789ab", looks=2)
-    monkeypatch.setattr(teardown, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
+    monkeypatch.setattr(teardown_command, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--yes"])
     monkeypatch.setattr("builtins.print", gone)
-    teardown.main()
+    teardown_command.main()
     assert not any(sagemaker.things.values())
 
 
@@ -342,7 +342,8 @@ def test_where_nobody_can_look_any_more_the_first_error_is_still_told(sagemaker,
     monkeypatch.setattr(sagemaker, "get_paginator", lambda _: SimpleNamespace(paginate=expired))
     left = cut_off(RuntimeError("the training has failed"))
     assert (
-        left.said == "the training has failed" and "unknown   what is still up could not be found out" in left.printed
+        left.said == "the training has failed"
+        and "unknown   the list of what is still up is incomplete" in left.printed
     )
 
 
@@ -385,12 +386,13 @@ def test_a_teardown_empties_and_deletes_ours_keeps_the_rest_and_can_be_repeated(
 
 
 TEARING = """
-import os, time, teardown
+import os, time
+from sentiment_engine.deploy.teardown import teardown
 parent = os.getppid()
 print("at work", flush=True)
 while os.getppid() == parent:
     time.sleep(0.05)
-teardown.teardown("local")
+teardown("local")
 """
 PARENT = """
 import os, sys
@@ -405,7 +407,7 @@ with Memory(Path(sys.argv[2])).locked() as lock, Interrupts("") as interrupts:
 def test_a_teardown_outlives_the_acceptance_that_began_it(cloud, standing, tmp_path):
     "The acceptance is killed, so nobody reads what the teardown prints."
     (tmp_path / "tearing.py").write_text(TEARING)
-    env = os.environ | {"PYTHONPATH": f"{ROOT / 'infra_scripts'}{os.pathsep}{ROOT}"}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PARENT, str(tmp_path / "tearing.py"), str(tmp_path / "state")]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout.readline() == "at work\n"

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile, ZipInfo
 
-import aws_target
-import deploy
 import pytest
 from packaging.requirements import Requirement
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
+from infra_scripts import deploy as deploy_command
+from sentiment_engine.deploy import phases, target
 from sentiment_engine.deploy.account import Finding
 from sentiment_engine.deploy.endpoint import serving_image, upload_artifact
 from sentiment_engine.local.hosting import ModelServer
@@ -116,6 +116,13 @@ def test_the_lock_has_the_versions_that_the_tests_run_with():
     assert {name: version(name) for name in lock.pins} == lock.pins, "run python -m sentiment_engine.model.wheels"
     pinned = dict(line.split("==") for line in wheels.SERVE_REQUIREMENTS if "==" in line)
     assert pinned and pinned.items() <= lock.pins.items()
+
+
+def test_the_command_locks_the_versions_of_the_constraints(monkeypatch, capsys):
+    asked, text = [], wheels.LOCK.read_text(encoding="utf-8")
+    monkeypatch.setattr(wheels, "lock_text", lambda lock, versions: asked.append(versions) or text)
+    wheels.main()
+    assert {name: asked[0][name] for name in read_lock().pins} == read_lock().pins
 
 
 def test_the_lock_is_complete():
@@ -363,7 +370,7 @@ def test_an_artifact_is_uploaded_once_and_whole(cloud, plain, tmp_path):
 
 def test_aws_gets_the_wheels_and_one_machine_does_not():
     by_target = {
-        target: next(p for p in deploy.plan(deploy.parameters_of(target, {})) if p.title.startswith("04"))
+        target: next(p for p in phases.plan(phases.parameters_of(target, {})) if p.title.startswith("04"))
         for target in ("aws", "local")
     }
     assert by_target["aws"].parameters["wheels"] is True and "wheels" not in by_target["local"].parameters
@@ -373,13 +380,13 @@ def test_wheels_that_cannot_be_had_stop_a_deployment_before_it_costs_anything(in
     "Notebook 04 packs them after the cleaning and the training, which are paid for."
     (index / NAMES[0]).unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(aws_target, "check_account", lambda *_: [Finding("region", True, "us-east-1")])
-    monkeypatch.setattr(deploy, "recall", lambda _: Finding("as before", True, "nothing"))
-    monkeypatch.setattr(deploy.Stamps, "read", lambda _: {})
-    monkeypatch.setattr(deploy, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
+    monkeypatch.setattr(target, "check_account", lambda *_: [Finding("region", True, "us-east-1")])
+    monkeypatch.setattr(phases, "recall", lambda _: Finding("as before", True, "nothing"))
+    monkeypatch.setattr(phases.Stamps, "read", lambda _: {})
+    monkeypatch.setattr(phases, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws", "--region", "us-east-1"])
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "us-east-1")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with pytest.raises(SystemExit, match="pip cannot fetch tiny-a"):
-        deploy.main()
+        deploy_command.main()

@@ -104,16 +104,18 @@ def run(words: list[str], environment: dict[str, str]) -> str:
 # The quickest way through: a cloud, one notebook, the clients of the visit, of the page and of a Lambda.
 PLAY = """
 import functools, json, os, sys, urllib.request
-sys.path[:0] = ["infra_scripts", "website", "."]
-import boto3, deploy
+sys.path[:0] = ["website", "."]
+from pathlib import Path
+import boto3
+from sentiment_engine.deploy import phases
 from sentiment_engine.deploy.visit import local_visit
 from sentiment_engine.local.cloud import LocalCloud
-deploy.LocalCloud = functools.partial(LocalCloud, port=0, site_port=0)
-deploy.ROOT = deploy.Path(sys.argv[1])
-deploy.RUNS = deploy.ROOT / "runs"
-with deploy.local_cloud() as cloud:
+phases.LocalCloud = functools.partial(LocalCloud, port=0, site_port=0)
+phases.ROOT = Path(sys.argv[1])
+phases.RUNS = phases.ROOT / "runs"
+with phases.local_cloud() as cloud:
     if sys.argv[2] == "deploy":
-        deploy.deploy("local", only="00")
+        phases.deploy("local", only="00")
     print(*[name for name in os.environ if name.startswith(("AWS_", "BOTO_"))])
     for service in ("s3", "sagemaker", "sts", "cloudformation"):
         assert boto3.client(service).meta.endpoint_url == cloud.url

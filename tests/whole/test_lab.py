@@ -19,10 +19,10 @@ from tests.doubles.local_models import until
 
 LAB = """
 import sys
-sys.path.insert(0, "infra_scripts")
-import deploy
-deploy.ROOT = deploy.Path(sys.argv.pop(1))
-import lab
+from pathlib import Path
+from infra_scripts import lab
+from sentiment_engine.deploy import phases
+lab.ROOT = phases.ROOT = Path(sys.argv.pop(1))
 lab.main()
 """
 ASK = """

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import pytest
-from deploy import parameters_of, plan
 
 from sentiment_engine.costs import PRICES
+from sentiment_engine.deploy.phases import parameters_of, plan
 from tests import ROOT
 
 NBS = ROOT / "nbs"

@@ -7,13 +7,13 @@ import re
 import httpx
 import papermill
 import pytest
-from demo import told_model, told_reviews
-from deploy import Stamps, deploy, outdated, plan, sources_fingerprint
-from teardown import teardown
 
+from infra_scripts.demo import told_model, told_reviews
 from sentiment_engine.data.reviews import write_reviews
 from sentiment_engine.deploy.endpoint import current_model
+from sentiment_engine.deploy.phases import Stamps, deploy, outdated, plan, sources_fingerprint
 from sentiment_engine.deploy.stacks import stack_outputs
+from sentiment_engine.deploy.teardown import teardown
 from sentiment_engine.deploy.visit import local_visit, sleep, use, wake
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import connect, foundation_stack, settings_from
@@ -110,7 +110,7 @@ def test_another_release_is_deployed_again(monkeypatch, tmp_path):
         "sentiment_engine/model/behaviour_suite.toml",
         "nbs/04_endpoint_deployment.ipynb",
     )
-    monkeypatch.setattr("deploy.ROOT", tmp_path)
+    monkeypatch.setattr("sentiment_engine.deploy.phases.ROOT", tmp_path)
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("first")

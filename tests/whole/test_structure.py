@@ -2,6 +2,7 @@
 
 import ast
 import json
+import pkgutil
 import re
 from pathlib import Path
 
@@ -76,6 +77,43 @@ def test_every_module_has_a_notebook():
         for path in NOTEBOOKS
         if path not in WALKTHROUGHS and path.name != "index.ipynb"
     }
+
+
+def named_in(path: Path) -> set[str]:
+    "Find the dotted names of the package that a text mentions, such as sentiment_engine.model.released."
+    text = path.read_text(encoding="utf-8")
+    imports = re.findall(r"from (sentiment_engine[\w.]*) import \(?([\w, ]+)", text)
+    names = {f"{module}.{name.split()[0]}" for module, listed in imports for name in listed.split(",") if name.strip()}
+    return names | set(re.findall(r"(?<![\w/.-])sentiment_engine(?:\.[a-zA-Z_]\w*)+", text))
+
+
+TEXTS = [
+    path
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "models/*/*.md",
+        "nbs/**/*.ipynb",
+        "infra_scripts/**/*.*",
+        ".github/workflows/*",
+    )
+    for path in ROOT.glob(pattern)
+    if path.suffix in (".md", ".ipynb", ".py", ".sh", ".toml", ".yaml", ".yml") and path.name != "CHANGELOG.md"
+]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_text_names_only_what_the_package_has(path):
+    wrong = [name for name in named_in(path) if not name.endswith((".py", ".toml", ".zip")) and not exists(name)]
+    assert wrong == []
+
+
+def exists(name: str) -> bool:
+    "Tell whether a dotted name is a module or something in one."
+    try:
+        return bool(pkgutil.resolve_name(name)) or True
+    except (ImportError, AttributeError):
+        return False
 
 
 @pytest.mark.parametrize("path", WALKTHROUGHS, ids=lambda path: path.stem)
