@@ -407,7 +407,7 @@ with Memory(Path(sys.argv[2])).locked() as lock, Interrupts("") as interrupts:
 def test_a_teardown_outlives_the_acceptance_that_began_it(cloud, standing, tmp_path):
     "The acceptance is killed, so nobody reads what the teardown prints."
     (tmp_path / "tearing.py").write_text(TEARING)
-    env = os.environ | {"PYTHONPATH": f"{ROOT / 'infra_scripts'}{os.pathsep}{ROOT}"}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PARENT, str(tmp_path / "tearing.py"), str(tmp_path / "state")]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout.readline() == "at work\n"

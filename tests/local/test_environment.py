@@ -105,8 +105,8 @@ def run(words: list[str], environment: dict[str, str]) -> str:
 PLAY = """
 import functools, json, os, sys, urllib.request
 sys.path[:0] = ["website", "."]
-import boto3
 from pathlib import Path
+import boto3
 from sentiment_engine.deploy import phases
 from sentiment_engine.deploy.visit import local_visit
 from sentiment_engine.local.cloud import LocalCloud
