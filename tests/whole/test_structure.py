@@ -1,5 +1,6 @@
 "Where things are: notebooks and modules have the same path, dependencies point one way, and walkthroughs walk."
 
+import ast
 import json
 import pkgutil
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sentiment_engine.deploy.packaging import modules_imported
+from sentiment_engine.deploy.packaging import modules_imported, package_files
 from tests import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -65,6 +66,23 @@ def test_every_module_has_a_notebook():
         for path in NOTEBOOKS
         if path not in WALKTHROUGHS and path.name != "index.ipynb"
     }
+
+
+@pytest.mark.parametrize("name", ["target", "loose_ends", "teardown"])
+def test_only_the_phases_of_a_deployment_need_papermill(name):
+    needed = package_files(f"import sentiment_engine.deploy.{name}")
+    assert [path for path in needed.values() if re.search(r"^(import|from) papermill", path.read_text(), re.M)] == []
+
+
+COMMANDS = [ROOT / f"infra_scripts/{name}.py" for name in ("deploy", "demo", "lab", "local_cloud", "smoke", "teardown")]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_command_imports_no_other_script(path):
+    source, scripts = path.read_text(encoding="utf-8"), {p.stem for p in (ROOT / "infra_scripts").rglob("*.py")}
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {getattr(node, "module", None) or node.names[0].name for node in nodes}
+    assert not {name.split(".")[0] for name in imported} & {*scripts, "infra_scripts"} and "sys.path" not in source
 
 
 def named_in(path: Path) -> set[str]:
