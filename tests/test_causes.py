@@ -15,12 +15,12 @@ from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import book
 import nbformat
 import psutil
 import pytest
 from botocore.exceptions import ClientError
 
+from infra_scripts.make import book
 from sentiment_engine.causes import CURES, cause, with_cause
 from sentiment_engine.deploy import phases
 from sentiment_engine.local.cloud import LocalCloud

@@ -24,22 +24,22 @@ from urllib.parse import urlsplit
 
 import boto3
 import phonenumbers
-from acceptance_checks import GONE_LIMIT, START_LIMIT, check_page, check_plan, visit
-from acceptance_record import Busy, Check, Failure, Memory, Record, report, verdict
 from botocore.exceptions import BotoCoreError, ClientError
-from child import Abandoned, Interrupts, run_program
-from smoke import StepFailed
-from standing import by_name, by_tag
 
 from sentiment_engine import __version__
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
+from sentiment_engine.deploy.acceptance_checks import GONE_LIMIT, START_LIMIT, check_page, check_plan, visit
+from sentiment_engine.deploy.acceptance_record import Busy, Check, Failure, Memory, Record, report, verdict
 from sentiment_engine.deploy.account import Finding, check_account, find_stack, stack_names
+from sentiment_engine.deploy.child_program import Abandoned, Interrupts, run_program
 from sentiment_engine.deploy.endpoint import trial_machines
 from sentiment_engine.deploy.loose_ends import say
 from sentiment_engine.deploy.phases import stop_on_signals
 from sentiment_engine.deploy.plan import Plan
+from sentiment_engine.deploy.standing import by_name, by_tag
 from sentiment_engine.deploy.target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
+from sentiment_engine.deploy.visit import StepFailed
 from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 
@@ -256,15 +256,19 @@ class Acceptance:
         self.run(DEPLOY, words, SERIES_LIMIT if self.record.series else DEPLOY_LIMIT)
         self.read_stacks()
 
+    def client(self, service: str):
+        "Return a boto3 client for a service."
+        return boto3.client(service)
+
     def stacks(self) -> dict[str, dict]:  # name: as describe_stacks tells
         "Describe the engine's stacks, whichever there are."
-        cloudformation = boto3.client("cloudformation")
+        cloudformation = self.client("cloudformation")
         found = {name: find_stack(cloudformation, name) for name in stack_names(self.settings)}
         return {name: stack for name, stack in found.items() if stack}
 
     def resources(self, stack: str) -> list[dict]:
         "List what a stack holds."
-        return boto3.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
+        return self.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
 
     def read_stacks(self):
         "Learn where page and API are, and which ids must not get into the report."
@@ -283,7 +287,12 @@ class Acceptance:
         if self.attempt("deploy", self.deploy):
             self.attempt("page", lambda: check_page(self))
             visit(self)
-            self.attempt("plan and reality", lambda: check_plan(self))
+            self.attempt("plan and reality", self.compare_plan)
+
+    def compare_plan(self):
+        "Compare the engine with what its plan announced."
+        session = connect("aws")
+        check_plan(self, planned(self.options, self.settings, session, False), session)
 
     def tear_down(self):
         "Delete the engine; a second try mends what only took too long."

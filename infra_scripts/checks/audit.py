@@ -16,9 +16,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
-from policies import policies_of
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.policies import policies_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / ".audit"

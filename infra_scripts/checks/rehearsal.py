@@ -25,6 +25,7 @@ from sentiment_engine.causes import tells_cause
 from sentiment_engine.deploy.phases import FAILURES, explain, stop_on_signals
 from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.deploy.target import ROOT
+from sentiment_engine.deploy.visit import PHONE
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.local.requests import read_recording
 from sentiment_engine.local.strict import workflow_environment
@@ -32,7 +33,6 @@ from sentiment_engine.settings import Settings, textbelt_key_parameter
 
 PLACE = ROOT / ".rehearsal"
 REPOSITORY = "owner/name"  # of the workflow that deploys
-PHONE = "+12025550123"  # of the range that is kept free for fiction
 PREFIXES = {"administrator": "rehearse-admin", "deployer": "rehearse-role"}
 ROWS = 3000
 REFUSED = ("AccessDenied", "UnauthorizedOperation", "AuthorizationError")

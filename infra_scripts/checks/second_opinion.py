@@ -47,10 +47,10 @@ from botocore import xform_name
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
-from template_calls import Made, Stack, calls_of, deletions_of, unmade
 
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.deploy.template_calls import Made, Stack, calls_of, deletions_of, unmade
 from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
 
 ROOT = Path(__file__).resolve().parents[2]

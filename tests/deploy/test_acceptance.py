@@ -10,25 +10,23 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 from pathlib import Path
 
-import acceptance
-import acceptance_checks
 import botocore.session
-import child
 import httpx
 import phonenumbers
 import pytest
-import standing
-from acceptance_record import Busy, Check, Failure, Memory, Record, record_from, report, verdict
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
-from child import Abandoned, Interrupts, Late, run_program
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scrub import scrub
-from smoke import PHONE
 
+from infra_scripts.checks import acceptance
 from sentiment_engine.costs import price_per_hour
+from sentiment_engine.deploy import acceptance_checks, child_program, standing
+from sentiment_engine.deploy.acceptance_record import Busy, Check, Failure, Memory, Record, record_from, report, verdict
 from sentiment_engine.deploy.account import Finding
+from sentiment_engine.deploy.child_program import Abandoned, Interrupts, Late, run_program
+from sentiment_engine.deploy.scrub import scrub
+from sentiment_engine.deploy.visit import PHONE
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import Settings
 from tests import ROOT
@@ -354,7 +352,7 @@ class World:
 @pytest.fixture
 def world(tmp_path, shell):
     "A world with an account, and everything that is slow or real replaced."
-    found, handlers = World(tmp_path), {number: signal.getsignal(number) for number in child.SIGNALS}
+    found, handlers = World(tmp_path), {number: signal.getsignal(number) for number in child_program.SIGNALS}
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         shell.setenv(name, "x")
     shell.setattr(acceptance, "run_program", found.program)
@@ -369,7 +367,7 @@ def world(tmp_path, shell):
         shell.setattr(acceptance, name, lambda *_: found.event())
     shell.setattr(acceptance.Acceptance, "read_stacks", lambda at: found.event())
     for name in ("check_page", "check_plan"):
-        shell.setattr(acceptance, name, lambda at, name=name: (found.event(), at.check(name, True)))
+        shell.setattr(acceptance, name, lambda at, *_, name=name: (found.event(), at.check(name, True)))
     shell.setattr(acceptance, "visit", lambda at: at.attempt("idle shutdown", lambda: found.event()))
     shell.setattr(acceptance, "connect", lambda _: Fake())  # what is slow, and not what is tested here
     shell.setattr(os, "fsync", lambda _: None)
@@ -416,7 +414,7 @@ def test_one_that_passes_says_so_and_leaves_nothing(world, capsys):
     assert "| deploy | " in text and "aws-glue" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", child.SIGNALS)
+@pytest.mark.parametrize("number", child_program.SIGNALS)
 def test_a_signal_at_any_step_deletes_the_engine(world, number):
     signal.signal(number, signal.default_int_handler)  # before there is anything to delete, it just ends
     for end in at_every_step(world, lambda: signal.raise_signal(number)):
@@ -442,7 +440,7 @@ def test_an_error_at_any_step_of_the_work_deletes_the_engine(world, error):
 
 
 def test_a_second_ctrl_c_explains_and_a_third_leaves_it_to_the_next_call(world, monkeypatch, capfd):
-    monkeypatch.setattr(child, "INSIST", -1.0)
+    monkeypatch.setattr(child_program, "INSIST", -1.0)
     world.act = lambda: signal.raise_signal(signal.SIGINT)
 
     def impatient(*_):
@@ -787,7 +785,7 @@ def test_a_program_that_takes_too_long_is_stopped(tidy):
 
 
 def test_a_program_that_does_not_stop_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(child, "STOPPING", 0.5)
+    monkeypatch.setattr(child_program, "STOPPING", 0.5)
     (tmp_path / "deaf.py").write_text("import signal, time\nsignal.signal(2, signal.SIG_IGN)\ntime.sleep(6000)")
     with Interrupts("wait") as interrupts, pytest.raises(Late):
         run_program([str(tmp_path / "deaf.py")], os.environ, 1.0, interrupts, print)
@@ -800,7 +798,7 @@ def test_a_signal_while_a_program_starts_is_kept_back_until_it_is_known(tidy, mo
         signal.raise_signal(signal.SIGINT)
         return usual(*words, **options)
 
-    monkeypatch.setattr(child.subprocess, "Popen", signalled)
+    monkeypatch.setattr(child_program.subprocess, "Popen", signalled)
     with Interrupts("wait") as interrupts, pytest.raises(KeyboardInterrupt):
         run_program(tidy, os.environ, 30, interrupts, heard.append)
     ends = ["tidy"] if "at work" in heard else ["tidy", "KeyboardInterrupt"]  # Python itself may be still starting
@@ -817,7 +815,7 @@ def test_five_ctrl_c_in_a_second_do_not_leave_a_teardown(capfd):
 
 
 def test_a_closed_terminal_never_leaves_a_teardown(monkeypatch):
-    monkeypatch.setattr(child, "INSIST", -1.0)
+    monkeypatch.setattr(child_program, "INSIST", -1.0)
     with Interrupts("wait") as interrupts:
         interrupts.ending = True
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
@@ -825,7 +823,7 @@ def test_a_closed_terminal_never_leaves_a_teardown(monkeypatch):
 
 
 def test_who_insists_may_leave(monkeypatch):
-    monkeypatch.setattr(child, "INSIST", -1.0)
+    monkeypatch.setattr(child_program, "INSIST", -1.0)
     with Interrupts("wait") as interrupts, pytest.raises(Abandoned):
         interrupts.ending = True
         for _ in range(2):
@@ -835,12 +833,13 @@ def test_who_insists_may_leave(monkeypatch):
 def test_a_program_of_a_killed_acceptance_is_not_worked_beside(tmp_path, tidy):
     "It holds the lock as long as it runs."
     code = (
-        "import os, sys; from acceptance_record import Memory; from child import Interrupts, run_program\n"
+        "import os; from sentiment_engine.deploy.acceptance_record import Memory\n"
+        "from sentiment_engine.deploy.child_program import Interrupts, run_program\n"
         "from pathlib import Path\n"
         f"with Memory(Path({str(tmp_path)!r})).locked() as lock, Interrupts('') as interrupts:\n"
         f"    run_program({tidy!r}, os.environ, 60, interrupts, lambda line: print(line, flush=True), held=[lock])\n"
     )
-    env = os.environ | {"PYTHONPATH": f"{SCRIPTS}{os.pathsep}{ROOT}"}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "at work\n"
         orphan = int(subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True))

@@ -1,8 +1,9 @@
 "What the audit finds, and what it says of an exception that nothing needs."
 
-import audit
 import pytest
 import yaml
+
+from infra_scripts.checks import audit
 
 OPEN = """
 Resources:

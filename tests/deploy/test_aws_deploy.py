@@ -14,12 +14,12 @@ from unittest.mock import patch
 
 import boto3
 import pytest
-import render_regions
 from botocore.exceptions import ClientError
 from papermill.exceptions import PapermillExecutionError
 
 from infra_scripts import deploy as deploy_command
 from infra_scripts import teardown as teardown_command
+from infra_scripts.make import render_regions
 from sentiment_engine.costs import RESTING_METRICS, Visit, run_cost, standing_cost
 from sentiment_engine.deploy import loose_ends, phases, target, teardown
 from sentiment_engine.deploy.account import (

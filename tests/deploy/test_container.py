@@ -3,11 +3,11 @@
 import json
 import shutil
 
-import container_test
 import numpy as np
 import psutil
 import pytest
 
+from infra_scripts.checks import container_test
 from sentiment_engine.model.released import pack_released
 from sentiment_engine.model.serving import Predictor
 from sentiment_engine.model.wheels import add_wheels, fetch_wheels, read_lock

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-import audit
 import cfnlint
 import pytest
-from policies import BOUNDARY, LAB, filled
 
+from infra_scripts.checks import audit
 from sentiment_engine.deploy.phases import PHASES
 from sentiment_engine.deploy.plan import TEMPLATES as DEPLOYED
 from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.deploy.policies import BOUNDARY, LAB, filled
 from tests import ROOT
 from tests.deploy.test_boto3_calls import FOUND, SERVICES, TRANSFERS, operations, service_of, sources
 from tests.deploy.test_template import CASES, deployer, may, role

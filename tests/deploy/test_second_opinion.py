@@ -6,11 +6,21 @@ from pathlib import Path
 
 import httpx
 import pytest
-import second_opinion
-import template_calls
 import yaml
-from second_opinion import Moto, Replay, Verdict, asked, findings, judged, lines_of_templates, moto, report
 
+from infra_scripts.checks import second_opinion
+from infra_scripts.checks.second_opinion import (
+    Moto,
+    Replay,
+    Verdict,
+    asked,
+    findings,
+    judged,
+    lines_of_templates,
+    moto,
+    report,
+)
+from sentiment_engine.deploy import template_calls
 from sentiment_engine.local.requests import complaints
 
 ACCOUNT = "111122223333"

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import jmespath
 import pytest
-from acceptance_record import Busy, Memory
 from botocore.exceptions import ClientError, NoCredentialsError
 
 from infra_scripts import deploy as deploy_command
 from infra_scripts import teardown as teardown_command
 from sentiment_engine.deploy import endpoint, loose_ends, phases, teardown
+from sentiment_engine.deploy.acceptance_record import Busy, Memory
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.stacks import deploy_stack, empty_bucket, upload_template
 from sentiment_engine.settings import Settings
@@ -397,8 +397,8 @@ teardown("local")
 PARENT = """
 import os, sys
 from pathlib import Path
-from acceptance_record import Memory
-from child import Interrupts, run_program
+from sentiment_engine.deploy.acceptance_record import Memory
+from sentiment_engine.deploy.child_program import Interrupts, run_program
 with Memory(Path(sys.argv[2])).locked() as lock, Interrupts("") as interrupts:
     run_program([sys.argv[1]], os.environ, 60, interrupts, lambda line: print(line, flush=True), held=[lock])
 """

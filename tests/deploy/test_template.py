@@ -14,12 +14,12 @@ import pytest
 import yaml
 from botocore.stub import Stubber
 from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
-from policies import BOUNDARY, LAB, NOTHING, filled
 
 from sentiment_engine.deploy.account import SHARES
 from sentiment_engine.deploy.foundation import foundation_parameters, site_parameters
 from sentiment_engine.deploy.packaging import parameter_of, stack_parameters, upload_packages
 from sentiment_engine.deploy.plan import read_template, resources_of
+from sentiment_engine.deploy.policies import BOUNDARY, LAB, NOTHING, filled
 from sentiment_engine.deploy.stacks import INLINE_LIMIT, delete_stack, deploy_stack, template_argument, upload_template
 from sentiment_engine.service.metrics import METRICS, NAMESPACE
 from sentiment_engine.settings import PREFIX, Settings

@@ -104,10 +104,11 @@ def run(words: list[str], environment: dict[str, str]) -> str:
 # The quickest way through: a cloud, one notebook, the clients of the visit, of the page and of a Lambda.
 PLAY = """
 import functools, json, os, sys, urllib.request
-sys.path[:0] = ["infra_scripts", "website", "."]
-import boto3, smoke
+sys.path[:0] = ["website", "."]
+import boto3
 from pathlib import Path
 from sentiment_engine.deploy import phases
+from sentiment_engine.deploy.visit import local_visit
 from sentiment_engine.local.cloud import LocalCloud
 phases.LocalCloud = functools.partial(LocalCloud, port=0, site_port=0)
 phases.ROOT = Path(sys.argv[1])
@@ -120,7 +121,7 @@ with phases.local_cloud() as cloud:
         assert boto3.client(service).meta.endpoint_url == cloud.url
     assert boto3.client("sagemaker").list_endpoints()["Endpoints"] == []
     print(boto3.client("sts").get_caller_identity()["Arn"])
-    visit = smoke.local_visit(cloud, cloud.url + "/_local")
+    visit = local_visit(cloud, cloud.url + "/_local")
     print(visit.call("GET", "/health")[0], visit.inbox())
     cloud.client = cloud.root_client
     import app

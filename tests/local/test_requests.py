@@ -17,8 +17,8 @@ from botocore.exceptions import ClientError, ParamValidationError
 from botocore.model import Shape, StructureShape
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rehearsal import print_calls
 
+from infra_scripts.checks.rehearsal import print_calls
 from sentiment_engine.local.api import compiled, load_model
 from sentiment_engine.local.requests import (
     Call,

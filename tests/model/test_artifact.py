@@ -15,11 +15,11 @@ from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
 
-import container_test
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra_scripts.checks import container_test
 from sentiment_engine.model import artifact, inference
 from sentiment_engine.model.artifact import (
     PreflightError,

@@ -22,7 +22,7 @@ def test_a_missing_browser_is_named_with_the_remedy(monkeypatch):
         find_chromium()
     monkeypatch.delenv("CHROMIUM")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(FileNotFoundError, match=r"run infra_scripts/install_chromium\.sh"):
+    with pytest.raises(FileNotFoundError, match=r"run infra_scripts/make/install_chromium\.sh"):
         find_chromium()
 
 

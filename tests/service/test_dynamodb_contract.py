@@ -17,8 +17,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from second_opinion import PLACE, moto
 
+from infra_scripts.checks.second_opinion import PLACE, moto
 from sentiment_engine.local.expressions import reserved_words
 from tests.doubles.engine_double import dynamodb
 from tests.doubles.memory_dynamodb import ITEM_LIMIT, MemoryDynamoDB, item_bytes

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
-from policies import LAB, filled
 
 from sentiment_engine.costs import SERVERLESS_GB_SECOND
 from sentiment_engine.deploy.packaging import stack_parameters
 from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.deploy.policies import LAB, filled
 from sentiment_engine.service.api import WAKE_SECONDS
 from sentiment_engine.service.lifecycle import client_of
 from sentiment_engine.service.serverless import (

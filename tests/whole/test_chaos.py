@@ -1,7 +1,8 @@
 "Kill -9 at random under traffic: the promises hold. `make chaos` is the long version."
 
-import chaos
 import pytest
+
+from infra_scripts.checks import chaos
 
 
 def test_the_promises_hold_when_processes_are_killed(capsys):

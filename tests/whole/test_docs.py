@@ -8,10 +8,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import build_docs as docs
 import pytest
 from playwright.sync_api import Page, expect
 
+from infra_scripts.make import build_docs as docs
 from tests.doubles.chromium import open_browser
 
 

@@ -5,10 +5,10 @@ import subprocess
 from collections import Counter
 from functools import cache
 
-import mutants
 import pytest
-from mutants import MODEL, Mutant, patched, read_mutants, verdict
 
+from infra_scripts.checks import mutants
+from infra_scripts.checks.mutants import MODEL, Mutant, patched, read_mutants, verdict
 from tests.doubles.clients import NODE
 
 FOUND = read_mutants()

@@ -7,7 +7,6 @@ import re
 import httpx
 import papermill
 import pytest
-from smoke import local_visit, sleep, use, wake
 
 from infra_scripts.demo import told_model, told_reviews
 from sentiment_engine.data.reviews import write_reviews
@@ -15,6 +14,7 @@ from sentiment_engine.deploy.endpoint import current_model
 from sentiment_engine.deploy.phases import Stamps, deploy, outdated, plan, sources_fingerprint
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.deploy.teardown import teardown
+from sentiment_engine.deploy.visit import local_visit, sleep, use, wake
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import connect, foundation_stack, settings_from
 from tests import ROOT
@@ -49,8 +49,9 @@ def test_page_is_published(series):
 def test_one_visit(series):
     cloud, outputs = series
     visit = local_visit(cloud, outputs["ApiUrl"])
-    for act in (wake, use, sleep):
-        act(visit)
+    wake(visit)
+    use(visit)
+    sleep(visit, cloud.client("sagemaker"), settings_from(os.environ).prefix)
     assert visit.step_number == 13
 
 

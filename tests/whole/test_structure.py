@@ -12,6 +12,7 @@ from sentiment_engine.deploy.packaging import modules_imported, package_files
 from tests import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+SCRIPTS = sorted((ROOT / "infra_scripts").rglob("*.py"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
 SHARED = {"settings", "polling", "plots", "causes"}
 MAY_USE = {  # folder: what its modules may import, besides each other
@@ -53,6 +54,16 @@ def test_dependencies_point_one_way(name):
     assert imported_parts(name) - {own} <= MAY_USE[own]
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT / "infra_scripts").as_posix())
+def test_a_script_imports_no_other_script(path):
+    "What two scripts need belongs to the package, so a script needs no search path."
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    first = {name.split(".")[0] for name in names}
+    assert not first & {"infra_scripts", *(script.stem for script in SCRIPTS)} and "sys.path" not in path.read_text()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
 def test_a_notebook_has_the_path_of_its_module(path):
     exports = re.findall(r"^#\| default_exp (\S+)$", "\n".join(source for _, source in cells(path)), re.M)
@@ -72,17 +83,6 @@ def test_every_module_has_a_notebook():
 def test_only_the_phases_of_a_deployment_need_papermill(name):
     needed = package_files(f"import sentiment_engine.deploy.{name}")
     assert [path for path in needed.values() if re.search(r"^(import|from) papermill", path.read_text(), re.M)] == []
-
-
-COMMANDS = [ROOT / f"infra_scripts/{name}.py" for name in ("deploy", "demo", "lab", "local_cloud", "smoke", "teardown")]
-
-
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_a_command_imports_no_other_script(path):
-    source, scripts = path.read_text(encoding="utf-8"), {p.stem for p in (ROOT / "infra_scripts").rglob("*.py")}
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    imported = {getattr(node, "module", None) or node.names[0].name for node in nodes}
-    assert not {name.split(".")[0] for name in imported} & {*scripts, "infra_scripts"} and "sys.path" not in source
 
 
 def named_in(path: Path) -> set[str]:
