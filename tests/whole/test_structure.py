@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sentiment_engine.deploy.packaging import modules_imported
+from sentiment_engine.deploy.packaging import modules_imported, package_files
 from tests import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -94,6 +94,12 @@ def test_every_module_has_a_notebook():
         for path in NOTEBOOKS
         if path not in WALKTHROUGHS and path.name != "index.ipynb"
     }
+
+
+@pytest.mark.parametrize("name", ["target", "loose_ends", "teardown"])
+def test_only_the_phases_of_a_deployment_need_papermill(name):
+    needed = package_files(f"import sentiment_engine.deploy.{name}")
+    assert [path for path in needed.values() if re.search(r"^(import|from) papermill", path.read_text(), re.M)] == []
 
 
 def named_in(path: Path) -> set[str]:
