@@ -121,7 +121,7 @@ def on_demand_month(
 ) -> float:  # dollars
     "Price a month of visits, with storage and reconciler at rest. `standing_cost` prices alarms and metrics."
     calls = visits * requests * (API_REQUEST + LAMBDA_REQUEST + 0.1 * 0.25 * LAMBDA_GB_SECOND)
-    return resting_cost() + visits * run_cost(instance_type, visit.minutes * 60) + calls
+    return resting_cost() + visits * PRICES[instance_type] * visit.minutes / 60 + calls
 
 # %% ../nbs/costs.ipynb #9a621892
 def serverless_month(
@@ -152,7 +152,7 @@ def break_even_predictions(
     memory_gb: float = 3.0,
 ) -> float:  # predictions in one visit
     "Return how many predictions a visit needs before a real-time endpoint is cheaper than the serverless one."
-    return run_cost(instance_type, visit.minutes * 60) / serverless_month(1, seconds, memory_gb)
+    return PRICES[instance_type] * visit.minutes / 60 / serverless_month(1, seconds, memory_gb)
 
 # %% ../nbs/costs.ipynb #dbe5a46b
 @dataclass(frozen=True)
