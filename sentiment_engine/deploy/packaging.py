@@ -57,7 +57,7 @@ def package_files(source: str) -> dict[str, Path]:  # by name in an archive: sen
     ahead = modules_imported(source)
     while ahead:
         ahead |= {name.rsplit(".", n)[0] for name in ahead for n in range(1, name.count(".") + 1)}  # each __init__.py
-        needed |= {name: _file_of(name) for name in ahead}
+        needed |= {name: file for name in ahead if (file := _file_of(name))}
         more = set()
         for file in (needed[name] for name in ahead):
             inside = ".".join(file.relative_to(_root()).parent.parts)

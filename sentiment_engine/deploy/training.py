@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from botocore.exceptions import ClientError
 
+import sentiment_engine
 from .packaging import package_files
 from .stacks import upload_once
 from ..model.artifact import SERVE_REQUIREMENTS, unpack
@@ -179,7 +179,7 @@ def base_model_address(
     "Repack MiniLM, upload the files that differ from those in S3, and return their prefix."
     from sentiment_engine.model.base_model import build_base_model
 
-    made_by = hashlib.sha256(Path(find_spec(BASE_MODEL).origin).read_bytes()).hexdigest()[:12]
+    made_by = hashlib.sha256(Path(sentiment_engine.__path__[0], "model", "base_model.py").read_bytes()).hexdigest()[:12]
     prefix = f"base-models/minilm-{made_by}/"
     with TemporaryDirectory() as folder:
         for file in sorted(build_base_model(Path(folder)).iterdir()):
@@ -405,7 +405,8 @@ def wait_for_training(
     pause: Callable[[float], float] = _pause,  # seconds waited so far → until the next poll
 ) -> dict:  # DescribeTrainingJob's answer
     "Wait until a job has ended. Raises TrainingFailed with the reason unless it completed."
-    start, seen = time.monotonic(), set()
+    seen: set[str] = set()
+    start = time.monotonic()
     while True:
         job = ask(sagemaker.describe_training_job, TrainingJobName=name)  # first: a job that has ended logs no more
         for line in progress_lines(ask(job_log, logs=logs, name=name, seen=seen)):

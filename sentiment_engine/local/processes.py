@@ -112,7 +112,7 @@ class Child:
             return self.wait()
 
     def _read(self, log: Path, on_line):
-        for raw in self._popen.stdout:
+        for raw in self._popen.stdout or ():
             line = raw.decode("utf-8", "replace").rstrip("\n")
             self.tail = [*self.tail[-199:], line]
             with suppress(OSError), log.open("a", encoding="utf-8") as file:  # keep reading when the disk is full

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -654,7 +655,11 @@ class Gate:
         if not self.file:
             return
         answer = answer_of(call, heard.status, heard.headers, heard.body)
-        line = {"service": call.service, "operation": call.operation, "params": self.redactor.params(call)}
+        line: dict[str, Any] = {
+            "service": call.service,
+            "operation": call.operation,
+            "params": self.redactor.params(call),
+        }
         line |= {"complaints": [self.redactor.text(text) for text in wrong], "status": heard.status}
         line |= {"error": answer.get("Error", {}).get("Code", "") if heard.status >= 300 else ""}
         line |= {"ids": {path: self.redactor.text(text) for path, text in identifiers(answer)}}
