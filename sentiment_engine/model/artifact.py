@@ -10,7 +10,6 @@ __all__ = ['SERVE_REQUIREMENTS', 'MAX_UNPACKED', 'MAX_GROWTH', 'ROOM', 'MAX_HEAD
 # %% ../../nbs/model/artifact.ipynb #86fb3c71
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
+import sentiment_engine
 from ..data.reviews import LABELS
 
 # %% ../../nbs/model/artifact.ipynb #4960b9e1
@@ -36,8 +36,8 @@ def add_inference_code(
     "Write code/inference.py, code/cleaning.py and code/requirements.txt into an artifact."
     code = Path(model_dir) / "code"
     code.mkdir(parents=True, exist_ok=True)
-    for module in ("sentiment_engine.model.inference", "sentiment_engine.data.cleaning"):
-        source = Path(importlib.util.find_spec(module).origin)  # located without importing it
+    for module in ("model/inference.py", "data/cleaning.py"):
+        source = Path(sentiment_engine.__path__[0], module)  # located without importing it
         (code / source.name).write_bytes(source.read_bytes())
     (code / "requirements.txt").write_text("".join(f"{line}\n" for line in SERVE_REQUIREMENTS), encoding="utf-8")
     return code
@@ -144,13 +144,14 @@ def _place_of(
 # %% ../../nbs/model/artifact.ipynb #ad80ddb4
 def _members(tar: tarfile.TarFile, stream: _Stream) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
     "Yield each member and its path. Raises ValueError for the first member that must not be unpacked."
-    names, count = {}, 0
+    names: dict[str, str] = {}
+    count = 0
     while member := tar.next():
         stream.header, count = None, count + 1
         _demand(count <= MAX_MEMBERS, f"it has more than {MAX_MEMBERS:,} members")
         _demand(not set(tar.pax_headers) - {"comment"}, "it has global headers")
         yield member, _place_of(member, names)
-        tar.members.clear()  # tarfile would keep them all in memory
+        tar.members.clear()  # type: ignore[attr-defined] # undocumented, but tarfile would keep them all in memory
         stream.header = MAX_HEADER
 
 
@@ -159,7 +160,7 @@ def _fill(folder: Path, path: Path):
     most = min(MAX_UNPACKED, MAX_GROWTH * path.stat().st_size + ROOM)
     with gzip.open(path) as packed:
         stream = _Stream(packed, most)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload] # it needs no `write`
             for member, place in _members(tar, stream):
                 target = folder / place
                 if member.isdir():
@@ -229,7 +230,7 @@ def _checked(
         return Check(name, False, str(e) or type(e).__name__)
 
 # %% ../../nbs/model/artifact.ipynb #07771c07
-NEEDED = ("model.onnx", "tokenizer.json", "config.json", "metrics.json")
+NEEDED: tuple[str, ...] = ("model.onnx", "tokenizer.json", "config.json", "metrics.json")
 NEEDED += ("code/inference.py", "code/cleaning.py", "code/requirements.txt")
 
 
@@ -355,8 +356,8 @@ def _mostly_known(model_dir: Path, texts: list[str]) -> list[bool]:
 
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     tokenizer.no_truncation()
-    read = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    return [2 * ids.count(tokenizer.token_to_id("[UNK]")) < len(ids) for ids in read]
+    read = [tokenizer.encode(text, add_special_tokens=False).tokens for text in texts]
+    return [2 * tokens.count("[UNK]") < len(tokens) for tokens in read]
 
 
 def _see_sure(model_dir: Path, texts: list[str], answers: list[dict]) -> str:
@@ -407,6 +408,11 @@ def _see_score(
     return f"macro-F1 {score:.3f}; floor {floor:.2f}, majority baseline {baseline:.3f}"
 
 # %% ../../nbs/model/artifact.ipynb #9fdc2ba9
+def _see_archive(artifact: Path, folder: Path) -> str:
+    unpack(artifact, folder)
+    return "a readable archive"
+
+
 def preflight(
     artifact: Path,  # a model.tar.gz, or its unpacked folder
     macro_f1_floor: float = 0.75,  # on the test split, from metrics.json
@@ -415,7 +421,7 @@ def preflight(
     with TemporaryDirectory() as temporary:
         model_dir, checks = Path(artifact), []
         if not model_dir.is_dir():
-            checks = [_checked("opens", lambda: unpack(artifact, Path(temporary)) and "a readable archive")]
+            checks = [_checked("opens", lambda: _see_archive(artifact, Path(temporary)))]
             model_dir = Path(temporary)
         if all(check.passed for check in checks):
             checks += [

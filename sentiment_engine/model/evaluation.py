@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..data.reviews import LABELS
 from ..plots import BLUE, GREEN, INK, RED, plain_axes
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/model/evaluation.ipynb #644374b3
 def confusion(
-    labels: Sequence[int],
-    predicted: Sequence[int],
+    labels: ArrayLike,
+    predicted: ArrayLike,
 ) -> np.ndarray:  # 2 × 2: true label by predicted label
     "Count each pair of true and predicted label."
     matrix = np.zeros((len(LABELS), len(LABELS)), int)
@@ -42,8 +43,8 @@ def f1_scores(
 
 # %% ../../nbs/model/evaluation.ipynb #db4c3cbe
 def scores(
-    labels: Sequence[int],
-    predicted: Sequence[int],
+    labels: ArrayLike,
+    predicted: ArrayLike,
 ) -> dict:  # plain numbers and lists, ready for JSON
     "Score predictions. Raises ValueError if there are none."
     matrix = confusion(labels, predicted)
@@ -60,8 +61,8 @@ def scores(
 
 # %% ../../nbs/model/evaluation.ipynb #edca7adb
 def majority_baseline(
-    train_labels: Sequence[int],
-    labels: Sequence[int],  # of the rows to score
+    train_labels: ArrayLike,
+    labels: ArrayLike,  # of the rows to score
 ) -> dict:
     "Score a model that gives every row the most frequent training label."
     answer = int(np.bincount(np.asarray(train_labels, int), minlength=len(LABELS)).argmax())
@@ -108,8 +109,8 @@ def vader_baseline(
 
 # %% ../../nbs/model/evaluation.ipynb #efae603b
 def confidence_of(
-    labels: Sequence[int],
-    positive: Sequence[float],  # share of POSITIVE, 0 to 1
+    labels: ArrayLike,
+    positive: ArrayLike,  # share of POSITIVE, 0 to 1
 ) -> tuple[np.ndarray, np.ndarray]:  # confidence of each answer, and whether it is right
     "Return the confidence of each answer and whether it is right. Raises ValueError unless shares are in 0 to 1."
     share = np.asarray(positive, float)
@@ -123,8 +124,8 @@ BINS = 15
 
 
 def reliability(
-    confidence: Sequence[float],  # of each answer, 0 to 1
-    right: Sequence[bool],  # whether it is right
+    confidence: ArrayLike,  # of each answer, 0 to 1
+    right: ArrayLike,  # whether it is right
     bins: int = BINS,
 ) -> pd.DataFrame:  # from, to, answers, confidence, accuracy; one row per bin that has answers
     "Compare the confidence of answers with their accuracy, bin by bin."
@@ -137,8 +138,8 @@ def reliability(
 
 # %% ../../nbs/model/evaluation.ipynb #75f4336e
 def expected_calibration_error(
-    confidence: Sequence[float],
-    right: Sequence[bool],
+    confidence: ArrayLike,
+    right: ArrayLike,
     bins: int = BINS,
 ) -> float:  # 0 is perfect, or there are no answers; Guo et al. 2017, equation 3
     "Return the mean gap between confidence and accuracy over equal-width bins."
@@ -148,16 +149,16 @@ def expected_calibration_error(
 
 
 def brier_score(
-    labels: Sequence[int],
-    positive: Sequence[float],  # share of POSITIVE
+    labels: ArrayLike,
+    positive: ArrayLike,  # share of POSITIVE
 ) -> float:  # 0 is perfect; 0.25 if every share is 0.5
     "Return the mean squared distance between the share of POSITIVE and the label."
     return float(np.mean((np.asarray(positive, float) - np.asarray(labels, float)) ** 2))
 
 # %% ../../nbs/model/evaluation.ipynb #890c7a52
 def average_precisions(
-    labels: Sequence[int],
-    positive: Sequence[float],  # share of POSITIVE, or any value that grows with it
+    labels: ArrayLike,
+    positive: ArrayLike,  # share of POSITIVE, or any value that grows with it
 ) -> dict[str, float]:  # of each label; NaN for a label that does not occur
     "Return the area under the precision-recall curve of each label."
     from sklearn.metrics import average_precision_score
@@ -171,8 +172,8 @@ def average_precisions(
 
 # %% ../../nbs/model/evaluation.ipynb #297ee8a9
 def share_scores(
-    labels: Sequence[int],
-    positive: Sequence[float],  # share of POSITIVE
+    labels: ArrayLike,
+    positive: ArrayLike,  # share of POSITIVE
 ) -> dict:  # `scores`, and ece, brier and average_precision
     "Score answers and their shares. Raises ValueError if there are none."
     confidence, right = confidence_of(labels, positive)
@@ -244,7 +245,7 @@ def surest_errors(
 
 # %% ../../nbs/model/evaluation.ipynb #6b5d52f1
 def plot_confusion(
-    matrix: Sequence[Sequence[int]],  # from `confusion`
+    matrix: ArrayLike,  # from `confusion`
 ) -> "Axes":
     "Draw a confusion matrix; darker cells have a larger share of their true label."
     matrix, ax = np.asarray(matrix), plain_axes(4, 3.2)
@@ -292,8 +293,8 @@ def plot_comparison(
 
 # %% ../../nbs/model/evaluation.ipynb #71207e19
 def plot_reliability(
-    confidence: Sequence[float],
-    right: Sequence[bool],
+    confidence: ArrayLike,
+    right: ArrayLike,
     bins: int = BINS,
 ) -> "Axes":
     "Draw the accuracy of each bin of confidence, with its number of answers."
@@ -311,8 +312,8 @@ def plot_reliability(
 
 # %% ../../nbs/model/evaluation.ipynb #7e6f59c2
 def plot_precision_recall(
-    labels: Sequence[int],
-    models: Mapping[str, Sequence[float]],  # name: share of POSITIVE for each text
+    labels: ArrayLike,
+    models: Mapping[str, ArrayLike],  # name: share of POSITIVE for each text
 ) -> "Axes":
     "Draw the precision-recall curves of both labels for each model."
     from sklearn.metrics import precision_recall_curve

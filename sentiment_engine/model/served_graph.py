@@ -41,6 +41,7 @@ def _read_weights(
         case "MatMul" | "MatMulInteger" | "Gather", [weight, *_] if weight.ndim == 2:
             name = own[0].removesuffix("_quantized")
             return Weights(weight, None, held.get(f"{name}_scale"), held.get(f"{name}_zero_point"))
+    return None
 
 # %% ../../nbs/model/served_graph.ipynb #3b576638
 def read_modules(
@@ -65,7 +66,9 @@ class Graph:
     "A graph under construction: its lines and its constants."
 
     def __init__(self, modules: dict[str, Weights], heads: int):
-        self.modules, self.heads, self.lines, self.constants = modules, heads, [], {}
+        self.modules, self.heads = modules, heads
+        self.lines: list[str] = []
+        self.constants: dict[str, np.ndarray] = {}
 
     def hold(self, name: str, array: np.ndarray) -> str:  # the name
         self.constants[name] = array
@@ -87,7 +90,9 @@ def join(
     bias = np.concatenate([each.bias for each in layers])
     if layers[0].scale is None:
         return Weights(weight, bias)
-    return Weights(weight, bias, np.concatenate([np.broadcast_to(each.scale, each.bias.shape) for each in layers]))
+    return Weights(
+        weight, bias, np.concatenate([np.broadcast_to(np.asarray(each.scale), each.weight.shape[1]) for each in layers])
+    )
 
 # %% ../../nbs/model/served_graph.ipynb #0f849d97
 _ROUNDED_PRODUCT = "com.microsoft.DynamicQuantizeMatMul ({x}, {weight}, {scale}, , {bias})"
@@ -146,7 +151,7 @@ def attend(graph: Graph, x: str, name: str, layer: str) -> str:
     joined = join([graph.modules[f"{layer}/attention/{part}_lin"] for part in "qkv"])
     if joined.scale is None:
         return graph.line(name, _ATTENTION.format(heads=graph.heads, x=x, **_hold_weights(graph, name, joined)))
-    joined.zero_point = np.zeros(len(joined.bias), np.int8)
+    joined.zero_point = np.zeros(joined.weight.shape[1], np.int8)
     of, rows = _hold_weights(graph, name, joined), f"{name}_rows"
     graph.line(f"{rows}, {rows}_scale, {rows}_zero", f"DynamicQuantizeLinear ({x})")
     return graph.line(name, _ROUNDED_ATTENTION.format(heads=graph.heads, rows=rows, **of))

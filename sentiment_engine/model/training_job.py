@@ -23,9 +23,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,7 @@ def recipe_from(
 ) -> Recipe:
     "Read the hyperparameters. Raises ValueError for an unknown name or an unreadable value."
     given = json.loads(env.get("SM_HPS") or "{}") | _pairs(argv)
-    kinds = {field.name: field.type for field in fields(Recipe)}
+    kinds = get_type_hints(Recipe)
     if unknown := sorted(set(given) - set(kinds)):
         raise ValueError(f"unknown hyperparameters: {', '.join(unknown)}. Known: {', '.join(kinds)}")
     return Recipe(**{name: _read(name, kinds[name], value) for name, value in given.items()})
@@ -121,9 +122,12 @@ def places_from(env: Mapping[str, str]) -> Places:
         raise ValueError(f"{' and '.join(missing)} must be set, as SageMaker does; see nbs/model/training_job.ipynb")
     root = Path(env["SM_MODEL_DIR"]).parent
     output = Path(env.get("SM_OUTPUT_DATA_DIR") or root / "output/data")
-    channels = {name: env.get(f"SM_CHANNEL_{name.upper()}") for name in ("train", "validation", "test", "base")}
+    validation, test, base = (env.get(f"SM_CHANNEL_{name}") for name in ("VALIDATION", "TEST", "BASE"))
     return Places(
-        **{name: Path(value) if value else None for name, value in channels.items()},
+        train=Path(env["SM_CHANNEL_TRAIN"]),
+        validation=Path(validation) if validation else None,
+        test=Path(test) if test else None,
+        base=Path(base) if base else None,
         model=Path(env["SM_MODEL_DIR"]),
         output=output,
         failure=Path(env.get("SM_OUTPUT_FAILURE") or output.parent / "failure"),
@@ -413,7 +417,8 @@ def layer_groups(
     recipe: Recipe,
 ) -> list[dict]:  # parameter groups of an optimizer
     "Give each layer its learning rate, lower with distance from the head; biases and norms do not decay."
-    layers, groups = model.config.num_hidden_layers, {}
+    groups: dict[tuple[int, float], list] = {}
+    layers = model.config.num_hidden_layers
     for name, weights in model.named_parameters():
         if weights.requires_grad:
             layer = int(name.split("transformer.layer.")[1].split(".")[0]) if "transformer.layer." in name else None
@@ -698,7 +703,7 @@ def choose_onnx(
         precision = "int8" if good_enough(right["fp32"], right["int8"]) else "fp32"
         if why := fuse(Path(exported) / f"{precision}.onnx", model.config.to_dict(), folder):
             say("export", served="as ONNX Runtime fuses it", because=why)
-    found = {f"accuracy_{kind}": round(float(hits.mean()), 4) for kind, hits in right.items()}
+    found: dict[str, Any] = {f"accuracy_{kind}": round(float(hits.mean()), 4) for kind, hits in right.items()}
     found["agreement"] = round(float((right["fp32"] == right["int8"]).mean()), 4)
     found["largest_logit_gap"] = {kind: round(max(by_shape.values()), 6) for kind, by_shape in gaps.items()}
     return {"precision": precision, "graph_of_its_own": why is None, "rows": len(rows)} | found
@@ -826,9 +831,9 @@ def load_reviews(places: Places) -> dict[str, pd.DataFrame]:  # train, validatio
     "Read and check the channels. Raises UnusableData."
     train = read_reviews(places.train)
     check_sample(train)
-    if not (places.test or places.validation):
+    if not (scored := places.test or places.validation):
         raise UnusableData("there are no reviews to score the model on: give the job a channel `test` or `validation`")
-    test = read_reviews(places.test or places.validation)
+    test = read_reviews(scored)
     if not len(test):
         raise UnusableData("the test sample is empty, and a model without a score is not released")
     validation = read_reviews(places.validation) if places.validation else test.head(0)
@@ -846,8 +851,8 @@ def base_model_of(recipe: Recipe, places: Places) -> str:  # hub id or folder
 class Trained:
     "A trained model with its data and predictions."
 
-    model: object
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     predictions: pd.DataFrame  # of the test sample
     train: pd.DataFrame
     validation: pd.DataFrame  # empty without that channel
@@ -891,7 +896,7 @@ def write_artifact(done: Trained, recipe: Recipe, places: Places, watch: Stopwat
     model.set_attn_implementation("eager")
     save_weights(model, done.tokenizer, places.model)
     unseen = done.validation if len(done.validation) else done.predictions
-    found = {"onnx": choose_onnx(model, done.tokenizer, unseen, places.model)}
+    found: dict[str, Any] = {"onnx": choose_onnx(model, done.tokenizer, unseen, places.model)}
     found["calibration"] = calibrate(done.validation, places.model)
     found["served"] = as_served(done.predictions, places.model)
     watch.lap("export")
