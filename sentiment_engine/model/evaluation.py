@@ -66,7 +66,7 @@ def majority_baseline(
 ) -> dict:
     "Score a model that gives every row the most frequent training label."
     answer = int(np.bincount(np.asarray(train_labels, int), minlength=len(LABELS)).argmax())
-    return scores(labels, np.full(len(labels), answer))
+    return scores(labels, np.full(np.shape(labels), answer))
 
 # %% ../../nbs/model/evaluation.ipynb #7e560aaf
 def linear_model(

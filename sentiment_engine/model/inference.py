@@ -695,7 +695,7 @@ def softmax(
 # %% ../../nbs/model/inference.ipynb #86b7fb4a
 def _batch_shares(
     model: Classifier,
-    ids: Sequence[Sequence[int]],  # token ids of each window of the batch
+    ids: Sequence[Tokens],  # token ids of each window of the batch
 ) -> np.ndarray:  # (windows, labels)
     "Run the model on one batch."
     input_ids = np.full((len(ids), max(map(len, ids))), model.pad_id, dtype=np.int64)
