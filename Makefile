@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(ROWS),--rows $(ROWS)) $(if $(MODEL),--model $(MODEL)) \
 	$(if $(IDLE),--idle-minutes $(IDLE))
 PORTS = $(if $(PORT),--site-port "$(PORT)")
-TEMPLATES := $(addprefix infra_scripts/,foundation.yaml site.yaml template.yaml monitoring.yaml deployer.yaml)
+TEMPLATES := $(addprefix infra_scripts/templates/,foundation.yaml site.yaml backend.yaml monitoring.yaml deployer.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo pipeline release artifact smoke lab streamlit test test-slow mutants chaos container-test \
@@ -20,7 +20,7 @@ help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 install: ## make .venv with everything in it, or repair it (PYTHON=path)
-	@PYTHON="$(PYTHON)" infra_scripts/install.sh
+	@PYTHON="$(PYTHON)" infra_scripts/make/install.sh
 
 demo: install ## run the whole engine on this machine (DATA=folder, CATEGORIES=names, ROWS=n or MODEL=released; IDLE=minutes, PORT=n)
 	@$(PY) infra_scripts/demo.py $(OPTIONS) $(PORTS)
@@ -30,10 +30,10 @@ pipeline: install ## the same without the page: run the notebooks, then stop
 
 release: install ## make the released model again (half an hour on a GPU, a night on two cores; DATA=folder of real reviews, TEACHERS=n)
 	@test -n "$(DATA)" || { echo "name the reviews: make release DATA=folder (with *.jsonl.gz of reviews)"; exit 1; }
-	@$(PY) infra_scripts/release_model.py --data "$(DATA)" $(if $(TEACHERS),--teachers $(TEACHERS))
+	@$(PY) infra_scripts/make/release_model.py --data "$(DATA)" $(if $(TEACHERS),--teachers $(TEACHERS))
 
 artifact: install ## pack the released model as model.tar.gz for SageMaker, with the packages its container lacks (OUT=file)
-	@$(PY) infra_scripts/release_model.py --pack "$(or $(OUT),model.tar.gz)"
+	@$(PY) infra_scripts/make/release_model.py --pack "$(or $(OUT),model.tar.gz)"
 
 smoke: install ## play one visit over HTTP, step by step
 	@$(PY) infra_scripts/smoke.py $(OPTIONS) $(PORTS)
@@ -45,23 +45,23 @@ streamlit: install ## the developer's page (a demo must be running, or set SENTI
 	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py
 
 test: install ## everything that must hold before a change is merged
-	@infra_scripts/install_chromium.sh
+	@infra_scripts/make/install_chromium.sh
 	@$(MAKE) --no-print-directory check notebooks
 	@$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install ## the long versions of the tests
-	@infra_scripts/install_chromium.sh
+	@infra_scripts/make/install_chromium.sh
 	@$(VENV)/bin/nbdev_test --flags slow --n_workers 1
 	@$(VENV)/bin/pytest -m slow
 
 chaos: install ## kill parts of the engine at random for a minute (SECONDS=n SEED=n)
-	@$(PY) infra_scripts/chaos.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+	@$(PY) -m infra_scripts.checks.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 container-test: install ## ask a model through the software of the AWS container (ARTIFACT=model.tar.gz)
-	@$(PY) infra_scripts/container_test.py $(if $(ARTIFACT),--artifact "$(ARTIFACT)")
+	@$(PY) infra_scripts/checks/container_test.py $(if $(ARTIFACT),--artifact "$(ARTIFACT)")
 
 mutants: install ## break lifecycle, API, data, model, page and publishing on purpose; tests must notice
-	@$(PY) infra_scripts/mutants.py
+	@$(PY) infra_scripts/checks/mutants.py
 
 bench-etl: install ## clean up to 3 million reviews in five ways and compare (half an hour; DATA=folder SIZES="n n")
 	@$(PY) -m benchmarks.etl $(if $(DATA),--data "$(DATA)") $(if $(SIZES),--sizes $(SIZES))
@@ -78,47 +78,47 @@ bench-recipe: install ## change one thing of the recipe at a time (half an hour;
 	@$(PY) -m benchmarks.recipe $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(SEEDS),--seeds $(SEEDS))
 
 check: install ## lint, and nothing generated may differ from its source
-	@$(PY) infra_scripts/check_generated.py
+	@$(PY) infra_scripts/checks/check_generated.py
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/cfn-lint $(TEMPLATES) && echo "cfn-lint: the templates are fine"
-	@$(PY) infra_scripts/audit.py --offline
+	@$(PY) infra_scripts/checks/audit.py --offline
 
 notebooks: install ## run the notebooks' own tests
 	@$(VENV)/bin/nbdev_test --n_workers 2 --timing
 
 book: install ## run all notebooks against a fresh local cloud and keep their outputs
-	@$(PY) infra_scripts/book.py
+	@$(PY) infra_scripts/make/book.py
 
 docs: install ## write README.md and docs/regions.md, and build the documentation site into _docs/site (OPEN=1)
 	@$(PY) -m benchmarks.figures
-	@$(PY) infra_scripts/render_readme.py
-	@$(PY) infra_scripts/render_regions.py
-	@$(PY) infra_scripts/build_docs.py $(if $(OPEN),--open)
+	@$(PY) infra_scripts/make/render_readme.py
+	@$(PY) infra_scripts/make/render_regions.py
+	@$(PY) infra_scripts/make/build_docs.py $(if $(OPEN),--open)
 
 screenshots: install ## photograph every state of the page into images/
-	@infra_scripts/install_chromium.sh
-	@$(PY) infra_scripts/screenshots.py
+	@infra_scripts/make/install_chromium.sh
+	@$(PY) -m infra_scripts.make.screenshots
 
 lighthouse: install ## print Lighthouse's four scores of the page, asleep and awake (KEEP=folder for its reports)
-	@infra_scripts/install_chromium.sh
-	@$(PY) infra_scripts/lighthouse.py $(if $(KEEP),--keep "$(KEEP)")
+	@infra_scripts/make/install_chromium.sh
+	@$(PY) -m infra_scripts.checks.lighthouse $(if $(KEEP),--keep "$(KEEP)")
 
 aws-dry-run: install ## what a deployment to AWS would make and cost; needs no account (OPTIONS="--domain …")
 	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
 
 rehearsal: install ## deploy to a strict local cloud as to AWS, twice, and ask a second emulator (ARGS="--quick")
-	@$(PY) infra_scripts/rehearsal.py $(ARGS)
+	@$(PY) infra_scripts/checks/rehearsal.py $(ARGS)
 
 aws-acceptance: install ## try the whole engine once in an AWS account, then delete it (PROFILE=name REGION=name PHONE=+1… SERIES=1 DRY=1)
-	@$(PY) infra_scripts/acceptance.py $(if $(PROFILE),--profile "$(PROFILE)") $(if $(REGION),--region "$(REGION)") \
+	@$(PY) infra_scripts/checks/acceptance.py $(if $(PROFILE),--profile "$(PROFILE)") $(if $(REGION),--region "$(REGION)") \
 		$(if $(PHONE),--phone "$(PHONE)") $(if $(SERIES),--series) $(if $(ROWS),--rows $(ROWS)) $(if $(YES),--yes) \
 		$(if $(DRY),--dry-run) $(if $(IDLE),--idle-minutes $(IDLE))
 
 second-opinion: install ## let moto judge the calls for our templates, or a recording (RECORDING=file)
-	@$(PY) infra_scripts/second_opinion.py $(if $(RECORDING),"$(RECORDING)")
+	@$(PY) infra_scripts/checks/second_opinion.py $(if $(RECORDING),"$(RECORDING)")
 
 audit: install ## look for known faults in templates, files and packages (asks PyPI about the packages)
-	@$(PY) infra_scripts/audit.py
+	@$(PY) infra_scripts/checks/audit.py
 
 teardown: install ## delete everything the local deployment made
 	@$(PY) infra_scripts/teardown.py $(PORTS)

@@ -1,4 +1,4 @@
-"How Sphinx builds the site; infra_scripts/build_docs.py lays out what it reads."
+"How Sphinx builds the site; infra_scripts/make/build_docs.py lays out what it reads."
 
 from configparser import ConfigParser
 from pathlib import Path

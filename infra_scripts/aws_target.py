@@ -53,7 +53,7 @@ TRAINING = ("base_model", "sample_rows", "training_instance")
 REMEMBERED = ("domain", "permissions_boundary", *MODELS, *REVIEWS, *TRAINING)
 CHOICES = "deployments/choices.json"  # key in the artifacts bucket
 BEFORE = "as before"  # what the finding about them is called
-GLUE_WORKERS = 10  # the default of infra_scripts/foundation.yaml
+GLUE_WORKERS = 10  # the default of infra_scripts/templates/foundation.yaml
 
 
 def add_account_options(parser: argparse.ArgumentParser):
@@ -217,7 +217,7 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
         engine_stack(settings): stack_parameters(settings, bucket, packages, site, **more),
         monitoring_stack(settings): _monitoring(cloudformation, settings, session.region_name),
     }
-    return plan_of(settings, ROOT / "infra_scripts", given, cloudformation, session.region_name, unknown)
+    return plan_of(settings, ROOT / "infra_scripts/templates", given, cloudformation, session.region_name, unknown)
 
 
 def _outputs(cloudformation, stack: str) -> dict[str, str]:  # cloudformation: None: not asked

@@ -76,7 +76,8 @@ SOURCES = (
     "sentiment_engine/**/*.py",
     "sentiment_engine/**/*.toml",
     "lambdas/*/*.py",
-    "infra_scripts/*",
+    "infra_scripts/*.py",
+    "infra_scripts/templates/*",
 )
 SOURCES += ("website/*", "models/released/*")
 

@@ -13,13 +13,13 @@ from sentiment_engine.data import etl
 from sentiment_engine.local.aws import direct_hosts, stray_variables
 from sentiment_engine.local.cloud import LocalCloud
 
-pytest_plugins = ("engine", "visitor")
+pytest_plugins = ("tests.doubles.engine", "tests.doubles.visitor")
 ci = {"derandomize": True, "database": None} if "CI" in os.environ else {}
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], **ci)
 settings.load_profile("tests")
 
 
-LONGEST = ("test_series.py", "test_local_cloud.py", "test_openapi.py", "test_serving_memory.py", "test_page.py")
+LONGEST = ("test_series.py", "test_cloud.py", "test_openapi.py", "test_serving_memory.py", "test_page.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -21,12 +21,12 @@ import nbformat
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from local_models import ROLE, register, settled, until
 
 from sentiment_engine.causes import CURES, cause, with_cause
 from sentiment_engine.local.cloud import LocalCloud
+from tests import ROOT
+from tests.doubles.local_models import ROLE, register, settled, until
 
-ROOT = Path(__file__).resolve().parent.parent
 MEBIBYTE = 2**20
 
 # The sentences ------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def change_set(cloudformation, stack: str, template: Path, given: Mapping[str, o
         cloudformation.delete_change_set(**names)
 
 # %% ../../nbs/deploy/plan.ipynb #cd5e3269
-TEMPLATES = ("foundation.yaml", "site.yaml", "template.yaml", "monitoring.yaml")  # in the order of `stack_names`
+TEMPLATES = ("foundation.yaml", "site.yaml", "backend.yaml", "monitoring.yaml")  # in the order of `stack_names`
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def lock_text(
 def main():
     "Write the lock again, with the versions of constraints.txt."
     place = Path(str(LOCK))
-    constraints = (place.parent.parent / "constraints.txt").read_text(encoding="utf-8")
+    constraints = (place.parents[2] / "constraints.txt").read_text(encoding="utf-8")
     versions = dict(line.split("==") for line in constraints.split() if "==" in line)
     place.write_text(lock_text(read_lock(), versions), encoding="utf-8")
     print(*read_lock().pins.items(), sep="\n")

@@ -1,0 +1,206 @@
+"""Audit templates, files and packages, with tools in an environment of their own (.audit).
+
+checkov, parliament (the policies, with everything filled in) and detect-secrets need no network once they are
+installed, and run in `make test` (--offline). pip-audit asks PyPI what has become known about the pinned packages since
+yesterday, so its answer changes while nothing here does: it is part of `make audit` only.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+from policies import policies_of
+
+from sentiment_engine.causes import tells_cause
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = ROOT / ".audit"
+TOOLS = ("checkov==3.3.30", "parliament==1.6.4", "detect-secrets==1.5.0", "pip-audit==2.10.1")
+ALLOWED = Path(__file__).with_name("audit_allowed.yaml")
+SOURCES = ("sentiment_engine", "infra_scripts", "lambdas", "website", "tests", "nbs", "docs", "benchmarks", ".github")
+# Cell ids, hashes and test data look random; what is searched for is what looks like a key of somebody.
+BLIND = ("HexHighEntropyString", "Base64HighEntropyString")
+
+
+def tool(name: str) -> str:
+    "Return the path of a tool, installed if it is not yet."
+    stamp = PLACE / "installed"
+    if not stamp.exists() or stamp.read_text() != "\n".join(TOOLS):
+        print("Installing checkov, parliament, detect-secrets and pip-audit into .audit (about a minute)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
+        pip = [PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*pip, *TOOLS], check=True)
+        stamp.write_text("\n".join(TOOLS))
+    return str(PLACE / "bin" / name)
+
+
+def _json(command: list[str], folder: Path = ROOT) -> dict:
+    "Run a tool that prints JSON. Raises RuntimeError with what it said if it did not."
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {done.stderr[-800:]}") from None
+
+
+def template_findings(folder: Path) -> set[tuple[str, str]]:  # (check, name of the resource)
+    "Let checkov look at the templates in `folder`."
+    command = [tool("checkov"), "--framework", "cloudformation", "-d", str(folder)]
+    found = _json([*command, "--skip-download", "--compact", "--quiet", "-o", "json"])
+    if not found.get("results") and not found.get("passed"):
+        raise RuntimeError(f"checkov looked at nothing in {folder}")
+    failed = found.get("results", {}).get("failed_checks", [])
+    return {(f["check_id"], f["resource"].rpartition(".")[2]) for f in failed}
+
+
+def _of_finding(finding: dict) -> Iterator[str]:
+    "Say what a finding of parliament is about: each of its actions, or its own words."
+    detail = finding["detail"]
+    for each in detail if isinstance(detail, list) else [detail or finding["title"]]:
+        yield each["action"] if isinstance(each, dict) else each
+
+
+def policy_findings(folder: Path) -> set[tuple[str, str, str]]:  # (check, name of the resource, what is wrong)
+    "Let parliament look at every policy of the templates in `folder`. Raises RuntimeError if there is none."
+    with tempfile.TemporaryDirectory() as place:
+        for template in (path for path in sorted(folder.glob("*.yaml")) if "Resources:" in path.read_text()):
+            for i, (resource, what, document) in enumerate(policies_of(template)):
+                (Path(place) / f"{template.stem}.{what}.{i}.{resource}.json").write_text(json.dumps(document))
+        if not list(Path(place).iterdir()):
+            raise RuntimeError(f"parliament looked at nothing in {folder}")
+        done = subprocess.run(
+            [tool("parliament"), "--directory", place, "--json"], capture_output=True, text=True, check=False
+        )
+    try:
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+    except ValueError:
+        raise RuntimeError(f"parliament ended with {done.returncode}: {done.stderr[-800:]}") from None
+    if done.returncode and not found:
+        raise RuntimeError(f"parliament ended with {done.returncode}: {done.stderr[-800:]}")
+    names = [(f, Path(f["location"]["filepath"]).stem.rpartition(".")[2]) for f in found]
+    return {(f["issue"], name, what) for f, name in names for what in _of_finding(f)}
+
+
+def policy_complaints(
+    found: set[tuple[str, str, str]],  # from `policy_findings`
+    known: dict[str, list[dict]],  # by check: `resources`, and patterns of `what` is allowed there
+) -> list[str]:
+    "Say what is found in a policy and not allowed, and which pattern fits nothing."
+    allowed = {
+        (check, name, pattern)
+        for check, entries in known.items()
+        for entry in entries
+        for name in entry["resources"]
+        for pattern in entry["what"]
+    }
+    fitting = {f: [a for a in allowed if a[:2] == f[:2] and fnmatch(f[2], a[2])] for f in found}
+    needed = {a for fits in fitting.values() for a in fits}
+    return complaints({f for f, fits in fitting.items() if not fits} | needed, allowed, "parliament")
+
+
+def mark_of(text: str) -> str:
+    "Hash a text as detect-secrets does, which shows nobody what it has found."
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def secret_findings(files: list[str], folder: Path = ROOT) -> set[tuple[str, int, str, str]]:  # file, line, kind, mark
+    "Let detect-secrets look at `files`, named from `folder`."
+    blind = [word for plugin in BLIND for word in ("--disable-plugin", plugin)]
+    found = _json([tool("detect-secrets"), "scan", *blind, *files], folder)["results"]
+    return {(file, s["line_number"], s["type"], s["hashed_secret"]) for file in found for s in found[file]}
+
+
+def secret_complaints(
+    found: set[tuple[str, int, str, str]],  # from `secret_findings`
+    known: dict[str, dict],  # by file: its `texts` that are none
+) -> list[str]:
+    "Say what looks like a secret and is not known, text by text, and which known text is there no more."
+    allowed = {(file, mark_of(text)): text for file, entry in known.items() for text in entry["texts"]}
+    new = [f"secret: {file}:{line} ({kind})" for file, line, kind, mark in sorted(found) if (file, mark) not in allowed]
+    there = {(file, mark) for file, _, _, mark in found}
+    gone = [(file, text) for (file, mark), text in sorted(allowed.items()) if (file, mark) not in there]
+    return new + [f"secret: nothing needs {text!r} of {file} in {ALLOWED.name}" for file, text in gone]
+
+
+def tracked() -> list[str]:
+    "List the files that git knows or would add; where there is no git, those of the folders that hold sources."
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
+    if done.returncode:
+        found = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+        names = [path.relative_to(ROOT).as_posix() for path in [*found, *ROOT.glob("*")]]
+    else:
+        names = done.stdout.split("\0")
+    return [name for name in names if name and (ROOT / name).is_file()]
+
+
+def complaints(found: set, allowed: set, what: str) -> list[str]:
+    "Say what is found and not allowed, and what is allowed and not found."
+    new = [f"{what}: {' '.join(map(str, f))}" for f in sorted(found - allowed)]
+    return new + [f"{what}: nothing needs {' '.join(map(str, f))} in {ALLOWED.name}" for f in sorted(allowed - found)]
+
+
+def audit_offline() -> list[str]:
+    "Look at templates and files; return what is wrong."
+    known = yaml.safe_load(ALLOWED.read_text())
+    skipped = {(check, name) for check, entry in known["checkov"].items() for name in entry["resources"]}
+    wrong = complaints(template_findings(ROOT / "infra_scripts/templates"), skipped, "checkov")
+    wrong += policy_complaints(policy_findings(ROOT / "infra_scripts/templates"), known["parliament"])
+    return wrong + secret_complaints(secret_findings(tracked()), known["secrets"])
+
+
+def package_findings(packages: list[dict]) -> list[str]:  # as pip-audit tells them; empty: nothing is known about them
+    "Say which packages have known faults, and which could not be asked about."
+    known = [(p, fault) for p in packages for fault in p.get("vulns", ())]
+    wrong = [
+        f"{p['name']} {p['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions']) or 'no version yet'}"
+        for p, fault in known
+    ]
+    if known:
+        wrong.append("Raise the versions in settings.ini and constraints.txt.")
+    if unasked := [p for p in packages if "skip_reason" in p]:
+        wrong.append(
+            f"PyPI said nothing about {len(unasked)} of {len(packages)} packages, so this is not known: "
+            f"{unasked[0]['name']} ({unasked[0]['skip_reason']}) …"
+        )
+    return wrong
+
+
+def audit_packages() -> list[str]:  # what is wrong
+    "Ask PyPI about every pinned package."
+    command = [tool("pip-audit"), "--no-deps", "--disable-pip", "--progress-spinner", "off", "-f", "json"]
+    return package_findings(_json([*command, "-r", "constraints.txt"])["dependencies"])
+
+
+@tells_cause
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--offline", action="store_true", help="leave out what asks a network")
+    options = parser.parse_args()
+    try:
+        wrong = audit_offline()
+    except (RuntimeError, subprocess.CalledProcessError) as e:
+        sys.exit(str(e))
+    if wrong:
+        sys.exit("\n".join(wrong))
+    print("checkov, parliament and detect-secrets: nothing beyond infra_scripts/checks/audit_allowed.yaml")
+    if options.offline:
+        return
+    try:
+        wrong = audit_packages()
+    except RuntimeError as e:
+        sys.exit(str(e))
+    if wrong:
+        sys.exit("pip-audit:\n" + "\n".join(wrong))
+    print("pip-audit: nothing is known about the pinned packages")
+
+
+if __name__ == "__main__":
+    main()

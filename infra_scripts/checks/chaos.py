@@ -1,0 +1,201 @@
+"""Kill parts of the engine at random while visitors use it, and see whether it keeps its promises.
+
+A local cloud of its own, with a model of a few words, gets random traffic. Meanwhile kill -9 hits Lambda workers, the
+endpoint's process and the cloud itself, which is then started again on the same folder, and the clock jumps. At the end
+the traffic stops, the reconciler comes round twice, and the promises are checked:
+
+- no endpoint and no endpoint config is left, and the row says that the model sleeps;
+- at no moment were two endpoints in service;
+- no number is stored any more, and nobody was told twice;
+- no process of the engine is left when the cloud is stopped.
+
+Not claimed: that everybody is told. A Lambda that is killed while it tells somebody leaves a message that counts as
+failed, because a second one would be worse; the table says how many of those who were promised one got it.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import psutil
+from botocore.exceptions import BotoCoreError, ClientError
+
+from sentiment_engine.causes import tells_cause
+from sentiment_engine.service.model_state import FAILED, STOPPED, StateTable, read_row
+
+# The engine of the tests: deployed by the real templates, with a model that needs no training.
+from tests.doubles.engine import Engine, running_engine
+
+KINDS = {"a Lambda worker": 7, "the endpoint": 3, "the cloud": 1}  # what is killed: how often, relatively
+REQUESTS = {"status": 4, "start": 3, "predict": 4, "extend": 1}  # path: how often, relatively
+
+
+class Chaos:
+    "One run: the traffic, the kills and what was seen."
+
+    def __init__(self, engine: Engine, seed: int):
+        self.engine, self.cloud, self.api = engine, engine.cloud, engine.api_url
+        self.random, self.stop = random.Random(seed), threading.Event()
+        self.kills, self.answers, self.promised, self.broken = Counter(), Counter(), [], []
+        self.numbers, self.runs, self.most, self.restarting = iter(range(10_000)), set(), 0, threading.Lock()
+
+    def visit(self, seed: int):
+        "Send random requests until the end."
+        dice = random.Random(seed)
+        while not self.stop.is_set():
+            path = dice.choices(list(REQUESTS), list(REQUESTS.values()))[0]
+            self.ask(path, dice)
+            self.stop.wait(dice.uniform(0.05, 0.4))
+
+    def ask(self, path: str, dice: random.Random):
+        "Send one request and remember what became of it."
+        number, body = None, {"inputs": "warm and lovely"} if path == "predict" else {}
+        if path == "start" and dice.random() < 0.7:
+            n = next(self.numbers)
+            number = f"+1{(202, 203, 205, 206)[n // 100 % 4]}555{n % 100 + 100:04}" if n < 400 else None
+            body = {"phone": number} if number else {}
+        try:
+            method, sent = ("GET", None) if path == "status" else ("POST", body)
+            answer = httpx.request(method, f"{self.api}/{path}", json=sent, timeout=40, trust_env=False)
+            known = answer.json()
+        except (httpx.HTTPError, ValueError) as e:
+            self.answers[path, type(e).__name__] += 1
+            return
+        self.answers[path, str(answer.status_code)] += 1
+        if answer.status_code == 202:
+            self.runs.add(known["runId"])
+            if number:
+                self.promised.append(number)
+
+    def watch(self):
+        "See that there are never two endpoints in service."
+        sagemaker = self.cloud.client("sagemaker")
+        while not self.stop.wait(0.5):
+            with contextlib.suppress(ClientError, BotoCoreError):
+                found = sagemaker.list_endpoints(StatusEquals="InService")["Endpoints"]
+                self.most = max(self.most, len(found))
+
+    def victims(self, kind: str) -> list[psutil.Process]:
+        "List the processes that a kill of `kind` may hit."
+        with contextlib.suppress(psutil.Error, RuntimeError):
+            server = psutil.Process(self.cloud.place["pid"])
+            if kind == "the cloud":
+                return [server]
+            children = {p: p.cmdline() for p in server.children(recursive=True)}
+            serving = [p for p, command in children.items() if "sentiment_engine.model.serving" in command[1:3]]
+            guards = [p for p, command in children.items() if "sentiment_engine.model.serving" in command[3:]]
+            return serving if kind == "the endpoint" else [p for p in children if p not in serving + guards]
+        return []
+
+    def kill(self):
+        "Kill something; bring the cloud back if it was the cloud."
+        kind = self.random.choices(list(KINDS), list(KINDS.values()))[0]
+        if not (victims := self.victims(kind)):
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.random.choice(victims).kill()
+            self.kills[kind] += 1
+        if kind == "the cloud":
+            time.sleep(0.5)
+            self.cloud.start(detached=False)
+
+    def storm(self, seconds: float):
+        "Let visitors and kills loose for `seconds`."
+        threads = [threading.Thread(target=self.visit, args=(self.random.random(),), daemon=True) for _ in range(4)]
+        threads.append(threading.Thread(target=self.watch, daemon=True))
+        for thread in threads:
+            thread.start()
+        self.ask("start", self.random)
+        began = time.monotonic()
+        try:
+            while (passed := time.monotonic() - began) < seconds:
+                print(f"\r{passed:3.0f} of {seconds:g} s, {sum(self.kills.values())} kills", end="", flush=True)
+                time.sleep(self.random.uniform(1, 3))
+                self.kill()
+                if self.random.random() < 0.25:
+                    with contextlib.suppress(OSError):
+                        self.cloud.advance_clock(self.random.choice([120, 600, 2000]))
+        finally:
+            self.stop.set()
+            print()
+        for thread in threads:
+            thread.join(60)
+
+    def settle(self):
+        "Let every deadline pass and the reconciler come round."
+        self.cloud.advance_clock(self.engine.settings.max_run_minutes * 60 + 3600)
+        name = f"{self.engine.settings.prefix}-reconcile-model-service"
+        for _ in range(2):
+            self.cloud.client("lambda").invoke(FunctionName=name, Payload=b"{}")
+            time.sleep(3)  # an endpoint is gone a moment after it is deleted
+
+    def check(self):
+        "Write down every promise that is broken."
+        sagemaker, settings = self.cloud.client("sagemaker"), self.engine.settings
+        row = read_row(StateTable(self.cloud.client("dynamodb"), settings.table, settings.model_id))
+        told = Counter(message["to"] for message in self.engine.messages())
+        left = [e["EndpointName"] for e in sagemaker.list_endpoints()["Endpoints"]]
+        left += [c["EndpointConfigName"] for c in sagemaker.list_endpoint_configs()["EndpointConfigs"]]
+        self.told = sum(number in told for number in self.promised)
+        promises = {
+            f"the model sleeps (the row says {row.state})": row.state in (STOPPED, FAILED),
+            f"no endpoint or config is left ({len(left)} are)": not left,
+            f"never two endpoints in service (at most {self.most})": self.most <= 1,
+            f"no number is stored ({len(row.subscribers)} are)": not row.subscribers,
+            "nobody is told twice": max(told.values(), default=0) <= 1,
+        }
+        self.broken += [promise for promise, kept in promises.items() if not kept]
+
+    def report(self):
+        "Print the counts and the verdict."
+        print("\nkills      ", dict(self.kills))
+        for path in REQUESTS:
+            print(f"{'/' + path:11}", {how: n for (p, how), n in sorted(self.answers.items()) if p == path})
+        print(f"runs        {len(self.runs)}")
+        print(f"messages    {len(self.promised)} promised, {self.told} sent")
+        print("verdict    ", "; ".join(f"BROKEN: {b}" for b in self.broken) or "every promise was kept")
+
+
+def left_behind(folder: Path) -> list[str]:
+    "List the processes that still work in `folder`."
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()) + " " + json.dumps(process.environ()):
+                found.append(" ".join(process.cmdline())[:100])
+    return found
+
+
+@tells_cause
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="how long the storm lasts (60)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the dice, for much the same run again")
+    given = parser.parse_args(argv)
+    print(f"seed {given.seed}: deploying the engine", flush=True)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        with running_engine(Path(folder), waking_seconds=1) as engine:
+            chaos = Chaos(engine, given.seed)
+            chaos.storm(given.seconds)
+            chaos.settle()
+            chaos.check()
+        time.sleep(1)
+        if left := left_behind(Path(folder)):
+            chaos.broken.append(f"no process is left behind ({len(left)} are: {left[0]} …)")
+        chaos.report()
+    return 1 if chaos.broken else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; nothing is left running")

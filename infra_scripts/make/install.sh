@@ -1,0 +1,73 @@
+#!/bin/sh
+# Makes .venv with everything in it, or leaves a good one as it is, or says why it cannot. PYTHON names the Python to use.
+# A folder that was begun and not finished, copied from another checkout, or moved is made again: its programs and its
+# link to this package hold absolute paths.
+set -eu
+unset CDPATH # it would send cd elsewhere
+# What a shell sets for other Pythons and other uses of pip leads packages elsewhere, or passes for an installed one.
+unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_DEPS PIP_REQUIRE_HASHES PIP_DRY_RUN PIP_CONSTRAINT
+cd "$(dirname "$0")/../.."
+here=$(pwd -P)
+venv=.venv
+marker=$venv/installed # holds the place that the environment was made for
+supported='import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))' # the pinned packages need 3.11.5
+
+give_up() {
+    echo "install: $1" >&2
+    exit 1
+}
+
+full() { # whether the disk takes no more
+    status=0
+    head -c 50000000 /dev/zero 2>/dev/null >"$venv-room" && status=1
+    rm -f "$venv-room"
+    return $status
+}
+
+give_up_or_full() {
+    full && give_up "the disk that holds $here takes no more. Free 4 GB there, or raise your quota or ulimit -f; then run the same command again."
+    give_up "$1"
+}
+
+starts() { "$1" -c "$supported" 2>/dev/null; }
+
+ready() {
+    [ "$(cat "$marker" 2>/dev/null)" = "$here" ] && starts "$venv/bin/python" &&
+        [ -z "$(find settings.ini setup.py pyproject.toml constraints.txt lambdas/requirements.txt -newer "$marker")" ]
+}
+
+usable() { # whether pip may go on where it stopped
+    starts "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 &&
+        [ "$(cat "$venv/made-for" 2>/dev/null)" = "$here" ]
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        starts "$PYTHON" && command -v "$PYTHON" && return 0
+        give_up "Python 3.11.5 or later, 3.12 or 3.13 is needed; $PYTHON is not one. Name another: make PYTHON=/path/to/python"
+    fi
+    for python in python3.11 python3.12 python3.13 python3; do
+        starts "$python" && command -v "$python" && return 0
+    done
+    give_up "Python 3.11.5 or later, 3.12 or 3.13 is needed, and none is installed. Name yours: make PYTHON=/path/to/python"
+}
+
+make_environment() {
+    python=$(find_python) || exit 1
+    rm -rf "$venv" || give_up "$here/$venv cannot be deleted; it may belong to another user. Delete it: sudo rm -rf '$here/$venv'"
+    if ! "$python" -m venv "$venv" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        rm -rf "$venv"
+        give_up_or_full "$python cannot make an environment with pip in it. On Debian or Ubuntu, install its other half: sudo apt-get install $(basename "$python")-venv"
+    fi
+    echo "$here" >"$venv/made-for"
+}
+
+ready && exit 0
+[ -w . ] || give_up "this folder cannot be written to: $here"
+echo "Installing into $venv (about 270 packages, 3 GB; three minutes with a warm cache)"
+usable || make_environment
+pip() { "$venv/bin/python" -m pip install -qq --no-user --disable-pip-version-check "$@"; }
+# What runs in the functions comes first, and only with the hashes that are written down.
+pip --no-deps --require-hashes -r lambdas/requirements.txt && pip -c constraints.txt -e ".[etl,train,local,dev]" ||
+    give_up_or_full "pip could not install the packages; its words are above. Run the same command again to go on."
+echo "$here" >"$marker"

@@ -1,0 +1,572 @@
+"""Least privilege: each function may do all that it does, nothing that another does, and no word of a policy is spare.
+
+What a function does is not written down here: its own handler runs through a life of the engine, and every call it
+makes is kept. What it may do is read from the roles of a deployed stack, and judged as the local cloud judges.
+"""
+
+import copy
+import functools
+import io
+import json
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
+
+from sentiment_engine.deploy.endpoint import serving_image
+from sentiment_engine.deploy.foundation import site_parameters
+from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
+from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, empty_bucket, upload_template
+from sentiment_engine.deploy.training import ENDED, LOG_GROUP, Job, job_channels, start_training, training_source
+from sentiment_engine.local.aws import ACCOUNT, REGION
+from sentiment_engine.local.permissions import sagemaker_needs
+from sentiment_engine.local.sagemaker import ENDPOINT
+from sentiment_engine.service.lifecycle import Engine
+from sentiment_engine.settings import Settings, captures_address, connect, endpoint_name
+from tests import ROOT
+from tests.doubles.engine_double import ADA, BOB, Logs
+from tests.doubles.fault_world import CAPACITY, FaultWorld, Gate
+from tests.doubles.local_models import until
+
+PREFIX = "least"
+SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfront.net")
+ARN = f"arn:aws:{{}}:{REGION}:{ACCOUNT}:{{}}"
+WAKE_UP_ROLE, QUEUE = f"arn:aws:iam::{ACCOUNT}:role/wake", ARN.format("sqs", f"{PREFIX}-dead-letters")
+SHUTDOWN = ARN.format("lambda", f"function:{PREFIX}-shutdown-endpoint")
+GONE = "The container did not answer /ping."
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("lambdas/*/handler.py"))
+ALONE = {"scheduler": "scheduler.amazonaws.com"}
+
+
+def camel(words: str, by: str) -> str:
+    return "".join(word[:1].upper() + word[1:] for word in words.split(by))
+
+
+class Watched(FaultWorld):
+    "A world that keeps who called what."
+
+    def __init__(self, **given):
+        super().__init__(prefix=PREFIX, daily_messages_per_number=100, **given)
+        self.folder, self.made = "", defaultdict(list)  # function: (service, operation, arguments)
+        self.clients["sns"] = Gate(self, "sns", SimpleNamespace(publish=self.publish))
+        self.logs = Logs(page=2)
+        self.clients["logs"] = Gate(self, "logs", self.logs)
+        self.clients["sqs"] = Gate(self, "sqs", SimpleNamespace(get_queue_attributes=self.depth_of))
+
+    def publish(self, **_):
+        return {"MessageId": "1"}
+
+    def depth_of(self, **_):
+        return {"Attributes": {"ApproximateNumberOfMessages": "0"}}
+
+    def hit(self, service, call, /, **arguments):
+        name = call.func.__name__ if isinstance(call, functools.partial) else call.__name__
+        if service != "sms":
+            operation = {"_parameter": "get_parameter", "depth_of": "get_queue_attributes"}.get(name, name)
+            self.made[self.folder].append((service, operation, copy.deepcopy(arguments)))
+        return super().hit(service, call, **arguments)
+
+    def invoke(self, folder, event):
+        self.folder = folder
+        places = {"dead_letters": QUEUE, "dead_letters_url": "https://queue", "log_days": 14}
+        self.warm.setdefault(
+            folder, Engine(self.settings, self.clients.__getitem__, SHUTDOWN, WAKE_UP_ROLE, PREFIX, **places)
+        )
+        return super().invoke(folder, event)
+
+    def begin(self, phone=None):
+        self.do(("clock", 4000))
+        self.do(("start", phone))
+
+    def awake(self, phone=None):
+        self.begin(phone)
+        self.do(("many", ("up", 0), ("deliver", 0, False)))
+
+
+def live(world: Watched):
+    "Play what every function is there for, and what it does when others fail."
+    do = world.do
+    for name in ("trial-aaaaaaaaaaaa", "bbbbbbbbbbbb", "serverless"):
+        world.logs.write(f"{PREFIX}-{name}", world.clock.now - 20 * 86_400)
+    world.awake(ADA)
+    do(("many", ("status",), ("clock", 600), ("predict",), ("clock", 600), ("extend",)))
+    do(("many", ("clock", 700), ("wake", 0, False), ("clock", 1900), ("wake", 0, True)))  # too early, then in time
+    world.begin(BOB)
+    do(("many", ("down", 0, CAPACITY), ("deliver", 0, False), ("up", 0), ("deliver", 0, False)))  # another type
+    do(("many", ("down", 0, GONE), ("deliver", 0, False)))  # it fails while it is open
+    world.begin()
+    do(("many", ("down", 0, CAPACITY), ("drop", 0), ("reconcile",), ("up", 0), ("drop", 0), ("reconcile",)))
+    do(("many", ("forget", 0), ("reconcile",), ("clock", 2000), ("reconcile",)))  # a lost wake-up; a missed one
+    world.awake(ADA)
+    do(("clock", 2000))
+    stopped = [n for n in range(4) if not _dies_stopping(world, n)]
+    assert stopped, "the wake-up never came as far as the deletion"
+    do(("start", None))  # whoever starts now finishes the shutdown
+    world.settle(60)
+    do(("reconcile",))
+    _late(world)
+    for finder in (("start", None), ("reconcile",)):  # who finds the endpoint of a row that was lost
+        world.awake()
+        do(("many", ("lose_row",), ("clock", 200), finder))
+
+
+def _dies_stopping(world: Watched, n: int) -> bool:
+    "Let the wake-up die at its n-th call; tell whether the run is not STOPPING."
+    if world.row.state == "IN_SERVICE":
+        world.do(("wake", 0, True), {n: ("die", "before")})
+    return world.row.state != "STOPPING"
+
+
+def _late(world: Watched):
+    "Let an endpoint come up of which nobody knows any more: once with an event, once without; and an orphan."
+    for way in (("deliver", -1, False), ("reconcile",)):
+        world.do(("many", ("clock", 4000), ("reconcile",), ("start", ADA), ("clock", 3000)))
+        world.sagemaker.endpoints, kept = {}, dict(world.sagemaker.endpoints)
+        world.do(("reconcile",))  # its endpoint is missing: the run has failed
+        world.sagemaker.endpoints.update(kept)
+        world.booked.clear()  # SageMaker has called it missing: what it costs from now on is booked as well
+        world.do(("many", ("up", 0), way))
+
+
+def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]:
+    "Say which IAM actions a call is, and on what."
+    name = camel(operation, "_")
+    if service == "sagemaker":
+        return [(action, on.replace(":1:", f":{ACCOUNT}:")) for action, on in sagemaker_needs(name, given)]
+    if service == "sagemaker-runtime":
+        return [("sagemaker:InvokeEndpoint", ENDPOINT.arn_of(given["EndpointName"]))]
+    if service == "scheduler":
+        role = [("iam:PassRole", given["Target"]["RoleArn"])] if "Target" in given else []
+        on = ARN.format("scheduler", f"schedule/{given['GroupName']}/{given['Name']}") if "Name" in given else "*"
+        return [(f"scheduler:{name}", on), *role]
+    group = given.get("logGroupName", given.get("logGroupNamePrefix"))  # the list cannot be limited to a prefix
+    on = {"logs": lambda: ARN.format("logs", f"log-group:{group}") if "logGroupName" in given else "*"}
+    on |= {"dynamodb": lambda: ARN.format("dynamodb", f"table/{given['TableName']}"), "sqs": lambda: QUEUE}
+    on |= {"ssm": lambda: ARN.format("ssm", f"parameter{given['Name']}"), "sns": lambda: "*"}
+    return [(f"{service}:{name}", on[service]())]
+
+
+@pytest.fixture(scope="module", params=["textbelt", "sns"])
+def known(request, cloud):
+    "What each function did in a life of the engine, and the statements of its deployed role."
+    own = Settings(prefix=PREFIX, table="states", sms_provider=request.param)
+    s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
+    s3.create_bucket(Bucket=f"{name}-artifacts")
+    packages = upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas")
+    given = stack_parameters(own, f"{name}-artifacts", packages, SITE)
+    template = upload_template(s3, f"{name}-artifacts", ROOT / "infra_scripts/templates/backend.yaml")
+    deploy_stack(cloudformation, name, template, given, {"Project": PREFIX})
+    with Watched(sms_provider=request.param) as world:
+        live(world)
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
+    roles, needs, documents = _roles(cloud, found), _needs(world, found), _documents(cloud, found)
+    told = {"made": world.made, "roles": roles, "needs": needs, "found": found, "documents": documents}
+    yield SimpleNamespace(cloud=cloud, **told)
+    delete_stack(cloudformation, name)
+
+
+def _resources(cloudformation, name: str) -> list[dict]:
+    return list(
+        cloudformation.get_paginator("list_stack_resources").paginate(StackName=name).search("StackResourceSummaries[]")
+    )
+
+
+def _roles(cloud, found: dict) -> dict[str, list[dict]]:
+    "Read the statements of each function's role, and of the wake-ups'."
+    iam, roles = cloud.client("iam"), {}
+    for folder in [*FOLDERS, "wake-up"]:
+        role = found[camel(folder, "-") + "Role"]
+        (policy,) = iam.list_role_policies(RoleName=role)["PolicyNames"]
+        roles[folder] = iam.get_role_policy(RoleName=role, PolicyName=policy)["PolicyDocument"]["Statement"]
+    return roles
+
+
+def _documents(cloud, found: dict[str, str]) -> dict[str, list[dict]]:
+    "Read the statements of every policy of a stack: by the name of what it belongs to, a role's trust by `… trust`."
+    read = {}
+    for name, kept_as in found.items():
+        if name.endswith("Role"):
+            role, iam = {"RoleName": kept_as}, cloud.client("iam")
+            read[f"{name} trust"] = iam.get_role(**role)["Role"]["AssumeRolePolicyDocument"]
+            (policy,) = iam.list_role_policies(**role)["PolicyNames"]
+            read[name] = iam.get_role_policy(**role, PolicyName=policy)["PolicyDocument"]
+        elif name.endswith("Bucket"):
+            read[name] = json.loads(cloud.client("s3").get_bucket_policy(Bucket=kept_as)["Policy"])
+        elif name == "DeadLetters":
+            asked = cloud.client("sqs").get_queue_attributes(QueueUrl=kept_as, AttributeNames=["Policy"])
+            read[name] = json.loads(asked["Attributes"]["Policy"])
+    return {name: document["Statement"] for name, document in read.items()}
+
+
+def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
+    "Say what each role needs: for its own calls, and for what AWS does in its name by order of the template."
+    # The real role of the wake-ups stands in for the one of this world.
+    real = f"arn:aws:iam::{ACCOUNT}:role/{found['WakeUpRole']}"
+    needs = {folder: set() for folder in FOLDERS} | {"wake-up": {("lambda:InvokeFunction", SHUTDOWN)}}
+    for folder, calls in world.made.items():
+        for call in calls:
+            needs[folder] |= {(action, real if on == WAKE_UP_ROLE else on) for action, on in needs_of(*call)}
+    for folder in FOLDERS:
+        group = ARN.format("logs", f"log-group:/aws/lambda/{PREFIX}-{folder}:log-stream:1")
+        needs[folder] |= {(f"logs:{action}", group) for action in ("CreateLogStream", "PutLogEvents")}
+        if camel(folder, "-") + "Retries" in found:
+            needs[folder].add(("sqs:SendMessage", QUEUE))  # its destination on failure
+    needs["wake-up"].add(("sqs:SendMessage", QUEUE))  # the schedules name the queue
+    return needs
+
+
+NAMESPACES = {
+    "GlueRole": "Glue",
+    "TrainingRole": "/aws/sagemaker/TrainingJobs",
+    "EndpointRole": "/aws/sagemaker/Endpoints",
+}
+
+
+def verdict(statements: list[dict], action: str, on: str, context: dict[str, str], tls: bool = True) -> str:
+    "Judge as the local cloud does: Allow, Deny, or ImplicitDeny where nothing is said."
+    told = {key.lower(): value for key, value in context.items()}
+    asked = {"service_context": told, "secure_transport": tls}
+    who = EvalContext("arn", "AssumedRole", ACCOUNT, action, on, REGION, **asked)
+    return evaluate(who, [parse_policy_document({"Statement": statements})]).decision
+
+
+def allowed(statements: list[dict], action: str, on: str, namespace: str = "") -> bool:
+    "Tell whether a role may do something, of what it may do alone."
+    context = {"iam:PassedToService": ALONE["scheduler"]} if action == "iam:PassRole" else {}
+    context |= {"cloudwatch:namespace": namespace} if namespace else {}
+    return verdict(statements, action, on, context) == "Allow"
+
+
+ELSEWHERE = "111122223333"  # somebody else's account
+
+
+def cases_of(name: str, found: dict[str, str]) -> list[tuple[str, str, dict, bool, str]]:
+    "Say what a policy with a condition must answer: to an action, on something, with a context, over TLS or not."
+    if name == "WakeUpRole trust":
+        who = [(ACCOUNT, "Allow"), (ELSEWHERE, "ImplicitDeny")]
+        return [("sts:AssumeRole", "*", {"aws:SourceAccount": account}, True, said) for account, said in who]
+    if name == "DeadLetters":
+        who = [(ACCOUNT, "Allow"), (ELSEWHERE, "ImplicitDeny")]
+        return [("sqs:SendMessage", QUEUE, {"aws:SourceAccount": account}, True, said) for account, said in who]
+    if name.endswith("Bucket"):
+        return _of_bucket(f"arn:aws:s3:::{found[name]}/x", found.get("Distribution") if name == "SiteBucket" else None)
+    if name in NAMESPACES:
+        spaces = [(NAMESPACES[name], "Allow"), ("SentimentEngine", "ImplicitDeny")]
+        return [("cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": n}, True, said) for n, said in spaces]
+    role = f"arn:aws:iam::{ACCOUNT}:role/{found['WakeUpRole']}"
+    services = [(ALONE["scheduler"], "Allow"), ("lambda.amazonaws.com", "ImplicitDeny")]
+    return [("iam:PassRole", role, {"iam:PassedToService": service}, True, said) for service, said in services]
+
+
+def _of_bucket(on: str, distribution: str | None) -> list[tuple[str, str, dict, bool, str]]:
+    "Nobody comes without TLS; CloudFront, of which nothing is told, by the name of the one distribution."
+    cases = [("s3:GetObject", on, {}, True, "ImplicitDeny"), ("s3:GetObject", on, {}, False, "Deny")]
+    for number, said in ((distribution, "Allow"), ("ANOTHER", "Deny")) if distribution else ():
+        source = {"aws:SourceArn": f"arn:aws:cloudfront::{ACCOUNT}:distribution/{number}"}
+        cases += [("s3:GetObject", on, source, False, said)]
+        cases += [("s3:GetObject", on, source, True, said.replace("Deny", "ImplicitDeny"))]
+    return cases
+
+
+def without_each_condition(statements: list[dict]) -> Iterator[tuple[str, list[dict]]]:
+    "Take one condition after another out of a policy."
+    for i, statement in enumerate(statements):
+        for operator, keys in statement.get("Condition", {}).items():
+            for key in keys:
+                condition = copy.deepcopy(statement["Condition"])
+                del condition[operator][key]
+                yield f"{operator} {key}", [*statements[:i], statement | {"Condition": condition}, *statements[i + 1 :]]
+
+
+def spare_conditions(name: str, statements: list[dict], cases: list[tuple]) -> list[str]:
+    "List the conditions without which a policy answers as before."
+    return [
+        f"{name}: {what}"
+        for what, rest in without_each_condition(statements)
+        if all(verdict(rest, action, on, context, tls) == said for action, on, context, tls, said in cases)
+    ]
+
+
+def wrong_answers(name: str, statements: list[dict], cases: list[tuple]) -> list[str]:
+    "List what a policy answers otherwise than it must."
+    answers = [(case, verdict(statements, *case[:4])) for case in cases]
+    return [f"{name}: {case[:4]} is {answer}" for case, answer in answers if answer != case[4]]
+
+
+def spare_in(statements: list[dict], needs: set[tuple[str, str]], namespace: str = "") -> list[tuple]:
+    "List the permissions without which nothing is denied."
+    spare = []
+    for i, statement in enumerate(statements):
+        others = statements[:i] + statements[i + 1 :]
+        for action in statement["Action"] if statement["Effect"] == "Allow" else ():
+            left = [a for a in statement["Action"] if a != action]
+            rest = others + ([statement | {"Action": left}] if left else [])
+            if all(allowed(rest, *need, namespace) for need in needs):
+                spare.append((action, statement["Resource"]))
+    return spare
+
+
+def spare_resources(statements: list[dict], needs: set[tuple[str, str]], namespace: str) -> list[str]:
+    "List the resources without which nothing is denied."
+    spare = []
+    for i, statement in enumerate(statements):
+        named = statement["Resource"] if isinstance(statement["Resource"], list) else []
+        for resource in named:
+            fewer = statement | {"Resource": [r for r in named if r != resource]}
+            rest = [*statements[:i], fewer, *statements[i + 1 :]]
+            spare += [resource] if all(allowed(rest, *need, namespace) for need in needs) else []
+    return spare
+
+
+def alike(needs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    "Forget which run it was."
+    return {(action, re.sub("[0-9a-f]{12}(-[0-9]+)?$", "RUN", on)) for action, on in needs}
+
+
+def test_each_function_may_do_all_that_it_does(known):
+    for folder, needs in known.needs.items():
+        assert not [need for need in sorted(needs) if not allowed(known.roles[folder], *need)], folder
+
+
+def test_without_any_one_statement_or_action_something_is_denied(known):
+    spare = {folder: spare_in(statements, known.needs[folder]) for folder, statements in known.roles.items()}
+    assert not any(spare.values()), spare
+
+
+def test_what_a_condition_forbids_is_forbidden_and_no_condition_is_spare(known):
+    guarded = {name: d for name, d in known.documents.items() if any("Condition" in s for s in d)}
+    passing = {"NotificationAndShutdownScheduler", "ShutdownEndpoint", "ReconcileModelService"}
+    assert set(guarded) == {"WakeUpRole trust", "DeadLetters", *(f"{name}Role" for name in passing)}
+    for name, statements in guarded.items():
+        cases = cases_of(name, known.found)
+        assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
+
+
+def test_the_page_is_read_by_its_distribution_only_and_no_condition_is_spare(cloud):
+    cloudformation, name, template = (
+        cloud.client("cloudformation"),
+        "least-site",
+        ROOT / "infra_scripts/templates/site.yaml",
+    )
+    deploy_stack(cloudformation, name, template, site_parameters(Settings(prefix=PREFIX)), {"Project": PREFIX})
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
+    ((bucket, statements),) = _documents(cloud, found).items()
+    cases = cases_of(bucket, found)
+    assert bucket == "SiteBucket" and not wrong_answers(bucket, statements, cases)
+    assert not spare_conditions(bucket, statements, cases)
+    delete_stack(cloudformation, name)
+
+
+def test_without_a_denial_a_topic_could_be_written_to(known):
+    topic = ARN.format("sns", "somebodys-topic")
+    for statements in known.roles.values():
+        allowing = [s for s in statements if s["Effect"] == "Allow"]
+        assert not allowed(statements, "sns:Publish", topic)
+        assert (len(allowing) < len(statements)) == allowed(allowing, "sns:Publish", topic)
+
+
+def test_no_function_may_do_what_only_another_does(known):
+    for folder in FOLDERS:
+        own = alike(known.needs[folder])
+        for other in FOLDERS:
+            foreign = [n for n in known.needs[other] if not alike({n}) <= own]
+            assert not [need for need in foreign if allowed(known.roles[folder], *need)], (folder, other)
+
+
+def test_no_function_may_touch_what_has_another_prefix(known):
+    for folder, needs in known.needs.items():
+        for action, on in needs:
+            other = on.replace(f"/{PREFIX}", "/other").replace(f":{PREFIX}", ":other").replace("table/t", "table/other")
+            assert other == on or not allowed(known.roles[folder], action, other), (folder, action, other)
+
+
+PROBE = """
+import boto3, botocore.exceptions
+def handler(event, context):
+    said = []
+    for service, operation, given in event:
+        try:
+            getattr(boto3.client(service), operation)(**given)
+            said.append("")
+        except botocore.exceptions.ClientError as e:
+            said.append(e.response["Error"]["Code"])
+        except Exception as e:
+            said.append(type(e).__name__ + str(e)[:80])
+    return said
+"""
+DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError"}
+
+
+def probe(cloud, role: str, calls: list) -> list[str]:  # error codes; empty: it was done
+    "Make calls from inside a Lambda that works under `role`."
+    packed, functions = io.BytesIO(), cloud.client("lambda")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("app.py", PROBE)
+    code, arn = {"ZipFile": packed.getvalue()}, f"arn:aws:iam::{ACCOUNT}:role/{role}"
+    functions.create_function(
+        FunctionName="probe", Runtime="python3.13", Role=arn, Handler="app.handler", Code=code, Timeout=60
+    )
+    try:
+        return json.load(functions.invoke(FunctionName="probe", Payload=json.dumps(calls, default=str))["Payload"])
+    finally:
+        functions.delete_function(FunctionName="probe")
+
+
+def _once(calls: list) -> list:
+    "Keep one call of each kind, as boto3 takes it."
+    kinds = {}
+    for service, operation, given in calls:
+        if not operation.startswith(("list_endpoint", "transact")):  # these are paginated
+            on = given.get("Name") if operation == "get_parameter" else ""
+            kinds.setdefault((service, operation, on), [service, operation, given])
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_on_the_local_cloud_a_function_is_refused_what_another_does(known, folder):
+    own = alike(known.needs[folder])
+    others = _once([call for other in FOLDERS for call in known.made[other]])
+    foreign = [c for c in others if not all(alike({n}) <= own for n in needs_of(*c))]
+    assert foreign
+    role = known.found[camel(folder, "-") + "Role"]
+    mine = ["dynamodb", "get_item", {"TableName": "states", "Key": {"modelId": {"S": "x"}}}]
+    said = probe(known.cloud, role, [*foreign, mine])
+    assert set(said[:-1]) <= DENIED, [(c[:2], s) for c, s in zip(foreign, said, strict=False) if s not in DENIED]
+    assert said[-1] == ""  # what all may do is done, so the refusals are about permissions
+
+
+@pytest.fixture(scope="module")
+def services(cloud, tmp_path_factory):
+    "The roles of the foundation, and what Glue and SageMaker do in their name for the jobs that we ask for."
+    cloudformation = cloud.client("cloudformation")
+    template = ROOT / "infra_scripts/templates/foundation.yaml"
+    made = deploy_stack(cloudformation, "least-foundation", template, {"Prefix": PREFIX}, {"Project": PREFIX})
+    found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, "least-foundation")}
+    documents, buckets = _documents(cloud, found), [made["LakeBucket"], made["ArtifactsBucket"]]
+    source = training_source(ROOT / "infra_scripts/train.py", tmp_path_factory.mktemp("source"))
+    jobs = [_training_job(cloud, made, source, kind) for kind in ("ml.g4dn.xlarge", "ml.m5.large")]
+    cleaning = cloud.client("glue").get_job(JobName=made["GlueJob"])["Job"]
+    needs = {"GlueRole": _glue_needs(cleaning, *buckets), "EndpointRole": _endpoint_needs(jobs[0], buckets[1])}
+    needs["TrainingRole"] = set().union(*(_training_needs(job) for job in jobs))
+    lake, artifacts = (f"arn:aws:s3:::{name}" for name in buckets)
+    roles = {name: documents[name] for name in NAMESPACES}
+    yield SimpleNamespace(roles=roles, needs=needs, lake=lake, artifacts=artifacts, documents=documents, found=found)
+    for bucket in buckets:
+        empty_bucket(cloud.client("s3"), bucket)
+    delete_stack(cloudformation, "least-foundation")
+
+
+def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
+    "Ask for a training as the notebook does, and return what SageMaker is told; it ends at once, for want of reviews."
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cloud.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(
+            "sentiment_engine.model.base_model.build_base_model", lambda folder: folder
+        )  # its place is what counts
+        channels = job_channels(None, made["LakeBucket"], made["ArtifactsBucket"], "minilm")
+        kept = f"s3://{made['ArtifactsBucket']}/training/{kind}/checkpoints/"
+        machine = {"instance_type": kind, "spot": True, "checkpoints": kept, "mark": kind.split(".")[1]}
+        place = {"role": made["TrainingRole"], "bucket": made["ArtifactsBucket"]}
+        job = Job(source, channels, {"epochs": 1}, **machine, **place)
+        name = start_training(connect("local"), Settings(prefix=PREFIX), job)
+    describe = cloud.client("sagemaker").describe_training_job
+    return until(lambda: (found := describe(TrainingJobName=name))["TrainingJobStatus"] in ENDED and found)
+
+
+def _arn(address: str) -> str:  # of an S3 address; of a prefix, something there
+    return f"arn:aws:s3:::{address.removeprefix('s3://')}" + ("x" if address.endswith("/") else "")
+
+
+def _buckets_of(addresses: list[str]) -> set[tuple[str, str]]:
+    return {("s3:ListBucket", f"arn:aws:s3:::{address.split('/')[2]}") for address in addresses}
+
+
+def _container(image: str, group: str) -> set[tuple[str, str]]:
+    "What SageMaker does for every container, by the execution roles in its developer guide."
+    account, repository = image.split(".")[0], image.split("/")[1].partition(":")[0]
+    place = f"arn:aws:ecr:{REGION}:{account}:repository/{repository}"
+    pulls = ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage")
+    beside = {("ecr:GetAuthorizationToken", "*"), ("cloudwatch:PutMetricData", "*")}
+    return {(f"ecr:{pull}", place) for pull in pulls} | beside | _logs(group, "DescribeLogStreams")
+
+
+def _glue_needs(job: dict, lake: str, artifacts: str) -> set[tuple[str, str]]:
+    "Glue fetches the script and the package; Spark uploads in parts, and removes what failed tasks and runs have left."
+    given = job["DefaultArguments"]
+    read = [job["Command"]["ScriptLocation"], given["--extra-py-files"], f"s3://{lake}/raw/", given["--TempDir"]]
+    written = [*(f"s3://{lake}/{place}/" for place in ("processed", "rejected", "reports")), given["--TempDir"]]
+    needs = {("s3:GetObject", _arn(address)) for address in read}
+    verbs = ("PutObject", "DeleteObject", "AbortMultipartUpload")
+    needs |= {(f"s3:{verb}", _arn(address)) for verb in verbs for address in written}
+    needs |= {("s3:GetBucketLocation", bucket) for _, bucket in _buckets_of(read)}
+    needs |= {("s3:ListBucketMultipartUploads", bucket) for _, bucket in _buckets_of(written)}
+    return needs | _buckets_of(read) | _logs("/aws-glue/jobs/output") | {("cloudwatch:PutMetricData", "*")}
+
+
+def _training_needs(job: dict) -> set[tuple[str, str]]:
+    "SageMaker fetches the channels and keeps the model and the checkpoints, which a second attempt reads."
+    kept = job["CheckpointConfig"]["S3Uri"]
+    read = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job["InputDataConfig"]] + [kept]
+    needs = {("s3:GetObject", _arn(address)) for address in read} | _buckets_of(read)
+    needs |= {("s3:PutObject", _arn(address)) for address in (job["ModelArtifacts"]["S3ModelArtifacts"], kept)}
+    return needs | _container(job["AlgorithmSpecification"]["TrainingImage"], LOG_GROUP)
+
+
+def _endpoint_needs(job: dict, bucket: str) -> set[tuple[str, str]]:
+    "SageMaker fetches the model that a training has left, and keeps answers."
+    artifact, group = job["ModelArtifacts"]["S3ModelArtifacts"], endpoint_name(Settings(prefix=PREFIX), "0" * 12)
+    needs = {("s3:GetObject", _arn(artifact)), ("s3:PutObject", _arn(captures_address(bucket) + "/"))}
+    return needs | _buckets_of([artifact]) | _container(serving_image(REGION), f"/aws/sagemaker/Endpoints/{group}")
+
+
+def _logs(group: str, *more: str) -> set[tuple[str, str]]:
+    arn = ARN.format("logs", f"log-group:{group}:log-stream:1")
+    return {(f"logs:{action}", arn) for action in ("CreateLogGroup", "CreateLogStream", "PutLogEvents", *more)}
+
+
+def test_a_container_is_fetched_for_either_kind_of_machine(services):
+    pulled = {on.rpartition("/")[2] for action, on in services.needs["TrainingRole"] if action == "ecr:BatchGetImage"}
+    assert pulled == {"huggingface-pytorch-training", "pytorch-training"}
+
+
+def test_glue_and_sagemaker_may_do_their_work_and_nothing_of_it_is_spare(services):
+    for name, statements in services.roles.items():
+        denied = [need for need in services.needs[name] if not allowed(statements, *need, NAMESPACES[name])]
+        assert not denied and not spare_in(statements, services.needs[name], NAMESPACES[name]), name
+        assert not spare_resources(statements, services.needs[name], NAMESPACES[name]), name
+
+
+def test_what_a_condition_of_the_foundation_forbids_is_forbidden_and_no_condition_is_spare(services):
+    guarded = {name: d for name, d in services.documents.items() if any("Condition" in s for s in d)}
+    assert set(guarded) == {"LakeBucket", "ArtifactsBucket", *NAMESPACES}
+    for name, statements in guarded.items():
+        cases = cases_of(name, services.found)
+        assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
+
+
+OF_OTHERS = ("lambdas/a", "glue/a", "deployments/a", "templates/a", "training/a/model.json")
+OF_MODELS = ("models/latest.json", "models/released/a/model.tar.gz", "models/given-a/output/model.tar.gz")
+READ_BY_TRAINING = ("base-models/a", "training-code/a")
+
+
+def test_glue_and_sagemaker_may_not_do_each_others_work(services):
+    lake, artifacts = services.lake, services.artifacts
+    forbidden = {
+        "GlueRole": [("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/glue/a")],
+        "TrainingRole": [
+            ("s3:GetObject", f"{lake}/raw/a"),
+            ("s3:PutObject", f"{lake}/sample/a"),
+            *(("s3:GetObject", f"{artifacts}/{place}") for place in (*OF_OTHERS, "models/a", "captures/a")),
+            *(("s3:PutObject", f"{artifacts}/{place}") for place in (*OF_OTHERS, *READ_BY_TRAINING, *OF_MODELS)),
+        ],
+        "EndpointRole": [("s3:GetObject", f"{lake}/sample/a"), ("s3:PutObject", f"{artifacts}/models/a")],
+    }
+    for name, needs in forbidden.items():
+        assert not [need for need in needs if allowed(services.roles[name], *need, NAMESPACES[name])]
+        assert not allowed(services.roles[name], "cloudwatch:PutMetricData", "*", "SentimentEngine")

@@ -1,0 +1,779 @@
+"The engine's template: it is valid, it grants little, and it deploys, updates and deletes on the local cloud."
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import boto3
+import pytest
+import yaml
+from botocore.stub import Stubber
+from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
+from policies import BOUNDARY, LAB, NOTHING, filled
+
+from sentiment_engine.deploy.account import SHARES
+from sentiment_engine.deploy.foundation import foundation_parameters, site_parameters
+from sentiment_engine.deploy.packaging import parameter_of, stack_parameters, upload_packages
+from sentiment_engine.deploy.plan import read_template, resources_of
+from sentiment_engine.deploy.stacks import INLINE_LIMIT, delete_stack, deploy_stack, template_argument, upload_template
+from sentiment_engine.service.metrics import METRICS, NAMESPACE
+from sentiment_engine.settings import PREFIX, Settings
+from tests import ROOT
+
+TEMPLATE = ROOT / "infra_scripts/templates/backend.yaml"
+TEMPLATES = ("foundation.yaml", "site.yaml", "backend.yaml", "monitoring.yaml", "deployer.yaml")
+AT_CLOUDFRONT = "https://d1.cloudfront.net"
+PAGE, EXTRA = "http://127.0.0.1:8080", "http://127.0.0.1:8501"
+OURS = Settings(prefix="template-test", table="TemplateTest", idle_minutes=5.0, site_origin=PAGE)
+SITE = {"DistributionOrigin": AT_CLOUDFRONT, "SiteOrigin": "https://mood.example.com"}
+
+
+class Loader(yaml.SafeLoader):
+    "Reads CloudFormation's short forms (!Ref, !Sub …) as their arguments."
+
+
+def _short_form(loader, tag, node):
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_scalar(node)
+    return loader.construct_sequence(node, deep=True)
+
+
+Loader.add_multi_constructor("!", _short_form)
+template = yaml.load(TEMPLATE.read_text(), Loader)  # derives from SafeLoader
+resources = template["Resources"]
+site_resources = yaml.load((ROOT / "infra_scripts/templates/site.yaml").read_text(), Loader)["Resources"]
+
+
+def of_type(kind: str) -> dict:
+    return {name: r.get("Properties", {}) for name, r in resources.items() if r["Type"] == kind}
+
+
+def statements() -> list[tuple[str, dict]]:
+    "List the statements of every role's own policies, those of a condition's both sides included."
+    roles = of_type("AWS::IAM::Role")
+    found = [(n, s) for n, r in roles.items() for p in r["Policies"] for s in p["PolicyDocument"]["Statement"]]
+    sides = [(n, side) for n, s in found if isinstance(s, list) for side in s[1:] if isinstance(side, dict)]
+    return [(n, s) for n, s in found if isinstance(s, dict)] + sides
+
+
+def test_cfn_lint():
+    lint = [sys.executable, "-c", "import cfnlint.runner, sys; sys.exit(cfnlint.runner.main())"]
+    templates = [str(ROOT / "infra_scripts/templates" / name) for name in TEMPLATES]
+    done = subprocess.run([*lint, *templates], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_function_has_a_role_and_a_log_group_of_its_own():
+    functions = of_type("AWS::Lambda::Function")
+    assert len(functions) == 7 == len({f["Role"] for f in functions.values()})
+    assert len({f["LoggingConfig"]["LogGroup"] for f in functions.values()}) == 7
+    assert all(group["RetentionInDays"] for group in of_type("AWS::Logs::LogGroup").values())
+
+
+def test_the_table_expires_numbers_and_is_paid_by_use():
+    table = resources["Table"]["Properties"]
+    assert table["TimeToLiveSpecification"] == {"AttributeName": "expiresAt", "Enabled": True}
+    assert table["BillingMode"] == "PAY_PER_REQUEST"
+
+
+# What knows no resources in IAM, the list of log groups, which takes all or none, and a phone number without an ARN.
+WITHOUT_RESOURCE = {
+    "logs:DescribeLogGroups",
+    "scheduler:ListSchedules",
+    "sagemaker:ListEndpoints",
+    "sagemaker:ListEndpointConfigs",
+    "sns:Publish",
+}
+
+
+def test_no_role_may_do_everything():
+    for role, statement in statements():
+        assert not [a for a in statement["Action"] if "*" in a], role
+        if statement["Resource"] == "*":
+            assert set(statement["Action"]) <= WITHOUT_RESOURCE, role
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_wildcard_as_a_resource_has_its_reason_beside_it(name):
+    lines = (ROOT / "infra_scripts/templates" / name).read_text().splitlines()
+    for i, line in enumerate(lines):
+        if re.search(r'Resource: "\*"', line):
+            before = lines[max(0, i - 4) : i]
+            assert any(part.lstrip().startswith("#") for part in before), f"{name}:{i + 1} gives no reason"
+
+
+def test_what_is_reserved_is_what_the_account_is_asked_for():
+    functions = of_type("AWS::Lambda::Function").values()
+    shares = {f["FunctionName"].removeprefix("${Prefix}-"): f["ReservedConcurrentExecutions"][1] for f in functions}
+    assert shares == SHARES
+
+
+@pytest.mark.parametrize("name", ["site.yaml", "foundation.yaml"])
+def test_buckets_are_private_encrypted_reached_by_tls_only_and_forget(name):
+    found = yaml.load((ROOT / "infra_scripts/templates" / name).read_text(), Loader)["Resources"]
+    policies = [r["Properties"] for r in found.values() if r["Type"] == "AWS::S3::BucketPolicy"]
+    for bucket, resource in found.items():
+        if resource["Type"] == "AWS::S3::Bucket":
+            properties = resource["Properties"]
+            assert "BucketName" not in properties  # CloudFormation's own names cannot be taken
+            assert all(properties["PublicAccessBlockConfiguration"].values()) and properties["BucketEncryption"]
+            assert properties["LifecycleConfiguration"]["Rules"]
+            (policy,) = [p["PolicyDocument"]["Statement"] for p in policies if p["Bucket"] == bucket]
+            denied = [s for s in policy if s["Effect"] == "Deny"]
+            assert denied[0]["Condition"]["Bool"] == {"aws:SecureTransport": "false"}
+
+
+def test_only_who_needs_to_may_delete_invoke_or_send():
+    allowed = {}
+    for role, statement in statements():
+        for action in statement["Action"]:
+            allowed.setdefault(action, set()).add(role.removesuffix("Role"))
+    busy = {"NotificationAndShutdownScheduler", "ReconcileModelService"}
+    assert allowed["sns:Publish"] == busy  # and only where SNS sends
+    assert allowed["sagemaker:CreateEndpoint"] == busy | {"StartModelService"}
+    assert allowed["sagemaker:DeleteEndpoint"] == busy | {"StartModelService", "ShutdownEndpoint"}
+    assert allowed["sagemaker:InvokeEndpoint"] == busy | {"InvokeSagemakerEndpoint"}
+    assert "dynamodb:PutItem" not in allowed
+
+
+def test_only_names_with_our_prefix_can_be_created_or_deleted():
+    for role, statement in statements():
+        if any(a.startswith("sagemaker:") and a not in WITHOUT_RESOURCE for a in statement["Action"]):
+            named = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+            assert all(re.search(r"/\$\{Prefix\}-\*$", r) for r in named), role
+
+
+def call(url: str, method: str = "GET", body=None, origin: str = "") -> tuple[int, dict, str]:
+    "Make an HTTP request and return status, headers and body."
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"} | ({"Origin": origin} if origin else {})
+    headers |= {"Access-Control-Request-Method": "POST"} if method == "OPTIONS" else {}
+    request = urllib.request.Request(url, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read().decode()
+    except urllib.error.HTTPError as e:
+        return e.code, {k.lower(): v for k, v in e.headers.items()}, e.read().decode()
+
+
+@pytest.fixture(scope="module")
+def deployed(cloud):
+    "The engine's stack, deployed, and deployed once more with a change."
+    s3, cloudformation = cloud.client("s3"), cloud.client("cloudformation")
+    s3.create_bucket(Bucket="template-test-artifacts")
+    keys = upload_packages(s3, "template-test-artifacts", ROOT / "lambdas")
+    tags, stored = {"Project": OURS.prefix}, upload_template(s3, "template-test-artifacts", TEMPLATE)
+    foundation = ROOT / "infra_scripts/templates/foundation.yaml"
+    deploy_stack(cloudformation, "template-test-foundation", foundation, foundation_parameters(OURS), tags)
+    plain = stack_parameters(OURS, "template-test-artifacts", keys, SITE)
+    first = deploy_stack(cloudformation, "template-test-engine", stored, plain, tags)
+    changed = stack_parameters(OURS, "template-test-artifacts", keys, SITE, EXTRA)
+    second = deploy_stack(cloudformation, "template-test-engine", stored, changed, tags)
+    assert first == second
+    _update_that_fails(cloudformation, stored, changed, tags)
+    yield second
+    delete_stack(cloudformation, "template-test-engine")
+    delete_stack(cloudformation, "template-test-foundation")
+
+
+@pytest.fixture(scope="module")
+def site(cloud, deployed):
+    "The site's stack, deployed."
+    cloudformation, s3 = cloud.client("cloudformation"), cloud.client("s3")
+    stored = upload_template(s3, "template-test-artifacts", ROOT / "infra_scripts/templates/site.yaml")
+    given = site_parameters(OURS, api_origin=cloud.url)
+    yield deploy_stack(cloudformation, "template-test-site", stored, given, {"Project": OURS.prefix})
+    delete_stack(cloudformation, "template-test-site")
+
+
+def _update_that_fails(cloudformation, stored: str, given: dict, tags: dict):
+    "Update with a zip that is not there: everything goes back to what it was."
+    wrong = given | {parameter_of("reconcile-model-service"): "lambdas/nothing.zip", "IdleMinutes": "7"}
+    with pytest.raises(RuntimeError, match=r"UPDATE_ROLLBACK_COMPLETE.*ReconcileModelService"):
+        deploy_stack(cloudformation, "template-test-engine", stored, wrong, tags)
+
+
+def told(*events: tuple[str, str, str]) -> list[dict]:
+    "Write events of the stack `reasons` as CloudFormation does, the newest first."
+    fixed = {"StackId": "arn:reasons", "StackName": "reasons", "EventId": "1", "Timestamp": "2026-01-01T00:00:00Z"}
+    return [
+        fixed
+        | {"LogicalResourceId": name, "PhysicalResourceId": f"arn:{name}"}
+        | {"ResourceStatus": status, "ResourceStatusReason": why}
+        for name, status, why in events
+    ]
+
+
+def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it_or_failed_another_day():
+    cloudformation = boto3.client("cloudformation", "us-east-1")
+    cancelled = [(f"Function{n}", "CREATE_FAILED", "Resource creation cancelled") for n in range(6)]
+    earlier = [("Table", "DELETE_FAILED", "of last week"), ("reasons", "DELETE_IN_PROGRESS", "User Initiated")]
+    newest = told(("reasons", "ROLLBACK_IN_PROGRESS", "The following resource(s) failed"), *cancelled[:4])
+    begun = ("reasons", "CREATE_IN_PROGRESS", "User Initiated")
+    oldest = told(
+        *cancelled[4:], ("Role", "CREATE_FAILED", "second"), ("Api", "CREATE_FAILED", "first"), begun, *earlier
+    )
+    stack = {"StackName": "reasons", "CreationTime": "2026-01-01T00:00:00Z", "StackStatus": "ROLLBACK_COMPLETE"}
+    with Stubber(cloudformation) as stub:
+        for _ in range(2):
+            stub.add_client_error("describe_stacks", "ValidationError", "Stack reasons does not exist")
+        stub.add_response("create_stack", {"StackId": "arn:reasons"})
+        stub.add_response("describe_stacks", {"Stacks": [stack]})
+        stub.add_response("describe_stack_events", {"StackEvents": newest, "NextToken": "2"})
+        stub.add_response("describe_stack_events", {"StackEvents": oldest})
+        with pytest.raises(RuntimeError, match=r"ROLLBACK_COMPLETE. Api: first; Role: second$"):
+            deploy_stack(cloudformation, "reasons", ROOT / "infra_scripts/templates/foundation.yaml")
+
+
+@pytest.mark.parametrize("form", ["{}", "Resource handler returned message: \"Access denied for operation '{}'.\""])
+@pytest.mark.parametrize("resource", ["Distribution", "SiteAccess", "SiteHeaders"])
+def test_an_account_that_may_not_use_cloudfront_yet_is_told_what_to_do(resource, form):
+    refusal = (
+        "Your account must be verified before you can add new CloudFront resources. To verify your account, please "
+        "contact AWS Support (https://console.aws.amazon.com/support/home#/) and include this error message. "
+        "(Service: AmazonCloudFront; Status Code: 403; Error Code: AccessDenied)"
+    )
+    cloudformation = boto3.client("cloudformation", "us-east-1")
+    begun = ("reasons", "CREATE_IN_PROGRESS", "User Initiated")
+    stack = {"StackName": "reasons", "CreationTime": "2026-01-01T00:00:00Z", "StackStatus": "ROLLBACK_COMPLETE"}
+    with Stubber(cloudformation) as stub:
+        for _ in range(2):
+            stub.add_client_error("describe_stacks", "ValidationError", "Stack reasons does not exist")
+        stub.add_response("create_stack", {"StackId": "arn:reasons"})
+        stub.add_response("describe_stacks", {"Stacks": [stack]})
+        refused = told((resource, "CREATE_FAILED", form.format(refusal)), begun)
+        stub.add_response("describe_stack_events", {"StackEvents": refused})
+        with pytest.raises(RuntimeError, match=rf"{resource}: .*must be verified") as failed:
+            deploy_stack(cloudformation, "reasons", ROOT / "infra_scripts/templates/site.yaml")
+    for words in ("only AWS Support can", "Account and billing", "nothing was charged", "the same command again"):
+        assert words in str(failed.value)
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-west-1"])
+def test_a_template_has_the_address_that_s3_has_in_its_region(region):
+    s3 = boto3.client("s3", region, aws_access_key_id="test", aws_secret_access_key="test")
+    body = (ROOT / "infra_scripts/templates/site.yaml").read_bytes()
+    checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
+    with Stubber(s3) as stub:
+        stub.add_response("head_object", {"ChecksumSHA256": checksum})  # it is there: nothing is sent
+        address = upload_template(s3, "artifacts", ROOT / "infra_scripts/templates/site.yaml")
+    assert address == f"https://s3.{region}.amazonaws.com/artifacts/templates/site-{_mark(body)}.yaml"
+
+
+def _mark(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:16]
+
+
+def test_what_was_put_under_a_templates_name_by_others_is_not_deployed(cloud):
+    s3, template = cloud.client("s3"), ROOT / "infra_scripts/templates/site.yaml"
+    s3.create_bucket(Bucket="template-tampered")
+    key = upload_template(s3, "template-tampered", template).partition("template-tampered/")[2]
+    first = s3.head_object(Bucket="template-tampered", Key=key)["LastModified"]
+    upload_template(s3, "template-tampered", template)
+    assert s3.head_object(Bucket="template-tampered", Key=key)["LastModified"] == first
+    s3.put_object(Bucket="template-tampered", Key=key, Body=b"Resources: {}")
+    upload_template(s3, "template-tampered", template)
+    assert s3.get_object(Bucket="template-tampered", Key=key)["Body"].read() == template.read_bytes()
+
+
+NAMES_OF_THE_ACCOUNT = {  # kinds whose names are one list for all regions, and where the name is
+    "AWS::Budgets::Budget": "BudgetName",
+    "AWS::CloudWatch::Dashboard": "DashboardName",
+    "AWS::CloudFront::OriginAccessControl": "Name",
+    "AWS::CloudFront::ResponseHeadersPolicy": "Name",
+    "AWS::IAM::ManagedPolicy": "ManagedPolicyName",
+    "AWS::IAM::Role": "RoleName",
+    "AWS::S3::Bucket": "BucketName",
+}
+
+
+def _named(value, name: str) -> list:
+    "Find the values of a key at any depth."
+    if isinstance(value, list):
+        return [found for each in value for found in _named(each, name)]
+    if not isinstance(value, dict):
+        return []
+    return [v for k, v in value.items() if k == name] + _named(list(value.values()), name)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_two_regions_of_one_account_share_no_name(name):
+    "A firewall needs no region: CloudFront's is made in us-east-1 only."
+    found = read_template(ROOT / "infra_scripts/templates" / name)["Resources"].values()
+    for kind, key in NAMES_OF_THE_ACCOUNT.items():
+        for resource in (r["Properties"] for r in found if r["Type"] == kind):
+            top = {k: v for k, v in resource.items() if k not in ("Policies", "Tags")}
+            assert all("${AWS::Region}" in str(value) for value in _named(top, key)), kind
+
+
+def test_a_failed_update_leaves_everything_as_it_was(cloud, deployed):
+    for name in ("is-model-service-running", "reconcile-model-service"):
+        function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
+        assert function["Environment"]["Variables"]["SENTIMENT_IDLE_MINUTES"] == "5"
+    stack = cloud.client("cloudformation").describe_stacks(StackName="template-test-engine")["Stacks"][0]
+    given = {p["ParameterKey"]: p["ParameterValue"] for p in stack["Parameters"]}
+    assert given["IdleMinutes"] == "5" and EXTRA in given["SiteOrigins"]
+
+
+def test_a_stack_that_is_not_tagged_as_ours_is_not_changed(cloud, deployed):
+    with pytest.raises(RuntimeError, match="is not ours, because it lacks the tag Project=other"):
+        deploy_stack(cloud.client("cloudformation"), "template-test-engine", TEMPLATE, {}, {"Project": "other"})
+
+
+def test_outputs(deployed):
+    assert set(deployed) == {"ApiId", "ApiUrl", "SiteUrl", "Table", "DeadLetters"}
+    assert deployed["SiteUrl"] == PAGE and deployed["Table"] == "TemplateTest" and not deployed["ApiUrl"].endswith("/")
+
+
+def test_whoever_creates_endpoints_is_told_what_they_keep(cloud, deployed):
+    makers = {"start-model-service", "notification-and-shutdown-scheduler", "reconcile-model-service"}
+    for name in makers:
+        function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
+        told = function["Environment"]["Variables"]
+        assert told["CAPTURES_ADDRESS"] == "s3://template-test-artifacts/captures"
+        assert told["SENTIMENT_CAPTURE_PERCENT"] == "20" and told["SENTIMENT_CAPTURE_TEXT"] == "false"
+
+
+def test_the_api_answers(deployed):
+    status, _, body = call(deployed["ApiUrl"] + "/status")
+    assert status == 200 and json.loads(body)["state"] == "STOPPED" and json.loads(body)["idleMinutes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "expected"),
+    [
+        ("POST", "/predict", {"inputs": "Great."}, (409, "not_in_service")),
+        ("POST", "/predict", {"inputs": ""}, (400, "empty_text")),
+        ("POST", "/start", {"phone": "12345"}, (400, "invalid_phone")),
+        ("POST", "/start", {}, (503, "no_model")),
+        ("POST", "/extend", None, (409, "not_in_service")),
+        ("DELETE", "/status", None, (405, "method_not_allowed")),
+        ("GET", "/predict", None, (405, "method_not_allowed")),
+        ("GET", "/nothing", None, (404, "not_found")),
+    ],
+)
+def test_errors_have_one_form(deployed, method, path, body, expected):
+    status, _, text = call(deployed["ApiUrl"] + path, method, body)
+    error = json.loads(text)["error"]
+    assert (status, error["code"]) == expected and error["message"]
+
+
+def test_fault_6_the_gateway_answers_cors_and_so_do_its_errors(deployed):
+    "CORS headers came from the Lambdas only, so that every error of the gateway looked like a CORS error."
+    for origin in (AT_CLOUDFRONT, "https://mood.example.com", PAGE, EXTRA):
+        status, headers, _ = call(deployed["ApiUrl"] + "/start", "OPTIONS", origin=origin)
+        assert status in (200, 204) and headers["access-control-allow-origin"] == origin
+        for method, path in (("GET", "/status"), ("GET", "/nothing"), ("POST", "/predict")):
+            assert call(deployed["ApiUrl"] + path, method, origin=origin)[1]["access-control-allow-origin"] == origin
+    _, headers, _ = call(deployed["ApiUrl"] + "/status", origin="https://evil.example")
+    assert headers.get("access-control-allow-origin") not in ("*", "https://evil.example")
+
+
+def _physical(cloud, stack: str = "template-test-engine") -> dict[str, str]:
+    "Map the names in the template to what the cloud calls them."
+    pages = cloud.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
+    found = pages.search("StackResourceSummaries[]")
+    return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in found}
+
+
+def test_no_drift_the_cloud_holds_what_the_templates_list(cloud, deployed, site):
+    assert _physical(cloud).keys() == resources_of(read_template(TEMPLATE), {}).keys()
+    of_site = resources_of(read_template(ROOT / "infra_scripts/templates/site.yaml"), {})
+    assert _physical(cloud, "template-test-site").keys() == of_site.keys()
+
+
+def test_no_drift_functions(cloud, deployed):
+    client, physical = cloud.client("lambda"), _physical(cloud)
+    for name, wanted in of_type("AWS::Lambda::Function").items():
+        found = client.get_function_configuration(FunctionName=physical[name])
+        for field in ("MemorySize", "Timeout", "Handler", "Architectures", "Description"):
+            assert found[field] == wanted[field], (name, field)
+        assert found["Environment"]["Variables"].keys() == wanted["Environment"]["Variables"].keys()
+        assert found["Role"].endswith("/" + physical[wanted["Role"].removesuffix(".Arn")])
+        assert found["LoggingConfig"]["LogGroup"] == physical[wanted["LoggingConfig"]["LogGroup"]]
+        share = client.get_function_concurrency(FunctionName=physical[name])["ReservedConcurrentExecutions"]
+        assert share == wanted["ReservedConcurrentExecutions"][1]
+    for name, wanted in of_type("AWS::Lambda::EventInvokeConfig").items():
+        found = client.get_function_event_invoke_config(
+            FunctionName=physical[wanted["FunctionName"]], Qualifier="$LATEST"
+        )
+        assert found["DestinationConfig"]["OnFailure"]["Destination"].endswith("template-test-dead-letters"), name
+
+
+def test_no_drift_what_is_kept(cloud, deployed, site):
+    dynamodb, physical = cloud.client("dynamodb"), _physical(cloud)
+    numbers, money = ("TemplateTest", "DISABLED"), ("TemplateTest-usage", "ENABLED")  # no number outlives its deletion
+    for table, backed_up in (numbers, money):
+        mode = dynamodb.describe_table(TableName=table)["Table"]["BillingModeSummary"]["BillingMode"]
+        backups = dynamodb.describe_continuous_backups(TableName=table)["ContinuousBackupsDescription"]
+        recovery = backups["PointInTimeRecoveryDescription"]["PointInTimeRecoveryStatus"]
+        assert (mode, recovery) == ("PAY_PER_REQUEST", backed_up)
+    ttl = dynamodb.describe_time_to_live(TableName="TemplateTest")["TimeToLiveDescription"]
+    assert ttl == {"TimeToLiveStatus": "ENABLED", "AttributeName": "expiresAt"}
+    for name in of_type("AWS::Logs::LogGroup"):
+        groups = cloud.client("logs").describe_log_groups(logGroupNamePrefix=physical[name])["logGroups"]
+        assert groups[0]["retentionInDays"] == 14
+    queue = cloud.client("sqs").get_queue_attributes(QueueUrl=physical["DeadLetters"], AttributeNames=["All"])
+    assert queue["Attributes"]["MessageRetentionPeriod"] == "1209600"
+    s3, bucket = cloud.client("s3"), site["SiteBucket"]
+    assert all(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values())
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    wanted = site_resources["SiteBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert {r["ID"] for r in rules} == {r["Id"] for r in wanted}
+    assert [r["NoncurrentVersionExpiration"] for r in rules[1:]] == [{"NoncurrentDays": 30}]
+    policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
+    assert {s["Sid"] for s in policy["Statement"]} == {"ReadByTheDistribution", "TlsOnly"}
+
+
+def test_no_drift_the_api(cloud, deployed):
+    physical, gateway = _physical(cloud), cloud.client("apigatewayv2")
+    routes = {r["RouteKey"] for r in gateway.get_routes(ApiId=physical["Api"])["Items"]}
+    assert routes == {r["RouteKey"] for r in of_type("AWS::ApiGatewayV2::Route").values()}
+    (stage,) = gateway.get_stages(ApiId=physical["Api"])["Items"]
+    wanted = resources["ApiStage"]["Properties"]
+    for name, value in wanted["DefaultRouteSettings"].items():
+        assert stage["DefaultRouteSettings"][name] == value
+    assert stage["AccessLogSettings"]["DestinationArn"].rstrip(":*").endswith(physical["ApiLogs"])
+
+
+def test_no_drift_the_site(cloud, site):
+    physical, cdn = _physical(cloud, "template-test-site"), cloud.client("cloudfront")
+    config = cdn.get_distribution_config(Id=physical["Distribution"])["DistributionConfig"]
+    (origin,) = config["Origins"]["Items"]
+    assert origin["OriginAccessControlId"] == physical["SiteAccess"] and not config.get("WebACLId")
+    assert config["DefaultCacheBehavior"]["ResponseHeadersPolicyId"] == physical["SiteHeaders"]
+    told = {e["ErrorCode"]: (e["ResponseCode"], e["ResponsePagePath"]) for e in config["CustomErrorResponses"]["Items"]}
+    assert told == dict.fromkeys((403, 404), ("404", "/404.html"))
+    address = f"https://{cdn.get_distribution(Id=site['DistributionId'])['Distribution']['DomainName']}"
+    assert site["DistributionOrigin"] == site["SiteOrigin"] == address
+    policy = cdn.get_response_headers_policy_config(Id=physical["SiteHeaders"])["ResponseHeadersPolicyConfig"]
+    assert policy["CustomHeadersConfig"]["Items"][0]["Header"] == "permissions-policy"
+    said = policy["SecurityHeadersConfig"]["ContentSecurityPolicy"]["ContentSecurityPolicy"]
+    assert f"connect-src 'self' https://*.execute-api.us-east-1.amazonaws.com {cloud.url};" in said
+    assert said.startswith("default-src 'none';")
+
+
+def test_no_drift_roles_and_rules(cloud, deployed):
+    iam, events, physical = cloud.client("iam"), cloud.client("events"), _physical(cloud)
+    for name, wanted in of_type("AWS::IAM::Role").items():
+        (policy,) = wanted["Policies"]
+        found = iam.get_role_policy(RoleName=physical[name], PolicyName=policy["PolicyName"])["PolicyDocument"]
+        sent = [s if isinstance(s, dict) else s[2] for s in policy["PolicyDocument"]["Statement"]]  # Textbelt's side
+        sent = [s["Action"] for s in sent if isinstance(s, dict)]
+        assert [s["Action"] for s in found["Statement"]] == sent, name
+    pattern = json.loads(events.describe_rule(Name="template-test-endpoint-changed")["EventPattern"])
+    assert pattern["detail"]["EndpointName"] == [{"prefix": "template-test-"}]
+    assert events.describe_rule(Name="template-test-every-five-minutes")["ScheduleExpression"] == "rate(5 minutes)"
+    assert cloud.client("scheduler").get_schedule_group(Name="template-test")["State"] == "ACTIVE"
+
+
+def test_a_domain_and_a_firewall_are_behind_switches(cloud):
+    with_domain = {"DomainName": "mood.example.com", "HostedZoneId": "Z1"}
+    read = read_template(ROOT / "infra_scripts/templates/site.yaml")
+    plain, domain = resources_of(read, {}), resources_of(read, with_domain)
+    assert domain.keys() - plain.keys() == {"Certificate", "SiteAddressV4", "SiteAddressV6"}
+    assert resources_of(read, {"Firewall": "true"}).keys() - plain.keys() == {"FirewallRules"}
+
+
+def test_nothing_is_left_after_deletion(cloud, deployed, site):
+    cloudformation = cloud.client("cloudformation")
+    for stack in ("template-test-engine", "template-test-site", "template-test-foundation"):
+        assert delete_stack(cloudformation, stack)
+        assert not delete_stack(cloudformation, stack)
+
+    def ours(names):
+        return [name for name in names if "template-test" in name]
+
+    assert not ours(f["FunctionName"] for f in cloud.client("lambda").list_functions()["Functions"])
+    assert not ours(r["RoleName"] for r in cloud.client("iam").list_roles()["Roles"])
+    assert not ours(r["Name"] for r in cloud.client("events").list_rules()["Rules"])
+    assert not ours(g["Name"] for g in cloud.client("scheduler").list_schedule_groups()["ScheduleGroups"])
+    assert not ours(g["logGroupName"] for g in cloud.client("logs").describe_log_groups()["logGroups"])
+    assert not {"TemplateTest", "TemplateTest-usage"} & set(cloud.client("dynamodb").list_tables()["TableNames"])
+    assert not cloud.client("cloudfront").list_distributions()["DistributionList"].get("Items")
+    assert site["SiteBucket"] not in [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prefix_too_long_for_the_engine_is_refused_before_anything_is_trained(name):
+    assert read_template(ROOT / "infra_scripts/templates" / name)["Parameters"]["Prefix"]["AllowedPattern"] == PREFIX
+    assert re.fullmatch(PREFIX, "sentiment-engine") and not re.fullmatch(PREFIX, "a" * 18)
+
+
+def test_a_domain_is_not_made_to_speak_https_on_all_its_subdomains():
+    policy = site_resources["SiteHeaders"]["Properties"]["ResponseHeadersPolicyConfig"]["SecurityHeadersConfig"]
+    assert policy["StrictTransportSecurity"]["IncludeSubdomains"] is False
+
+
+monitoring = yaml.load((ROOT / "infra_scripts/templates/monitoring.yaml").read_text(), Loader)["Resources"]
+FAILURES = {
+    "StuckRuns",
+    "OrphansDeleted",
+    "NotDeleted",
+    "Reconciled",
+    "BudgetShare",
+    "SmsFailed",
+    "SmsQuota",
+    "SmsSent",
+}
+
+
+def _dashboard() -> dict:
+    return json.loads(monitoring["Dashboard"]["Properties"]["DashboardBody"])
+
+
+def test_alarms_and_dashboard_name_only_metrics_that_are_reported():
+    alarms = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    watched = {a["MetricName"] for a in alarms if a.get("Namespace") == NAMESPACE}
+    assert watched == FAILURES <= set(METRICS)
+    lines = [m for widget in _dashboard()["widgets"] for m in widget["properties"]["metrics"]]
+    assert {line[0] for line in lines} == {NAMESPACE} and {line[1] for line in lines} <= set(METRICS)
+    (both,) = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::CompositeAlarm"]
+    quiet = {name for name, r in monitoring.items() if r["Type"].endswith("Alarm") and not _rings(r)}
+    assert _rings({"Properties": both}) and quiet == set(re.findall(r"\$\{(\w+)\}", both["AlarmRule"]))
+
+
+def _rings(alarm: dict) -> bool:
+    return bool(alarm["Properties"].get("AlarmActions"))
+
+
+def _judged(alarm: dict, before: str, runs: list[int], minute: int) -> str:
+    "Work out an alarm's state as CloudWatch does each minute, from the minutes at which the reconciler ran."
+    size, count = alarm["Period"] // 60, alarm["EvaluationPeriods"]
+    sums = [sum(minute - size * (n + 1) < run <= minute - size * n for run in runs) for n in range(count)]
+    over = alarm["ComparisonOperator"] == "GreaterThanOrEqualToThreshold"
+    missing = {"breaching": True, "notBreaching": False, "ignore": None}[alarm["TreatMissingData"]]
+    points = [(n >= alarm["Threshold"]) is over if n else missing for n in sums]  # without a run there is no data
+    if points.count(True) >= alarm.get("DatapointsToAlarm", count):
+        return "ALARM"
+    return "OK" if False in points else before
+
+
+def _rung(runs: list[int], until: int, late: int = 0) -> list[int]:
+    "List the minutes at which reconciler-silent rings; late: by how many the first alarm lags behind the second."
+    quiet, seen = (monitoring[name]["Properties"] for name in ("ReconcilerQuiet", "ReconcilerSeen"))
+    states, rung = ["INSUFFICIENT_DATA"] * 2, [False]
+    for minute in range(until):
+        states = [_judged(quiet, states[0], runs, minute - late), _judged(seen, states[1], runs, minute)]
+        rung.append(states == ["ALARM", "ALARM"])
+    return [minute for minute in range(until) if rung[minute + 1] and not rung[minute]]
+
+
+def test_the_reconciler_is_not_called_silent_before_its_first_run_and_is_when_it_falls_silent_later():
+    assert _rung([], 600) == []  # it rings for a reconciler that has never run no more than for a new one
+    for first in (1, 5, 12, 40):  # minutes from the alarm's creation to the first run
+        for late in (0, 1, 2):
+            (rung,) = _rung([*range(first, first + 60, 5)], 600, late)
+            assert rung == first + 55 + 15 + late, "fifteen minutes after the last run"
+    again = [*range(5, 60, 5), *range(120, 180, 5)]
+    assert _rung(again, 600) == [70, 190]
+
+
+def test_it_rings_where_both_alarms_do(cloud):
+    cloudformation, watch, name = cloud.client("cloudformation"), cloud.client("cloudwatch"), "silent-monitoring"
+    given = {"Prefix": "silent", "DeadLetters": "silent-dead-letters", "ApiId": "a1", "DistributionId": "E1"}
+    deploy_stack(cloudformation, name, ROOT / "infra_scripts/templates/monitoring.yaml", given)
+
+    def state_after(**states: str) -> str:
+        for alarm, state in states.items():
+            watch.set_alarm_state(AlarmName=f"silent-reconciler-{alarm}", StateValue=state, StateReason="a test")
+        (both,) = watch.describe_alarms(AlarmTypes=["CompositeAlarm"], AlarmNamePrefix="silent-")["CompositeAlarms"]
+        assert both["AlarmName"] == "silent-reconciler-silent" and both["AlarmActions"][0].endswith(":silent-alarms")
+        return both["StateValue"]
+
+    assert state_after(quiet="ALARM") == "OK" == state_after(quiet="OK", seen="ALARM")
+    assert state_after(quiet="ALARM") == "ALARM"
+    delete_stack(cloudformation, name)
+    assert not watch.describe_alarms(AlarmNamePrefix="silent-").get("CompositeAlarms")
+
+
+def test_every_function_has_an_alarm_for_errors():
+    alarms = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    watched = {a["Dimensions"][0]["Value"] for a in alarms if a["MetricName"] == "Errors"}
+    assert watched == {f["FunctionName"] for f in of_type("AWS::Lambda::Function").values()}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_fits_into_a_request(name):
+    "A plan sends them all inline, the foundation makes the others' bucket, and the deployer's is sent by hand."
+    body = template_argument(ROOT / "infra_scripts/templates" / name)["TemplateBody"]
+    assert len(body.encode()) <= INLINE_LIMIT
+
+
+def test_a_template_that_fits_into_no_request_is_refused_before_it_is_sent(tmp_path):
+    large = tmp_path / "large.yaml"
+    large.write_text("# é" + "x" * (INLINE_LIMIT - 4))
+    assert template_argument(large)
+    large.write_text("# é" + "x" * (INLINE_LIMIT - 3))
+    with pytest.raises(RuntimeError, match=r"large\.yaml has 51201 bytes"):
+        template_argument(large)
+
+
+def test_alarms_deploy_and_go(cloud):
+    cloudformation, watch = cloud.client("cloudformation"), cloud.client("cloudwatch")
+    given = {"Prefix": "watched", "DeadLetters": "watched-dead-letters", "AlarmEmail": "ops@example.com"}
+    given |= {"ApiId": "a1", "DistributionId": "E1"}
+    deploy_stack(cloudformation, "watched-monitoring", ROOT / "infra_scripts/templates/monitoring.yaml", given)
+    names = {a["AlarmName"] for a in watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]}
+    assert len(names) == 20 and "watched-reconciler-quiet" in names
+    body = json.loads(watch.get_dashboard(DashboardName="watched-us-east-1")["DashboardBody"])
+    assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
+    delete_stack(cloudformation, "watched-monitoring")
+    assert not watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]
+
+
+def test_the_endpoint_may_keep_answers_and_nothing_else_and_they_expire():
+    foundation = yaml.load((ROOT / "infra_scripts/templates/foundation.yaml").read_text(), Loader)["Resources"]
+    policies = foundation["EndpointRole"]["Properties"]["Policies"]
+    writes = [s for p in policies for s in p["PolicyDocument"]["Statement"] if "s3:PutObject" in s["Action"]]
+    assert [s["Resource"] for s in writes] == ["${ArtifactsBucket.Arn}/captures/*"]
+    rules = foundation["ArtifactsBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert [r["ExpirationInDays"] for r in rules if r.get("Prefix") == "captures/"] == [90]
+
+
+# The role that GitHub deploys with: judged as the local cloud judges, with the names of an engine filled in.
+CASES = {"UsesSns": True, "Bounded": True}
+
+
+def deployer(name: str) -> dict:
+    "Read one of the policies of deployer.yaml."
+    found = read_template(ROOT / "infra_scripts/templates/deployer.yaml")["Resources"][name]["Properties"]
+    (policy,) = found.get("Policies", [found])
+    return filled(policy["PolicyDocument"], LAB, CASES)
+
+
+def may(policy: dict, action: str, on: str, **context: str) -> bool:
+    known = {name.replace("_", ":").lower(): value for name, value in context.items()}
+    who = EvalContext("arn", "AssumedRole", LAB["AWS::AccountId"], action, on, "us-east-1", service_context=known)
+    return evaluate(who, [parse_policy_document(policy)]).decision == "Allow"
+
+
+def role(name: str) -> str:
+    return f"arn:aws:iam::{LAB['AWS::AccountId']}:role/{name}"
+
+
+def test_who_deploys_makes_roles_within_the_boundary_only():
+    policy = deployer("DeployRole")
+    for action in ("CreateRole", "PutRolePolicy", "PutRolePermissionsBoundary"):
+        for on in (role("lab-engine-ApiRole-1"), role("lab-foundation-GlueRole-1")):
+            assert may(policy, f"iam:{action}", on, iam_PermissionsBoundary=BOUNDARY), action
+            assert not may(policy, f"iam:{action}", on), action
+            assert not may(policy, f"iam:{action}", on, iam_PermissionsBoundary=BOUNDARY + "-two"), action
+        assert not may(policy, f"iam:{action}", role("lab-deployer"), iam_PermissionsBoundary=BOUNDARY), action
+
+
+def test_who_deploys_cannot_widen_the_boundary_or_itself():
+    policy = deployer("DeployRole")
+    for action in ("CreatePolicyVersion", "SetDefaultPolicyVersion", "DeletePolicy"):
+        assert not may(policy, f"iam:{action}", BOUNDARY), action
+    for action in ("DeleteRolePermissionsBoundary", "AttachRolePolicy"):
+        assert not may(policy, f"iam:{action}", role("lab-engine-ApiRole-1"), iam_PermissionsBoundary=BOUNDARY), action
+    itself, service = role("lab-deployer"), "lambda.amazonaws.com"
+    for action in ("PassRole", "UpdateAssumeRolePolicy", "DeleteRolePolicy"):
+        assert not may(policy, f"iam:{action}", itself, iam_PassedToService=service), action
+    stacks = f"arn:aws:cloudformation:us-east-1:{LAB['AWS::AccountId']}:stack/"
+    assert may(policy, "cloudformation:UpdateStack", f"{stacks}lab-engine/1")
+    for other in ("lab-deployer", "lab-two-engine"):
+        assert not may(policy, "cloudformation:UpdateStack", f"{stacks}{other}/1")
+
+
+def test_who_deploys_hands_roles_to_three_services_only():
+    policy, on = deployer("DeployRole"), role("lab-engine-ApiRole-1")
+    for service in ("lambda", "glue", "sagemaker"):
+        assert may(policy, "iam:PassRole", on, iam_PassedToService=f"{service}.amazonaws.com")
+    for service in ("ec2", "cloudformation", "codebuild"):
+        assert not may(policy, "iam:PassRole", on, iam_PassedToService=f"{service}.amazonaws.com")
+    assert not may(policy, "iam:PassRole", on)
+
+
+def test_records_are_changed_in_the_one_zone_only():
+    zone, action = "arn:aws:route53:::hostedzone/", "route53:ChangeResourceRecordSets"
+    records = deployer("RecordsOfThePage")
+    assert may(records, action, f"{zone}Z1") and not may(records, action, f"{zone}Z2")
+    assert not may(deployer("DeployRole"), action, f"{zone}Z1")
+    kept = resources_of(read_template(ROOT / "infra_scripts/templates/deployer.yaml"), {"HostedZoneId": ""})
+    assert "RecordsOfThePage" not in kept
+
+
+@pytest.mark.parametrize(
+    "action_and_resource",
+    [
+        ("lambda:CreateFunction", "lambda:us-east-1:{}:function:lab-shutdown-endpoint"),
+        ("dynamodb:CreateTable", "dynamodb:us-east-1:{}:table/lab-state"),
+        ("sqs:CreateQueue", "sqs:us-east-1:{}:lab-dead-letters"),
+        ("s3:CreateBucket", "s3:::lab-foundation-lakebucket-1x2y"),
+        ("s3:PutObject", "s3:::lab-site-sitebucket-1x2y/sentiment.html"),
+        ("glue:CreateJob", "glue:us-east-1:{}:job/lab-clean-reviews"),
+        ("events:PutRule", "events:us-east-1:{}:rule/lab-every-five-minutes"),
+        ("scheduler:CreateScheduleGroup", "scheduler:us-east-1:{}:schedule-group/lab"),
+        ("logs:CreateLogGroup", "logs:us-east-1:{}:log-group:/aws/apigateway/lab"),
+        ("logs:CreateLogGroup", "logs:us-east-1:{}:log-group:/aws/lambda/lab-shutdown-endpoint"),
+        ("cloudwatch:PutMetricAlarm", "cloudwatch:us-east-1:{}:alarm:lab-orphan"),
+        ("cloudwatch:PutDashboard", "cloudwatch::{}:dashboard/lab-us-east-1"),
+        ("sns:CreateTopic", "sns:us-east-1:{}:lab-alarms"),
+        ("ssm:PutParameter", "ssm:us-east-1:{}:parameter/lab/model"),
+        ("sagemaker:CreateTrainingJob", "sagemaker:us-east-1:{}:training-job/lab-training-1"),
+        ("budgets:ModifyBudget", "budgets::{}:budget/lab-us-east-1"),
+        ("wafv2:CreateWebACL", "wafv2:us-east-1:{}:global/webacl/lab/1"),
+    ],
+)
+def test_who_deploys_may_make_this_engine_and_no_other(action_and_resource):
+    action, on = action_and_resource
+    on = f"arn:aws:{on.format(LAB['AWS::AccountId'])}"
+    assert may(deployer("DeployRole"), action, on)
+    assert not may(deployer("DeployRole"), action, on.replace("lab", "shop"))
+
+
+@pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False}, CASES | {"Serverless": True}])
+@pytest.mark.parametrize("name", ["backend.yaml", "foundation.yaml"])
+def test_every_role_is_bounded_and_within_the_boundary(name, cases):
+    roles = read_template(ROOT / "infra_scripts/templates" / name)["Resources"]
+    roles = {n: r["Properties"] for n, r in roles.items() if r["Type"] == "AWS::IAM::Role"}
+    boundary, known = deployer("Boundary"), LAB | {"PermissionsBoundary": BOUNDARY}
+    assert len(roles) in (3, 8)
+    for who, properties in roles.items():
+        bound = filled(properties["PermissionsBoundary"], known, cases)
+        assert bound == BOUNDARY and filled(properties["PermissionsBoundary"], known, {"Bounded": False}) is NOTHING
+        for statement in filled(properties["Policies"], known, cases)[0]["PolicyDocument"]["Statement"]:
+            for action, on in asked(statement) if statement["Effect"] == "Allow" else ():
+                assert may(boundary, action, on, iam_PassedToService="scheduler.amazonaws.com"), (who, action, on)
+
+
+def asked(statement: dict) -> list[tuple[str, str]]:
+    "List what a statement allows; a star within a name stands for a name."
+    named = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+    return [(a, on if on == "*" else on.replace("*", "1x")) for a in statement["Action"] for on in named]
+
+
+def test_within_the_boundary_nobody_is_an_administrator():
+    boundary = deployer("Boundary")
+    for action, on in (
+        ("iam:CreateRole", role("lab-engine-1")),
+        ("iam:PutRolePolicy", role("lab-engine-1")),
+        ("sts:AssumeRole", role("admin")),
+        ("lambda:UpdateFunctionCode", "arn:aws:lambda:us-east-1:1:function:lab-shutdown-endpoint"),
+        ("s3:GetObject", "arn:aws:s3:::somebodys/file"),
+        ("sagemaker:CreateTrainingJob", "arn:aws:sagemaker:us-east-1:1:training-job/lab-training-1"),
+    ):
+        assert not may(boundary, action, on), action
+    assert not may(boundary, "iam:PassRole", role("lab-engine-1"), iam_PassedToService="lambda.amazonaws.com")
+
+
+def test_the_deployers_policies_fit_into_what_iam_takes():
+    "A managed policy has 6,144 characters at most, and all policies of one role together 10,240; spaces do not count."
+    most = {"Prefix": "a" * 17, "TableName": "a" * 17 + "-state", "HostedZoneId": "Z" * 32}
+    most |= {"AWS::Region": "ap-southeast-2"}
+    found = read_template(ROOT / "infra_scripts/templates/deployer.yaml")["Resources"]
+    boundary, records = found["Boundary"]["Properties"], found["RecordsOfThePage"]["Properties"]
+
+    def size(policy: dict) -> int:
+        return len(json.dumps(filled(policy["PolicyDocument"], LAB | most, CASES), separators=(",", ":")))
+
+    assert size(boundary) < 6_144
+    assert size(records) + sum(map(size, found["DeployRole"]["Properties"]["Policies"])) < 10_240

@@ -1,0 +1,392 @@
+"The packages that the container lacks: fetched whole or not at all, packed alike, installed without an index."
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+from types import SimpleNamespace
+from zipfile import ZipFile, ZipInfo
+
+import aws_target
+import deploy
+import pytest
+from packaging.requirements import Requirement
+from packaging.tags import compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
+
+from sentiment_engine.deploy.account import Finding
+from sentiment_engine.deploy.endpoint import serving_image, upload_artifact
+from sentiment_engine.local.hosting import ModelServer
+from sentiment_engine.model import wheels
+from sentiment_engine.model.artifact import PreflightError, add_inference_code, artifact_hash, pack, preflight, unpack
+from sentiment_engine.model.wheels import (
+    OtherPackages,
+    WheelError,
+    add_wheels,
+    fetch_wheels,
+    read_lock,
+    see_wheels,
+    with_wheels,
+)
+from tests import ROOT
+from tests.doubles.tiny_model import write_tiny_model
+
+NAMES = ("tiny_a-1.0-py3-none-any.whl", "tiny_b-2.0-py3-none-any.whl")
+
+
+def write_wheel(path: Path, answer: int = 42) -> Path:
+    "Write a wheel that pip takes."
+    name, number = path.name.split("-")[:2]
+    held = {
+        f"{name}.py": f"ANSWER = {answer}",
+        f"{name}-{number}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n",
+        f"{name}-{number}.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
+        f"{name}-{number}.dist-info/RECORD": "",
+    }
+    with ZipFile(path, "w") as archive:
+        for file, content in held.items():
+            archive.writestr(ZipInfo(file), content)
+    return path
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    "A package index with two wheels, the only one that pip knows, and a release whose lock names these two."
+    folder = tmp_path / "index"
+    folder.mkdir()
+    sums = {name: artifact_hash(write_wheel(folder / name)) for name in NAMES}
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    lock = tmp_path / "lock.toml"
+    lines = "".join(f'"{name}" = "{value}"\n' for name, value in sums.items())
+    lock.write_text(f'python = "3.12"\nplatforms = ["manylinux2014_x86_64"]\n[sha256]\n{lines}')
+    monkeypatch.setattr(wheels, "LOCK", lock)
+    return folder
+
+
+@pytest.fixture
+def cache(index, tmp_path):
+    "The wheels as they are kept once they have been fetched."
+    return shutil.copytree(index, tmp_path / "cache")
+
+
+@pytest.fixture
+def plain(tmp_path):
+    "A small artifact as it is packed without wheels."
+    folder = write_tiny_model(tmp_path / "plain")
+    add_inference_code(folder)
+    pack(folder, tmp_path / "plain.tar.gz")
+    return tmp_path / "plain.tar.gz"
+
+
+@pytest.fixture
+def complete(plain, cache, tmp_path):
+    "The same artifact with wheels, unpacked."
+    with_wheels(plain, tmp_path / "complete.tar.gz", cache)
+    return unpack(tmp_path / "complete.tar.gz", tmp_path / "complete")
+
+
+def packages(artifact: Path):
+    "Return what the preflight says about the packages."
+    try:
+        checks = preflight(artifact)
+    except PreflightError as e:
+        checks = e.checks
+    return next(check for check in checks if check.name == "packages")
+
+
+def pip_install(model: Path) -> subprocess.CompletedProcess:
+    "Run what the container's toolkit runs, from the folder it runs it in, with no index that answers."
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "-r", model / "code" / "requirements.txt"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    env |= {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
+    return subprocess.run(command, env=env, cwd="/", capture_output=True, text=True)
+
+
+# The lock
+
+
+def test_the_lock_has_the_versions_that_the_tests_run_with():
+    lock = read_lock()
+    assert {name: version(name) for name in lock.pins} == lock.pins, "run python -m sentiment_engine.model.wheels"
+    pinned = dict(line.split("==") for line in wheels.SERVE_REQUIREMENTS if "==" in line)
+    assert pinned and pinned.items() <= lock.pins.items()
+
+
+def test_the_command_locks_the_versions_of_the_constraints(monkeypatch, capsys):
+    asked, text = [], wheels.LOCK.read_text(encoding="utf-8")
+    monkeypatch.setattr(wheels, "lock_text", lambda lock, versions: asked.append(versions) or text)
+    wheels.main()
+    assert {name: asked[0][name] for name in read_lock().pins} == read_lock().pins
+
+
+def test_the_lock_is_complete():
+    "Whatever a locked package needs is locked too, or transformers has brought it into the container."
+    lock = read_lock()
+    needed = {Requirement(line).name for name in lock.pins for line in requires(name) or () if "extra" not in line}
+    assert needed | {Requirement(line).name for line in wheels.SERVE_REQUIREMENTS} <= {
+        *lock.pins,
+        "numpy",
+        "packaging",
+        "tokenizers",
+    }
+
+
+@pytest.mark.parametrize("instance_type", ["ml.m5.large", "ml.c5.xlarge", "ml.g4dn.xlarge"])
+def test_the_wheels_are_made_for_the_container(instance_type):
+    "The images for CPUs and for GPUs have the same Python and the same Ubuntu, whose glibc takes manylinux_2_28."
+    lock, image = read_lock(), serving_image("us-east-1", instance_type)
+    assert f"-py{lock.python.replace('.', '')}-" in image and image.endswith("ubuntu22.04")
+    python = tuple(map(int, lock.python.split(".")))
+    taken = {*cpython_tags(python, platforms=lock.platforms), *compatible_tags(python, platforms=lock.platforms)}
+    assert all(parse_wheel_filename(name)[3] & taken for name in lock.sha256)
+
+
+# Fetching
+
+
+def test_wheels_are_fetched_once(index, tmp_path):
+    cache = fetch_wheels(tmp_path / "cache")
+    assert {path.name for path in cache.iterdir()} == set(NAMES)
+    shutil.rmtree(index)
+    assert fetch_wheels(cache) == cache
+
+
+@pytest.mark.parametrize("fault", ["missing", "another file", "no index", "cut off"])
+def test_a_failed_download_leaves_nothing_half_made(index, tmp_path, fault):
+    wheel = index / NAMES[1]
+    if fault == "missing":
+        wheel.unlink()
+    elif fault == "another file":
+        write_wheel(wheel, answer=43)
+    elif fault == "cut off":
+        wheel.write_bytes(wheel.read_bytes()[:200])
+    else:
+        shutil.rmtree(index)
+    with pytest.raises(WheelError, match="tiny-b"):
+        fetch_wheels(tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_was_fetched_before_a_failure_is_kept_whole(index, cache):
+    (cache / NAMES[1]).write_bytes(b"half of i")
+    (index / NAMES[1]).unlink()
+    with pytest.raises(WheelError, match="tiny-b"):
+        fetch_wheels(cache)
+    write_wheel(index / NAMES[1])
+    (index / NAMES[0]).unlink()  # it is there already
+    fetch_wheels(cache)
+    assert {name: artifact_hash(cache / name) for name in NAMES} == read_lock().sha256
+
+
+def test_a_damaged_wheel_in_the_cache_is_fetched_again(index, cache):
+    for name in NAMES:
+        (cache / name).write_bytes(b"tampered with")
+    fetch_wheels(cache)
+    assert {name: artifact_hash(cache / name) for name in NAMES} == read_lock().sha256
+
+
+def test_the_cache_is_the_users(index, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))
+    assert fetch_wheels() == tmp_path / "theirs" / "sentiment-engine" / "wheels"
+
+
+def test_make_artifact_says_what_is_missing_and_writes_nothing(tmp_path):
+    script = ROOT / "infra_scripts/make/release_model.py"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    env |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, script, "--pack", tmp_path / "model.tar.gz"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and not (tmp_path / "model.tar.gz").exists()
+    assert "nothing was packed: pip cannot fetch" in done.stderr and "onnxruntime" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Packing
+
+
+def test_the_same_wheels_give_the_same_artifact(plain, cache, tmp_path):
+    first = with_wheels(plain, tmp_path / "first.tar.gz", cache)
+    for path in cache.iterdir():
+        os.utime(path, (1, 1))
+    assert with_wheels(plain, tmp_path / "second.tar.gz", cache) == first
+    assert with_wheels(tmp_path / "first.tar.gz", tmp_path / "third.tar.gz", cache) == first
+    assert artifact_hash(tmp_path / "third.tar.gz") == first != artifact_hash(plain)
+
+
+def test_wheels_of_an_earlier_release_are_replaced(complete, cache):
+    write_wheel(complete / "code/wheels/tiny_old-0.1-py3-none-any.whl")
+    add_wheels(complete, cache)
+    assert {path.name for path in (complete / "code/wheels").iterdir()} == set(NAMES) and see_wheels(complete)
+
+
+@pytest.mark.parametrize("asked", ["tiny-a==0.9", "emoji", "tiny-a==1.0\nemoji>=2", "./own.whl", "-e ./own"])
+def test_an_artifact_that_asks_for_other_packages_is_left_as_it_is(plain, cache, tmp_path, asked):
+    folder = unpack(plain, tmp_path / "folder")
+    (folder / "code/requirements.txt").write_text(f"{asked}\n")
+    with pytest.raises(OtherPackages, match=r"own|emoji|tiny-a==0\.9"):
+        add_wheels(folder, cache)
+    assert not (folder / "code/wheels").exists() and (folder / "code/requirements.txt").read_text() == f"{asked}\n"
+
+
+def test_a_wheel_that_is_not_the_locked_one_is_not_packed(complete, cache):
+    before = sorted((complete / "code").rglob("*"))
+    write_wheel(cache / NAMES[0], answer=43)
+    (cache / NAMES[1]).unlink()
+    with pytest.raises(WheelError, match=r"tiny_a.*tiny_b"):
+        add_wheels(complete, cache)
+    assert sorted((complete / "code").rglob("*")) == before and see_wheels(complete)
+
+
+# Installing and checking
+
+BREAKS = {
+    "tampered": lambda code: write_wheel(code / "wheels" / NAMES[0], answer=43),
+    "cut off": lambda code: (code / "wheels" / NAMES[0]).write_bytes(b"PK"),
+    "missing": lambda code: (code / "wheels" / NAMES[0]).unlink(),
+    "all missing": lambda code: shutil.rmtree(code / "wheels"),
+    "another version": lambda code: (code / "wheels" / NAMES[0]).rename(code / "wheels/tiny_a-1.1-py3-none-any.whl"),
+}
+
+
+def test_pip_installs_the_wheels_and_asks_no_index(complete):
+    done = pip_install(complete)
+    assert done.returncode == 0, done.stderr
+    assert "Would install tiny_a-1.0 tiny_b-2.0" in done.stdout.replace("tiny-", "tiny_")
+    for name in ("tokenizers", "numpy"):  # the container's own stay, because its model server runs on them
+        assert f"Requirement already satisfied: {name}" in done.stdout
+
+
+@pytest.mark.parametrize("fault", BREAKS)
+def test_what_pip_refuses_passes_no_preflight_and_starts_on_no_local_endpoint(complete, tmp_path, fault):
+    BREAKS[fault](complete / "code")
+    assert pip_install(complete).returncode != 0
+    with pytest.raises(ValueError, match="code/wheels"):
+        see_wheels(complete)
+    with pytest.raises(RuntimeError, match="failed to install required packages"):
+        local_endpoint(complete, tmp_path).prepare()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--extra-index-url https://example.com/simple", "emoji", "--find-links https://example.com", "--no-binary :all:"],
+)
+def test_an_artifact_that_would_ask_an_index_after_all_is_found(complete, line):
+    path = complete / "code/requirements.txt"
+    path.write_text(path.read_text() + f"{line}\n")
+    with pytest.raises(ValueError, match="pack the artifact again"):
+        see_wheels(complete)
+
+
+@pytest.mark.parametrize("protection", ["--no-index", "--find-links wheels", " --hash=sha256:"])
+def test_a_requirements_file_that_protects_less_is_found(complete, protection):
+    path = complete / "code/requirements.txt"
+    text = path.read_text()
+    assert protection in text
+    path.write_text(text.replace(protection, " # "))
+    with pytest.raises(ValueError, match="pack the artifact again"):
+        see_wheels(complete)
+
+
+def test_a_file_that_the_lock_does_not_name_is_found(complete):
+    write_wheel(complete / "code/wheels/more-1.0-py3-none-any.whl")
+    found = packages(complete)
+    assert not found.passed and str(found).startswith("FAILED") and "more-1.0" in found.saw
+
+
+def test_an_artifact_without_wheels_passes_with_a_warning(plain):
+    found = packages(plain)
+    assert found.passed and found.warning and str(found).startswith("WARN")
+    assert "asks a package index at every start" in found.saw
+
+
+def test_an_artifact_with_wheels_passes_without(complete):
+    found = packages(complete)
+    assert found.passed and not found.warning and str(found).startswith("ok") and "no package index" in found.saw
+
+
+# The local cloud
+
+
+def local_endpoint(model: Path, tmp_path: Path) -> ModelServer:
+    "Return an endpoint of the local cloud that fetches this artifact."
+    pack(model, tmp_path / "fetched.tar.gz")
+    s3 = SimpleNamespace(download_file=lambda bucket, key, path: shutil.copyfile(tmp_path / "fetched.tar.gz", path))
+    aws = SimpleNamespace(client=lambda service: s3, environment={})
+    return ModelServer(tmp_path / "endpoint", aws, {"ModelDataUrl": "s3://models/model.tar.gz"})
+
+
+def test_the_local_cloud_starts_no_artifact_whose_versions_this_machine_lacks(plain, tmp_path):
+    folder = unpack(plain, tmp_path / "folder")
+    for line, says in (("numpy<1", f"this machine has {version('numpy')}"), ("nowhere==1", "does not have")):
+        (folder / "code/requirements.txt").write_text(f"{line}\n")
+        with pytest.raises(RuntimeError, match=says):
+            local_endpoint(folder, tmp_path).prepare()
+    (folder / "code/requirements.txt").write_text(f"onnxruntime=={version('onnxruntime')}  # the one here\n")
+    local_endpoint(folder, tmp_path).prepare()
+
+
+def test_the_log_says_which_versions_answer(plain, tmp_path):
+    "It is the one place that shows what the container has installed."
+    said = []
+    server = local_endpoint(unpack(plain, tmp_path / "folder"), tmp_path)
+    server.on_line = said.append
+    server.prepare()
+    server.start()
+    server.stop()
+    (line,) = [json.loads(line)["event"] for line in said if "answering with" in line]
+    for name in ("onnxruntime", "tokenizers", "numpy"):
+        assert f"{name} {version(name)}" in line
+    assert f"Python {sys.version.split()[0]}" in line
+
+
+# S3
+
+
+def test_an_artifact_is_uploaded_once_and_whole(cloud, plain, tmp_path):
+    s3, sent = cloud.client("s3"), []
+    s3.create_bucket(Bucket="wheels-artifacts")
+
+    def put(**options):
+        sent.append(options)
+        s3.put_object(**options)
+
+    counted = SimpleNamespace(head_object=s3.head_object, put_object=put)
+    address = upload_artifact(counted, "wheels-artifacts", plain)
+    assert upload_artifact(counted, "wheels-artifacts", plain) == address and len(sent) == 1
+    key = address.removeprefix("s3://wheels-artifacts/")
+    assert key.startswith("models/")  # what the endpoint's role may read
+    s3.put_object(Bucket="wheels-artifacts", Key=key, Body=b"another file")
+    upload_artifact(counted, "wheels-artifacts", plain)
+    s3.download_file("wheels-artifacts", key, str(tmp_path / "back.tar.gz"))
+    assert len(sent) == 2 and artifact_hash(tmp_path / "back.tar.gz") == artifact_hash(plain)
+
+
+def test_aws_gets_the_wheels_and_one_machine_does_not():
+    by_target = {
+        target: next(p for p in deploy.plan(deploy.parameters_of(target, {})) if p.title.startswith("04"))
+        for target in ("aws", "local")
+    }
+    assert by_target["aws"].parameters["wheels"] is True and "wheels" not in by_target["local"].parameters
+
+
+def test_wheels_that_cannot_be_had_stop_a_deployment_before_it_costs_anything(index, tmp_path, monkeypatch):
+    "Notebook 04 packs them after the cleaning and the training, which are paid for."
+    (index / NAMES[0]).unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(aws_target, "check_account", lambda *_: [Finding("region", True, "us-east-1")])
+    monkeypatch.setattr(deploy, "recall", lambda _: Finding("as before", True, "nothing"))
+    monkeypatch.setattr(deploy.Stamps, "read", lambda _: {})
+    monkeypatch.setattr(deploy, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
+    monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws", "--region", "us-east-1"])
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with pytest.raises(SystemExit, match="pip cannot fetch tiny-a"):
+        deploy.main()

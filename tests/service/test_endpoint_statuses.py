@@ -1,0 +1,106 @@
+"Whatever status SageMaker reports, there is one endpoint at most, and it is deleted and booked in the end."
+
+import pytest
+
+from tests.doubles.engine_double import ADA, World
+
+ANSWERS = ("Updating", "SystemUpdating", "RollingBack", "UpdateRollbackFailed")  # an endpoint with these still predicts
+CHANGES = ANSWERS[:3]  # and cannot be deleted meanwhile
+
+
+@pytest.fixture
+def world(monkeypatch) -> World:
+    return World(monkeypatch, idle_minutes=30)
+
+
+def set_status(world: World, status: str):
+    "Let the one endpoint have a status of which no event tells."
+    (endpoint,) = world.sagemaker.endpoints.values()
+    endpoint["status"] = status
+
+
+def at_rest(world: World) -> bool:
+    "Tell whether nothing is left and every run is booked."
+    return world.nothing_left() and not world.usage.open
+
+
+@pytest.mark.parametrize("status", ANSWERS)
+def test_an_open_model_stays_open_while_its_endpoint_answers(world, status):
+    world.in_service(ADA)
+    set_status(world, status)
+    world.reconcile()
+    assert world.status()["state"] == "IN_SERVICE"
+    assert world.request("POST", "/predict", {"inputs": "Great."})[0] == 200
+
+
+@pytest.mark.parametrize("status", CHANGES)
+def test_a_model_that_cannot_be_deleted_at_its_deadline_is_deleted_later(world, status):
+    world.in_service(ADA)
+    set_status(world, status)
+    world.pass_time(2_400, reconcile=True)
+    assert world.status()["state"] == "STOPPING" and world.usage.open
+    assert world.start()[0] != 202 and len(world.sagemaker.endpoints) == 1
+    set_status(world, "InService")
+    world.pass_time(600, reconcile=True)
+    assert world.status()["state"] == "STOPPED" and at_rest(world)
+    assert world.start()[0] == 202
+
+
+def test_a_deployment_that_failed_for_good_ends_at_its_deadline(world):
+    world.in_service(ADA)
+    set_status(world, "UpdateRollbackFailed")
+    world.pass_time(2_400, reconcile=True)
+    assert world.status()["state"] == "STOPPED" and at_rest(world)
+
+
+@pytest.mark.parametrize("status", CHANGES)
+def test_a_start_waits_for_an_endpoint_that_aws_changes(world, status):
+    world.start(ADA)
+    set_status(world, status)
+    assert world.event("IN_SERVICE") == "ignored"
+    world.reconcile()
+    assert world.status()["state"] == "CREATING" and not world.phone.sent
+    assert world.endpoint_becomes("InService") == "ready"
+    assert world.status()["state"] == "IN_SERVICE" and len(world.phone.sent) == 1
+
+
+@pytest.mark.parametrize("status", ["Failed", "OutOfService"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_an_endpoint_that_answers_nobody_ends_its_attempt(world, status, opened):
+    if opened:
+        world.in_service(ADA)
+    else:
+        world.start(ADA)
+    (before,) = world.sagemaker.endpoints
+    set_status(world, status)
+    world.reconcile()
+    assert before not in world.sagemaker.endpoints
+    assert world.status()["state"] == ("FAILED" if opened else "CREATING")  # on the next instance type
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_an_endpoint_that_is_being_deleted_holds_up_the_next_one_until_it_is_gone(world, opened):
+    if opened:
+        world.in_service(ADA)
+    else:
+        world.start(ADA)
+    set_status(world, "Deleting")
+    world.pass_time(600, reconcile=True)
+    assert len(world.sagemaker.endpoints) == 1 and world.usage.open
+    if opened:
+        assert world.status()["state"] == "FAILED"
+        assert world.start()[0] != 202 and len(world.sagemaker.endpoints) == 1
+    world.sagemaker.gone()
+    world.pass_time(600, reconcile=True)
+    assert world.status()["state"] == "FAILED" and at_rest(world)
+    assert world.start()[0] == 202
+
+
+def test_a_deletion_that_lasts_is_no_end(world):
+    world.sagemaker.slow = True
+    world.in_service(ADA)
+    world.pass_time(2_400, reconcile=True)
+    assert world.usage.open and world.start()[0] != 202 and len(world.sagemaker.endpoints) == 1
+    world.sagemaker.gone()
+    world.pass_time(600, reconcile=True)
+    assert at_rest(world) and world.status()["state"] == "STOPPED"

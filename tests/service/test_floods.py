@@ -1,0 +1,73 @@
+"What the monthly budget does not see: requests, held functions, messages and the page have limits and alarms."
+
+import copy
+
+import pytest
+
+from sentiment_engine.costs import flood_hour, limits_of, site_flood_hour
+from sentiment_engine.deploy.packaging import monitoring_parameters
+from sentiment_engine.deploy.plan import read_template, resources_of
+from sentiment_engine.settings import Settings
+from tests import ROOT
+
+ENGINE = read_template(ROOT / "infra_scripts/templates/backend.yaml")
+MONITORING = read_template(ROOT / "infra_scripts/templates/monitoring.yaml")
+LIMITS = limits_of(ENGINE["Resources"])
+
+
+def alarm(short: str) -> dict:
+    found = [r["Properties"] for r in MONITORING["Resources"].values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    return next(p for p in found if p["AlarmName"]["Fn::Sub"] == "${Prefix}-" + short)
+
+
+def threshold(short: str) -> float:
+    value = alarm(short)["Threshold"]
+    return float(MONITORING["Parameters"][value["Ref"]]["Default"] if isinstance(value, dict) else value)
+
+
+def test_every_address_has_limits_and_no_flood_of_one_costs_more_than_some_dollars_a_day():
+    routes = [r["Properties"]["RouteKey"] for r in ENGINE["Resources"].values() if r["Type"].endswith("V2::Route")]
+    assert sorted(LIMITS) == sorted(routes)
+    for route, limit in LIMITS.items():
+        assert 0 < limit.rate <= 20 and 0 < limit.at_once <= 20, route
+        assert 24 * flood_hour(limit) < 20, route
+    assert 24 * flood_hour(*LIMITS.values()) < 50
+
+
+@pytest.mark.parametrize("route", LIMITS)
+def test_the_prices_follow_the_template(route):
+    before = flood_hour(LIMITS[route])
+    changed = copy.deepcopy(ENGINE["Resources"])
+    stage = next(r["Properties"] for r in changed.values() if r["Type"].endswith("V2::Stage"))
+    for settings in (stage["DefaultRouteSettings"], *stage["RouteSettings"].values()):
+        settings["ThrottlingRateLimit"] *= 10
+    faster = limits_of(changed)[route]
+    assert faster.rate == 10 * LIMITS[route].rate and flood_hour(faster) > before
+    changed[faster.function]["Properties"]["MemorySize"] *= 10
+    assert flood_hour(limits_of(changed)[route]) > flood_hour(faster)
+
+
+def test_a_flood_rings_within_its_period():
+    requests = 3600 * sum(limit.rate for limit in LIMITS.values())
+    assert threshold("many-requests") < 3600 * LIMITS["GET /status"].rate < requests
+    assert threshold("held-predictions") < 3600 * 1000 * LIMITS["POST /predict"].at_once
+    assert alarm("many-requests")["Period"] == alarm("held-predictions")["Period"] == 3600
+    assert all(alarm(f"many-{what}")["AlarmActions"] for what in ("requests", "messages", "page-requests"))
+    assert 24 * site_flood_hour(threshold("many-page-requests") / 3600) < 10  # what rings nowhere costs little
+
+
+@pytest.mark.parametrize("daily", [1, 5, 100, 1000])
+def test_the_alarm_for_messages_follows_the_days_limit(daily):
+    given = monitoring_parameters(Settings(daily_messages=daily), "q", "a1", "E1", "us-east-1")
+    assert 1 <= float(given["ManyMessages"]) <= daily
+
+
+def test_a_hundred_who_look_on_ring_nothing():
+    polls = 100 * 3600 / 20  # the page looks each twenty seconds while nothing changes
+    assert polls <= threshold("many-requests") and polls / 3600 <= LIMITS["GET /status"].rate
+
+
+@pytest.mark.parametrize(("region", "expected"), [("us-east-1", True), ("eu-central-1", False)])
+def test_the_pages_requests_are_watched_where_cloudfront_reports_them(region, expected):
+    given = monitoring_parameters(Settings(), "q", "a1", "E1", region)
+    assert ("ManyPageRequests" in resources_of(MONITORING, given, region)) is expected

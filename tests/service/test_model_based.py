@@ -1,0 +1,170 @@
+"Random lives of the engine in a hostile AWS: after every step, and once all is quiet, its promises hold."
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.doubles.fault_world import CAPACITY, CHANGING, FAULTS, NESTED, PHONES, FaultWorld
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", 1000))  # for each half
+STEPS = 50
+LOW = {"number_cooldown_minutes": 60, "address_cooldown_seconds": 20, "daily_starts": 3, "daily_messages": 4}
+OFF = {name: 0 for name in LOW if "cool" in name} | {
+    "daily_starts": 9999,
+    "daily_messages": 9999,
+    "daily_messages_per_number": 9999,
+    "monthly_budget": 1e6,
+}
+
+DENIED = "The role has no permission to download the model."
+TIGHT = OFF | {"monthly_budget": 1.0}
+
+plans = st.one_of(
+    st.just({}),
+    st.dictionaries(st.integers(0, 14), st.sampled_from(FAULTS), min_size=1, max_size=2),
+)
+plans |= st.builds(  # two Lambdas in a race are what most conditions are for
+    lambda at, action: {at: ("nest", action)}, st.integers(0, 8), st.sampled_from(NESTED)
+)
+which = st.integers(0, 2)
+
+
+class Life(RuleBasedStateMachine):
+    "One engine, its visitors and its misfortunes."
+
+    world = None
+
+    @initialize(
+        page=st.sampled_from([1, 100]),
+        deleting=st.sampled_from([0, 40, 240]),
+        lag=st.sampled_from([0, 10, 100]),
+        twice=st.booleans(),
+        guards=st.sampled_from([OFF, LOW, TIGHT]),
+    )
+    def begin(self, page, deleting, lag, twice, guards):
+        self.world = FaultWorld(page, deleting, lag, twice, **guards).__enter__()
+
+    @rule(phone=st.sampled_from([None, *PHONES]), plan=plans)
+    def start(self, phone, plan):
+        self.world.do(("start", phone), plan)
+
+    @rule(what=st.sampled_from(["status", "predict", "extend"]), plan=plans)
+    def ask(self, what, plan):
+        self.world.do((what,), plan)
+
+    @rule(i=which, again=st.booleans(), plan=plans)
+    def deliver(self, i, again, plan):
+        self.world.do(("deliver", i, again), plan)
+
+    @rule(i=which, again=st.booleans(), plan=plans)
+    def wake(self, i, again, plan):
+        self.world.do(("wake", i, again), plan)
+
+    @rule(plan=plans)
+    def reconcile(self, plan):
+        self.world.do(("reconcile",), plan)
+
+    @rule(i=which)
+    def up(self, i):
+        self.world.do(("up", i))
+
+    @rule(i=which, reason=st.sampled_from([CAPACITY, "The container did not answer /ping.", "", DENIED]))
+    def down(self, i, reason):
+        self.world.do(("down", i, reason))
+
+    @rule(i=which, status=st.sampled_from([*CHANGING, "OutOfService"]))
+    def change(self, i, status):
+        self.world.do(("change", i, status))
+
+    @rule(i=which)
+    def changed(self, i):
+        self.world.do(("changed", i))
+
+    @rule(
+        action=st.sampled_from(
+            [
+                *(("drop", i) for i in range(2)),
+                *(("forget", i) for i in range(2)),
+                ("vanish", 0),
+                ("lose_row",),
+                ("expire",),
+                ("rubbish", True),
+                ("rubbish", False),
+                ("deaf", True),
+                ("deaf", False),
+                *(("sms", mood) for mood in ("works", "refuses", "down", "slow")),
+                ("model", False),
+                ("model", True),
+            ]
+        )
+    )
+    def surroundings(self, action):
+        self.world.do(action)
+
+    @rule(seconds=st.sampled_from([1, 30, 130, 310, 1000, 1801, 2800, 14_401, 86_400]))
+    def later(self, seconds):
+        self.world.do(("clock", seconds))
+
+    @rule(phone=st.sampled_from(PHONES))
+    def visit(self, phone):
+        "A start that goes well, so that most lives see an open model."
+        for action in (("start", phone), ("up", 0), ("deliver", -1, False)):
+            self.world.do(action, {})
+
+    @invariant()
+    def promises(self):
+        if self.world:
+            self.world.check()
+
+    def teardown(self):
+        if self.world is None:
+            return
+        try:
+            self.come_to_rest()
+        finally:
+            self.world.__exit__()
+
+    def come_to_rest(self):
+        """Let it become quiet, and see that what is left is repaired.
+
+        Quiet means: no faults; every endpoint in creation has come up and every deletion is done; all events and
+        wake-ups that were on their way are lost; 301 seconds have passed, so that no Lambda of before is alive.
+        Then one run of the reconciler must do. A day later it must find nothing alive: one run for an open model;
+        for one that has just been begun anew (another instance type) one more each time it moves on.
+        """
+        self.world.settle(301)
+        self.world.do(("reconcile",))
+        self.world.check_repaired()
+        for _ in range(4):
+            self.world.settle(86_400)
+            self.world.do(("reconcile",))
+            self.world.check_repaired()
+        assert self.world.row.state in ("STOPPED", "FAILED")
+
+
+def live(machine, examples: int, seeds: int):
+    "Play `examples` lives; the same ones each time."
+    quick = settings(
+        max_examples=examples,
+        stateful_step_count=STEPS,
+        database=None,
+        print_blob=True,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate,) if os.environ.get("MODEL_NO_SHRINK") else (Phase.generate, Phase.shrink),
+    )
+    run_state_machine_as_test(seed(seeds)(machine), settings=quick)
+
+
+@pytest.mark.parametrize("half", [1, 2])
+def test_a_thousand_lives(half):
+    live(Life, EXAMPLES, half)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tenth", range(10))
+def test_twenty_thousand_lives(tenth):
+    live(Life, 2 * EXAMPLES, 100 + tenth)

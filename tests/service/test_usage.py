@@ -1,0 +1,498 @@
+"What was spent: a record that outlives the row, counts once, and knows what may still cost something."
+
+import json
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from boto3.dynamodb.types import TypeSerializer
+
+from sentiment_engine.costs import run_cost
+from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.service import lifecycle
+from sentiment_engine.service.usage import (
+    StateTable,
+    Usage,
+    close_run,
+    cost_by_month,
+    day_of,
+    open_run,
+    plain_item,
+    read_usage,
+    settle,
+    spend,
+    spent_in_month,
+)
+from sentiment_engine.settings import endpoint_name
+from tests import ROOT
+from tests.doubles.engine_double import ADA, BOB, World, aws_error
+from tests.doubles.memory_dynamodb import MemoryDynamoDB
+
+HOUR, DAY = 3600, 86_400
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+def lose(world, *tables):
+    "Delete the item of each table by hand."
+    for table in tables or (world.engine.table,):
+        world.dynamodb.delete_item(TableName=table.name, Key=table.key)
+
+
+def alive(world) -> list[str]:
+    return [n for n, e in world.sagemaker.endpoints.items() if e["status"] != "Failed"]
+
+
+def is_creating(world):
+    world.start(ADA)
+
+
+def is_in_service(world):
+    world.in_service(ADA)
+
+
+def is_stopping(world):
+    world.in_service(ADA)
+    world.sagemaker.deaf = True
+    world.pass_time(world.settings.idle_minutes * 60 + 60)
+    assert world.row.state == "STOPPING"
+
+
+def has_failed(world):
+    world.start(ADA)
+    world.sagemaker.deaf = True
+    world.endpoint_becomes("Failed", "The image does not exist.")
+    assert world.row.state == "FAILED" and world.sagemaker.endpoints
+
+
+def waits_for_the_next_type(world):
+    world.start(ADA)
+    world.sagemaker.deaf = True
+    world.endpoint_becomes("Failed", "no capacity left: insufficient capacity")
+    assert world.row.leftover and world.row.state == "CREATING"
+
+
+STATES = (is_creating, is_in_service, is_stopping, has_failed, waits_for_the_next_type)
+
+
+@pytest.mark.parametrize("reach", STATES)
+@pytest.mark.parametrize("finder", ["start", "reconcile"])
+def test_a_row_deleted_by_hand_costs_no_second_endpoint_and_no_booking(world, reach, finder):
+    begun = world.clock.now
+    reach(world)
+    (first,) = world.sagemaker.endpoints
+    lose(world)
+    for _ in range(3):
+        world.clock.now += 300
+        world.start(BOB) if finder == "start" else world.reconcile()
+        assert len(world.sagemaker.endpoints) <= 1
+        if world.sagemaker.endpoints and first not in world.sagemaker.endpoints:
+            break
+    world.sagemaker.deaf = False
+    for endpoint in world.sagemaker.endpoints.values():  # SageMaker deletes nothing that it is creating
+        endpoint["status"] = "InService" if endpoint["status"] == "Creating" else endpoint["status"]
+    world.clock.now += 300
+    world.reconcile()
+    if first in world.sagemaker.endpoints:
+        world.reconcile()
+    assert first not in world.sagemaker.endpoints
+    gone = world.clock.now
+    assert 0 < spent_in_month(world.usage, gone) <= 2 * run_cost("ml.m5.large", gone - begun)
+
+
+@pytest.mark.parametrize("reach", STATES)
+def test_the_budget_still_refuses_after_the_row_was_deleted(monkeypatch, reach):
+    world = World(monkeypatch, monthly_budget=0.60, number_cooldown_minutes=0, address_cooldown_seconds=0)
+    reach(world)
+    world.clock.now += 3 * HOUR
+    for endpoint in world.sagemaker.endpoints.values():
+        endpoint["status"] = "Failed"
+    lose(world)
+    world.sagemaker.deaf = False
+    world.reconcile()
+    assert not world.sagemaker.endpoints
+    code, body = world.start(BOB)
+    assert (code, body["error"]["code"]) == (402, "over_budget") and not world.sagemaker.endpoints
+    assert world.status()["spentThisMonth"] == round(run_cost("ml.t2.medium", world.clock.now - 1_800_000_000), 4)
+
+
+@pytest.mark.parametrize("finder", ["start", "reconcile"])
+def test_an_endpoint_that_both_tables_have_forgotten_is_found_deleted_and_booked(world, finder):
+    run_id = world.in_service()
+    begun = world.clock.now
+    lose(world, world.engine.table, world.engine.usage)
+    world.clock.now += HOUR
+    world.sagemaker.deaf = True
+    if finder == "start":
+        code, body = world.start(ADA)
+        assert (code, body["error"]["code"]) == (409, "stopping")
+    else:
+        world.reconcile()
+    assert alive(world) == [endpoint_name(world.settings, run_id)] and list(world.usage.open) == [run_id]
+    world.sagemaker.deaf = False
+    world.reconcile()
+    assert not world.sagemaker.endpoints and not world.usage.open
+    dearest = run_cost("ml.m5.large", world.clock.now - begun + 300)
+    assert spent_in_month(world.usage, world.clock.now) == pytest.approx(dearest, abs=1e-6)
+
+
+def test_two_starts_of_which_one_lost_its_row_create_one_endpoint(world, monkeypatch):
+    "The row is deleted when the first has won and recorded nothing yet, so the second wins too."
+    opens, answers = lifecycle.open_run, []
+
+    def open_after_another(*run):
+        monkeypatch.setattr(lifecycle, "open_run", opens)
+        lose(world)
+        answers.append(world.start(BOB))
+        return opens(*run)
+
+    monkeypatch.setattr(lifecycle, "open_run", open_after_another)
+    code, body = world.start(ADA)
+    assert (code, body["error"]["code"]) == (409, "stopping") and answers[0][1]["outcome"] == "started"
+    assert alive(world) == [endpoint_name(world.settings, world.row.runId)] and len(world.usage.open) == 1
+
+
+def test_an_endpoint_that_is_about_to_be_created_without_its_row_is_waited_for(world, monkeypatch):
+    "The row is deleted between the record and the endpoint: whoever starts now must not create a second one."
+    create, answers = world.sagemaker.do_create_endpoint, []
+    monkeypatch.setattr(world.sagemaker, "lock", threading.RLock())
+
+    def create_after_another(**arguments):
+        lose(world)
+        answers.append(world.start(BOB))
+        return create(**arguments)
+
+    monkeypatch.setattr(world.sagemaker, "do_create_endpoint", create_after_another, raising=False)
+    world.start(ADA)
+    assert [(code, body["error"]["code"]) for code, body in answers] == [(409, "stopping")] and len(alive(world)) == 1
+    (run_id,) = world.usage.open
+    assert alive(world) == [endpoint_name(world.settings, run_id)]
+
+
+@pytest.mark.parametrize("tells", ["missing", "no tags"])
+@pytest.mark.parametrize("finder", ["start", "reconcile"])
+def test_a_stray_that_vanishes_while_it_is_looked_at_is_booked_and_stops_nobody(world, monkeypatch, finder, tells):
+    has_failed(world)
+    (name,) = world.sagemaker.endpoints
+    world.clock.now += HOUR
+
+    def vanished(ResourceArn):
+        world.sagemaker.endpoints.pop(name, None)
+        world.sagemaker.configs.pop(name, None)
+        if tells == "missing":
+            raise aws_error("ValidationException", "Could not find it.")
+        return {"Tags": []}
+
+    monkeypatch.setattr(world.sagemaker, "do_list_tags", vanished, raising=False)
+    assert (world.start()[0] if finder == "start" else world.reconcile()["delete_orphans"]) in (202, [])
+    spent = run_cost("ml.t2.medium", world.clock.now - 1_800_000_000)
+    assert sum(world.usage.spent.values()) == pytest.approx(spent * 1e6, abs=1)
+    assert lifecycle.run_of(world.settings, name) not in world.usage.open
+
+
+def test_an_endpoint_that_aws_refused_is_not_booked_by_whoever_saw_its_config(world, monkeypatch):
+    "A round lists the config of a start, which then fails and closes its run before the round reads on."
+    listed, rolled_back, seen = lifecycle._listed, lifecycle.states.roll_back, []
+    monkeypatch.setattr(world.sagemaker, "lock", threading.RLock())
+
+    def refuses(**_):
+        seen.extend(listed(world.engine))
+        raise aws_error("AccessDeniedException", "not authorized")
+
+    def after_a_round(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(lifecycle, "_listed", lambda engine: seen)
+            lifecycle.end_strays(world.engine)
+        return rolled_back(*given)
+
+    monkeypatch.setattr(world.sagemaker, "do_create_endpoint", refuses, raising=False)
+    monkeypatch.setattr(lifecycle.states, "roll_back", after_a_round)
+    assert world.start()[1]["error"]["code"] == "start_failed" and seen
+    world.clock.now += 300
+    world.reconcile()
+    assert (world.usage.spent, world.usage.starts, world.usage.open) == ({}, {}, {})
+
+
+def test_a_record_deleted_by_hand_is_made_up_for_while_the_run_goes_on(world):
+    world.in_service()
+    lose(world, world.engine.usage)
+    world.reconcile()
+    assert list(world.usage.open) == [world.row.runId]
+    world.pass_time(1900)
+    spent = spent_in_month(world.usage, world.clock.now)
+    assert world.row.state == "STOPPED" and spent == pytest.approx(run_cost("ml.t2.medium", 300 + 1860), rel=0.05)
+
+
+def test_numbers_expire_only_when_their_run_must_be_over(monkeypatch):
+    for minutes in (240, 3000):
+        world = World(monkeypatch, max_run_minutes=minutes)
+        world.start(ADA)
+        item = world.dynamodb.get_item(TableName=world.settings.table, Key=world.engine.table.key)["Item"]
+        assert int(item["expiresAt"]["N"]) >= world.row.startedAt + minutes * 60
+
+
+def test_the_record_never_holds_a_number_and_the_table_of_numbers_has_no_backup(world):
+    seen = []
+    for step in (is_in_service, lambda w: w.pass_time(1900), has_failed):
+        step(world)
+        seen.append(world.engine.usage.item())
+        world.clock.now += HOUR
+    assert all(seen) and ADA not in json.dumps(seen) and ADA[2:] not in json.dumps(seen)
+    scripts = ROOT / "infra_scripts/templates"
+    state = read_template(scripts / "backend.yaml")["Resources"]["Table"]["Properties"]
+    usage = read_template(scripts / "foundation.yaml")["Resources"]["Usage"]["Properties"]
+    assert state["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": False}  # also after an upgrade
+    assert "TimeToLiveSpecification" not in usage
+    assert usage["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+
+
+# --- what AWS does not delete
+
+
+def rounds(world, monkeypatch, minutes: int) -> list[int]:
+    "Let the reconciler come every five minutes; return what each round reports as not deleted."
+    told = []
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "emit", lambda *_, **values: told[-1].append(values.get("NotDeleted", 0)))
+        for _ in range(0, minutes, 5):
+            world.clock.now += 300
+            told.append([])
+            world.reconcile()
+    return [max(values) for values in told]
+
+
+ALARM = read_template(ROOT / "infra_scripts/templates/monitoring.yaml")["Resources"]["NotDeleted"]["Properties"]
+
+
+def rings_after(told: list[int]) -> int | None:  # minutes; None: never
+    "Say when the alarm of the template rings, if each round falls into a period of its own."
+    periods, needed = ALARM["EvaluationPeriods"], ALARM["DatapointsToAlarm"]
+    for i in range(1, len(told) + 1):
+        if sum(n >= ALARM["Threshold"] for n in told[max(0, i - periods) : i]) >= needed:
+            return i * ALARM["Period"] // 60
+    return None
+
+
+@pytest.mark.parametrize("reach", [is_stopping, has_failed, waits_for_the_next_type])
+@pytest.mark.parametrize("how", ["accepted", "refused", "deleting for ever"])
+def test_an_endpoint_that_aws_does_not_delete_rings_within_a_quarter_of_an_hour(world, monkeypatch, reach, how):
+    reach(world)
+    (name,) = world.sagemaker.endpoints
+    if how == "refused":
+        world.sagemaker.errors["delete_endpoint"] = [aws_error("InternalFailure")] * 99
+    if how == "deleting for ever":
+        world.sagemaker.endpoints[name]["status"] = "Deleting"
+    told = rounds(world, monkeypatch, 15)
+    assert rings_after(told) in (5, 10) and ALARM["AlarmActions"] == [{"Ref": "Alarms"}]
+    assert world.start(BOB)[0] in (202, 409) and list(world.sagemaker.endpoints) == [name]  # 202: joined
+    run_id = lifecycle.run_of(world.settings, name)
+    assert run_id in world.usage.open and world.status()["spentThisMonth"] > 0
+    before = world.clock.now
+    world.clock.now += 5 * HOUR
+    assert world.status()["spentThisMonth"] >= run_cost("ml.t2.medium", world.clock.now - before)
+    world.sagemaker.deaf, world.sagemaker.errors = False, {}
+    del world.sagemaker.endpoints[name]
+    world.sagemaker.configs.pop(name, None)
+    world.reconcile()
+    assert run_id not in world.usage.open
+
+
+def test_an_ordinary_deletion_rings_nowhere(world, monkeypatch):
+    for _ in range(3):
+        world.in_service()
+        world.pass_time(1900)
+        assert rounds(world, monkeypatch, 15) == [0, 0, 0]
+        world.clock.now += HOUR
+    assert rings_after([0, 1, 0, 0, 1, 0]) is None
+
+
+def test_a_trial_that_aws_does_not_delete_is_not_called_deleted(world, monkeypatch):
+    tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "Purpose", "Value": "trial"}]
+    name = f"sentiment-engine-trial-{'a' * 12}"
+    made = world.clock.now - world.settings.creating_minutes * 60 - 1
+    world.sagemaker.endpoints[name] = {"status": "InService", "reason": "", "tags": tags, "made": made}
+    world.sagemaker.deaf = True
+    assert rounds(world, monkeypatch, 10) == [1, 1]
+    assert world.reconcile()["delete_forgotten_trials"] == []
+
+
+# --- months and days
+
+
+TURN = datetime(2027, 2, 1, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("behind", [0, 1, 3])
+def test_a_run_over_the_turn_of_the_month_costs_each_month_its_share(world, behind):
+    "Lambdas have clocks that differ by seconds."
+    world.clock.now = TURN - 1000
+    world.start()
+    world.endpoint_becomes("InService")
+    world.clock.now = TURN - behind  # a first booking of another run by a clock that is behind
+    assert world.status()["spentThisMonth"] == pytest.approx(
+        run_cost("ml.t2.medium", 1000 - behind) if behind else 0, abs=1e-3
+    )
+    world.pass_time(3600)
+    shares = world.usage.spent
+    assert set(shares) == {"2027-01", "2027-02"} and world.row.state == "STOPPED"
+    assert shares["2027-01"] == cost_by_month("ml.t2.medium", TURN - 1000, TURN)["2027-01"]
+    before = world.usage.spent
+    world.clock.now = TURN + HOUR
+    world.start()
+    world.clock.now = TURN - 2  # this Lambda's clock is behind by more than the run has lasted
+    world.endpoint_becomes("Failed", "The image does not exist.")
+    assert world.usage.spent == before and not world.usage.open
+
+
+def test_a_month_that_was_booked_is_never_wiped_out_by_another():
+    usage = Usage(since=1, spent={"2027-01": 5_000_000, "2027-02": 1_000_000})
+    assert (spent_in_month(usage, TURN - 1), spent_in_month(usage, TURN + 1)) == (5, 1)
+
+
+# --- what an earlier version counted in the row
+
+
+OLD = {"day": "2027-01-01", "starts": 1, "messages": 0, "month": "2027-01", "microdollars": 9_500_000, "since": 5}
+
+
+def old_row(world, **usage):
+    "Change the row, if there is one, to what an earlier version wrote: it has counted the month and the day there."
+    now = int(world.clock.now)
+    item = {"state": "STOPPED", "runId": "a" * 12, "since": now - 9000} | plain_item(world.engine.table.item())
+    item |= {"usage": OLD | {"day": day_of(now), "starts": 3, "since": now - DAY} | usage}
+    typed = {name: TypeSerializer().serialize(value) for name, value in item.items()}
+    world.dynamodb.put_item(TableName=world.settings.table, Item=typed | world.engine.table.key)
+
+
+def test_an_upgrade_takes_over_what_the_row_has_counted_once(monkeypatch):
+    world = World(monkeypatch, monthly_budget=20, daily_starts=4)
+    old_row(world)
+    told = world.status()
+    assert told["spentThisMonth"] == 9.5 and told["countedSince"] == lifecycle.instant(world.clock.now - DAY)
+    for _ in range(2):
+        world.reconcile()
+        assert world.status()["spentThisMonth"] == 9.5
+    world.in_service()
+    world.pass_time(1900)
+    assert world.row.state == "STOPPED" and sum(world.usage.starts.values()) == 4
+    spent = world.status()["spentThisMonth"]
+    assert spent == pytest.approx(9.5 + run_cost("ml.t2.medium", 2160), abs=1e-3)
+    assert world.usage.since == 1_800_000_000 - DAY
+    assert world.start()[1]["error"]["code"] == "too_many_starts"
+
+
+def test_an_upgrade_forgets_no_budget(monkeypatch):
+    world = World(monkeypatch, monthly_budget=10)
+    old_row(world, microdollars=9_990_000)
+    assert world.start()[1]["error"]["code"] == "over_budget" and not world.sagemaker.endpoints
+
+
+def test_an_upgrade_to_a_serverless_endpoint_counts_on(monkeypatch):
+    world = World(monkeypatch, endpoint="serverless")
+    old_row(world)
+    assert spend(world.engine.usage, 8, world.clock.now) and world.usage.spent == {"2027-01": 9_500_008}
+
+
+def test_an_upgrade_while_a_run_is_up_counts_on(world):
+    run_id = world.in_service()
+    lose(world, world.engine.usage)  # an earlier version had no such table
+    old_row(world)
+    world.reconcile()
+    assert list(world.usage.open) == [run_id] and world.usage.spent == {"2027-01": 9_500_000}
+
+
+# --- a record that somebody edited
+
+
+def edit(world, **fields):
+    "Overwrite fields of the record by hand."
+    typed = {name: TypeSerializer().serialize(value) for name, value in fields.items()}
+    item = world.engine.usage.key | {"since": {"N": "5"}} | world.engine.usage.item() | typed
+    world.dynamodb.put_item(TableName=world.engine.usage.name, Item=item)
+
+
+@pytest.mark.parametrize("key", ["a_b c", "serverless", "eu-cccccccccccc", "A" * 12, "c" * 13, "trial-cccccccccccc"])
+def test_what_is_no_run_id_is_not_open_and_deletes_nothing(world, key):
+    name = f"{world.settings.prefix}-{key}"
+    world.sagemaker.endpoints[name] = {"status": "InService", "reason": "", "tags": []}
+    edit(world, open={key: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) - 9000}})
+    world.reconcile()
+    assert world.start()[0] == 202 and list(world.usage.open) == [world.row.runId]
+    assert name in world.sagemaker.endpoints
+
+
+@pytest.mark.parametrize("ahead", [121, 10**9])
+def test_an_open_run_of_the_future_is_ended(world, ahead):
+    edit(world, open={"b" * 12: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) + ahead}})
+    assert world.start()[0] == 202 and list(world.usage.open) == [world.row.runId]
+    assert set(world.usage.starts) <= {day_of(world.clock.now)}
+
+
+def test_an_open_run_of_a_clock_that_is_ahead_is_waited_for(world):
+    edit(world, open={"b" * 12: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) + 2}})
+    assert world.start()[1]["error"]["code"] == "stopping" and list(world.usage.open) == ["b" * 12]
+
+
+@pytest.mark.parametrize("begun_at", [0, 1000, 1_700_000_000, 253_402_300_799])
+def test_whatever_the_record_holds_closing_fits_into_an_update(begun_at):
+    table, now = StateTable(MemoryDynamoDB(), "t", "m"), 1_800_000_000
+    days = {day_of(n * DAY): 1 for n in range(1000)}
+    open_run(table, "b" * 12, "ml.t2.medium", begun_at)
+    table.dynamodb.items["m"]["starts"] = TypeSerializer().serialize(days)
+    close_run(table, "b" * 12, now)
+    found = read_usage(table)
+    assert not found.open and found.starts[day_of(min(now, max(begun_at or now, now - 40 * DAY)))] == 1
+    month = cost_by_month("ml.t2.medium", max(begun_at or now, datetime(2027, 1, 1, tzinfo=UTC).timestamp()), now)
+    assert found.spent.get("2027-01", 0) == month.get("2027-01", 0)
+
+
+# --- a booking whose answer is lost
+
+
+class Repeats:
+    "A client that sends its first write again, as boto3 does when an answer is lost; `meanwhile` happens in between."
+
+    def __init__(self, behind, meanwhile=lambda: None):
+        self.behind, self.meanwhile, self.lost = behind, meanwhile, 0
+
+    def update_item(self, **given):
+        if not self.lost:
+            self.lost = 1
+            self.behind.update_item(**given)
+            self.meanwhile()
+        return self.behind.update_item(**given)
+
+    def __getattr__(self, name):
+        return getattr(self.behind, name)
+
+
+@pytest.mark.parametrize("most", [47, 1000])
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_a_booking_that_is_sent_twice_counts_once_whatever_others_book_meanwhile(world, most, others):
+    usage, now = world.engine.usage, world.clock.now
+    mine = spend(usage, 16, now)
+
+    def meanwhile():
+        for n in range(others):
+            settle(usage, spend(usage, 8, now), n, now)
+
+    repeats = [replace(usage, dynamodb=Repeats(usage.dynamodb, meanwhile)) for _ in range(3)]
+    tokens, more = spend(repeats[0], 8, now, most), others * 8 + sum(range(others))
+    assert tokens and sum(world.usage.spent.values()) == 24 + more
+    settle(repeats[1], tokens, -8, now)
+    settle(repeats[2], mine, 5, now)
+    assert sum(world.usage.spent.values()) == 21 + 3 * more and not world.usage.asked
+
+
+def test_a_prediction_whose_function_died_stays_booked_and_leaves_nothing_for_good(world):
+    usage, now = world.engine.usage, world.clock.now
+    for n in range(100):
+        spend(usage, 8, now + n)
+    for n in range(3):
+        settle(usage, spend(usage, 8, now + 1000), 0, now + 1000)
+        assert len(world.usage.asked) == max(0, 60 - 40 * n)
+    assert sum(world.usage.spent.values()) == 103 * 8

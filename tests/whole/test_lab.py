@@ -1,0 +1,97 @@
+"`make lab` opens the notebooks with the local cloud behind them, and leaves nothing when it ends."
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from jupyter_client import BlockingKernelClient
+
+from tests import ROOT
+from tests.doubles.local_models import until
+
+LAB = """
+import sys
+sys.path.insert(0, "infra_scripts")
+import deploy
+deploy.ROOT = deploy.Path(sys.argv.pop(1))
+import lab
+lab.main()
+"""
+ASK = """
+import boto3, json, os
+from sentiment_engine.settings import connect, settings_from
+told = [os.getpid(), connect("local").client("sts").get_caller_identity()["Arn"]]
+print(json.dumps([*told, settings_from(os.environ).textbelt_url, os.environ["AWS_ENDPOINT_URL"]]))
+"""
+
+
+def answers(url: str) -> bool:
+    "Tell whether a server listens."
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except urllib.error.URLError:
+        return False
+
+
+def ask_kernel(address: str, token: str, runtime: Path) -> list:
+    "Open a notebook's kernel and return what it says of its surroundings."
+    until(lambda: answers(f"{address}/api"))
+    about = {"path": "index.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+    request = urllib.request.Request(f"{address}/api/sessions", json.dumps(about).encode())
+    request.add_header("Authorization", f"token {token}")
+    kernel = json.load(urllib.request.urlopen(request, timeout=30))["kernel"]["id"]
+    client, said = BlockingKernelClient(connection_file=str(runtime / f"kernel-{kernel}.json")), []
+    client.load_connection_file()
+    client.start_channels(hb=False)  # a busy machine misses heartbeats, and the kernel would count as dead
+    client.wait_for_ready(timeout=60)
+    client.execute_interactive(ASK, timeout=60, output_hook=lambda m: said.append(m["content"].get("text", "")))
+    client.stop_channels()
+    return json.loads("".join(said))
+
+
+def lives(pid: int) -> bool:
+    "Tell whether a process runs."
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+WAYS = {  # the terminal tells every program of the group
+    "Ctrl-C": lambda pid: os.killpg(pid, signal.SIGINT),
+    "a closed terminal": lambda pid: os.killpg(pid, signal.SIGHUP),
+    "a signal to the program": lambda pid: os.kill(pid, signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_lab_shows_the_notebooks_over_a_running_cloud_and_ends_with_it(tmp_path, way):
+    folder, runtime, log = tmp_path / "a folder ä", tmp_path / "runtime", tmp_path / "log"
+    (folder / "nbs").mkdir(parents=True)
+    shutil.copy(ROOT / "nbs/index.ipynb", folder / "nbs")
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/config").write_text("[profile work]\nendpoint_url = http://127.0.0.1:9\n")
+    own = {"JUPYTER_RUNTIME_DIR": str(runtime), "HOME": str(tmp_path), "AWS_PROFILE": "work", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", LAB, str(folder), "--port", "0", "--site-port", "0", "--no-browser"]
+    with log.open("wb") as out:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+        lab = subprocess.Popen(words, cwd=ROOT, env=os.environ | own, start_new_session=True, **streams)
+    try:
+        found = until(lambda: re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*token=(\w+)\s", log.read_text()), 90)
+        place = json.loads((folder / ".local-cloud/cloud.json").read_text())
+        url = f"http://127.0.0.1:{place['port']}"
+        kernel, *told = ask_kernel(*found.groups(), runtime)
+        assert told == ["arn:aws:iam::000000000000:root", f"{url}/_textbelt", url]
+        WAYS[way](lab.pid)
+        assert lab.wait(30) == 0 and "Stopped." in log.read_text(), log.read_text()
+    finally:
+        lab.terminate()
+        lab.wait(60)
+    assert not lives(kernel) and not lives(place["pid"])
+    assert not list(runtime.glob("jpserver-*")) and not list(runtime.glob("kernel-*"))

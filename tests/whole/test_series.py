@@ -1,0 +1,138 @@
+"The whole series by papermill on a small sample: deployed, visited, found up to date, torn down twice."
+
+import json
+import os
+import re
+
+import httpx
+import papermill
+import pytest
+from demo import told_model, told_reviews
+from deploy import Stamps, deploy, outdated, plan, sources_fingerprint
+from smoke import local_visit, sleep, use, wake
+from teardown import teardown
+
+from sentiment_engine.data.reviews import write_reviews
+from sentiment_engine.deploy.endpoint import current_model
+from sentiment_engine.deploy.stacks import stack_outputs
+from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.settings import connect, foundation_stack, settings_from
+from tests import ROOT
+from tests.doubles.file_server import serving
+
+NOTEBOOKS = ROOT / "nbs"
+SMALL = {"rows": 1_200, "sample_rows": 800}
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    "A local cloud of its own with the whole series deployed to it: (cloud, stack outputs)."
+    state = tmp_path_factory.mktemp("series")
+    with LocalCloud(state, port=0, site_port=0) as cloud, pytest.MonkeyPatch.context() as patch:
+        for name, value in cloud.environment.items():
+            patch.setenv(name, value)
+        yield cloud, deploy("local", **SMALL)
+
+
+def lake_of() -> str:
+    stack = foundation_stack(settings_from(os.environ))
+    return stack_outputs(connect("local").client("cloudformation"), stack)["LakeBucket"]
+
+
+def test_page_is_published(series):
+    cloud, outputs = series
+    page = httpx.get(cloud.site_url)
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert httpx.get(f"{cloud.site_url.rstrip('/')}/config.json").json()["apiUrl"] == outputs["ApiUrl"]
+
+
+def test_one_visit(series):
+    cloud, outputs = series
+    visit = local_visit(cloud, outputs["ApiUrl"])
+    for act in (wake, use, sleep):
+        act(visit)
+    assert visit.step_number == 13
+
+
+def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
+    "Two at once included: one endpoint, and none afterwards."
+    _, outputs = series
+    played = tmp_path / "played.ipynb"
+    papermill.execute_notebook(
+        NOTEBOOKS / "05_serverless_backend.ipynb", played, cwd=NOTEBOOKS, kernel_name="python3", progress_bar=False
+    )
+    cells = json.loads(played.read_text())["cells"]
+    said = "".join("".join(each.get("text", "")) for cell in cells for each in cell.get("outputs", []))
+    assert "in service after" in said and "SMS: Hi Ada" in said and "in 1 run\n1 endpoint\n0 endpoints" in said
+    status = httpx.get(f"{outputs['ApiUrl']}/status").json()
+    assert status["state"] == "STOPPED" and status["typicalSeconds"]["starts"] == 3  # the visit before, and two here
+    ours = connect("local").client("sagemaker").list_endpoints(NameContains="sentiment-engine-")
+    assert ours["Endpoints"] == []
+
+
+def test_nothing_is_done_twice(series):
+    phases = plan({"target": "local"} | SMALL)
+    stamps = Stamps(connect("local"), foundation_stack(settings_from(os.environ))).read()
+    assert outdated(phases, stamps) == []
+    other = plan({"target": "local", "rows": 1_300})
+    assert outdated(other, stamps)[0].title.startswith("01")
+
+
+def test_a_category_is_fetched_from_its_source(series, tmp_path):
+    write_reviews(tmp_path, 4_000, seed=3)
+    with serving() as source:
+        source.files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        deploy("local", only="01", categories="Books, Electronics", source=source.address)
+    report = json.load(connect("local").client("s3").get_object(Bucket=lake_of(), Key="reports/etl.json")["Body"])
+    assert set(report["by_category"]) == {"Books", "Electronics"} and report["kept"] > 300
+
+
+def test_the_demo_tells_what_was_left_out(series):
+    told = told_reviews(lake_of())
+    kept, read, *left_out = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", told))
+    assert 0 < kept == read - sum(left_out) and left_out, told
+
+
+def test_the_better_model_is_the_one_to_wake(series):
+    "After so few made-up reviews the candidate cannot read what the suite asks; the champion can."
+    model = current_model(connect("local").client("ssm"), settings_from(os.environ))
+    assert "/models/released/" in model.artifact and 0.9 < model.accuracy < 1
+    assert told_model(model).startswith("the released model") and f"{model.accuracy:.3f}" in told_model(model)
+    deploy("local", only="04", deploy_model="candidate")
+    model = current_model(connect("local").client("ssm"), settings_from(os.environ))
+    assert "/models/released/" not in model.artifact and told_model(model).startswith("the model trained here")
+
+
+def test_another_release_is_deployed_again(monkeypatch, tmp_path):
+    files = (
+        "models/released/model.onnx",
+        "sentiment_engine/model/behaviour_suite.toml",
+        "nbs/04_endpoint_deployment.ipynb",
+    )
+    monkeypatch.setattr("deploy.ROOT", tmp_path)
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("first")
+    seen = {sources_fingerprint()}
+    for file in files:
+        (tmp_path / file).write_text("another")
+        seen.add(sources_fingerprint())
+    assert len(seen) == 4
+
+
+def test_teardown_leaves_nothing_and_can_be_repeated(series):
+    assert teardown("local")
+    assert teardown("local") == []
+    assert connect("local").client("s3").list_buckets()["Buckets"] == []
+
+
+def test_the_released_model_needs_no_training(tmp_path, monkeypatch):
+    with LocalCloud(tmp_path, port=0, site_port=0) as cloud:
+        for name, value in cloud.environment.items():
+            monkeypatch.setenv(name, value)
+        outputs = deploy("local", deploy_model="released")
+        assert httpx.get(cloud.site_url).status_code == 200
+        assert connect("local").client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
+        visit = local_visit(cloud, outputs["ApiUrl"])
+        for act in (wake, use):
+            act(visit)
