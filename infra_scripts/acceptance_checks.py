@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from smoke import PRAISE, StepFailed, Visit, is_loopback, sleep, use, wake
 from standing import by_tag
 
-from sentiment_engine.costs import price_per_hour
+from sentiment_engine.costs import PRICES
 from sentiment_engine.deploy.endpoint import our_names
 from sentiment_engine.service.model_state import StateTable, read_row
 from sentiment_engine.settings import connect, endpoint_name
@@ -188,7 +188,7 @@ def check_speed(at: Acceptance, guest: Visit):
 
 def check_costs(at: Acceptance, guest: RealVisit, seconds: float):
     "Compare what the engine says it has spent with instance seconds times price."
-    spent, hourly = guest.call("GET", "/status")[1]["spentThisMonth"], price_per_hour(guest.instance_type)
+    spent, hourly = guest.call("GET", "/status")[1]["spentThisMonth"], PRICES[guest.instance_type]
     expected = hourly * seconds / 3600
     said = f"${spent:.4f} by its count, ${expected:.4f} by the clock ({seconds:.0f} s on {guest.instance_type})"
     # The two clocks see start and end at other moments: a minute, and a tenth for a slow network.
@@ -207,7 +207,10 @@ def endpoint_status(sagemaker, name: str) -> str:  # empty: SageMaker does not k
         raise
 
 
-def emptied(at: Acceptance, what: str, left: Callable[[], object]) -> object:  # what is left; empty: nothing
+Left = TypeVar("Left")
+
+
+def emptied(at: Acceptance, what: str, left: Callable[[], Left]) -> Left:  # what is left; empty: nothing
     "Wait until nothing is left of something that is being deleted."
     start = time.monotonic()
     while (found := left()) and (passed := time.monotonic() - start) < GONE_LIMIT:
@@ -228,8 +231,8 @@ def check_run(at: Acceptance, run_id: str):
     def schedules() -> list[str]:
         return [s["Name"] for s in scheduler.list_schedules(GroupName=prefix)["Schedules"]]
 
-    left = emptied(at, "a schedule", schedules)
-    at.check("schedules: none is left", not left, ", ".join(left))
+    standing = emptied(at, "a schedule", schedules)
+    at.check("schedules: none is left", not standing, ", ".join(standing))
     sqs = boto3.client("sqs")
     queue = sqs.get_queue_url(QueueName=at.outputs["DeadLetters"])["QueueUrl"]
     told = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["ApproximateNumberOfMessages"])["Attributes"]

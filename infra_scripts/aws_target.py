@@ -41,10 +41,12 @@ from sentiment_engine.settings import (
 ROOT = Path(__file__).resolve().parent.parent
 PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for if no region is chosen
 # Options that are settings, by the setting's name. They are handed on as SENTIMENT_… variables.
+SETTINGS: tuple[str, ...]
 SETTINGS = ("endpoint", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
 SETTINGS += ("alarm_email", "sms_link")
 ONLY_AWS = ("profile", "region", "domain", "dry_run", "firewall", "reserved_concurrency", "permissions_boundary")
 # What boto3 would take before a profile that is only named in AWS_PROFILE.
+BEFORE_A_PROFILE: tuple[str, ...]
 BEFORE_A_PROFILE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 BEFORE_A_PROFILE += ("AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")
 # What is remembered of a deployment beside the settings, so that the next one need not be told again.
@@ -178,8 +180,8 @@ def asked_for(options: argparse.Namespace) -> dict:
     "Say what is to be remembered of a deployment."
     chosen = {name: getattr(options, name, None) for name in REMEMBERED}
     for name in ("data", "model_data"):  # wherever the next one is asked for
-        if chosen[name] and not chosen[name].startswith("s3://"):
-            chosen[name] = str(Path(chosen[name]).expanduser().resolve())
+        if (place := chosen[name]) and not place.startswith("s3://"):
+            chosen[name] = str(Path(place).expanduser().resolve())
     settings = environment_of(settings_from(os.environ))
     settings.pop("SENTIMENT_PREFIX", None)  # by which it is found
     return {"options": {name: value for name, value in chosen.items() if value}, "settings": settings}

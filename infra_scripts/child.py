@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a cancelled workflow, a closed terminal
 INSIST = 2.0  # seconds after the warning from which another Ctrl-C counts: some people press it five times
@@ -32,7 +33,10 @@ class Interrupts:
     def __init__(self, warning: str):
         self.warning = warning  # what to read before leaving a teardown
         self.ending = False  # whether the teardown has begun
-        self._warned, self._shielded, self._pending, self._before = None, False, None, {}
+        self._shielded = False
+        self._warned: float | None = None
+        self._pending: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}

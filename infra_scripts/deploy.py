@@ -71,7 +71,7 @@ SITE = ("domain_name", "hosted_zone_id")  # parameters of the notebooks that onl
 TEACHING = ("01", "02", "03")  # what the released model does without
 DEMONSTRATIONS = {"visit": False}  # parameters of what a notebook shows its readers: a deployment wakes no model
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
-SOURCES = (
+SOURCES: tuple[str, ...] = (
     "nbs/**/*.ipynb",
     "sentiment_engine/**/*.py",
     "sentiment_engine/**/*.toml",
@@ -344,8 +344,8 @@ def local_cloud(
     ports: argparse.Namespace | None = None,  # options of `add_ports`
 ) -> Iterator[LocalCloud]:
     "Use this folder's local cloud, and lead boto3 there; one that was started for this is stopped at the end."
-    wanted = {"port": ports and ports.port, "site_port": ports and ports.site_port}
-    cloud = LocalCloud(ROOT / ".local-cloud", **wanted)
+    wanted = {name: getattr(ports, name, None) for name in ("port", "site_port")}
+    cloud = LocalCloud(ROOT / ".local-cloud", port=wanted["port"], site_port=wanted["site_port"])
     ran = cloud.running
     if not ran and not start:
         raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")

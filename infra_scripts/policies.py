@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from sentiment_engine.deploy.plan import read_template
 
@@ -36,7 +37,7 @@ def filled(
     value: object,  # a piece of a template, from `read_template`
     known: Mapping[str, str],  # parameters and names
     sides: Mapping[str, bool],  # what the conditions come to; those not named do not hold
-) -> object:
+) -> Any:
     "Work out references and choose the sides of conditions."
     if isinstance(value, list):
         return [v for each in value if (v := filled(each, known, sides)) is not NOTHING]

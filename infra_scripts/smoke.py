@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -35,6 +36,9 @@ def is_loopback(url: str) -> bool:
 
 class StepFailed(RuntimeError):
     "A step that did not show what it should."
+
+
+Found = TypeVar("Found")
 
 
 class Visit:
@@ -71,7 +75,7 @@ class Visit:
     def state(self) -> str:
         return self.call("GET", "/status")[1].get("state", "unknown")
 
-    def wait(self, until: Callable[[], object], seconds: float = 120) -> object:
+    def wait(self, until: Callable[[], Found], seconds: float = 120) -> Found:
         "Poll until `until()` is true, and return that; the last answer if time runs out."
         start = time.monotonic()
         while True:
@@ -110,9 +114,9 @@ def wake(visit: Visit):
         return now.get("state") == "IN_SERVICE"
 
     visit.step("awake: the model answered", visit.wait(awake, visit.patience), visit.state())
-    if visit.inbox:
-        visit.wait(lambda: len(visit.inbox()) > before, 20)
-        found = visit.inbox()  # the newest first
+    if inbox := visit.inbox:
+        visit.wait(lambda: len(inbox()) > before, 20)
+        found = inbox()  # the newest first
         texts = [m["text"] for m in found[: len(found) - before]]
         visit.step("one SMS in the inbox", len(texts) == 1, texts)
         visit.step("the SMS says that it is ready", "is ready" in texts[0], texts[0])
@@ -126,7 +130,10 @@ def predict(visit: Visit):
         return None if reply.get("error", {}).get("code") in ("waking", "busy") else (code, reply)
 
     for text, expected in ((PRAISE, "POSITIVE"), (COMPLAINT, "NEGATIVE")):
-        code, reply = visit.wait(partial(answer, text), visit.patience) or (503, "the model only ever was busy")
+        code, reply = visit.wait(partial(answer, text), visit.patience) or (
+            503,
+            {"message": "the model was only ever busy"},
+        )
         said = reply["predictions"][0] if code == 200 else reply
         visit.step(f"predict: {text[:32]}…", code == 200 and said["label"] == expected, said)
 

@@ -104,15 +104,8 @@ def as_message(errors: list[str]) -> str:
     return f"{len(errors)} validation error{'s' * (len(errors) > 1)} detected: " + "; ".join(errors[:10])
 
 # %% ../../nbs/local/api.ipynb #a755574d
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "string": str,
-    "structure": dict,
-    "map": dict,
-    "list": list,
-    "boolean": bool,
-    "integer": int,
-    "long": int,
-}
+_KINDS: dict[str, type | tuple[type, ...]]
+_KINDS = {"string": str, "structure": dict, "map": dict, "list": list, "boolean": bool, "integer": int, "long": int}
 _KINDS |= {"float": (int, float), "double": (int, float), "timestamp": (int, float, datetime)}
 
 

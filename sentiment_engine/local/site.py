@@ -43,13 +43,8 @@ async def ask(
     return start["status"], list(start.get("headers", [])), b"".join(parts)
 
 # %% ../../nbs/local/site.ipynb #a655c6f4
-_LIST: dict[str, Any] = {
-    "type": "http",
-    "asgi": {"version": "3.0"},
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-}
+_LIST: dict[str, Any]
+_LIST = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http"}
 _LIST |= {"path": "/2020-05-31/distribution", "raw_path": b"/2020-05-31/distribution", "query_string": b""}
 _LIST |= {"client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0)}
 
