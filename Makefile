@@ -77,9 +77,10 @@ bench-training: install ## train by our recipe and the original (half an hour; D
 bench-recipe: install ## change one thing of the recipe at a time (half an hour; DATA=folder SEEDS=n QUICK=1)
 	@$(PY) -m benchmarks.recipe $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(SEEDS),--seeds $(SEEDS))
 
-check: install ## lint, and nothing generated may differ from its source
+check: install ## lint, check types, and nothing generated may differ from its source
 	@$(PY) infra_scripts/checks/check_generated.py
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy && $(VENV)/bin/mypy -p lambdas
 	@$(VENV)/bin/cfn-lint $(TEMPLATES) && echo "cfn-lint: the templates are fine"
 	@$(PY) infra_scripts/checks/audit.py --offline
 
@@ -125,4 +126,4 @@ teardown: install ## delete everything the local deployment made
 
 clean: ## delete what is generated here: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
-	rm -rf $(VENV) .audit .moto .rehearsal .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .bench .container-test model.tar.gz
+	rm -rf $(VENV) .audit .moto .rehearsal .local-cloud .release .lighthouse runs _docs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .bench .container-test model.tar.gz

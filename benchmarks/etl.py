@@ -52,8 +52,8 @@ def make_lines(rows: int, data: Path | None):
 
     One in twenty repeats the text of the one before, one in two hundred does so with the opposite stars.
     """
-    pool = read_reviews(data) if data else (parse_review(line) for _, line in generate_reviews(POOL, seed=1))
-    pool = [r for r in islice(pool, POOL) if r]
+    made = (parse_review(line) for _, line in generate_reviews(POOL, seed=1))
+    pool = [r for r in islice(read_reviews(data) if data else made, POOL) if r]
     for i in range(rows):
         n = i - 1 if i % 20 == 10 else i
         review = pool[n % len(pool)]
@@ -105,7 +105,7 @@ def _marked_as_once(raw: str):
         if values <= {"None", "", "null"}:
             reviews = reviews.drop(column)
     cleaned = [F.udf(clean)(name).alias(name) for name in ("title", "text")]
-    fields = [*cleaned, "rating", "timestamp", "verified_purchase"]
+    fields = [*cleaned, F.col("rating"), F.col("timestamp"), F.col("verified_purchase")]
     nothing = [F.lit(None).cast("string").alias("fault"), F.lit("Part").alias("category")]
     marked = mark_repeats(judge(reviews.select(*fields, *nothing, F.to_json(F.struct("*")).alias("line"))))
     return marked.withColumn("split", split_of(F.col("review_id")))
@@ -175,8 +175,8 @@ def run_polars(raw: str, out: str) -> dict:
         return pl.when(untidy).then(cleaned).otherwise(text.str.strip_chars(" "))
 
     place = pl.col("review_id").str.slice(0, 8).str.to_integer(base=16, dtype=pl.Int64) % 100
-    side = pl.when(place < 80).then(pl.lit("train")).when(place < 90).then(pl.lit("validation"))
-    side = side.otherwise(pl.lit("test"))
+    early = pl.when(place < 80).then(pl.lit("train")).when(place < 90).then(pl.lit("validation"))
+    side = early.otherwise(pl.lit("test"))
     rows = (
         pl.concat(
             pl.scan_ndjson(path, schema=schema).with_columns(category=pl.lit(path.stem))
@@ -232,7 +232,8 @@ def measure(runner: str, raw: Path) -> dict:
     "Run one way in a process of its own. Return wall seconds, CPU seconds, peak memory, counts and the rows' hash."
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
         words = [sys.executable, "-m", "benchmarks.etl", "--run", runner, str(raw), out]
-        start, cpu, peak, said = time.monotonic(), {}, 0, Path(out) / "said"
+        cpu: dict[int, float] = {}  # seconds by process
+        start, peak, said = time.monotonic(), 0, Path(out) / "said"
         with said.open("w") as errors:
             process = subprocess.Popen(words, start_new_session=True, stderr=errors, cwd=ROOT)
         try:

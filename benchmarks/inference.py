@@ -26,8 +26,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -213,9 +215,11 @@ def load_texts(data: Path | None, count: int = 4_000) -> list[str]:
 
 def cut_texts(tokenizer: Tokenizer, reviews: list[str], tokens: int, count: int) -> list[str]:
     "Join and cut reviews to `count` texts of about `tokens` tokens, [CLS] and [SEP] included."
-    texts, start = [], 0
+    texts: list[str] = []
+    start = 0
     while len(texts) < count:
-        joined, ends = "", []
+        joined = ""
+        ends: list[int] = []
         while len(ends) < tokens - 2:
             joined = f"{joined} {reviews[start % len(reviews)]}".strip()
             ends = [end for _, end in tokenizer.encode(joined, add_special_tokens=False).offsets]
@@ -410,7 +414,7 @@ class Plan:
     best: dict[str, int] = field(default_factory=dict)  # model: the best batch size of the pipeline
 
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "rounds": 1,
     "requests": 8,
     "seconds": 0.5,
@@ -479,17 +483,21 @@ def visit(way: Way, model: Model, plan: Plan, rng: random.Random) -> tuple[dict[
         labels = labels_of(server, way, mixed(model.texts, 30))  # which also warms it up
         for clients in plan.clients[-1:]:
             drive(server.port, [one(way, text) for text in mixed(model.texts, 30)], clients, 0.2)
-        cases = [lambda n=n: measure_latency(server, way, rng.sample(model.texts[n], plan.requests), n) for n in TOKENS]
+        cases: list[Callable[[], Iterator[tuple[str, float]]]] = []
+        cases += [partial(measure_latency, server, way, rng.sample(model.texts[n], plan.requests), n) for n in TOKENS]
         both = mixed(model.texts, 3 * POOL)
-        cases += [lambda c=c: measure_throughput(server, way, both, c, plan.seconds) for c in plan.clients]
-        cases += [lambda: measure_list(server, way, model, plan)] if way.lists else []
+        cases += [partial(measure_throughput, server, way, both, c, plan.seconds) for c in plan.clients]
+        cases += [partial(measure_list, server, way, model, plan)] if way.lists else []
         for case in rng.sample(cases, len(cases)):
             for name, value in case():
                 found[name] = found.get(name, 0.0) + value if name == "failures" else value
     return found, labels
 
 
-def run_rounds(models: list[Model], ways: list[Way], plan: Plan, missing: dict[str, str]) -> dict[str, dict[str, dict]]:
+Rounds = dict[str, dict[str, list[dict]]]  # by model and way: the measures of each round
+
+
+def run_rounds(models: list[Model], ways: list[Way], plan: Plan, missing: dict[str, str]) -> Rounds:
     "Measure all ways of all models, round by round. Fills `missing` with the ways that failed, and why."
     rng, began, done = random.Random(7), time.monotonic(), 0
     rounds: dict = {m.name: {w.name: [] for w in ways} for m in models}
@@ -526,7 +534,7 @@ def visit_line(found: dict[str, float]) -> str:
 # ---- reporting
 
 
-def summary(rounds: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, dict[str, float]]]:
+def summary(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
     "Take the medians of the rounds; failures are added up."
     return {
         model: {

@@ -38,12 +38,12 @@ def split_answer(received: bytes) -> tuple[int, bytes, bytes] | None:  # status,
         raise ValueError(f"an answer of unknown length: {head[:200]!r}")
     body = b""
     while True:
-        size, found, rest = rest.partition(b"\r\n")
-        if not found or len(rest) < int(size, 16) + 2:
+        line, found, rest = rest.partition(b"\r\n")
+        if not found or len(rest) < int(line, 16) + 2:
             return None
-        if not int(size, 16):
+        if not (size := int(line, 16)):
             return status, body, rest[2:]
-        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+        body, rest = body + rest[:size], rest[size + 2 :]
 
 
 @dataclass

@@ -153,7 +153,7 @@ def main() -> int:
     train, held_out = halves(rated(args.data, 30 * (args.train_rows + args.test_rows)))
     rows = train, draw(held_out, "balanced", args.test_rows)
     ways = sweep(args.ways, args.seeds, args.default_seeds, rows, base_model(None), args.train_rows)
-    default = next((way for way in ways if way["changed"] == DEFAULT), {"each_macro_f1": []})["each_macro_f1"]
+    default: list[float] = next((way["each_macro_f1"] for way in ways if way["changed"] == DEFAULT), [])
     error = float(np.std(default, ddof=1)) if len(default) > 1 else None
     result = CACHE / RESULT.name if args.quick else RESULT
     sizes = {"train_rows": args.train_rows, "test_rows": len(rows[1]), "error": error}

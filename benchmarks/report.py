@@ -45,11 +45,13 @@ class Goal:
 def judge(goal: Goal, ours: Mapping[str, float], base: Mapping[str, float]) -> dict | None:
     "Compare a goal with what was found; None if it was not measured."
     mine, other = ours.get(goal.measure), base.get(goal.measure)
-    if mine is None or (other is None and goal.kind != "at most"):
+    if mine is None:
         return None
-    found = {"faster": lambda: other / mine, "more": lambda: mine / other, "share": lambda: mine / other}.get(
-        goal.kind, lambda: mine
-    )()
+    found = mine
+    if goal.kind != "at most":
+        if other is None:
+            return None
+        found = other / mine if goal.kind == "faster" else mine / other
     met = found <= goal.aim if goal.kind in ("share", "at most") else found >= goal.aim
     return {"what": goal.what, "kind": goal.kind, "aim": goal.aim, "found": found, "met": bool(met)}
 

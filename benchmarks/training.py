@@ -46,7 +46,8 @@ from sentiment_engine.data.reviews import LABELS, label_of, review_text
 MODULE = "benchmarks.training"
 RESULT = ROOT / "benchmarks/results/training.json"
 PLOT = ROOT / "images/bench_training.svg"
-CASES = {"ours": {}, "ours-128": {"max_length": 128}, "ours-512": {"max_length": 512}, "original": None}  # recipes
+CASES: dict[str, dict | None]  # recipes
+CASES = {"ours": {}, "ours-128": {"max_length": 128}, "ours-512": {"max_length": 512}, "original": None}
 BATCH, PADDED, RATE = 16, 512, 5e-5  # of the original
 WARM_UP = 3  # steps that are not timed
 PACKAGES = ("torch", "transformers", "accelerate")
@@ -73,7 +74,7 @@ def train_ours(rows: pd.DataFrame, base: Path, options: dict, steps: int, whole:
     return trainer, len(rows) / trainer.state.log_history[-1]["train_runtime"]
 
 
-def train_original(rows: pd.DataFrame, base: Path, options: None, steps: int, whole: bool, folder: Path):
+def train_original(rows: pd.DataFrame, base: Path, steps: int, whole: bool, folder: Path):
     "Train the original's way for WARM_UP + `steps` steps, or the `whole` sample. Return the Trainer and samples/s."
     from torch.cuda import is_available
     from transformers import (
@@ -129,9 +130,10 @@ def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether ea
 
     options, base = CASES[job["case"]], Path(job["base"])
     rows, test = pd.DataFrame(job["train"]), pd.DataFrame(job["test"])
-    train = train_original if options is None else train_ours
     with TemporaryDirectory() as folder:
-        trainer, speed = train(rows, base, options, job["steps"], bool(len(test)), Path(folder))
+        how = job["steps"], bool(len(test)), Path(folder)
+        done = train_original(rows, base, *how) if options is None else train_ours(rows, base, options, *how)
+        trainer, speed = done
         found = {"samples/s": speed, "device": device_name()}
         if len(test):
             said = predict_rows(trainer, _start(base), test)
@@ -157,7 +159,8 @@ def labelled(count: int, data: Path | None) -> list[dict]:  # text and label
 
 def measure_speed(cases: list[str], job: dict, rounds: int) -> dict[str, list[dict]]:
     "Time each case once a round."
-    rng, found = random.Random(7), {case: [] for case in cases}
+    found: dict[str, list[dict]] = {case: [] for case in cases}
+    rng = random.Random(7)
     for number in range(1, rounds + 1):
         for case in rng.sample(cases, len(cases)):
             print(f"round {number}/{rounds}: {case:<9} ", end="", flush=True)

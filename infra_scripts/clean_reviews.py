@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
     glue = GlueContext(SparkContext.getOrCreate())
     job = Job(glue)
     job.init(options["JOB_NAME"], options)
-    places = [options[place].rstrip("/") for place in PLACES]
-    report = clean_reviews(glue.spark_session, *places, rules, expected)
+    places = {place: options[place].rstrip("/") for place in PLACES}
+    report = clean_reviews(glue.spark_session, **places, rules=rules, expected=expected)
     job.commit()
     print(f"kept {report['kept']:,} of {report['read']:,} reviews, rejected {report['rejected']}")
     if report["not_read"]:

@@ -8,6 +8,7 @@ not wait for the half hour of idleness: it moves the local cloud's clock forward
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import boto3
@@ -25,7 +26,7 @@ from sentiment_engine.deploy.phases import (
     stop_on_signals,
 )
 from sentiment_engine.deploy.stacks import stack_outputs
-from sentiment_engine.deploy.visit import StepFailed, ask_serverless, local_visit, sleep, tidy, use, wake
+from sentiment_engine.deploy.visit import StepFailed, Visit, ask_serverless, local_visit, sleep, tidy, use, wake
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
 
@@ -54,7 +55,8 @@ def main():
             asleep = partial(sleep, sagemaker=boto3.client("sagemaker"), prefix=settings_from(os.environ).prefix)
             serverless = visit.call("GET", "/status")[1].get("endpoint") == "serverless"
             try:
-                for act in [ask_serverless] if serverless else [wake, use, asleep]:
+                acts: list[Callable[[Visit], None]] = [ask_serverless] if serverless else [wake, use, asleep]
+                for act in acts:
                     act(visit)
             except StepFailed as e:
                 sys.exit(f"smoke: {e}; the local cloud's log is {cloud.log}")

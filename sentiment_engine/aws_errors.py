@@ -16,7 +16,8 @@ def _tells(error: Exception, codes: tuple[str, ...], texts: tuple[str, ...]) -> 
     "Tell whether the code of an AWS error contains one of `codes`, or the text of a validation error one of `texts`."
     if not isinstance(error, ClientError):
         return False
-    code, text = (error.response["Error"].get(part, "") for part in ("Code", "Message"))
+    said = error.response["Error"]
+    code, text = str(said.get("Code", "")), str(said.get("Message", ""))
     by_text = code.startswith("Validation") and any(each in text.lower() for each in texts)
     return by_text or any(each in code for each in codes)
 

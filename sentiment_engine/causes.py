@@ -82,7 +82,7 @@ def cause(error: OSError) -> str:
         return str(error) or type(error).__name__
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     what = f"{where}: {error.strerror}" if where else error.strerror
-    cure = CURES.get(error.errno, "")
+    cure = CURES.get(error.errno or 0, "")
     if callable(cure):
         cure = cure(where) if where else "You do not have the permission."
     return " ".join([f"{what}.", *filter(None, [cure, _other_home(where)])])

@@ -118,10 +118,10 @@ def on_demand_month(
     visits: float,  # a month, none overlapping: visitors who share a run cost less
     visit: Visit = Visit(),
     requests: float = 20,  # calls of the API in a visit, status polls included
-) -> float:  # dollars
-    "Price a month of visits, with storage and reconciler at rest. `standing_cost` prices alarms and metrics."
+) -> float:  # dollars, without alarms and metrics (`standing_cost`)
+    "Price a month of visits, with storage and reconciler at rest. Raises KeyError for a type without a price."
     calls = visits * requests * (API_REQUEST + LAMBDA_REQUEST + 0.1 * 0.25 * LAMBDA_GB_SECOND)
-    return resting_cost() + visits * run_cost(instance_type, visit.minutes * 60) + calls
+    return resting_cost() + visits * PRICES[instance_type] * visit.minutes / 60 + calls
 
 # %% ../nbs/costs.ipynb #9a621892
 def serverless_month(
@@ -151,8 +151,8 @@ def break_even_predictions(
     seconds: float = 0.12,
     memory_gb: float = 3.0,
 ) -> float:  # predictions in one visit
-    "Return how many predictions a visit needs before a real-time endpoint is cheaper than the serverless one."
-    return run_cost(instance_type, visit.minutes * 60) / serverless_month(1, seconds, memory_gb)
+    "Return from how many predictions on a real-time endpoint is cheaper. Raises KeyError for a type without a price."
+    return PRICES[instance_type] * visit.minutes / 60 / serverless_month(1, seconds, memory_gb)
 
 # %% ../nbs/costs.ipynb #dbe5a46b
 @dataclass(frozen=True)

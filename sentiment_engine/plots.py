@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # %% ../nbs/plots.ipynb #e6753607
 INK, BLUE, RED, GREEN, AMBER = "#7f868c", "#3a86b7", "#d1495b", "#2a9d8f", "#b8802c"
-STYLE = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+STYLE: dict[Any, Any] = {}
+STYLE |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
 STYLE |= dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), "none")
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
 STYLE |= {"axes.titlecolor": INK, "axes.titlelocation": "left", "legend.labelcolor": INK}

@@ -43,7 +43,7 @@ class Resource:
 
     name: str
     arn: str
-    made: datetime | None
+    made: datetime  # of creation
     status: str  # of an endpoint; empty for the other kinds
 
 
@@ -58,7 +58,7 @@ def resources(
     for page in sagemaker.get_paginator(f"list_{kind}s").paginate(NameContains=start, **more):
         for found in page[_LISTED[kind]]:
             if (name := found[f"{noun}Name"]).startswith(start):
-                yield Resource(name, found[f"{noun}Arn"], found.get("CreationTime"), found.get("EndpointStatus", ""))
+                yield Resource(name, found[f"{noun}Arn"], found["CreationTime"], found.get("EndpointStatus", ""))
 
 
 def our_names(sagemaker, settings: Settings, kind: str, start: str, **more) -> list[str]:  # as `resources`

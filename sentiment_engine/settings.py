@@ -13,9 +13,10 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 import boto3
@@ -176,7 +177,7 @@ def _flag(text: str) -> bool:
     return {"true": True, "false": False}[text.strip().lower()]
 
 
-_READ = {str: str, int: int, float: float, bool: _flag}
+_READ: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: _flag}  # by a field's type
 _READ |= {tuple[str, ...]: lambda text: tuple(text.replace(",", " ").split())}
 NOT_SETTINGS = {"SENTIMENT_API_URL"}  # of the Streamlit page, not a setting
 
@@ -197,13 +198,13 @@ def settings_from(
     "Read the settings from `env`. Raises ValueError naming the variable or value that is wrong."
     _check_names(env)
     given = {}
-    for field in fields(Settings):
-        name = ENV_PREFIX + field.name.upper()
+    for field, kind in get_type_hints(Settings).items():
+        name = ENV_PREFIX + field.upper()
         if name in env:
             try:
-                given[field.name] = _READ[field.type](env[name])
+                given[field] = _READ[kind](env[name])
             except (ValueError, KeyError):
-                raise ValueError(f"{name}={env[name]!r} cannot be read as {field.type.__name__}") from None
+                raise ValueError(f"{name}={env[name]!r} cannot be read as {kind.__name__}") from None
     settings = Settings(**given | {k: v for k, v in overrides.items() if v is not None})
     check_prefix(settings.prefix)
     return settings
@@ -315,7 +316,7 @@ _PARAMETER_TYPES = {  # of a parameter: (what its value may be, in words)
 
 def check_parameters(
     declared: Mapping[str, type],  # `__annotations__` of the notebook
-    values: Mapping[str, object],  # its `globals()`
+    values: Mapping[str, Any],  # its `globals()`
     **least: float,  # the lowest value of a number, by name; 0 for the others
 ):
     "Raise ValueError naming the first parameter of a notebook that has a wrong type, target or number."

@@ -6,7 +6,7 @@
 __all__ = ['ONE_MACHINE', 'LOGGING']
 
 # %% ../nbs/spark.ipynb #00fae532
-ONE_MACHINE = {
+ONE_MACHINE: dict[str, bool | float | int | str | None] = {
     "spark.master": "local[2]",
     "spark.driver.bindAddress": "127.0.0.1",  # no port is open to the network
     "spark.driver.host": "127.0.0.1",

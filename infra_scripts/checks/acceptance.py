@@ -483,7 +483,8 @@ def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
     if problems.pop("Lambda concurrency", None):
         options.reserved_concurrency = False
         say("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
-    if not options.phone and problems.pop("SMS", None):
+    if not options.phone and "SMS" in problems:
+        del problems["SMS"]
         options.sms_provider = "textbelt"  # which deploy.py takes without asking for more than its public key
         say("No SMS could be sent. None is to be sent, so the engine is deployed with Textbelt's public key.\n")
     if options.phone and settings.sms_provider == "textbelt" and no_message_left(settings):

@@ -35,8 +35,8 @@ def tool(name: str) -> str:
     if not stamp.exists() or stamp.read_text() != "\n".join(TOOLS):
         print("Installing checkov, parliament, detect-secrets and pip-audit into .audit (about a minute)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", PLACE], check=True)
-        pip = [PLACE / "bin" / "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, *TOOLS], check=True)
+        pip = ["install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([PLACE / "bin" / "pip", *pip, *TOOLS], check=True)
         stamp.write_text("\n".join(TOOLS))
     return str(PLACE / "bin" / name)
 

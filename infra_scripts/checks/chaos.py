@@ -44,8 +44,12 @@ class Chaos:
     def __init__(self, engine: Engine, seed: int):
         self.engine, self.cloud, self.api = engine, engine.cloud, engine.api_url
         self.random, self.stop = random.Random(seed), threading.Event()
-        self.kills, self.answers, self.promised, self.broken = Counter(), Counter(), [], []
-        self.numbers, self.runs, self.most, self.restarting = iter(range(10_000)), set(), 0, threading.Lock()
+        self.kills: Counter[str] = Counter()
+        self.answers: Counter[tuple[str, str]] = Counter()
+        self.promised: list[str] = []
+        self.broken: list[str] = []
+        self.runs: set[str] = set()
+        self.numbers, self.most, self.restarting = iter(range(10_000)), 0, threading.Lock()
 
     def visit(self, seed: int):
         "Send random requests until the end."

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from packaging.tags import platform_tags
 
@@ -60,7 +61,8 @@ EXAMPLES = ["I love it, it works perfectly.", "Terrible. It broke after two days
 LONG = "The box was crushed, yet the guitar inside is wonderful. " * 80
 
 JSON, TEXT = "application/json", "text/plain"
-REQUESTS = (  # what is sent, content type, accept, body, status that the caller must see
+# What is sent, content type, accept, body, status that the caller must see.
+REQUESTS: tuple[tuple[str, str, str | None, Any, int | None], ...] = (
     ("one text", JSON, JSON, {"inputs": EXAMPLES[0]}, 200),
     ("a list", JSON, JSON, {"inputs": EXAMPLES}, 200),
     ("a long text", JSON, JSON, {"inputs": LONG}, 200),
@@ -110,7 +112,7 @@ def container_python() -> Path:
     "Find the container's Python on this machine, also where pyenv keeps it; otherwise return this one."
     wanted = read_lock().python
     known = [sys.executable, shutil.which(f"python{wanted}") or ""]
-    known += sorted((Path.home() / ".pyenv" / "versions").glob(f"{wanted}.*/bin/python"))
+    known += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob(f"{wanted}.*/bin/python")))
     return Path(next((python for python in known if python and version_of(python) == wanted), sys.executable))
 
 
@@ -232,9 +234,9 @@ def install(python: Path, base: Path) -> Iterator[Check]:
     run(python, "-m", "pip", "uninstall", "-q", "-y", *lock.pins)
     begun = time.monotonic()
     done = subprocess.run([python, "-c", INSTALL], env=env, cwd="/", capture_output=True, text=True, check=False)
-    found = f"{time.monotonic() - begun:.1f} s, {'no' if has_wheels(model) else 'a'} package index in reach"
+    took = f"{time.monotonic() - begun:.1f} s, {'no' if has_wheels(model) else 'a'} package index in reach"
     why = " ".join((done.stdout + done.stderr).split())[-600:]
-    yield Check("requirements", not done.returncode, f"{why}; {found}" if done.returncode else f"installed in {found}")
+    yield Check("requirements", not done.returncode, f"{why}; {took}" if done.returncode else f"installed in {took}")
 
 
 # The toolkit writes the server's configuration itself; of it, only the addresses are changed: this machine's alone.

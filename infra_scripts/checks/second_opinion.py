@@ -39,6 +39,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -58,6 +59,7 @@ PLACE = ROOT / ".moto"
 MOTO = "moto[server]==5.2.5"
 TEMPLATES = ROOT / "infra_scripts/templates"
 ALLOWED = Path(__file__).with_name("second_opinion_allowed.yaml")
+JUDGED: tuple[str, ...]
 JUDGED = ("dynamodb", "events", "iam", "logs", "s3", "sagemaker", "sagemaker-runtime", "scheduler", "sns", "sqs", "ssm")
 JUDGED += ("sts",)
 UNKNOWN = ("UnknownOperationException", "InvalidAction", "NotYetImplemented")  # moto's words for what it does not know
@@ -111,7 +113,7 @@ def moto(account: str) -> Iterator[Moto]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command, env = [installed(), "-H", "127.0.0.1", "-p", str(port)], os.environ | {"MOTO_ACCOUNT_ID": account}
+    command, env = [str(installed()), "-H", "127.0.0.1", "-p", str(port)], os.environ | {"MOTO_ACCOUNT_ID": account}
     with tempfile.NamedTemporaryFile(prefix="moto-", suffix=".log") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -169,7 +171,7 @@ class Replay:
             config = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
             self.clients[service] = boto3.client(service, endpoint_url=self.moto.url, config=config, **KEYS)
         call = getattr(self.clients[service], xform_name(operation))
-        about = {"service": service, "operation": operation, "ours": ours, "derived": derived}
+        verdict = partial(Verdict, service, operation, ours, derived=derived)
         try:
             answer = call(**self.translated(params))
         except (ClientError, ResponseParserError) as e:
@@ -180,11 +182,11 @@ class Replay:
                 reason = self.moto.why()
             forgotten = operation == "DescribeEndpoint" and reason.startswith("Could not find endpoint")
             if forgotten and params["EndpointName"] in self.going:
-                return Verdict(**about, theirs=ours)
+                return verdict(theirs=ours)
             known = code not in UNKNOWN and not reason.startswith("NotImplementedError")
-            return Verdict(**about, theirs=code, reason=reason, known=known)
+            return verdict(theirs=code, reason=reason, known=known)
         except BotoCoreError as e:  # boto3 did not send it
-            return Verdict(**about, theirs=type(e).__name__, reason=str(e))
+            return verdict(theirs=type(e).__name__, reason=str(e))
         if operation == "DeleteEndpoint":
             self.going.add(params["EndpointName"])
         if operation == "PutBucketPolicy":
@@ -192,7 +194,7 @@ class Replay:
         for path, text in identifiers(answer):
             if (old := (ids or {}).get(path)) and old != text:
                 self.standing.setdefault(old, text)
-        return Verdict(**about, theirs="")
+        return verdict(theirs="")
 
     def translated(self, params: dict) -> dict:
         "Return parameters as moto can take them."
@@ -297,7 +299,8 @@ def _identity(call: Made) -> tuple | None:
 
 def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict], list[str], Counter]:
     "Play a recording; return the verdicts, what botocore's description forbids, and what nobody judges."
-    replay, stacks, verdicts, wrong, left = Replay(judge), Stacks(lines, account), [], [], Counter()
+    replay, stacks, verdicts, wrong = Replay(judge), Stacks(lines, account), [], []
+    left: Counter[str] = Counter()
     for line in lines:
         made = (line["service"], line["operation"], line["params"])
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"] if not line["error"]]
@@ -317,7 +320,7 @@ def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict],
 def table(verdicts: list[Verdict]) -> str:
     "Lay out what became of the calls, by service."
     names = ("accepted", "agreed", "milder", "refused", "unknown")
-    rows = [("service", "calls", *names)]
+    rows: list[tuple[str, ...]] = [("service", "calls", *names)]
     for service in sorted({v.service for v in verdicts}):
         counts = Counter(v.outcome for v in verdicts if v.service == service)
         rows.append((service, str(counts.total()), *(str(counts[name]) for name in names)))

@@ -25,7 +25,7 @@ def worth_keeping(outputs: list[dict]) -> list[dict]:
     said = [o for o in outputs if not (o["output_type"] == "stream" and o["name"] == "stderr")]
     streams = [o for o in said if o["output_type"] == "stream"]
     dropped = streams[:-1] if len(streams) > PROGRESS else []
-    kept = []
+    kept: list[dict] = []
     for output in (o for o in said if not any(o is d for d in dropped)):
         if kept and output["output_type"] == "stream" == kept[-1]["output_type"]:
             kept[-1]["text"] += output["text"]

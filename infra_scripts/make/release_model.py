@@ -376,7 +376,7 @@ def main():
     if options.teachers == 1 or options.teachers < 0:
         parser.error("one teacher has read what it is asked: 0, or at least 2")
     print("[data] choosing the texts", flush=True)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     sample = release_sample(options.data, counts)
     print(f"[data] lines={counts.total()}", *(f"{name}={rows}" for name, rows in counts.items() if rows))
     print("[data]", *(f"{name}={len(rows)}" for name, rows in sample.items()), flush=True)

@@ -9,7 +9,7 @@ from sentiment_engine.deploy.phases import TARGET_PARAMETERS
 from sentiment_engine.settings import Settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "regions.md"
-GPU, PROCESSOR = TARGET_PARAMETERS["aws"]["training_instance"], "ml.m5.4xlarge"
+GPU, PROCESSOR = str(TARGET_PARAMETERS["aws"]["training_instance"]), "ml.m5.4xlarge"
 HEAD = f"""<!-- Written by infra_scripts/make/render_regions.py (`make docs`). -->
 
 # Regions

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from sentiment_engine.causes import tells_cause
 from tests.doubles.chromium import open_browser
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 RELEASED = ROOT / "models" / "released"
-WIDE, PHONE = {"width": 1200, "height": 1080}, {"width": 390, "height": 844}
+WIDE, PHONE = ViewportSize(width=1200, height=1080), ViewportSize(width=390, height=844)
 REVIEW = "Lovely case and a warm sound, but the strings went dead after a week."
 REVIEWS = (
     "I love it. Excellent!\nIt broke after two days, terrible\nArrived on a Tuesday\nA warm and lovely little lamp"
@@ -31,7 +31,7 @@ REVIEWS = (
 class Camera:
     "Two tabs, one for light and one for dark, taken through the same visit."
 
-    def __init__(self, browser: Browser, engine: Engine, folder: Path, viewport: dict, suffix: str = ""):
+    def __init__(self, browser: Browser, engine: Engine, folder: Path, viewport: ViewportSize, suffix: str = ""):
         self.engine, self.folder, self.suffix = engine, folder, suffix
         contexts = {s: browser.new_context(viewport=viewport, color_scheme=s) for s in ("light", "dark")}
         self.tabs = {scheme: context.new_page() for scheme, context in contexts.items()}
@@ -143,10 +143,11 @@ def refused(camera: Camera):
 
 def wrong_answers(camera: Camera):
     "What the gateway says in the engine's place."
-    for name, answer in {
+    answers: dict[str, dict] = {
         "throttled": {"status": 429, "json": {"message": "Too Many Requests"}},
         "gateway": {"status": 502},
-    }.items():
+    }
+    for name, answer in answers.items():
         camera.hears(**answer)
         camera.each(lambda page: page.goto(camera.engine.site_url))
         camera.each(lambda page: expect(page.locator("#trouble")).to_be_visible())

@@ -108,7 +108,8 @@ def _origins(traced: Traced, found: re.Match, said: str) -> tuple[array, array]:
 # %% ../../nbs/data/cleaning.ipynb #50e23c0b
 def _with(traced: Traced, pattern: re.Pattern, new: str | Callable[[re.Match], str]) -> Traced:
     "Substitute as `pattern.sub` does, and keep the origins."
-    pieces, starts, ends, at = [], array("I"), array("I"), 0
+    pieces: list[str] = []
+    starts, ends, at = array("I"), array("I"), 0
     for found in pattern.finditer(traced.text):
         said = new if isinstance(new, str) else new(found)
         if said == found[0]:
@@ -129,4 +130,5 @@ def trace(text: str) -> Traced:
     if not unicodedata.is_normalized("NFC", traced.text):
         traced = _with(traced, _letter(), _composed)
     start, length = len(traced.text) - len(traced.text.lstrip(" ")), len(traced.text.strip(" "))
-    return Traced(*(part[start : start + length] for part in traced))
+    kept = slice(start, start + length)
+    return Traced(traced.text[kept], traced.starts[kept], traced.ends[kept])

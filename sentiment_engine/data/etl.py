@@ -19,9 +19,10 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, get_type_hints
 from unittest.mock import patch
 
 from py4j.protocol import Py4JJavaError
@@ -105,16 +106,21 @@ def read_raw(
     raw: str,  # a folder or S3 prefix with .jsonl and .jsonl.gz files
 ) -> DataFrame:  # columns line and category, without blank lines
     "Read raw review files."
-    options = {"pathGlobFilter": "*.{jsonl,jsonl.gz}", "recursiveFileLookup": True, "lineSep": "\n"}
+    options = {"pathGlobFilter": "*.{jsonl,jsonl.gz}", "recursiveFileLookup": "true", "lineSep": "\n"}
     name = F.url_decode(F.replace("_metadata.file_name", F.lit("+"), F.lit("%2B")))
     category = F.regexp_extract(name, r"^(.*)\.jsonl(\.gz)?$", 1)
     found = spark.read.options(**options).text(raw).select(F.col("value").alias("line"), category.alias("category"))
     return found.where(F.btrim("line", F.lit(BLANK)) != "")
 
 
+def _jvm(spark: SparkSession) -> Any:
+    "Return Java's packages, which no type describes."
+    return spark._jvm
+
+
 def _hadoop_path(spark: SparkSession, path: str):
     "Return the Hadoop file system of `path` (local or S3) and its own object for the path."
-    found = spark._jvm.org.apache.hadoop.fs.Path(path)
+    found = _jvm(spark).org.apache.hadoop.fs.Path(path)
     return found.getFileSystem(spark._jsc.hadoopConfiguration()), found
 
 # %% ../../nbs/data/etl.ipynb #51cc9b34
@@ -142,8 +148,8 @@ def check_raw(
 def _read_head(spark: SparkSession, path) -> bytes:
     source = path.getFileSystem(spark._jsc.hadoopConfiguration()).open(path)
     try:
-        start = spark._jvm.org.apache.commons.io.input.BoundedInputStream(source, HEAD)
-        return bytes(spark._jvm.org.apache.commons.io.IOUtils.toByteArray(start))
+        start = _jvm(spark).org.apache.commons.io.input.BoundedInputStream(source, HEAD)
+        return bytes(_jvm(spark).org.apache.commons.io.IOUtils.toByteArray(start))
     finally:
         source.close()
 
@@ -193,15 +199,14 @@ def rules_from(
     options: Mapping[str, str],  # a job's arguments, of which some are rules
 ) -> Rules:
     "Read the rules from text. Raises ValueError naming the one that is wrong."
-    found = {}
-    for rule in fields(Rules):
-        if (text := options.get(rule.name)) is None:
+    found: dict[str, Any] = {}
+    for rule, kind in get_type_hints(Rules).items():
+        if (text := options.get(rule)) is None:
             continue
-        kind = type(rule.default)
         try:
-            found[rule.name] = TRUTHS[text.lower()] if kind is bool else kind(text)
+            found[rule] = TRUTHS[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
-            raise ValueError(f"--{rule.name} must be {kind.__name__}, not {text!r}") from None
+            raise ValueError(f"--{rule} must be {kind.__name__}, not {text!r}") from None
     return Rules(**found)
 
 # %% ../../nbs/data/etl.ipynb #56a7352c
@@ -348,7 +353,7 @@ def _read_text(spark: SparkSession, path: str) -> str:
     files, place = _hadoop_path(spark, path)
     source = files.open(place)
     try:
-        return spark._jvm.org.apache.commons.io.IOUtils.toString(source, "UTF-8")
+        return _jvm(spark).org.apache.commons.io.IOUtils.toString(source, "UTF-8")
     finally:
         source.close()
 
@@ -420,7 +425,7 @@ def clean_reviews(
 ) -> dict:  # the report
     "Clean all raw reviews. Raises QualityError if the gate fails; the last run then remains current."
     start, last, run = time.time(), _last_report(spark, report), new_run()
-    places = [f"{processed}/{run}", f"{rejected}/{run}"]
+    places = f"{processed}/{run}", f"{rejected}/{run}"
     try:
         result = {"run": run} | _write_run(spark, raw, *places, last, rules, expected)
         if _last_report(spark, report) != last:
@@ -480,7 +485,8 @@ def _java_errors_explained(place: str) -> Iterator[None]:
 
 def _causes(error: Py4JJavaError) -> str:
     "Join the messages of Java's exceptions, the root cause first."
-    cause, said = error.java_exception, []
+    said: list[str] = []
+    cause = error.java_exception
     while cause is not None:
         said.insert(0, str(cause.getMessage() or cause.toString()).splitlines()[0])
         cause = cause.getCause()

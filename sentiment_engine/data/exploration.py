@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import boto3
 import numpy as np
@@ -178,7 +179,8 @@ def share_out(
     wanted: int,
 ) -> dict:  # number to take of each kind; the sum is `wanted`, or all if there are fewer
     "Share `wanted` places among the kinds by the square root of their numbers."
-    taken, open_ = {}, {kind: n for kind, n in available.items() if n > 0}
+    taken: dict[Any, int] = {}
+    open_ = {kind: n for kind, n in available.items() if n > 0}
     while open_:
         left = wanted - sum(taken.values())
         roots = {kind: left * n**0.5 / sum(m**0.5 for m in open_.values()) for kind, n in open_.items()}

@@ -37,9 +37,9 @@ def upload_reviews(
     prefix: str = "raw/",
 ) -> list[str]:  # the keys
     "Upload raw files, then delete all other objects under `prefix`. Raises DataError if two files share a name."
-    paths = [Path(path) for path in paths]
-    files = {prefix + path.name: path for path in paths}
-    if len(files) < len(paths):
+    found = [Path(path) for path in paths]
+    files = {prefix + path.name: path for path in found}
+    if len(files) < len(found):
         raise DataError("two files have the same name. The name is the category, so each file needs its own")
     for key, path in files.items():
         s3.upload_file(str(path), bucket, key)

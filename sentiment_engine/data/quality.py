@@ -59,7 +59,7 @@ def _columns(reviews: DataFrame) -> dict:
             F.count_if(F.col("timestamp").isNull()).alias("timestamp"),
             F.count_if(F.col("title") == "").alias("title"),
         )
-        .first()
+        .collect()[0]
     )
     lengths = dict(zip(("p1", "p50", "p90", "p99"), row["at"] or (0, 0, 0, 0), strict=True))
     missing = {"title": row["title"], "timestamp": row["timestamp"]}

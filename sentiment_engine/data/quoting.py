@@ -45,7 +45,8 @@ def quoting(
     held_out: Iterable[str],
 ) -> pd.Series:  # bool
     "Mark the texts that quote held-out texts or contain a whole one."
-    held_out, sizes, places = list(held_out), [], {}
+    held_out, sizes = list(held_out), []
+    places: dict[int, list[int]] = {}  # by the hash of a run of words
     for place, text in enumerate(held_out):
         runs = set(map(hash, runs_of_words(text)))
         sizes.append(len(runs))

@@ -331,7 +331,9 @@ def make_review(
     asin = "B0" + "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789", k=8))
     user = "A" + "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ234567", k=20))
     when, votes, bought = rng.randrange(1_262_304_000_000, 1_693_526_400_000), rng.random(), rng.random() < 0.85
-    values = (float(rating), title, body, [], asin, asin, user, when, int(votes**-0.5) - 1 if votes > 0 else 0, bought)
+    images: list[str] = []
+    helpful = int(votes**-0.5) - 1 if votes > 0 else 0
+    values = (float(rating), title, body, images, asin, asin, user, when, helpful, bought)
     return dict(zip(SCHEMA, values, strict=True))
 
 # %% ../../nbs/data/reviews.ipynb #d4c0d8b1
@@ -346,7 +348,8 @@ def generate_reviews(
     "Generate reviews one by one in constant memory. Raises ValueError if `rows` is below 1."
     if rows < 1:
         raise ValueError(f"rows is {rows}, but it must be at least 1")
-    rng, categories, recent = random.Random(seed), list(load_grammar()), deque(maxlen=50)
+    rng, categories = random.Random(seed), list(load_grammar())
+    recent: deque[tuple[str, str]] = deque(maxlen=50)
     for _ in range(rows):
         fault = rng.choices([*FAULTS, ""], [*FAULTS.values(), 1 - sum(FAULTS.values())])[0]
         category = rng.choice(categories)
@@ -491,7 +494,7 @@ def check_head(
 # %% ../../nbs/data/reviews.ipynb #42e76bae
 def _open(name: str, s3=None) -> io.BufferedReader:
     if not name.startswith("s3://"):
-        return open(name, "rb", HEAD)
+        return io.BufferedReader(io.FileIO(name), HEAD)
     bucket, _, key = name[5:].partition("/")
     return io.BufferedReader(s3.get_object(Bucket=bucket, Key=key)["Body"], HEAD)
 

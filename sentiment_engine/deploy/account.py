@@ -133,7 +133,8 @@ def check_credentials(session: boto3.Session) -> Finding:
 # %% ../../nbs/deploy/account.ipynb #7d46a965
 def _quotas(session: boto3.Session, wanted: set[str]) -> dict[str, int]:  # by name
     "Read SageMaker quotas by name: the account's own, or else AWS's defaults."
-    of, found = {"ServiceCode": "sagemaker"}, {}
+    found: dict[str, int] = {}
+    of = {"ServiceCode": "sagemaker"}
     applied = session.client("service-quotas").get_paginator("list_service_quotas").paginate(**of)
     usual = session.client("service-quotas").get_paginator("list_aws_default_service_quotas").paginate(**of)
     for pages in (applied, usual):  # each list is requested only when the loop reaches it
@@ -240,7 +241,7 @@ def missing_senders(
 def _verified(sns) -> dict[str, int]:  # country → numbers; "" is an unknown country
     "Count the verified numbers, which receive messages even from an account in the sandbox."
     pages = sns.get_paginator("list_sms_sandbox_phone_numbers").paginate()
-    counts = {}
+    counts: dict[str, int] = {}
     for number in pages.search("PhoneNumbers[?Status=='Verified'].PhoneNumber"):
         country = phonenumbers.region_code_for_number(phonenumbers.parse(number)) or ""
         counts[country] = counts.get(country, 0) + 1

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 # %% ../../nbs/deploy/child_program.ipynb #7367b2b3
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a cancelled workflow, a closed terminal
@@ -31,7 +32,10 @@ class Interrupts:
     def __init__(self, warning: str):
         self.warning = warning  # the user reads it before leaving a teardown
         self.ending = False  # whether the teardown has begun
-        self._warned, self._shielded, self._pending, self._before = None, False, None, {}
+        self._shielded = False
+        self._warned: float | None = None
+        self._pending: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}

@@ -199,7 +199,7 @@ class PredictionFailed(RuntimeError):
 
 def _reason(error: ClientError) -> str:
     "Return the model's own message out of SageMaker's ModelError."
-    said = error.response.get("OriginalMessage") or error.response["Error"].get("Message", "")
+    said = str(error.response.get("OriginalMessage") or error.response["Error"].get("Message", ""))
     try:
         return json.loads(said)["error"]["message"]
     except (ValueError, LookupError, TypeError):

@@ -97,8 +97,9 @@ def _follow(glue, job: str, run: str, say: Callable[[str], None], every: float, 
             detail = f" ({found['StateDetail']})" if found.get("StateDetail") else ""
             say(state + detail + (f", {minutes} min" if minutes else ""))
         if state in DONE:
-            return found
+            break
         said = (state, minutes)
+    return found
 
 # %% ../../nbs/deploy/glue.ipynb #e89f33bd
 def _poll(

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import sentiment_engine
 from ..s3 import upload_once
 
 # %% ../../nbs/deploy/packaging.ipynb #41ea8b8e
@@ -24,7 +25,7 @@ PACKAGE = "sentiment_engine"
 
 def _root() -> Path:
     "Return the folder that contains the package."
-    return Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0]).parent
+    return Path(sentiment_engine.__path__[0]).parent
 
 
 def _file_of(name: str) -> Path | None:
@@ -52,10 +53,11 @@ def modules_imported(
 # %% ../../nbs/deploy/packaging.ipynb #9e8021a2
 def package_files(source: str) -> dict[str, Path]:  # by name in an archive: sentiment_engine/settings.py
     "Find the files of the package that a source needs, by following its imports."
-    needed, ahead = {}, modules_imported(source)
+    needed: dict[str, Path] = {}
+    ahead = modules_imported(source)
     while ahead:
         ahead |= {name.rsplit(".", n)[0] for name in ahead for n in range(1, name.count(".") + 1)}  # each __init__.py
-        needed |= {name: _file_of(name) for name in ahead}
+        needed |= {name: file for name in ahead if (file := _file_of(name))}
         more = set()
         for file in (needed[name] for name in ahead):
             inside = ".".join(file.relative_to(_root()).parent.parts)
@@ -81,10 +83,11 @@ def _library_files(name: str, left_out: tuple[str, ...]) -> Iterator[tuple[str, 
     spec = importlib.util.find_spec(name)
     if spec is None:
         raise RuntimeError(f"{name} is not installed: run pip install -e . in the project")
-    if not spec.submodule_search_locations:
-        yield Path(spec.origin).name, Path(spec.origin)
+    if not (folders := spec.submodule_search_locations):
+        module = Path(spec.origin or "")
+        yield module.name, module
         return
-    root = Path(spec.submodule_search_locations[0])
+    root = Path(folders[0])
     for path in root.rglob("*.py"):
         if not path.relative_to(root).as_posix().startswith(left_out):
             yield f"{name}/{path.relative_to(root).as_posix()}", path
@@ -147,7 +150,7 @@ def upload_packages(
     return keys
 
 # %% ../../nbs/deploy/packaging.ipynb #b253eb59
-LIMITS = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "batch_limit")
+LIMITS: tuple[str, ...] = ("idle_minutes", "max_run_minutes", "creating_minutes", "text_limit", "batch_limit")
 LIMITS += ("number_cooldown_minutes", "address_cooldown_seconds", "daily_starts", "daily_messages", "monthly_budget")
 LIMITS += ("daily_messages_per_number", "capture_percent", "serverless_memory_mb")
 

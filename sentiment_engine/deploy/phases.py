@@ -100,7 +100,7 @@ NOTEBOOKS = ROOT / "nbs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 is about the local cloud, which must already run
 
 # %% ../../nbs/deploy/phases.ipynb #998e75be
-SOURCES = (
+SOURCES: tuple[str, ...] = (
     "nbs/**/*.ipynb",
     "sentiment_engine/**/*.py",
     "sentiment_engine/**/*.toml",
@@ -434,8 +434,8 @@ def local_cloud(
     ports: argparse.Namespace | None = None,  # options of `add_ports`
 ) -> Iterator[LocalCloud]:
     "Point boto3 to this checkout's local cloud. A cloud that this call starts also stops at the end."
-    wanted = {"port": ports and ports.port, "site_port": ports and ports.site_port}
-    cloud = LocalCloud(ROOT / ".local-cloud", **wanted)
+    wanted = {name: getattr(ports, name, None) for name in ("port", "site_port")}
+    cloud = LocalCloud(ROOT / ".local-cloud", port=wanted["port"], site_port=wanted["site_port"])
     ran = cloud.running
     if not ran and not start:
         raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")

@@ -36,7 +36,9 @@ class _Loader(yaml.SafeLoader):
     "A YAML loader that converts CloudFormation's short forms into the long ones."
 
 # %% ../../nbs/deploy/plan.ipynb #f737acf3
-def _long_form(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
+def _long_form(
+    loader: yaml.SafeLoader, name: str, node: yaml.ScalarNode | yaml.SequenceNode | yaml.MappingNode
+) -> dict[str, Any]:
     "Convert !Ref x into {'Ref': x}, and !Sub x into {'Fn::Sub': x}."
     if isinstance(node, yaml.ScalarNode):
         value: Any = loader.construct_scalar(node)
@@ -118,7 +120,7 @@ def changes_from(
     ]
 
 # %% ../../nbs/deploy/plan.ipynb #697501a0
-def _wait_for_change_set(cloudformation, names: Mapping[str, str]) -> dict:
+def _wait_for_change_set(cloudformation, names: Mapping[str, Any]) -> dict:
     "Wait for a change set. AWS reports an empty one as failed; any other failure raises RuntimeError."
     polled = polls(cloudformation.describe_change_set, every=1, **names)
     found = next(each for each in polled if each["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"))
@@ -173,7 +175,8 @@ def plan_of(
     unknown: str = "",  # why there is no client
 ) -> Plan:
     "Plan a deployment of our four stacks. A stack that is not ours or never completed counts as new."
-    changes, kinds = [], []
+    kinds: list[str] = []
+    changes = []
     for stack, file in zip(stack_names(settings), TEMPLATES, strict=True):
         resources = resources_of(read_template(folder / file), given.get(stack, {}), region)
         kinds += resources.values()

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from .plan import read_template
 
@@ -42,7 +43,7 @@ def filled(
     value: object,  # a piece of a template, from `read_template`
     known: Mapping[str, str],  # parameters and names
     sides: Mapping[str, bool],  # the result of each condition; a missing one is false
-) -> object:
+) -> Any:
     "Replace references and choose the sides of conditions."
     if isinstance(value, list):
         return [v for each in value if (v := filled(each, known, sides)) is not NOTHING]

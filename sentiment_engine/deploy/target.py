@@ -82,6 +82,7 @@ def add_variant_options(parser: argparse.ArgumentParser):
 
 # %% ../../nbs/deploy/target.ipynb #76b008be
 # Options with the name of a setting. They become SENTIMENT_… variables.
+SETTINGS: tuple[str, ...]
 SETTINGS = ("endpoint", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
 SETTINGS += ("alarm_email", "sms_link")
 
@@ -103,6 +104,7 @@ def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
 
 # %% ../../nbs/deploy/target.ipynb #1ff56bb7
 # boto3 prefers these variables to a profile that only AWS_PROFILE names.
+BEFORE_A_PROFILE: tuple[str, ...]
 BEFORE_A_PROFILE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 BEFORE_A_PROFILE += ("AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")
 
@@ -149,8 +151,8 @@ def asked_for(options: argparse.Namespace) -> dict:
     "Return the choices that the next deployment takes over."
     chosen = {name: getattr(options, name, None) for name in REMEMBERED}
     for name in ("data", "model_data"):  # the next deployment may start in another folder
-        if chosen[name] and not chosen[name].startswith("s3://"):
-            chosen[name] = str(Path(chosen[name]).expanduser().resolve())
+        if (place := chosen[name]) and not place.startswith("s3://"):
+            chosen[name] = str(Path(place).expanduser().resolve())
     settings = environment_of(settings_from(os.environ))
     settings.pop("SENTIMENT_PREFIX", None)  # the next deployment is found by its prefix
     return {"options": {name: value for name, value in chosen.items() if value}, "settings": settings}

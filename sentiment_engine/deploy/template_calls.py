@@ -157,8 +157,8 @@ def _bucket(name: str, props: dict, stack: Stack) -> Iterator[Made]:
         ]
         yield "s3", "PutBucketEncryption", {"Bucket": name, "ServerSideEncryptionConfiguration": {"Rules": rules}}
     if found := props.get("LifecycleConfiguration"):
-        rules = {"Rules": lifecycle_rules(found["Rules"])}
-        yield "s3", "PutBucketLifecycleConfiguration", {"Bucket": name, "LifecycleConfiguration": rules}
+        lifecycle = {"Rules": lifecycle_rules(found["Rules"])}
+        yield "s3", "PutBucketLifecycleConfiguration", {"Bucket": name, "LifecycleConfiguration": lifecycle}
     if found := props.get("Tags"):
         yield "s3", "PutBucketTagging", {"Bucket": name, "Tagging": {"TagSet": found}}
     for given, operation in (

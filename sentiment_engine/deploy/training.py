@@ -19,12 +19,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from botocore.exceptions import ClientError
 
+import sentiment_engine
 from ..aws_errors import unless_missing
 from .packaging import package_files
 from ..model.artifact import SERVE_REQUIREMENTS, unpack
@@ -153,7 +153,7 @@ def base_model_address(
     "Repack MiniLM, upload the files that differ from those in S3, and return their prefix."
     from sentiment_engine.model.base_model import build_base_model
 
-    made_by = hashlib.sha256(Path(find_spec(BASE_MODEL).origin).read_bytes()).hexdigest()[:12]
+    made_by = hashlib.sha256(Path(sentiment_engine.__path__[0], "model", "base_model.py").read_bytes()).hexdigest()[:12]
     prefix = f"base-models/minilm-{made_by}/"
     with TemporaryDirectory() as folder:
         for file in sorted(build_base_model(Path(folder)).iterdir()):
@@ -371,7 +371,7 @@ def wait_for_training(
     tell: Callable[[str], None] = print,  # receives each progress line once
 ) -> dict:  # DescribeTrainingJob's answer
     "Wait until a job has ended. Raises TrainingFailed with the reason unless it completed."
-    seen: set[tuple[int, str]] = set()
+    seen: set[str] = set()
     for job in polls(sagemaker.describe_training_job, every=1, longest=30, TrainingJobName=name):
         # The log comes second, because a job that has ended logs no more.
         for line in progress_lines(ask(job_log, logs=logs, name=name, seen=seen)):

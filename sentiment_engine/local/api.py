@@ -79,7 +79,8 @@ class Api:
     def __init__(self, service: str, operations: Iterable[str]):
         model = service_description(service)
         self.name, self.known = model["metadata"].get("serviceId", service), frozenset(model["operations"])
-        self.shapes, self.inputs = {}, {}
+        self.shapes: dict[str, dict] = {}
+        self.inputs: dict[str, str] = {}  # name of the input's shape, by operation
         for operation in operations:
             if "input" in model["operations"][operation]:
                 self.inputs[operation] = model["operations"][operation]["input"]["shape"]
@@ -103,6 +104,7 @@ def as_message(errors: list[str]) -> str:
     return f"{len(errors)} validation error{'s' * (len(errors) > 1)} detected: " + "; ".join(errors[:10])
 
 # %% ../../nbs/local/api.ipynb #a755574d
+_KINDS: dict[str, type | tuple[type, ...]]
 _KINDS = {"string": str, "structure": dict, "map": dict, "list": list, "boolean": bool, "integer": int, "long": int}
 _KINDS |= {"float": (int, float), "double": (int, float), "timestamp": (int, float, datetime)}
 

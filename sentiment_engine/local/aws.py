@@ -195,7 +195,8 @@ class LogStream:
     "Write lines to one stream of CloudWatch Logs in the background."
 
     def __init__(self, logs, group: str, stream: str):
-        self.logs, self.group, self.stream, self._lines = logs, group, stream, queue.Queue()
+        self.logs, self.group, self.stream = logs, group, stream
+        self._lines: queue.Queue[dict | None] = queue.Queue()  # None ends it
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

@@ -78,7 +78,8 @@ class Capture:
         most: int = 8 * 2**20,  # bytes of the queue
     ):
         self.s3, self.config, self.endpoint, self.seconds, self.most = s3, config, endpoint, seconds, most
-        self._waiting, self._size, self._lock, self._closing = [], 0, threading.Lock(), threading.Event()
+        self._waiting: list[Invocation] = []
+        self._size, self._lock, self._closing = 0, threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"capture-{endpoint}", daemon=True)
         self._thread.start()
 

@@ -28,16 +28,17 @@ def follow(
     path: str,  # clock file; may be missing
 ):
     "Make `time.time()` of this process follow the clock file."
-    seen = {"stamp": None, "ahead": 0.0}
+    seen, ahead = 0, 0.0  # time of the file's last change, and its content
 
     def shifted() -> float:
+        nonlocal seen, ahead
         try:
             stamp = os.stat(path).st_mtime_ns
-            if stamp != seen["stamp"]:
-                seen.update(ahead=read_ahead(path), stamp=stamp)
+            if stamp != seen:
+                ahead, seen = read_ahead(path), stamp
         except OSError:
             pass  # no file: the clock is not ahead
-        return _real_time() + seen["ahead"]
+        return _real_time() + ahead
 
     time.time = shifted
 

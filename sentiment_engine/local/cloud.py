@@ -91,7 +91,8 @@ class LocalCloud:
     ):
         self.state, self.endpoint_delay = Path(state).resolve(), endpoint_delay
         self.strict, self.record = strict, record
-        self._port, self._site_port, self._process = port, site_port, None
+        self._port, self._site_port = port, site_port
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(
         self,
@@ -103,7 +104,7 @@ class LocalCloud:
             if not spawned and not self.running:
                 self._spawn(detached)
                 spawned = True
-            if spawned and self._process.poll() not in (None, TAKEN):
+            if spawned and self._process and self._process.poll() not in (None, TAKEN):
                 raise ExplainedFailure(f"the local cloud did not start: {self._reason()}")
             if time.monotonic() > deadline:
                 self.stop()

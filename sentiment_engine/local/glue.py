@@ -193,7 +193,7 @@ class Run:
         if code is None:
             return {"JobRunState": "TIMEOUT", "ErrorMessage": "Job run exceeded its timeout and was stopped"}
         if code or self.stopping.is_set():
-            return {"JobRunState": "FAILED", "ErrorMessage": error_message(self.child.tail, code)}
+            return {"JobRunState": "FAILED", "ErrorMessage": error_message(self.child.tail if self.child else [], code)}
         stage.leave()
         return {"JobRunState": "SUCCEEDED"}
 
@@ -215,18 +215,18 @@ class Run:
         "Run the script and write its output to CloudWatch, and to the error log after a failure."
         logs, run_id = self.aws.client("logs"), self.record["Id"]
         output = LogStream(logs, "/aws-glue/jobs/output", run_id)
+        child = self.child = Child(command, env, self.folder, self.folder / "log", output.write)
         code = None
         try:
-            self.child = Child(command, env, self.folder, self.folder / "log", output.write)
             if self.stopping.is_set():  # stopped while the process started
-                self.child.stop()
-            code = self.child.wait(self.record["Timeout"] * 60)
+                child.stop()
+            code = child.wait(self.record["Timeout"] * 60)
         except TimeoutError:
-            self.child.stop()
+            child.stop()
         output.close()
         if code != 0:
             errors = LogStream(logs, "/aws-glue/jobs/error", run_id)
-            for line in self.child.tail:
+            for line in child.tail:
                 errors.write(line)
             errors.close()
         return code
@@ -240,7 +240,8 @@ class GlueRuns:
     "Start, describe and stop runs of Glue jobs."
 
     def __init__(self, state: Path, aws: Aws):
-        self.state, self.aws, self.working, self.closing = Path(state), aws, {}, threading.Event()
+        self.state, self.aws, self.closing = Path(state), aws, threading.Event()
+        self.working: dict[str, Run] = {}
         self.records, self.api = Records(self.state / "glue.json"), Api("glue", RUN_CALLS)
 
     async def handle(self, path: str, headers: dict, body: bytes, run: Callable) -> tuple[int, dict, bytes]:

@@ -104,11 +104,11 @@ class ModelServer:
         "Start the process and wait until `/ping` is 200. Raises RuntimeError with the reason."
         port_file = self.folder / "port"
         port_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", self.folder / "model"]
+        command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", str(self.folder / "model")]
         own = {"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUNBUFFERED": "1"}
         env = artifact_environment(**own | self.container.get("Environment", {}))
         self.child = Child(
-            [*command, "--port", "0", "--port-file", port_file],
+            [*command, "--port", "0", "--port-file", str(port_file)],
             env,
             self.folder,
             self.folder / "log",

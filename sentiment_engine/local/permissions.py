@@ -136,14 +136,13 @@ def mend_schedule_arns():
     from ministack.core import iam_actions
 
     known = iam_actions.extract_resource_arn
-    if getattr(known, "mended", False):
+    if known.__module__ == __name__:  # already mended
         return
 
     def extract(service, method, path, headers, body, query, *more):
         found = schedule_arn(path, query, body) if service == "scheduler" else None
         return found or known(service, method, path, headers, body, query, *more)
 
-    extract.mended = True
     iam_actions.extract_resource_arn = extract
 
 # %% ../../nbs/local/permissions.ipynb #d28a285a
@@ -215,12 +214,11 @@ def mend_lambda_keys(secret: str):
     from ministack.services import lambda_svc
 
     known = lambda_runtime.execution_credentials
-    if getattr(known, "mended", False):
+    if known.__module__ == __name__:  # already mended
         return
 
     def credentials(config: dict) -> dict[str, str]:
         # The emulator hashes the whole ARN, but reads only the role's name at its end.
         return known({**config, "Role": f"{secret}/{config.get('Role', '')}"})
 
-    credentials.mended = True
     lambda_runtime.execution_credentials = lambda_svc.execution_credentials = credentials

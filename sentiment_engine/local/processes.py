@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
+
+import sentiment_engine
 
 # %% ../../nbs/local/processes.ipynb #35945e98
 def _group_lives(group: int) -> bool:
@@ -62,7 +63,7 @@ _GUARD = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from sentiment_engine.local.processes import guard; guard(sys.argv[3:], float(sys.argv[2]))"
 )
-PACKAGE_ROOT = Path(find_spec("sentiment_engine").origin).resolve().parents[1]
+PACKAGE_ROOT = Path(sentiment_engine.__path__[0]).resolve().parent
 
 # %% ../../nbs/local/processes.ipynb #8ffc172f
 class Child:
@@ -79,8 +80,9 @@ class Child:
     ):
         log.parent.mkdir(parents=True, exist_ok=True)
         guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(PACKAGE_ROOT), str(grace), *map(str, command)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self._popen = subprocess.Popen(guarded, env=dict(env), cwd=cwd, **pipes)
+        self._popen = subprocess.Popen(
+            guarded, env=dict(env), cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         self.tail: list[str] = []  # last lines of output
         self._pump = threading.Thread(target=self._read, args=(log, on_line), daemon=True)
         self._pump.start()
@@ -110,7 +112,7 @@ class Child:
             return self.wait()
 
     def _read(self, log: Path, on_line):
-        for raw in self._popen.stdout:
+        for raw in self._popen.stdout or ():
             line = raw.decode("utf-8", "replace").rstrip("\n")
             self.tail = [*self.tail[-199:], line]
             with suppress(OSError), log.open("a", encoding="utf-8") as file:  # keep reading when the disk is full

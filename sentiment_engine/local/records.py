@@ -124,7 +124,7 @@ def read_object(body: bytes) -> dict:
     return _given(found)
 
 
-def _given(value: object) -> object:
+def _given(value: Any) -> Any:
     "Remove null members, which AWS treats as missing."
     if isinstance(value, list):
         return [_given(each) for each in value]

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import botocore.session
 from botocore.awsrequest import HeadersDict
-from botocore.model import OperationModel, ServiceModel, Shape, StructureShape
+from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Shape, StructureShape
 from botocore.parsers import create_parser
 from botocore.utils import parse_timestamp
 
@@ -137,11 +138,11 @@ def _wire_name(shape: Shape, name: str) -> str:
 def _from_json(shape: Shape, value: object) -> object:
     "Convert a JSON value."
     kind = shape.type_name
-    if kind == "structure" and isinstance(value, dict) and not getattr(shape, "is_document_type", False):
+    if isinstance(shape, StructureShape) and isinstance(value, dict) and not getattr(shape, "is_document_type", False):
         return _json_members(shape, value)
-    if kind == "list" and isinstance(value, list):
+    if isinstance(shape, ListShape) and isinstance(value, list):
         return [_from_json(shape.member, item) for item in value]
-    if kind == "map" and isinstance(value, dict):
+    if isinstance(shape, MapShape) and isinstance(value, dict):
         return {key: _from_json(shape.value, item) for key, item in value.items()}
     if kind == "timestamp" and isinstance(value, int | float) and not isinstance(value, bool):
         return datetime.fromtimestamp(value, UTC)
@@ -157,18 +158,18 @@ def _json_members(shape: StructureShape, value: dict) -> dict:
 # %% ../../nbs/local/requests.ipynb #44f39fb7
 def _from_form(shape: Shape, form: Mapping[str, str], prefix: str) -> object | None:
     "Parse the value of the fields that begin with `prefix`. Return None if there are none."
-    kind, flat = shape.type_name, shape.serialization.get("flattened")
+    flat = shape.serialization.get("flattened")
     if not any(name == prefix or name.startswith(f"{prefix}.") for name in form):
         return None
-    if kind == "structure":
+    if isinstance(shape, StructureShape):
         return _form_members(shape, form, f"{prefix}.")
-    if kind == "list":
+    if isinstance(shape, ListShape):
         if form.get(prefix) == "":
             return []
         name = shape.member.serialization.get("name")
         start = prefix.rpartition(".")[0] + "." * ("." in prefix) + name if flat and name else prefix
         return list(_numbered(shape.member, form, start if flat else f"{prefix}.{name or 'member'}"))
-    if kind == "map":
+    if isinstance(shape, MapShape):
         key, value = _wire_name(shape.key, "key"), _wire_name(shape.value, "value")
         start = prefix if flat else f"{prefix}.entry"
         places = _indices(form, start)
@@ -185,11 +186,15 @@ def _form_members(shape: StructureShape, form: Mapping[str, str], start: str) ->
     return unknown | {name: value for name, value in found.items() if value is not None}
 
 
+def _flat_items(shape: Shape) -> Shape | None:
+    "Return the shape of the items of a flattened list, or None for any other shape."
+    return shape.member if isinstance(shape, ListShape) and shape.serialization.get("flattened") else None
+
+
 def _wire_names(shape: Shape, name: str) -> set[str]:
     "Return the possible names of a member. A flattened list can have the name of its items."
-    wire = _wire_name(shape, name)
-    flat = shape.type_name == "list" and shape.serialization.get("flattened")
-    return {wire, _wire_name(shape.member, wire)} if flat else {wire}
+    wire, items = _wire_name(shape, name), _flat_items(shape)
+    return {wire, _wire_name(items, wire)} if items else {wire}
 
 # %% ../../nbs/local/requests.ipynb #b8130343
 def _indices(form: Mapping[str, str], start: str) -> list[int]:
@@ -205,12 +210,11 @@ def _numbered(shape: Shape, form: Mapping[str, str], start: str) -> Iterator[obj
 # %% ../../nbs/local/requests.ipynb #9fe8f05e
 def _from_xml(shape: Shape, element: ElementTree.Element) -> object:
     "Parse the value of an element."
-    kind, flat = shape.type_name, shape.serialization.get("flattened")
-    if kind == "structure":
+    if isinstance(shape, StructureShape):
         return _xml_members(shape, element)
-    if kind == "list":
-        return [_from_xml(shape.member, child) for child in element] if not flat else None
-    if kind == "map":
+    if isinstance(shape, ListShape):
+        return [_from_xml(shape.member, child) for child in element] if not _flat_items(shape) else None
+    if isinstance(shape, MapShape):
         pairs = [{_local(part.tag): part for part in entry} for entry in element]
         key, value = _wire_name(shape.key, "key"), _wire_name(shape.value, "value")
         return {pair[key].text or "": _from_xml(shape.value, pair[value]) for pair in pairs}
@@ -218,19 +222,19 @@ def _from_xml(shape: Shape, element: ElementTree.Element) -> object:
 
 # %% ../../nbs/local/requests.ipynb #ab60e27a
 def _xml_members(shape: StructureShape, element: ElementTree.Element) -> dict:
-    found = {}
+    found: dict[str, object] = {}
     attributes = {_local(name): value for name, value in element.attrib.items()}
     for name, member in shape.members.items():
-        tag = _wire_name(member, name)
-        if member.type_name == "list" and member.serialization.get("flattened"):
-            tag = member.member.serialization.get("name", tag)
+        tag, items = _wire_name(member, name), _flat_items(member)
+        if items:
+            tag = _wire_name(items, tag)
         same = [child for child in element if _local(child.tag) == tag]
         if member.serialization.get("xmlAttribute"):
             if (value := attributes.get(tag.rpartition(":")[2])) is not None:
                 found[name] = value
-        elif member.type_name == "list" and member.serialization.get("flattened"):
+        elif items:
             if same:
-                found[name] = [_from_xml(member.member, child) for child in same]
+                found[name] = [_from_xml(items, child) for child in same]
         elif same:
             found[name] = _from_xml(member, same[0])
     known = {name for member, m in shape.members.items() for name in _wire_names(m, member)}
@@ -266,13 +270,13 @@ def _route(operation: OperationModel) -> _Route:
         pieces += [re.escape(path[at : label.start()]), "(.+)" if label[2] else "([^/]+)"]
         at = label.end()
     pattern = re.compile("".join(pieces) + re.escape(path[at:].rstrip("/")) + "/?")
-    shape, places = operation.input_shape, []
-    if shape:
-        places = [(n, m.serialization.get("location"), _wire_name(m, n), m) for n, m in shape.members.items()]
+    shape = operation.input_shape
+    members, required = (shape.members, shape.required_members) if shape else ({}, [])
+    places = [(n, m.serialization.get("location"), _wire_name(m, n), m) for n, m in members.items()]
     needed = {
         (where, wire.lower() if where == "header" else wire)
         for n, where, wire, _ in places
-        if n in shape.required_members and where in ("querystring", "header")
+        if n in required and where in ("querystring", "header")
     }
     asked = [(wire, m) for _, where, wire, m in places if where == "querystring"]
     fixed = dict(parse_qsl(query, keep_blank_values=True))
@@ -320,10 +324,11 @@ _OF_HTTP = {"content-length"}  # header of every request
 
 def _rest_params(route: _Route, path: str, pairs: list[tuple[str, str]], headers: Mapping, body: bytes) -> dict:
     "Collect the parameters from path, query, headers and body."
-    shape = route.operation.input_shape
-    if not shape:
+    shape, matched = route.operation.input_shape, route.path.fullmatch(path)
+    if not shape or not matched:
         return {}
-    labels, found = dict(zip(route.labels, route.path.fullmatch(path).groups(), strict=True)), {}
+    labels = dict(zip(route.labels, matched.groups(), strict=True))
+    found: dict[str, object] = {}
     for name, member in shape.members.items():
         where, wire = member.serialization.get("location"), _wire_name(member, name)
         if where == "uri":
@@ -337,12 +342,12 @@ def _rest_params(route: _Route, path: str, pairs: list[tuple[str, str]], headers
 
 # %% ../../nbs/local/requests.ipynb #948cde3d
 def _from_query(member: Shape, wire: str, pairs: list[tuple[str, str]], route: _Route) -> object | None:
-    if member.type_name == "map":
+    if isinstance(member, MapShape):
         rest = [(k, v) for k, v in pairs if k not in route.known | set(route.fixed)]
         many = member.value.type_name == "list"
         return {k: [v for name, v in rest if name == k] if many else v for k, v in rest} or None
     values = [value for name, value in pairs if name == wire]
-    if member.type_name == "list":
+    if isinstance(member, ListShape):
         return [_from_text(member.member, value) for value in values] or None
     return _from_text(member, values[0]) if values else None
 
@@ -356,7 +361,7 @@ def _from_headers(member: Shape, wire: str, headers: Mapping[str, str]) -> objec
     text = headers[wire].upper() if wire == "x-amz-checksum-mode" else headers[wire]
     if member.serialization.get("jsonvalue"):
         return json.loads(base64.b64decode(text))
-    if member.type_name == "list":
+    if isinstance(member, ListShape):
         return [_from_text(member.member, part.strip()) for part in text.split(",")]
     return _from_text(member, text)
 
@@ -375,7 +380,11 @@ def _rest_body(shape: StructureShape, body: bytes, protocol: str) -> dict:
         value = _from_xml(inside, ElementTree.fromstring(body))  # noqa: S314 -- expat limits the expansion of entities
     if payload and not value and payload not in shape.required_members:
         return {}  # an empty object means no value
-    return {payload: value} if payload else value
+    if payload:
+        return {payload: value}
+    if not isinstance(value, dict):
+        raise ValueError("parameters have names")
+    return value
 
 # %% ../../nbs/local/requests.ipynb #4672c074
 def _plain_body(service: str, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -446,7 +455,7 @@ def _json_call(model: ServiceModel, headers: Mapping[str, str], body: bytes) -> 
     shape, told = model.operation_model(operation).input_shape, json.loads(body or b"{}")
     if not isinstance(told, dict):
         raise ValueError("parameters have names")
-    return operation, _from_json(shape, told) if shape else told
+    return operation, _json_members(shape, told) if shape else told
 
 # %% ../../nbs/local/requests.ipynb #9e5be85b
 def _form_call(model: ServiceModel, form: dict[str, str]) -> tuple[str, dict] | None:
@@ -595,7 +604,7 @@ def answer_of(call: Call, status: int, headers: Mapping[str, str], body: bytes) 
     told = {"status_code": status, "headers": HeadersDict(headers), "body": b"" if unread else body}
     try:
         shape = operation.output_shape if operation and not unread else None
-        return create_parser(_protocol(call.service)).parse(told, shape)
+        return create_parser(_protocol(call.service)).parse(told, shape)  # type: ignore[arg-type] # None is allowed
     except Exception:  # noqa: BLE001 -- an emulator's answer can be anything
         return {}
 
@@ -646,7 +655,11 @@ class Gate:
         if not self.file:
             return
         answer = answer_of(call, heard.status, heard.headers, heard.body)
-        line = {"service": call.service, "operation": call.operation, "params": self.redactor.params(call)}
+        line: dict[str, Any] = {
+            "service": call.service,
+            "operation": call.operation,
+            "params": self.redactor.params(call),
+        }
         line |= {"complaints": [self.redactor.text(text) for text in wrong], "status": heard.status}
         line |= {"error": answer.get("Error", {}).get("Code", "") if heard.status >= 300 else ""}
         line |= {"ids": {path: self.redactor.text(text) for path, text in identifiers(answer)}}
@@ -658,7 +671,9 @@ class _Heard:
     "Pass on and remember an answer, except for its end."
 
     def __init__(self, send: Callable):
-        self.send, self.status, self.headers, self.body, self.end = send, 0, {}, b"", None
+        self.send, self.status, self.body = send, 0, b""
+        self.headers: dict[str, str] = {}
+        self.end: dict | None = None
 
     async def __call__(self, message):
         if message["type"] == "http.response.start":

@@ -28,6 +28,7 @@ from .capture import Capture, Invocation, capture_summary
 from .hosting import Fleet, ModelServer
 from .records import JSON, AwsError, Records, insist, page, read_object
 from .training import TrainingRun
+from ..model.serving import CONTAINER_BODY_LIMIT
 
 # %% ../../nbs/local/sagemaker.ipynb #8e343720
 @dataclass(frozen=True)
@@ -103,13 +104,13 @@ class Catalogue:
                 raise missing(kind, name)
             return self.records.table(kind.name)[name]
 
-    def update(self, kind: Kind, name: str, **fields) -> dict | None:  # None if it no longer exists
-        "Change fields of the resource `name`. Remove fields whose new value is None."
+    def update(self, kind: Kind, name: str, **fields) -> dict:
+        "Change fields of the resource `name`; None removes a field. Raises AwsError if the resource does not exist."
         with self.records.change():
-            if thing := self.records.table(kind.name).get(name):
-                thing.update(fields, LastModifiedTime=time.time())
-                for field in [field for field, value in fields.items() if value is None]:
-                    del thing[field]
+            thing = self.find(kind, name)
+            thing.update(fields, LastModifiedTime=time.time())
+            for field in [field for field, value in fields.items() if value is None]:
+                del thing[field]
             return thing
 
     def remove(self, kind: Kind, name: str):
@@ -126,7 +127,7 @@ def summaries(
 ) -> dict:  # the answer
     "Answer a List… call over `things`."
     wanted = [t for t in things if _wanted(kind, t, params)]
-    by = {"Name": f"{kind.name}Name", "Status": kind.status}.get(params.get("SortBy"), "CreationTime")
+    by = {"Name": f"{kind.name}Name", "Status": kind.status}.get(params.get("SortBy", ""), "CreationTime")
     wanted.sort(key=lambda t: t[by], reverse=params.get("SortOrder", "Descending") == "Descending")
     shown, rest = page(wanted, params)
     fields = [f"{kind.name}Name", f"{kind.name}Arn", "CreationTime", "LastModifiedTime", kind.status, "TrainingEndTime"]
@@ -298,7 +299,7 @@ class Fleets(ControlPlane):
                 if fleet.stopped or self.closing.is_set():
                     return
                 insist(self.enter, name, "Updating", tell=False, until=self.closing)
-            tails = [server.child.tail[-1:] for server in fleet.servers if not server.running]
+            tails = [s.child.tail[-1:] for s in fleet.servers if s.child and not s.running]
             raise RuntimeError(f"The process of the endpoint ended {RESTARTS + 1} times. {tails}")
         except (RuntimeError, AwsError, OSError) as e:
             if not self.closing.is_set():
@@ -312,9 +313,10 @@ class Fleets(ControlPlane):
         for variant in self.catalogue.find(CONFIG, config)["ProductionVariants"]:
             model, own = self.catalogue.find(MODEL, variant["ModelName"]), folder / variant["VariantName"]
             container = model.get("PrimaryContainer") or model.get("Containers", [{}])[0]
-            more = variant["VariantName"], float(variant.get("InitialVariantWeight", 1.0))
-            more += (SERVERLESS_LIMIT,) if variant.get("ServerlessConfig") else ()
-            servers.append(ModelServer(own, self._as_role(model), container, on_line, *more))
+            weight = float(variant.get("InitialVariantWeight", 1.0))
+            most = SERVERLESS_LIMIT if variant.get("ServerlessConfig") else CONTAINER_BODY_LIMIT
+            aws = self._as_role(model)
+            servers.append(ModelServer(own, aws, container, on_line, variant["VariantName"], weight, most))
         return Fleet(folder, servers)
 
     def take_over(self, name: str, fleet: Fleet, told: dict, old: Fleet | None) -> bool:

@@ -99,9 +99,12 @@ class Saver:
         parts: Callable[[], dict[str, Callable]],  # returns a function for each service's state, by key
         save: Callable[[str, dict], None],  # writes one state
     ):
-        self.parts, self.save, self.dirty, self.cost = parts, save, set(), {}
+        self.parts, self.save = parts, save
+        self.dirty: set[str] = set()  # keys of changed states
+        self.cost: dict[str, float] = {}  # seconds of the last write, by key
+        self.locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.refusals: dict[str, OSError] = {}  # errors of failed writes, by service
-        self.locks, self.marking, self.closing = defaultdict(threading.Lock), threading.Lock(), threading.Event()
+        self.marking, self.closing = threading.Lock(), threading.Event()
 
     def mark(self, keys: Iterable[str]):
         "Mark services for the next round."
@@ -384,7 +387,8 @@ class Events:
     "Send events in the order of `emit`."
 
     def __init__(self, put: Callable[[str, str, str, dict], None]):
-        self._put, self._queue = put, queue.Queue()
+        self._put = put
+        self._queue: queue.Queue[tuple[str, str, str, dict]] = queue.Queue()
         threading.Thread(target=self._run, daemon=True, name="events").start()
 
     def emit(self, *event):
@@ -432,7 +436,8 @@ class Services:
         self.sagemaker = SageMaker(state, aws, endpoint_delay, event_lead=lead, checks_access=strict)
         self.glue = GlueRuns(state, aws)
         self.textbelt = TextbeltServer(state, self._sns_messages)
-        self.ready, self.turns = False, defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
+        self.ready = False
+        self.turns: defaultdict[tuple[str, ...], asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
 
     def begin(self):
         "Wait for the port, restore the previous processes, and mark the cloud as ready."

@@ -9,6 +9,7 @@ __all__ = ['COMPRESSIBLE', 'LEAST', 'MOST', 'WAITING', 'domains', 'ask', 'compre
 import gzip
 import re
 import time
+from typing import Any
 
 from .aws import REGION
 from ..model.serving import why_foreign
@@ -42,6 +43,7 @@ async def ask(
     return start["status"], list(start.get("headers", [])), b"".join(parts)
 
 # %% ../../nbs/local/site.ipynb #a655c6f4
+_LIST: dict[str, Any]
 _LIST = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http"}
 _LIST |= {"path": "/2020-05-31/distribution", "raw_path": b"/2020-05-31/distribution", "query_string": b""}
 _LIST |= {"client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0)}
@@ -88,7 +90,8 @@ class Site:
 
     def __init__(self, emulator, key: str):
         self.emulator, self._listing, self._asked = emulator, _listing(key), 0.0
-        self._domain, self._names = ("", False), frozenset()
+        self._domain = "", False
+        self._names: set[str] = set()
 
     async def domain(self) -> tuple[str, bool]:  # name, or empty; whether it compresses
         "Return the distribution's domain name."

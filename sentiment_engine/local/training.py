@@ -100,7 +100,8 @@ class TrainingRun:
     ):
         self.folder, self.root, self.aws, self.job, self.report = folder, folder / "opt/ml", aws, job, report
         self.note = functools.partial(insist, report, until=closing)
-        self.name, self.child, self.stopping = job["TrainingJobName"], None, threading.Event()
+        self.name, self.stopping = job["TrainingJobName"], threading.Event()
+        self.child: Child | None = None
         self.thread = threading.Thread(target=self.run, name=f"training-{self.name}", daemon=True)
 
     def begin(self):
@@ -191,22 +192,23 @@ class TrainingRun:
         try:
             if self.stopping.is_set():
                 return False
-            self.child = Child(command, self._environment(), self.root, self.folder / "log", log.write)
+            child = self.child = Child(command, self._environment(), self.root, self.folder / "log", log.write)
             if self.stopping.is_set():  # stopped while the process started
-                self.child.stop()
-            code = self.child.wait(limit)
-        except TimeoutError:
-            late, code = True, self.child.stop()
+                child.stop()
+            try:
+                code = child.wait(limit)
+            except TimeoutError:
+                late, code = True, child.stop()
         finally:
             log.close()
         if code and not late and not self.stopping.is_set():
-            raise RuntimeError(self._failure(code))
+            raise RuntimeError(self._failure(code, child.tail))
         return late
 
-    def _failure(self, code: int) -> str:
+    def _failure(self, code: int, tail: list[str]) -> str:
         "Return the failure reason: the content of output/failure, or the last lines of the log."
         path = self.root / "output/failure"
         written = path.read_text(errors="replace").strip() if path.exists() else ""
-        last = [line for line in self.child.tail if line.strip() and not line.startswith("+")][-8:]
+        last = [line for line in tail if line.strip() and not line.startswith("+")][-8:]
         detail = "\n".join(last) if not written or written.startswith("Training Execution failed") else written
         return f"AlgorithmError: ExecuteUserScriptError: ExitCode {code}\nErrorMessage {with_cause(detail)!r}"

@@ -8,13 +8,14 @@ __all__ = ['BOUNDS', 'GOLDEN', 'PRIOR', 'FARTHEST', 'Z', 'WANTED', 'NEVER', 'NOT
            'served_logits', 'plot_coverage', 'doubt_by_stars']
 
 # %% ../../nbs/model/calibration.ipynb #798cb454
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..data.reviews import LABELS
 from .evaluation import expected_calibration_error
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% ../../nbs/model/calibration.ipynb #4d946f78
-def _gaps(logits: Sequence[Sequence[float]]) -> np.ndarray:  # rows × labels, 0 for the highest
-    "Return how far each logit lies below the highest of its row, however large they are."
+def _gaps(logits: ArrayLike) -> np.ndarray:  # rows × labels, 0 for the highest
+    "Return the distance of each logit from the highest of its row, without overflow."
     logits = np.asarray(logits, float)
     with np.errstate(over="ignore"):
         return np.maximum(logits - logits.max(1, keepdims=True), -1e9)
 
 
 def shares(
-    logits: Sequence[Sequence[float]],  # rows × labels
+    logits: ArrayLike,  # rows × labels
     temperature: float = 1.0,
 ) -> np.ndarray:  # rows × labels, each row adds up to 1
     "Turn logits into shares."
@@ -41,8 +42,8 @@ def shares(
 
 # %% ../../nbs/model/calibration.ipynb #859c082b
 def nll(
-    logits: Sequence[Sequence[float]],  # rows × labels
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels
+    labels: ArrayLike,
     temperature: float = 1.0,
 ) -> float:
     "Return the mean negative log-likelihood of the true labels."
@@ -52,33 +53,33 @@ def nll(
 # %% ../../nbs/model/calibration.ipynb #155b275e
 BOUNDS = (0.25, 10.0)  # of the temperature
 GOLDEN = (5**0.5 - 1) / 2
-PRIOR = 50.0  # weight of the prior: the Fisher information about ln β that it stands for
-FARTHEST = 30.0  # between two logits; beyond it lie shares below 1e-13, and one such row must not decide alone
+PRIOR = 50.0  # weight of the prior, as Fisher information about ln β
+FARTHEST = 30.0  # largest difference of two logits that counts (a share of 1e-13), so that no single row decides
 
 
 def misfit(
-    logits: Sequence[Sequence[float]],  # rows × labels
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels
+    labels: ArrayLike,
     temperature: float,
     prior: float = PRIOR,
 ) -> float:
-    "Return the summed NLL and what the prior adds to it: nothing at temperature 1, more the further away."
+    "Return the summed NLL plus the prior's term, which is 0 at temperature 1 and grows with the distance."
     close = np.maximum(_gaps(logits), -FARTHEST)
     return len(close) * nll(close, labels, temperature) + prior * (1 / temperature - 1 + np.log(temperature))
 
 
 def fit_temperature(
-    logits: Sequence[Sequence[float]],  # rows × labels, of reviews that training has not seen
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels, of reviews unseen in training
+    labels: ArrayLike,
     bounds: tuple[float, float] = BOUNDS,
-    prior: float = PRIOR,  # 0: the rows alone decide
+    prior: float = PRIOR,  # 0: use the rows alone
 ) -> float:
     "Find the temperature with the smallest misfit. Raises ValueError if there are no rows or logits are not finite."
     logits = np.asarray(logits, float)
     if not len(logits) or logits.ndim != 2 or not np.isfinite(logits).all():
         raise ValueError("a temperature needs rows of finite logits")
     low, high = np.log(bounds)
-    for _ in range(40):  # each step leaves 62 % of the interval: 1e-8 of it in the end
+    for _ in range(40):  # each step keeps 62 % of the interval; 40 steps keep 1e-8
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         if misfit(logits, labels, np.exp(left), prior) <= misfit(logits, labels, np.exp(right), prior):
             high = right
@@ -88,10 +89,10 @@ def fit_temperature(
 
 # %% ../../nbs/model/calibration.ipynb #a1e54e26
 def coverage_curve(
-    confidence: Sequence[float],  # share of the label that was given
-    right: Sequence[bool],  # whether it was the true one
+    confidence: ArrayLike,  # share of the predicted label
+    right: ArrayLike,  # whether the label is the true one
 ) -> pd.DataFrame:  # threshold (ascending), sure (rows), right (rows), coverage, accuracy
-    "For each confidence that was met, count the answers that are at least so sure, and how many of them are right."
+    "For each confidence that occurs, count the answers with at least this confidence and the right ones among them."
     confidence, right = np.asarray(confidence, float), np.asarray(right, int)
     order = np.argsort(confidence, kind="stable")
     threshold, first = np.unique(confidence[order], return_index=True)
@@ -105,11 +106,11 @@ Z = 1.645  # one-sided 95 %
 
 
 def wilson_lower(
-    right: Sequence[int] | int,  # number of right answers
-    total: Sequence[int] | int,  # out of how many, at least 1
+    right: ArrayLike,  # number of right answers
+    total: ArrayLike,  # number of answers, at least 1
     z: float = Z,  # standard deviations; 0 gives the plain share
 ) -> np.ndarray:
-    "Return the lower end of Wilson's interval of a share."
+    "Return the lower end of a share's Wilson interval."
     total = np.asarray(total, float)
     share = np.asarray(right) / total
     spread = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
@@ -121,38 +122,38 @@ NEVER = 1.001  # a threshold above every share
 
 
 def sure_threshold(
-    confidence: Sequence[float],
-    right: Sequence[bool],
+    confidence: ArrayLike,
+    right: ArrayLike,
     wanted: float = WANTED,
-    z: float = Z,  # of Wilson's interval; 0 trusts the plain share
+    z: float = Z,  # of the Wilson interval; 0 uses the plain share
 ) -> float:  # 0.5 to 1, or NEVER
-    "Find the lowest confidence from which on answers are right often enough."
+    "Find the lowest confidence at and above which answers are right often enough."
     curve = coverage_curve(confidence, right)
-    answered = np.floor(curve["threshold"] * 1e6) / 1e6  # answers have six digits: none falls below
-    called = curve.iloc[np.searchsorted(curve["threshold"], answered)]  # all that have these digits
+    answered = np.floor(curve["threshold"] * 1e6) / 1e6  # answers have six digits, so round down to include them
+    called = curve.iloc[np.searchsorted(curve["threshold"], answered)]  # including all with the same six digits
     good = wilson_lower(called["right"], called["sure"], z) >= wanted
     return max(0.5, float(answered[np.argmax(good)])) if good.any() else NEVER
 
 # %% ../../nbs/model/calibration.ipynb #6180380a
-NOTABLE_FACTOR = 1.1  # factor between the temperatures with and without the prior from which on `limits` reports it
+NOTABLE_FACTOR = 1.1  # `limits` reports a prior that changes the temperature by more than this factor
 
 
 def limits(
-    temperature: float,  # that was chosen
-    alone: float,  # that the rows alone would give
+    temperature: float,  # the fitted one
+    alone: float,  # the fit without the prior
     answers: np.ndarray,  # rows × labels, as shares
     true: np.ndarray,  # label of each row
     sure_from: float,
     bounds: tuple[float, float] = BOUNDS,
 ) -> list[str]:  # empty: not limited
-    "Say in words what the rows could not decide."
+    "Describe in words what the rows cannot determine."
     if not len(true):
         return ["there were no rows, so the temperature stays 1 and no answer is called sure"]
     given, found = answers.argmax(1), []
     rows, wrong = f"{len(true):,} row{'s' * (len(true) > 1)}", int((given != true).sum())
     if max(temperature / alone, alone / temperature) > NOTABLE_FACTOR:
         why = f"{rows}, {wrong:,} of them answered wrong, do not determine a temperature"
-        found.append(f"{why}: they alone would give {alone:g}, so it is kept nearer to 1, at {temperature:g}")
+        found.append(f"{why}: they alone would give {alone:g}, so the prior keeps it nearer to 1, at {temperature:g}")
     if temperature in bounds:
         found.append(f"the temperature is at its bound, {temperature:g}")
     if len(set(true)) == 1:
@@ -168,12 +169,12 @@ def limits(
 
 # %% ../../nbs/model/calibration.ipynb #06b65a79
 def calibration_of(
-    logits: Sequence[Sequence[float]],  # rows × labels, of reviews that training has not seen
-    labels: Sequence[int],
+    logits: ArrayLike,  # rows × labels, of reviews unseen in training
+    labels: ArrayLike,
     wanted: float = WANTED,
     z: float = Z,
 ) -> dict:  # the content of calibration.json
-    "Fit temperature and threshold, and say what they bring. Raises ValueError if logits are not finite."
+    "Fit temperature and threshold and measure their effect. Raises ValueError if logits are not finite."
     true = np.asarray(labels, int)
     logits = np.asarray(logits, float).reshape(len(true), len(LABELS))
     temperature = fit_temperature(logits, true) if len(true) else 1.0
@@ -200,20 +201,20 @@ def calibration_of(
 def served_logits(
     model_dir: Path,  # with model.onnx, tokenizer.json and config.json
     texts: Iterable[str],
-) -> np.ndarray:  # texts × labels; they differ from the model's own by a constant for each text
-    "Ask a model as it is served, windows of long texts and all, but before calibration."
+) -> np.ndarray:  # texts × labels; equal to the model's own up to a constant per text
+    "Return the logits of a model as it is served, with windows for long texts but without calibration."
     model = replace(model_fn(model_dir), temperature=1.0)
     answers = predict_fn(list(texts), model)
     return np.log([[max(answer["scores"][label], 1e-6) for label in model.labels] for answer in answers])
 
 # %% ../../nbs/model/calibration.ipynb #84614d69
 def plot_coverage(
-    confidence: Sequence[float],
-    right: Sequence[bool],
-    sure_from: float,  # threshold that was chosen
+    confidence: ArrayLike,
+    right: ArrayLike,
+    sure_from: float,  # chosen threshold
     wanted: float = WANTED,
 ) -> "Axes":
-    "Draw how right the sure answers are against how many there are, and mark the choice."
+    "Draw the accuracy of sure answers over their share, and mark the chosen threshold."
     curve, ax = coverage_curve(confidence, right), plain_axes(6, 3.6)
     ax.plot(curve["coverage"], curve["accuracy"], color=BLUE)
     ax.axhline(wanted, color=INK, linestyle="--", linewidth=1)
@@ -226,11 +227,11 @@ def plot_coverage(
 
 # %% ../../nbs/model/calibration.ipynb #fc417a6a
 def doubt_by_stars(
-    stars: Sequence[int],
-    confidence: Sequence[float],
-    sure_from: float,  # threshold that was chosen
-) -> pd.DataFrame:  # rows, share that is not sure, mean confidence; a row for each number of stars
-    "Tell how often a model is not sure, by the stars that the writer gave."
+    stars: ArrayLike,
+    confidence: ArrayLike,
+    sure_from: float,  # chosen threshold
+) -> pd.DataFrame:  # rows, share that is not sure, mean confidence; one row per number of stars
+    "Report how often a model is not sure, by the stars of the review."
     confidence = np.asarray(confidence, float)
     table = pd.DataFrame({"rows": 1, "not sure": confidence < sure_from, "confidence": confidence})
     how = {"rows": "sum", "not sure": "mean", "confidence": "mean"}

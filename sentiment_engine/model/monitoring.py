@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from ..data.stability import LOUD, QUIET, stability
 from ..s3 import listed_objects
@@ -29,7 +30,7 @@ def _is_answer(said: object) -> bool:
     return isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
 
 
-def _body(side: dict) -> object:
+def _body(side: dict) -> Any:
     "Parse the JSON data of a line's input or output."
     data = side["data"]
     return json.loads(base64.b64decode(data) if side.get("encoding") == "BASE64" else data)

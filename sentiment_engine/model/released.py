@@ -228,7 +228,7 @@ def write_sums(folder: Path):
 def check_sums(folder: Path):
     "Raise ValueError unless every file of a release matches SHA256SUMS."
     lines = (Path(folder) / SUMS).read_text(encoding="utf-8").splitlines()
-    sums = dict(reversed(line.split(maxsplit=1)) for line in lines)
+    sums = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
     for name in RELEASED:
         path = Path(folder) / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sums.get(name):

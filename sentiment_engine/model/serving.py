@@ -32,6 +32,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # %% ../../nbs/model/serving.ipynb #1cba7ea2
 HANDLERS = ("model_fn", "input_fn", "predict_fn", "output_fn")
@@ -46,6 +47,7 @@ def load_handlers(
         raise ValueError("the artifact holds no code/inference.py: it was packed without its inference code")
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location("inference", path)
+    assert spec and spec.loader  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules["inference"] = module
     spec.loader.exec_module(module)
@@ -62,7 +64,7 @@ class JsonLines(logging.Formatter):
     "Format a log entry and its `fields` as one line of JSON."
 
     def format(self, record: logging.LogRecord) -> str:
-        entry = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")}
+        entry: dict[str, Any] = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")}
         entry |= {"level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()}
         if record.exc_info and (error := record.exc_info[1]):
             frames = traceback.extract_tb(error.__traceback__)[-8:]
@@ -106,8 +108,9 @@ class Predictor:
     "Hold the handlers of an artifact and the loaded model."
 
     def __init__(self, model_dir: Path):
-        self.model_dir, self.ready, self.failure = Path(model_dir), False, None
-        self.handlers: ModuleType | None = None
+        self.model_dir, self.ready = Path(model_dir), False
+        self.failure: BaseException | None = None
+        self.handlers: Any = None  # from `load_handlers`
         self.load_seconds: float | None = None  # from the first import to the first answer
         self._begun = time.perf_counter()
 
@@ -254,7 +257,10 @@ class Traffic:
 
     def report(self, predictor: Predictor) -> bytes:  # JSON
         "Return all metrics."
-        told = {"uptime_seconds": round(time.monotonic() - self.since, 1), "load_seconds": predictor.load_seconds}
+        told: dict[str, Any] = {
+            "uptime_seconds": round(time.monotonic() - self.since, 1),
+            "load_seconds": predictor.load_seconds,
+        }
         told |= {"ready": predictor.ready, "under_way": self.under_way}
         told["answers"] = {str(status): number for status, number in sorted(self.answers.items())}
         counters = getattr(predictor.handlers, "counters", None)
@@ -475,7 +481,7 @@ def closed_to_pages(app):
     return closed
 
 # %% ../../nbs/model/serving.ipynb #1d5c2cb7
-def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
+def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: int):
     "Return a uvicorn server that drains on SIGTERM or SIGINT, and stops if the model does not load."
     import uvicorn
 
@@ -488,8 +494,9 @@ def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
         async def on_tick(self, counter: int) -> bool:
             return await super().on_tick(counter) or predictor.failure is not None
 
-    more = {"lifespan": "off", "ws": "none", "http": "h11", "log_config": None, "log_level": "error"}
-    return Server(uvicorn.Config(app, timeout_graceful_shutdown=drain_seconds, **more))
+    config = uvicorn.Config(app, lifespan="off", ws="none", http="h11", log_config=None, log_level="error")
+    config.timeout_graceful_shutdown = drain_seconds
+    return Server(config)
 
 # %% ../../nbs/model/serving.ipynb #5a4f525f
 def _listener(port: int) -> socket.socket:
@@ -505,7 +512,7 @@ def serve(
     model_dir: Path,
     port: int,  # 0: any free port
     port_file: Path | None = None,  # receives the port
-    drain_seconds: float = 20,  # time limit for the last requests
+    drain_seconds: int = 20,  # time limit for the last requests
 ) -> int:  # exit status; 1 if a request had no answer or the model did not load
     "Serve the artifact in `model_dir` on 127.0.0.1 until SIGTERM."
     listener = _listener(port)
@@ -541,7 +548,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model-dir", type=Path, required=True, help="unpacked model.tar.gz")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on; 0 takes a free one")
     parser.add_argument("--port-file", type=Path, help="file to write the port to")
-    parser.add_argument("--drain-seconds", type=float, default=20, help="time limit for the last requests")
+    parser.add_argument("--drain-seconds", type=int, default=20, help="time limit for the last requests")
     options = parser.parse_args(argv)
     _share_heaps()
     handler = logging.StreamHandler(sys.stderr)

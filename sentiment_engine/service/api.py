@@ -107,8 +107,8 @@ def json_body(
     return body
 
 # %% ../../nbs/service/api.ipynb #e4f42c1e
-def _check_text(text: Any, limit: int, where: str):
-    "Raise ApiError unless `text` can be classified."
+def _checked_text(text: Any, limit: int, where: str) -> str:
+    "Return `text`. Raises ApiError if it cannot be classified."
     if not isinstance(text, str):
         raise ApiError(400, "not_text", f"{where} must be a string in quotes.")
     if not text.strip():
@@ -117,6 +117,7 @@ def _check_text(text: Any, limit: int, where: str):
         raise ApiError(400, "text_too_long", f"{where} has {len(text):,} characters; {limit:,} are allowed.")
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise ApiError(400, "invalid_text", f"{where} holds half a character (a lone surrogate): send valid Unicode.")
+    return text
 
 # %% ../../nbs/service/api.ipynb #33e39ee8
 def texts_of(
@@ -138,11 +139,8 @@ def texts_of(
             raise ApiError(
                 400, "too_many_texts", f"Send at most {batch_limit:,} reviews at a time, not {len(inputs):,}."
             )
-        for i, text in enumerate(inputs):
-            _check_text(text, text_limit, f"Text {i + 1}")
-        return inputs
-    _check_text(inputs, text_limit, "The text")
-    return [inputs]
+        return [_checked_text(text, text_limit, f"Text {i + 1}") for i, text in enumerate(inputs)]
+    return [_checked_text(inputs, text_limit, "The text")]
 
 # %% ../../nbs/service/api.ipynb #d7053626
 def explain_of(

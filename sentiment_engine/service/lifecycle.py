@@ -84,8 +84,7 @@ def client_of(service: str):
     "Create the boto3 client of `service` once per Lambda instance."
     # A prediction must end before its Lambda does (30 s). SNS gets no retry, because the message may have been sent.
     tries, patience = {"sagemaker-runtime": (1, 24), "sns": (1, 10)}.get(service, (4, 10))
-    retries = {"mode": "standard", "total_max_attempts": tries}
-    config = Config(connect_timeout=3, read_timeout=patience, retries=retries)
+    config = Config(connect_timeout=3, read_timeout=patience, retries={"mode": "standard", "total_max_attempts": tries})
     return boto3.client(service, config=config)
 
 # %% ../../nbs/service/lifecycle.ipynb #91ba0b4c
@@ -367,7 +366,7 @@ def start(
         outcome, row = _bring_up(engine, row, model, subscriber)
     logger.info("start", outcome=outcome, run_id=row.runId, instance_type=row.instanceType)
     if counted := {"started": "Starts", "joined": "Joins"}.get(outcome):
-        emit(engine.settings.prefix, **{counted: 1})
+        emit(engine.settings.prefix, by="", **{counted: 1})
     return outcome, row
 
 # %% ../../nbs/service/lifecycle.ipynb #21845b0f
@@ -553,7 +552,7 @@ def _deliver(engine: Engine, row: Row, subscriber: Subscriber) -> bool:  # wheth
     except NotSent as e:
         logger.warning("message not sent", run_id=row.runId, subscriber=subscriber.key, reason=str(e))
         sent = False
-    emit(engine.settings.prefix, **{"SmsSent" if sent else "SmsFailed": 1})
+    emit(engine.settings.prefix, by="", **{"SmsSent" if sent else "SmsFailed": 1})
     return sent
 
 # %% ../../nbs/service/lifecycle.ipynb #22030136
@@ -582,7 +581,7 @@ def notify(engine: Engine, until: float) -> int:  # messages sent
         engine.sender  # create it once, before the threads start
         with ThreadPoolExecutor(max_workers=SENDERS) as pool:
             sent = list(pool.map(lambda key: _tell(engine, row, key, until), keys))
-        counts = {"sent": sent.count(True), "failed": sent.count(False), "left": sent.count(None)}
+        counts: dict[str, Any] = {"sent": sent.count(True), "failed": sent.count(False), "left": sent.count(None)}
         logger.info("notified", run_id=row.runId, **counts)
     states.forget_expiry(engine.table)  # always, because an earlier call may have died after the last message
     states.forget_marks(engine.table, row)
@@ -909,8 +908,8 @@ def end_strays(
 def _end_stray(engine: Engine, row: Row, run_id: str, run: Mapping[str, Any] | None, made: float | None) -> str:
     "Delete and book one stray. Return its status; empty: nothing is left."
     there = describe(engine, run_id)[0]
-    unknown = run and run_id not in (row.runId, row.leftover)
-    if unknown and not there and abs(time.time() - run["begunAt"]) < CREATE_GRACE:
+    ours = run_id in (row.runId, row.leftover)
+    if run and not ours and not there and abs(time.time() - run["begunAt"]) < CREATE_GRACE:
         return "Unborn"  # its row was lost, but the function that recorded it may be about to create it
     if there and not run:
         dearest = max(engine.settings.instance_types, key=lambda name: cost_for_budget(name, 3600))
@@ -998,7 +997,7 @@ def measure(engine: Engine) -> dict[str, float]:  # metric: value
     if url := engine.dead_letters_url:
         asked = engine.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])
         found["DeadLetters"] = int(asked["Attributes"]["ApproximateNumberOfMessages"])
-    emit(engine.settings.prefix, **found)
+    emit(engine.settings.prefix, by="", **found)
     return found
 
 # %% ../../nbs/service/lifecycle.ipynb #b19d8b0a
@@ -1012,7 +1011,8 @@ def _try(report: dict[str, Any], part: Callable[..., Any], *given):
 # %% ../../nbs/service/lifecycle.ipynb #da201f03
 def reconcile(engine: Engine) -> dict[str, Any]:  # result of each part
     "Compare the row with the actual resources and complete missing steps. Raises RuntimeError if a part failed."
-    begun, report = time.time(), {}
+    report: dict[str, Any] = {}
+    begun = time.time()
     parts = (repair, delete_orphans, delete_forgotten_trials, measure, expire_endpoint_logs)
     for part in parts:
         _try(report, part, engine)

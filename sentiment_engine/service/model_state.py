@@ -17,6 +17,7 @@ import re
 import secrets
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,7 +82,7 @@ def next_state(
 # %% ../../nbs/service/model_state.ipynb #74ca00d2
 def transition_diagram() -> str:
     "Draw TRANSITIONS as text, one arrow per line, grouped by the state that it leaves."
-    arrows = {(state, to): [] for leaves, to in TRANSITIONS.values() for state in leaves}
+    arrows = defaultdict(list)
     for action, (leaves, to) in TRANSITIONS.items():
         for state in leaves:
             arrows[state, to].append(action)
@@ -432,7 +433,7 @@ def _join(
     if request.subscriber is None:
         return row
     if key := key_for(row, request.subscriber.to):
-        return _ask_again(table, row, key, request)
+        return _ask_again(table, row, key, request.subscriber, request.run_id)
     places = _check_request(settings, row, request, guarded, room(settings, row.usage, row.startedAt), now)
     after, marked = _marks_after(row, guarded, now), [(kept, mark) for kept, marks, _ in guarded for mark in marks]
     demands = {f"{kept}.{mark}": ("absent or =", getattr(row, kept).get(mark, [])) for kept, mark in marked}
@@ -444,9 +445,9 @@ def _join(
     return apply(table, "join", row.runId, values=values, removes=removes, conditions=demands, **joined)
 
 # %% ../../nbs/service/model_state.ipynb #e7a93455
-def _ask_again(table: StateTable, row: Row, key: str, request: StartRequest) -> Row | None:
+def _ask_again(table: StateTable, row: Row, key: str, subscriber: Subscriber, run_id: str) -> Row | None:
     "Record that a waiting subscriber joined again, for example in a second tab."
-    again, known = {f"subscribers.{key}.again": request.run_id}, {f"subscribers.{key}.to": ("=", request.subscriber.to)}
+    again, known = {f"subscribers.{key}.again": run_id}, {f"subscribers.{key}.to": ("=", subscriber.to)}
     return apply(table, "join", row.runId, values=again, conditions=known)
 
 # %% ../../nbs/service/model_state.ipynb #291fbada
@@ -464,7 +465,7 @@ def _start(
     usage = _usage_after(row, now)
     _check_request(settings, row, request, guarded, room(settings, usage, now), now)
     fresh = {"runId": request.run_id, "startedAt": now, "modelVersion": request.model_version, "usage": usage}
-    fresh |= {"instanceType": settings.instance_types[0]} | _marks_after(row, guarded, now)
+    fresh |= {"instanceType": settings.instance_types[0], **_marks_after(row, guarded, now)}
     zero = {"smsSent": 0, "smsFailed": 0, "shutdownAt": 0, "reason": "", "leftover": ""}
     values = fresh | zero | _subscription(settings, row, request.subscriber, now)
     return apply(table, "start", row.runId, values=values, conditions=_as_read(row))
@@ -511,10 +512,10 @@ def _start_once(
     now = int(time.time())
     if row.state == CREATING:
         joined = _join(table, settings, row, request, guarded, now)
-        return joined and ("joined", joined)
+        return ("joined", joined) if joined else None
     spent = whole_usage(replace(table, name=usage_table(settings), rows=table.name))
     started = _start(table, settings, row, spent, request, guarded, now)
-    return started and ("started", started)
+    return ("started", started) if started else None
 
 # %% ../../nbs/service/model_state.ipynb #361c021b
 HISTORY = 20  # number of past starts to keep
@@ -556,7 +557,7 @@ def roll_back(
     "Return to STOPPED because the endpoint could not be created."
     values, key = _after_failure(row, reason), key_for(row, subscriber.to) if subscriber else None
     alone = key and "again" not in row.subscribers[key]  # otherwise another tab of the visitor waits for a message
-    marks = marks_of(subscriber.to, mark_keys(table, time.time())) if alone else ()
+    marks = marks_of(subscriber.to, mark_keys(table, time.time())) if subscriber and alone else ()
     for mark in [mark for mark in marks if row.told.get(mark)][:1]:  # yesterday's mark if a new day has begun
         values |= {f"told.{mark}": row.told[mark][:-1]}
     demands = {f"subscribers.{key}.again": ("absent or =", "")} if alone else {}

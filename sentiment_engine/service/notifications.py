@@ -49,7 +49,7 @@ def tidy_phone(text: str) -> str:
 def _country_hint(text: str, countries: tuple[str, ...]) -> str:
     "Explain how to write a number that lacks + and its country code."
     text = text.strip()
-    codes = {}
+    codes: dict[int | None, str] = {}
     for country in countries:
         with suppress(phonenumbers.NumberParseException):
             number = phonenumbers.parse(text, country)

@@ -55,7 +55,7 @@ def write_if(
     except ClientError as e:
         if e.response["Error"]["Code"] != "ConditionalCheckFailedException":
             raise
-        item = e.response.get("Item", {})
+        item: Any = e.response.get("Item", {})
         return item if item and is_ours(item) else None
 
 # %% ../../nbs/service/usage.ipynb #f1291c37
@@ -145,7 +145,7 @@ class Usage:
 # %% ../../nbs/service/usage.ipynb #0bc49d87
 def sound_usage(plain: Mapping[str, Any]) -> dict[str, Any]:
     "Return every field of Usage for any item."
-    runs = plain.get("open") if isinstance(plain.get("open"), dict) else {}
+    runs = found if isinstance(found := plain.get("open"), dict) else {}
     return {
         "since": whole(plain.get("since")),
         "spent": counts(plain.get("spent")),
@@ -248,7 +248,7 @@ def _put_run(table: StateTable, run_id: str, run: Mapping[str, Any], condition: 
         "UpdateExpression": "SET #open.#run = :run, #since = :since",
         "ConditionExpression": condition,
         "ExpressionAttributeNames": {"#open": "open", "#run": run_id, "#since": "since"},
-        "ExpressionAttributeValues": {":run": TypeSerializer().serialize(run), ":since": {"N": str(since)}} | values,
+        "ExpressionAttributeValues": {":run": TypeSerializer().serialize(run), ":since": {"N": str(since)}, **values},
     }
     return write_if(table, write, lambda item: run_id in item["open"]["M"]) is not None
 

@@ -454,6 +454,11 @@ UNREADABLE = {
     "JSON without names": ("ssm", "POST", "/", signed("ssm", **GET_PARAMETER), b'["hush-hush"]'),
     "JSON in another encoding": ("ssm", "POST", "/", signed("ssm", **GET_PARAMETER), b'{"Name": "\xff"}'),
     "a list instead of parameters": ("scheduler", "POST", "/schedules/wake", signed("scheduler"), b'["hush-hush"]'),
+    "pairs instead of parameters": (
+        *("scheduler", "POST", "/schedules/wake", signed("scheduler")),
+        b'[["GroupName", "hush-hush"]]',
+    ),
+    "an empty list instead of parameters": ("scheduler", "POST", "/schedules/wake", signed("scheduler"), b"[]"),
     "an impossible time": (
         *("logs", "POST", "/", signed("sagemaker", **{"X-Amz-Target": "SageMaker.ListModels"})),
         b'{"CreationTimeBefore": 1e300}',

@@ -147,7 +147,7 @@ def test_an_archive_that_leaves_its_folder_is_refused(cloud, sagemaker):
     body = archive({"../../evil.py": "", "code/inference.py": ""})
     cloud.client("s3").put_object(Bucket="test-models", Key="evil/model.tar.gz", Body=body)
     sagemaker.create_endpoint(EndpointName="evil", EndpointConfigName="evil")
-    assert "lies outside the artifact" in settled(cloud, "evil")["FailureReason"]
+    assert "is outside the artifact" in settled(cloud, "evil")["FailureReason"]
     assert not list(cloud.state.rglob("evil.py"))
 
 

@@ -411,22 +411,22 @@ CODE_FAULTS = {  # what is wrong: the check that finds it, the right code, the w
         "long review",
         '"truncated": reading.truncated',
         '"truncated": False',
-        "without saying that it was cut",
+        "does not say that the text was cut",
     ),
     "not read to its end": ("long review", "MAX_WINDOWS = 8", "MAX_WINDOWS = 1", "not read to its end"),
-    "counted wrong": ("long review", '"weight": round(weight, 6)', '"weight": 1.0', "do not count for one"),
+    "counted wrong": ("long review", '"weight": round(weight, 6)', '"weight": 1.0', "do not add up to 1"),
     "percent": ("shares", "round(float(share), 6)", "round(100 * float(share), 6)", "scores add up to 100.000"),
     "other label's": (
         "shares",
         '"score": scores[label]',
         '"score": min(scores.values())',
-        "score is not that of the label",
+        "the score is not the label's",
     ),
     "one label": (
         "shares",
         '"scores": scores, "sure"',
         '"scores": {label: scores[label]}, "sure"',
-        "scores are given for",
+        "the scores are for",
     ),
 }
 
@@ -541,12 +541,12 @@ def test_many_texts_are_answered_in_their_order(good, own):
     [
         (METRICS | {"macro_f1": 0.74}, "below the floor of 0.75"),
         (METRICS | {"macro_f1": 0.9, "majority": {"macro_f1": 0.95}}, "not above the majority"),
-        ({"accuracy": 0.99}, "gives no macro_f1"),
-        (METRICS | {"macro_f1": None}, "gives no macro_f1"),
+        ({"accuracy": 0.99}, "has no macro_f1"),
+        (METRICS | {"macro_f1": None}, "has no macro_f1"),
         (METRICS | {"macro_f1": float("nan")}, "below the floor"),
         (METRICS | {"macro_f1": 0.9, "served": {"macro_f1": 0.74}}, "macro-F1 0.740 is below the floor"),
-        (METRICS | {"macro_f1": 0.9, "served": {}}, "gives no macro_f1"),
-        (METRICS | {"macro_f1": 0.9, "served": None}, "gives no macro_f1"),
+        (METRICS | {"macro_f1": 0.9, "served": {}}, "has no macro_f1"),
+        (METRICS | {"macro_f1": 0.9, "served": None}, "has no macro_f1"),
         ([], "no JSON object"),
     ],
 )

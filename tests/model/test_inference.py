@@ -1114,7 +1114,7 @@ def test_a_fused_graph_has_only_what_an_answer_takes(trained, tmp_path):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"n_heads": 2}, "its answers disagree"),
+        ({"n_heads": 2}, "its answers differ"),
         ({"n_heads": 5}, "num_heads"),
         ({"activation": "relu"}, "activation is relu"),
     ],

@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_training_is_not_used_and_the_job_says_so(
     printed = finish(job)
     assert not resumed_at(printed) and f"[train] step=1/{LAST}" in printed
     for step in (LAST - 1, LAST):
-        assert f"passed_over=checkpoint-{step} because=it is of another recipe, other data" in printed
+        assert f"passed_over=checkpoint-{step} because=it has another recipe, other data" in printed
 
 
 def retouched(base: Path, folder: Path) -> Path:
@@ -238,7 +238,7 @@ def test_the_best_checkpoint_is_needed_too(prepare, tmp_path):
     interrupt(job, tmp_path, 4)
     (tmp_path / "checkpoints/checkpoint-2/model.safetensors").unlink()
     printed = finish(job)
-    assert not resumed_at(printed) and "the best one before it, checkpoint-2, cannot be used" in printed
+    assert not resumed_at(printed) and "its best predecessor, checkpoint-2, is unusable" in printed
 
 
 def test_the_time_before_an_interruption_counts(prepare, tmp_path):
