@@ -481,7 +481,7 @@ def closed_to_pages(app):
     return closed
 
 # %% ../../nbs/model/serving.ipynb #1d5c2cb7
-def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: int):
+def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: float):
     "Return a uvicorn server that drains on SIGTERM or SIGINT, and stops if the model does not load."
     import uvicorn
 
@@ -495,7 +495,7 @@ def _server(app, predictor: Predictor, traffic: Traffic, drain_seconds: int):
             return await super().on_tick(counter) or predictor.failure is not None
 
     config = uvicorn.Config(app, lifespan="off", ws="none", http="h11", log_config=None, log_level="error")
-    config.timeout_graceful_shutdown = drain_seconds
+    config.timeout_graceful_shutdown = drain_seconds  # type: ignore[assignment] # asyncio waits for fractions too
     return Server(config)
 
 # %% ../../nbs/model/serving.ipynb #5a4f525f
@@ -512,7 +512,7 @@ def serve(
     model_dir: Path,
     port: int,  # 0: any free port
     port_file: Path | None = None,  # receives the port
-    drain_seconds: int = 20,  # time limit for the last requests
+    drain_seconds: float = 20,  # time limit for the last requests
 ) -> int:  # exit status; 1 if a request had no answer or the model did not load
     "Serve the artifact in `model_dir` on 127.0.0.1 until SIGTERM."
     listener = _listener(port)
@@ -548,7 +548,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model-dir", type=Path, required=True, help="unpacked model.tar.gz")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on; 0 takes a free one")
     parser.add_argument("--port-file", type=Path, help="file to write the port to")
-    parser.add_argument("--drain-seconds", type=int, default=20, help="time limit for the last requests")
+    parser.add_argument("--drain-seconds", type=float, default=20, help="time limit for the last requests")
     options = parser.parse_args(argv)
     _share_heaps()
     handler = logging.StreamHandler(sys.stderr)
