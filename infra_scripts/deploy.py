@@ -38,7 +38,7 @@ from aws_target import (
     recall,
 )
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
-from kernels import OwnKernel
+from kernels import EarlyKernels
 from loose_ends import tie_up
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -248,27 +248,28 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
     "Execute the phases' notebooks into `folder` and stamp each one that succeeds."
     phases = list(phases)
     folder.mkdir(parents=True, exist_ok=True)
-    narrator = Narrator(len(phases))
+    narrator, kernels = Narrator(len(phases)), EarlyKernels([phase.notebook for phase in phases], NOTEBOOKS)
     try:
         for phase in phases:
             narrator.begin(phase.title)
-            papermill.execute_notebook(
-                phase.notebook,
-                folder / phase.notebook.name,
-                parameters=phase.parameters,
-                cwd=NOTEBOOKS,
-                progress_bar=False,
-                stdout_file=narrator,
-                kernel_name="python3",  # of which OwnKernel keeps only the name
-                kernel_manager_class=OwnKernel,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # a kernel that is told to stop is no news
-            )
+            with kernels.next() as kernel:
+                papermill.execute_notebook(
+                    phase.notebook,
+                    folder / phase.notebook.name,
+                    parameters=phase.parameters,
+                    cwd=NOTEBOOKS,
+                    progress_bar=False,
+                    stdout_file=narrator,
+                    kernel_name="python3",  # only the name
+                    km=kernel,
+                )
             stamps.write(phase)
             narrator.end()
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would print the cell that was broken off
         raise
     finally:
+        kernels.close()
         narrator.close()
 
 

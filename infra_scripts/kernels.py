@@ -1,12 +1,21 @@
-"""The kernel of the notebooks: this Python, whatever kernelspecs the machine has."""
+"""The kernels of the notebooks: this Python, whatever kernelspecs the machine has, and each one is started early."""
 
+import ast
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import nbformat
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 
 from sentiment_engine.causes import Refused
+
+# What a notebook's functions import when they are called. The SDK alone takes seconds.
+LATER = {"03": ["sagemaker.train"], "04": ["sagemaker.core.image_uris"]}
 
 
 class OwnKernel(AsyncKernelManager):
@@ -17,6 +26,52 @@ class OwnKernel(AsyncKernelManager):
         "Describe how the kernel starts."
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def imported_by(notebook: Path) -> list[str]:
+    "List the modules that a notebook's cells import."
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return list(dict.fromkeys(names + [node.module for node in nodes if isinstance(node, ast.ImportFrom)]))
+
+
+class EarlyKernels:
+    "The kernels of notebooks that run one after another: the next one starts, and the last one ends, meanwhile."
+
+    def __init__(self, notebooks: Iterable[Path], folder: Path):  # folder: where they run
+        self.waiting, self.folder, self.started, self.used = list(notebooks), folder, [], 0
+
+    def _start(self, notebook: Path):
+        "Start the kernel of a notebook and let it import what the notebook imports."
+        kernel, quiet = OwnKernel(), ["--IPKernelApp.log_level=50"]  # a kernel that is told to stop is no news
+        run_sync(kernel.start_kernel)(cwd=str(self.folder), extra_arguments=quiet)
+        self.started.append(kernel)
+        client = kernel.client()
+        client.start_channels(iopub=False, stdin=False, hb=False, control=False)  # the kernel closes them with its own
+        modules = imported_by(notebook) + LATER.get(notebook.stem[:2], [])
+        client.execute(f"[__import__(name) for name in {modules}]", silent=True, stop_on_error=False)
+
+    @contextmanager
+    def next(self) -> Iterator[OwnKernel]:
+        "Lend the kernel of the next notebook, and then tell it to end."
+        while self.waiting and len(self.started) < self.used + 2:
+            self._start(self.waiting.pop(0))
+        kernel, self.used = self.started[self.used], self.used + 1
+        try:
+            yield kernel
+        except BaseException:
+            run_sync(kernel.shutdown_kernel)()  # interrupts the cell, which may have to tidy up
+            raise
+        run_sync(kernel.request_shutdown)()
+
+    def close(self):
+        "Wait for the kernels that were used, and kill the others."
+        for kernel in self.started[self.used :]:
+            run_sync(kernel.shutdown_kernel)(now=True)
+        for kernel in self.started[: self.used]:
+            run_sync(kernel.finish_shutdown)()
+            run_sync(kernel.cleanup_resources)()
 
 
 def check_kernelspec(name: str = "python3"):
