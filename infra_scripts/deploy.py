@@ -262,6 +262,7 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
                     stdout_file=narrator,
                     kernel_name="python3",  # only the name
                     km=kernel,
+                    start_timeout=600,  # seconds; it counts what the kernel loads ahead
                 )
             stamps.write(phase)
             narrator.end()

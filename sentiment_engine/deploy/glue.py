@@ -99,7 +99,7 @@ def _follow(glue, job: str, run: str, say: Callable[[str], None], every: float, 
         if state in DONE:
             return found
         said = (state, minutes)
-        time.sleep(every := min(every * 1.2, 10))
+        time.sleep(every := min(every * 1.05, 10))
 
 # %% ../../nbs/deploy/glue.ipynb #e89f33bd
 def _poll(
