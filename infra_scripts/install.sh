@@ -76,7 +76,7 @@ uv() {
     links=$(setting_of_pip find-links) authority=$(setting_of_pip cert)
     env UV_INDEX_STRATEGY=unsafe-best-match ${index:+"UV_INDEX_URL=$index"} ${more:+"UV_EXTRA_INDEX_URL=$more"} \
         ${links:+"UV_FIND_LINKS=$links"} ${authority:+"SSL_CERT_FILE=$authority"} \
-        "$venv/bin/python" -m uv pip install --python "$venv/bin/python" "$@"
+        "$venv/bin/python" -m uv pip install --python "$venv/bin/python" --compile-bytecode "$@" # as pip; else each start would
 }
 
 # What runs in the functions comes first, and only with the hashes that are written down.
