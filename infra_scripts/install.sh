@@ -6,7 +6,8 @@ set -eu
 unset CDPATH # it would send cd elsewhere
 # What a shell sets for other Pythons and other uses of pip leads packages elsewhere, or passes for an installed one.
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_DEPS PIP_REQUIRE_HASHES PIP_DRY_RUN PIP_CONSTRAINT
-unset UV_REQUIRE_HASHES UV_SYSTEM_PYTHON UV_CONSTRAINT UV_OVERRIDE UV_EXCLUDE_NEWER UV_PROJECT UV_WORKING_DIR UV_NO_EDITABLE UV_RESOLUTION UV_PRERELEASE
+unset UV_REQUIRE_HASHES UV_SYSTEM_PYTHON UV_CONSTRAINT UV_OVERRIDE UV_EXCLUDE_NEWER UV_PROJECT UV_WORKING_DIR
+unset UV_NO_EDITABLE UV_RESOLUTION UV_PRERELEASE
 cd "$(dirname "$0")/.."
 here=$(pwd -P)
 venv=.venv
@@ -73,10 +74,10 @@ setting_of_pip() { # the environment's comes first in pip's list
 # uv reads no settings of pip, so it is told where pip finds packages; each version may come from any of these places.
 uv() {
     index=$(setting_of_pip index-url) more=$(setting_of_pip extra-index-url)
-    links=$(setting_of_pip find-links) authority=$(setting_of_pip cert)
+    links=$(setting_of_pip find-links) certificates=$(setting_of_pip cert)
     env UV_INDEX_STRATEGY=unsafe-best-match ${index:+"UV_INDEX_URL=$index"} ${more:+"UV_EXTRA_INDEX_URL=$more"} \
-        ${links:+"UV_FIND_LINKS=$links"} ${authority:+"SSL_CERT_FILE=$authority"} \
-        "$venv/bin/python" -m uv pip install --python "$venv/bin/python" --compile-bytecode "$@" # as pip; else each start would
+        ${links:+"UV_FIND_LINKS=$links"} ${certificates:+"SSL_CERT_FILE=$certificates"} \
+        "$venv/bin/python" -m uv pip install --python "$venv/bin/python" --compile-bytecode "$@" # compiles as pip does
 }
 
 # What runs in the functions comes first, and only with the hashes that are written down.
