@@ -934,7 +934,6 @@ def main(
     env: Mapping[str, str] = os.environ,
 ) -> int:  # exit status
     "Run the training job that `env` and `argv` describe, and leave the reason if it fails."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: idle threads sleep, not spin
     try:
         restart_with_compat(env)
         check_gpu(env)
