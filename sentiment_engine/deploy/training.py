@@ -394,7 +394,7 @@ def job_log(
 # %% ../../nbs/deploy/training.ipynb #5cae91ec
 def _pause(waited: float, every: float = 1.0, longest: float = 30.0) -> float:  # seconds, all of them
     "Return how long to wait before the next poll."
-    return min(max(every, waited / 60), longest)
+    return min(max(every, waited / 20), longest)
 
 # %% ../../nbs/deploy/training.ipynb #4bb0f036
 def wait_for_training(
