@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.deploy.kernels import check_kernelspec
 from sentiment_engine.deploy.phases import (
     FAILURES,
     add_ports,
-    check_kernelspec,
     explain,
     local_cloud,
     stop_on_signals,

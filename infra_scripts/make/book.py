@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from sentiment_engine.causes import tells_cause
-from sentiment_engine.deploy.phases import OwnKernel
+from sentiment_engine.deploy.kernels import OwnKernel
 from sentiment_engine.local.cloud import LocalCloud
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"

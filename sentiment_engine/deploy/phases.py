@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TARGET_PARAMETERS', 'NOTEBOOKS', 'PHASES', 'SOURCES', 'SETTLED', 'TRYING', 'FIRST', 'SITE', 'TEACHING',
            'DEMONSTRATIONS', 'STAMPS', 'RUNS', 'FAILURES', 'parameters_of', 'Phase', 'sources_fingerprint',
-           'data_fingerprint', 'plan', 'Stamps', 'outdated', 'upcoming', 'OwnKernel', 'check_kernelspec', 'Narrator',
-           'run_phases', 'deploy', 'deploy_given', 'add_options', 'chosen_parameters', 'add_ports', 'local_cloud',
-           'explain', 'stop_on_signals', 'tied_up', 'deploy_locally', 'deploy_to_aws']
+           'data_fingerprint', 'plan', 'Stamps', 'outdated', 'upcoming', 'Narrator', 'run_phases', 'deploy',
+           'deploy_given', 'add_options', 'chosen_parameters', 'add_ports', 'local_cloud', 'explain', 'stop_on_signals',
+           'tied_up', 'deploy_locally', 'deploy_to_aws']
 
 # %% ../../nbs/deploy/phases.ipynb #88560f66
 import argparse
@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -29,17 +28,16 @@ from pathlib import Path
 import boto3
 import papermill
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from ..causes import ExplainedFailure, cause, with_cause
+from ..causes import cause, with_cause
 from ..data.ingest import category_addresses
 from ..data.reviews import check_reviews, find_files
 from .account import mask_accounts
 from .endpoint import trial_machines
 from .foundation import site_parameters
+from .kernels import EarlyKernels
 from .loose_ends import tie_up
 from .stacks import stack_outputs
 from sentiment_engine.deploy.target import (
@@ -227,24 +225,6 @@ def upcoming(
         return [p for p in phases if p.notebook.name >= start]
     return phases if force else outdated(phases, stamps)
 
-# %% ../../nbs/deploy/phases.ipynb #4d32878d
-class OwnKernel(AsyncKernelManager):
-    "A kernel in the current environment. The kernelspecs of the machine may belong to others, or to deleted ones."
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        "Return the command that starts the kernel."
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
-
-# %% ../../nbs/deploy/phases.ipynb #f67b3eb7
-def check_kernelspec(name: str = "python3"):
-    "Check that the program of a kernelspec exists. Raises Refused if it does not."
-    spec = KernelSpecManager().get_kernel_spec(name)
-    if not shutil.which(spec.argv[0]):
-        gone = f"The Jupyter kernel in {spec.resource_dir} starts {spec.argv[0]}, which does not exist."
-        raise ExplainedFailure(f"{gone} Remove it: {sys.executable} -m jupyter kernelspec remove {name}")
-
 # %% ../../nbs/deploy/phases.ipynb #267ad7d6
 class Narrator:
     "A progress bar over the phases. It also shows the last line that the running notebook printed."
@@ -296,27 +276,29 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
     "Execute the phases' notebooks into `folder` and stamp each one that succeeds."
     phases = list(phases)
     folder.mkdir(parents=True, exist_ok=True)
-    narrator = Narrator(len(phases))
+    narrator, kernels = Narrator(len(phases)), EarlyKernels([phase.notebook for phase in phases], NOTEBOOKS)
     try:
         for phase in phases:
             narrator.begin(phase.title)
-            papermill.execute_notebook(
-                phase.notebook,
-                folder / phase.notebook.name,
-                parameters=phase.parameters,
-                cwd=NOTEBOOKS,
-                progress_bar=False,
-                stdout_file=narrator,
-                kernel_name="python3",  # OwnKernel ignores the kernelspec of that name
-                kernel_manager_class=OwnKernel,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # keeps the kernel's log messages out of the output
-            )
+            with kernels.next() as kernel:
+                papermill.execute_notebook(
+                    phase.notebook,
+                    folder / phase.notebook.name,
+                    parameters=phase.parameters,
+                    cwd=NOTEBOOKS,
+                    progress_bar=False,
+                    stdout_file=narrator,
+                    kernel_name="python3",  # only the name; the kernel is `km`
+                    km=kernel,
+                    start_timeout=600,  # seconds, which include what the kernel loads ahead
+                )
             stamps.write(phase)
             narrator.end()
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # asyncio would print the interrupted cell
         raise
     finally:
+        kernels.close()
         narrator.close()
 
 # %% ../../nbs/deploy/phases.ipynb #121a54ab

@@ -939,7 +939,6 @@ def main(
     env: Mapping[str, str] = os.environ,
 ) -> int:  # exit status
     "Run the training job that `env` and `argv` describe. Write the reason of a failure to the failure file."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it when it loads: idle threads sleep
     try:
         restart_with_compat(env)
         check_gpu(env)

@@ -34,7 +34,13 @@ case "$1 $2" in
 "-c "*) exec {real} -c "import sys; sys.version_info = {version}
 $2" ;;
 "-m venv") [ -z "${{NO_VENV:-}}" ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo 1 >"$3/pip" ;;
-"-m pip") case "$3" in --version) [ -e "$here/../pip" ] && [ -z "${{NO_PIP:-}}" ] ;; esac ;;
+"-m uv") [ -z "${{UV_FAILS:-}}" ] && env | grep -E '^(UV_|SSL_)' >>"$LOG" ;;
+"-m pip") case "$3 $*" in
+    --version*) [ -e "$here/../pip" ] && [ -z "${{NO_PIP:-}}" ] ;;
+    config*) printf '%s\\n' "${{SETTINGS:-}}" ;;
+    install*uv==*) [ -z "${{NO_UV:-}}" ] ;;
+    install*) [ -z "${{PIP_FAILS:-}}" ] ;;
+    esac ;;
 esac
 """
 
@@ -180,11 +186,64 @@ def test_changed_requirements_are_installed(checkout, tmp_path):
     assert "-m pip install" in install(checkout, python)[2]
 
 
+EVERYTHING = ("--no-deps --require-hashes -r lambdas/requirements.txt", "-c constraints.txt -e .[etl,train,local,dev]")
+
+
+def installed_by(tool: str, asked: str) -> list[str]:
+    "Return what `tool` (pip or uv) was told to install, of the two parts of everything."
+    lines = [line for line in asked.splitlines() if f"-m {tool} " in line]
+    return [part for part in EVERYTHING if any(line.endswith(part) for line in lines)]
+
+
+def test_uv_of_one_version_installs_everything(checkout, tmp_path):
+    status, words, asked = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)))
+    assert status == 0 and "uv" not in words
+    assert re.search(r"-m pip install .*uv==\d+\.\d+\.\d+$", asked, re.M)
+    assert installed_by("uv", asked) == list(EVERYTHING) and not installed_by("pip", asked)
+
+
+@pytest.mark.parametrize("lack", ["NO_UV", "UV_FAILS"])
+def test_without_uv_pip_installs_everything(checkout, tmp_path, lack):
+    status, words, asked = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)), **{lack: "1"})
+    assert status == 0 and "without uv" in words
+    assert installed_by("pip", asked) == list(EVERYTHING)
+    assert (checkout / ".venv/installed").exists()
+
+
+@pytest.mark.parametrize("lack", ["NO_UV", "UV_FAILS"])
+def test_what_neither_can_install_is_not_taken_for_installed(checkout, tmp_path, lack):
+    python = python_of(tmp_path / "bin", (3, 11, 9))
+    status, words, _ = install(checkout, python, **{lack: "1", "PIP_FAILS": "1"})
+    assert status == 1 and "Run the same command again" in words and not (checkout / ".venv/installed").exists()
+    status, _, asked = install(checkout, python)
+    assert status == 0 and "-m venv" not in asked
+
+
+def test_uv_looks_for_packages_where_pip_does(checkout, tmp_path):
+    settings = (
+        ":env:.find-links='/my wheels'",
+        "global.cert='/etc/authority.pem'",
+        "global.extra-index-url='https://one.example/simple\\nhttps://two.example/simple'",
+        "global.find-links='/other'",
+        "global.index-url='https://mirror.example/simple'",
+    )
+    asked = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)), SETTINGS="\n".join(settings))[2]
+    told = {
+        "UV_INDEX_URL=https://mirror.example/simple",
+        "UV_EXTRA_INDEX_URL=https://one.example/simple https://two.example/simple",
+        "UV_FIND_LINKS=/my wheels",
+        "SSL_CERT_FILE=/etc/authority.pem",
+        "UV_INDEX_STRATEGY=unsafe-best-match",
+    }
+    assert told <= set(asked.splitlines())
+
+
 def test_what_a_shell_sets_for_other_pythons_leads_nothing_elsewhere(checkout, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "infra_scripts/make").mkdir(parents=True)
     names = "TARGET PREFIX ROOT USER NO_DEPS REQUIRE_HASHES DRY_RUN CONSTRAINT".split()
     stray = {f"PIP_{name}": "1" for name in names} | dict.fromkeys(("PYTHONHOME", "PYTHONPATH"), str(elsewhere))
+    stray |= {f"UV_{name}": "1" for name in "REQUIRE_HASHES SYSTEM_PYTHON CONSTRAINT NO_EDITABLE PROJECT".split()}
     kept = {"PIP_INDEX_URL": "https://mirror.example/simple"}
     python, log = python_of(tmp_path / "bin", (3, 11, 9)), tmp_path / "log"
     env = {"PATH": os.environ["PATH"], "LOG": str(log), "PYTHON": str(python), "CDPATH": str(elsewhere)}
