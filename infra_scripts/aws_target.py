@@ -1,4 +1,4 @@
-"""What a deployment to AWS is told, looks at first and prints: for deploy.py and teardown.py."""
+"""The options, checks and plan of a deployment to AWS, for deploy.py and teardown.py."""
 
 import argparse
 import json
@@ -39,60 +39,68 @@ from sentiment_engine.settings import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PRICED_REGION = "us-east-1"  # of the price table, and what a plan is made for if no region is chosen
+PRICED_REGION = "us-east-1"  # the region of the price table, and of a plan without a region
 # Options that are settings, by the setting's name. They are handed on as SENTIMENT_… variables.
 SETTINGS = ("endpoint", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
 SETTINGS += ("alarm_email", "sms_link")
 ONLY_AWS = ("profile", "region", "domain", "dry_run", "firewall", "reserved_concurrency", "permissions_boundary")
-# What boto3 would take before a profile that is only named in AWS_PROFILE.
+# Variables that boto3 prefers to a profile in AWS_PROFILE.
 BEFORE_A_PROFILE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 BEFORE_A_PROFILE += ("AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")
-# What is remembered of a deployment beside the settings, so that the next one need not be told again.
+# Choices besides the settings that the next deployment reuses.
 REVIEWS, MODELS = ("data", "categories", "rows", "source"), ("model", "model_data")
 TRAINING = ("base_model", "sample_rows", "training_instance")
 REMEMBERED = ("domain", "permissions_boundary", *MODELS, *REVIEWS, *TRAINING)
 CHOICES = "deployments/choices.json"  # key in the artifacts bucket
-BEFORE = "as before"  # what the finding about them is called
+BEFORE = "as before"  # name of the finding about them
 GLUE_WORKERS = 10  # the default of infra_scripts/foundation.yaml
 
 
 def add_account_options(parser: argparse.ArgumentParser):
-    "Add the options that say which account is meant, and which engine in it."
+    "Add the options that choose an account and an engine in it."
     parser.add_argument("--profile", metavar="NAME", help="profile of the AWS command line")
     parser.add_argument("--region", metavar="NAME", help="AWS region, such as us-east-1")
-    parser.add_argument("--stack-prefix", metavar="NAME", help="starts the name of all that is made, and tags it")
+    parser.add_argument("--stack-prefix", metavar="NAME", help="starts the name of every resource, and tags it")
 
 
 def add_variant_options(parser: argparse.ArgumentParser):
-    "Add the options that say what kind of engine it becomes."
+    "Add the options that shape the engine."
     add = parser.add_argument
-    dry = "only say what would be done, what it costs and what is in the way"
+    dry = "only print the plan, its costs and failed checks"
     add("--dry-run", action="store_true", default=None, help=dry)
     add("--domain", metavar="NAME", help="a domain of your own for the page; its zone must be in Route 53 (us-east-1)")
-    add("--permissions-boundary", metavar="ARN", help="a policy that no role of the engine may go beyond")
-    add("--endpoint", choices=("realtime", "serverless"), help="an instance that is started, or paid by the request")
+    add("--permissions-boundary", metavar="ARN", help="a policy that limits every role of the engine")
+    add(
+        "--endpoint",
+        choices=("realtime", "serverless"),
+        help="an instance on demand (realtime), or payment per request (serverless)",
+    )
     add("--instance-types", metavar="NAMES", help="of the endpoint, in order of preference, with commas")
-    add("--model-data", metavar="PLACE", help="a model.tar.gz, here or s3://…: nothing is cleaned or trained")
-    add("--sms-provider", choices=("textbelt", "sns"), help="who sends the SMS")
-    add("--sms-countries", metavar="CODES", help="countries whose numbers may get one, with commas")
-    add("--textbelt-url", metavar="URL", help="Textbelt, or a server that speaks like it")
-    add("--alarm-email", metavar="ADDRESS", help="who is written to when an alarm rings")
+    add("--model-data", metavar="PLACE", help="a model.tar.gz (file or s3://…) to deploy without cleaning or training")
+    add("--sms-provider", choices=("textbelt", "sns"), help="the provider of the SMS")
+    add("--sms-countries", metavar="CODES", help="countries whose numbers may receive an SMS, with commas")
+    add("--textbelt-url", metavar="URL", help="address of Textbelt, or of a compatible server")
+    add("--alarm-email", metavar="ADDRESS", help="address that receives the alarms")
     switch = argparse.BooleanOptionalAction
     add(
         "--sms-link",
         action=switch,
-        help="whether the SMS holds the page's address; Textbelt wants a cleared key for it",
+        help="put the page's address into the SMS; Textbelt requires an approved key for it",
     )
-    add("--firewall", action=switch, help="let a firewall count each address's requests to the page ($6 a month)")
-    add("--reserved-concurrency", action=switch, help="a share for each function; a new account has no room")
+    add("--firewall", action=switch, help="limit each address's requests to the page with a firewall ($6 a month)")
+    add(
+        "--reserved-concurrency",
+        action=switch,
+        help="reserve concurrency for each function; a new account has too little",
+    )
 
 
 def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
-    "Turn the options into environment variables, which the notebooks read. Raises ValueError for a nonsense setting."
+    "Turn the options into environment variables for the notebooks. Raises ValueError for an invalid setting."
     given = {"SENTIMENT_" + name.upper(): getattr(options, name, None) for name in SETTINGS}
     given["SENTIMENT_PREFIX"] = options.stack_prefix
     if options.stack_prefix not in (None, Settings().prefix) and "SENTIMENT_TABLE" not in os.environ:
-        given["SENTIMENT_TABLE"] = f"{options.stack_prefix}-state"  # two engines in one account share no table
+        given["SENTIMENT_TABLE"] = f"{options.stack_prefix}-state"  # two engines in one account must not share a table
     given["SENTIMENT_FIREWALL"] = getattr(options, "firewall", None)
     given["SENTIMENT_RESERVE_CONCURRENCY"] = getattr(options, "reserved_concurrency", None)
     given["AWS_PROFILE"] = options.profile
@@ -104,7 +112,7 @@ def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def enter(chosen: Mapping[str, str]):
-    "Lead boto3 and the settings, here and in the notebooks, to what was chosen: to the profile, if one was named."
+    "Point boto3 and the settings, here and in the notebooks, to the chosen account, region and engine."
     if "AWS_PROFILE" in chosen:
         for name in BEFORE_A_PROFILE:
             os.environ.pop(name, None)
@@ -112,7 +120,7 @@ def enter(chosen: Mapping[str, str]):
 
 
 def whose() -> str:
-    "Say who would act, in which account and where. Raises ValueError, ClientError or BotoCoreError if nobody can."
+    "Return the caller, account and region. Raises ValueError, ClientError or BotoCoreError without credentials."
     session = connect("aws")
     if not session.region_name:
         raise ValueError("no region is chosen: give --region, such as us-east-1")
@@ -120,7 +128,7 @@ def whose() -> str:
 
 
 def _kept(session: boto3.Session, settings: Settings) -> dict:  # options and settings; empty: nothing is known
-    "Read how the engine that stands was asked for."
+    "Read the stored choices of the deployed engine."
     found = find_stack(session.client("cloudformation"), foundation_stack(settings))
     if not found or tags_of(found).get("Project") != settings.prefix:
         return {}
@@ -128,7 +136,7 @@ def _kept(session: boto3.Session, settings: Settings) -> dict:  # options and se
     try:
         return json.load(session.client("s3").get_object(Bucket=outputs["ArtifactsBucket"], Key=CHOICES)["Body"])
     except KeyError:
-        return {}  # the foundation never came up
+        return {}  # the foundation was never completed
     except ClientError as e:
         if e.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
             return {}
@@ -136,7 +144,7 @@ def _kept(session: boto3.Session, settings: Settings) -> dict:  # options and se
 
 
 def _fitting(options: argparse.Namespace, kept: Mapping[str, object]) -> dict[str, object]:
-    "Leave out what was said anew and what does not go with it: a model that is given is not trained."
+    "Drop stored choices that are given again or that contradict a new one."
     anew = {name for name in REMEMBERED if getattr(options, name, None) is not None}
     for group in (REVIEWS, MODELS):
         anew |= set(group) if anew & set(group) else set()
@@ -150,7 +158,7 @@ def _fitting(options: argparse.Namespace, kept: Mapping[str, object]) -> dict[st
 
 
 def recall(options: argparse.Namespace) -> Finding:
-    "Complete options and environment by what the engine that stands was asked for; what is said now wins."
+    "Complete options and environment with the stored choices. New options override them."
     try:
         kept = _kept(connect("aws"), settings_from(os.environ))
     except (ClientError, BotoCoreError) as e:
@@ -164,18 +172,20 @@ def recall(options: argparse.Namespace) -> Finding:
     said += [f"{name}={value}" for name, value in settings.items()]
     if not said:
         return Finding(BEFORE, True, "nothing was chosen earlier that is not said now")
-    return Finding(BEFORE, True, f"{', '.join(said)} (say it anew to change it; --domain '' takes a domain back)")
+    return Finding(
+        BEFORE, True, f"{', '.join(said)} (specify an option again to change it; --domain '' removes a domain)"
+    )
 
 
 def _silent(name: str, value: str) -> bool:
-    "Tell whether nothing is said now about a setting that was `value`."
-    # A table's name that only follows from the prefix was not said.
+    "Return whether no new option concerns a setting that was `value`."
+    # A table name that follows from the prefix is not a choice.
     derived = f"{os.environ.get('SENTIMENT_PREFIX')}-state" if name == "SENTIMENT_TABLE" else None
     return os.environ.get(name) in (None, derived) and os.environ.get(name) != value
 
 
 def asked_for(options: argparse.Namespace) -> dict:
-    "Say what is to be remembered of a deployment."
+    "Return the choices to store."
     chosen = {name: getattr(options, name, None) for name in REMEMBERED}
     for name in ("data", "model_data"):  # wherever the next one is asked for
         if chosen[name] and not chosen[name].startswith("s3://"):
@@ -186,7 +196,7 @@ def asked_for(options: argparse.Namespace) -> dict:
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
-    "End the program if an option was given that means nothing on this machine, or an artifact that is not there."
+    "End the program for an option that does not apply, or an artifact that does not exist."
     place = getattr(options, "model_data", None) or "s3://"
     if not place.startswith("s3://") and not Path(place).is_file():
         parser.error(f"--model-data: {place} is no file")
@@ -198,9 +208,9 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
 
 
 def planned(options: argparse.Namespace, settings: Settings, session: boto3.Session, asked: bool) -> Plan:
-    "Plan the deployment; ask AWS what stands if it can be asked."
+    "Plan the deployment, and compare it with AWS if possible."
     domain, boundary = options.domain or "", options.permissions_boundary or ""
-    bucket, zone, unknown = "", "", "" if asked else "needs credentials; everything counts as new"
+    bucket, zone, unknown = "", "", "" if asked else "needs credentials, so everything counts as new"
     cloudformation = session.client("cloudformation") if asked else None
     if asked:
         try:
@@ -221,7 +231,7 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
 
 
 def _outputs(cloudformation, stack: str) -> dict[str, str]:  # cloudformation: None: not asked
-    "Read what a stack tells of itself; nothing if it does not stand."
+    "Read the outputs of a stack; empty if it does not exist."
     try:
         return stack_outputs(cloudformation, stack) if cloudformation else {}
     except LookupError:
@@ -229,14 +239,14 @@ def _outputs(cloudformation, stack: str) -> dict[str, str]:  # cloudformation: N
 
 
 def _monitoring(cloudformation, settings: Settings, region: str) -> dict[str, str]:
-    "Say what the alarms' template is told; what watches the engine is known once the engine stands."
+    "Return the parameters of the alarms' template, with placeholders until the engine exists."
     api = _outputs(cloudformation, engine_stack(settings)).get("ApiId", "the-api")
     distribution = _outputs(cloudformation, site_stack(settings)).get("DistributionId", "the-page")
     return monitoring_parameters(settings, f"{settings.prefix}-dead-letters", api, distribution, region)
 
 
 def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, str]:  # cloudformation: None: not asked
-    "Read where the page is or will be; the address at CloudFront is known once the site stands."
+    "Return the page's address, with a placeholder until the site exists."
     found = _outputs(cloudformation, site_stack(settings))
     at_cloudfront = found.get("DistributionOrigin", "https://the-page.cloudfront.net")
     return {"DistributionOrigin": at_cloudfront, "SiteOrigin": f"https://{domain}" if domain else at_cloudfront}
@@ -245,18 +255,18 @@ def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, 
 def _look(
     options: argparse.Namespace, settings: Settings, training: str, trial: bool
 ) -> tuple[boto3.Session, list[Finding]]:
-    "Look at the account; a plan without a region is one for the region of the price table."
+    "Check the account. Without a region, use that of the price table."
     session, chosen = connect("aws"), True
     if options.dry_run and not session.region_name:
         session, chosen = boto3.Session(region_name=PRICED_REGION), False
     found = check_account(session, settings, training, options.domain or "", options.model_data or "", trial)
     if not chosen:
-        found[0] = Finding("region", None, f"none is chosen, so the plan is for {PRICED_REGION}: give --region")
+        found[0] = Finding("region", None, f"none is chosen, so this plan is for {PRICED_REGION}: give --region")
     return session, found
 
 
 def places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  # asked: whether AWS can be asked
-    "Return the notebooks' parameters of domain and boundary; those that were not chosen are left out."
+    "Return the notebooks' parameters for domain and boundary, if they are chosen."
     found = {"permissions_boundary": options.permissions_boundary} if options.permissions_boundary else {}
     if options.domain and asked and (zone := find_zone(connect("aws").client("route53"), options.domain)):
         found |= {"domain_name": options.domain, "hosted_zone_id": zone}
@@ -264,13 +274,13 @@ def places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  
 
 
 def _upcoming(phases: Callable[[bool], list[str]], asked: bool) -> tuple[list[str], str]:
-    "Name the notebooks that are to run; where nobody can be asked, all, and why."
+    "Return the notebooks to run; without credentials, all and the reason."
     if asked:
         try:
             return phases(True), ""
         except (ClientError, BotoCoreError) as e:
             return phases(False), str(e)
-    return phases(False), "needs credentials; all count as new"
+    return phases(False), "needs credentials, so all count as new"
 
 
 def before(
@@ -279,7 +289,7 @@ def before(
     known: Finding,  # from `recall`
     phases: Callable[[bool], list[str]],  # whether AWS can be asked → titles of the notebooks that are to run
 ):
-    "Print what is found and planned. Ends the program after a dry run, and where something is in the way."
+    "Print the findings and the plan. Ends the program after a dry run or a failed check."
     settings = settings_from(os.environ)
     titles, unseen = _upcoming(phases, known.fine is not None)
     numbers = {title[:2] for title in titles}
@@ -302,7 +312,7 @@ def before(
 
 
 def _print_plan(options, settings: Settings, session, findings: list[Finding], asked: bool, work: Work):
-    "Print what would be done, what it costs and what nobody could look at."
+    "Print the plan, its costs and what could not be checked."
     try:
         plan = planned(options, settings, session, asked)
     except (ClientError, BotoCoreError, RuntimeError) as e:
@@ -312,17 +322,17 @@ def _print_plan(options, settings: Settings, session, findings: list[Finding], a
     print(f"\nWhat it costs, by the price table of nbs/costs.ipynb ({PRICED_REGION}):")
     print(*bill(plan, settings, work), sep="\n")
     print("\nWhat could not be checked:")
-    print(*(unchecked(plan, findings) or ["nothing: everything was looked at"]), sep="\n")
+    print(*(unchecked(plan, findings) or ["nothing"]), sep="\n")
     print("\nNothing was changed.")
 
 
 def is_adopted(place: str) -> bool:
-    "Tell whether a model that is given has been taken already: it is where `adopt_model` puts one."
+    "Return whether `adopt_model` has already adopted a given model."
     return place.startswith("s3://") and "/models/given-" in place
 
 
 def adopt_model(session: boto3.Session, settings: Settings, place: str) -> str:  # s3:// address of the artifact
-    "Make an artifact that exists already the newest model. Raises ValueError if it holds no metrics."
+    "Make an existing artifact the newest model. Raises ValueError if it contains no metrics."
     bucket = stack_outputs(session.client("cloudformation"), foundation_stack(settings))["ArtifactsBucket"]
     s3 = session.client("s3")
     with tempfile.TemporaryDirectory() as work:
@@ -340,7 +350,7 @@ def adopt_model(session: boto3.Session, settings: Settings, place: str) -> str: 
 
 
 def _metrics(archive: Path) -> dict:
-    "Read what an artifact scored."
+    "Read the metrics of an artifact."
     try:
         with tempfile.TemporaryDirectory() as work:
             return json.loads((unpack(archive, Path(work)) / "metrics.json").read_text(encoding="utf-8"))

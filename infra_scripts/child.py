@@ -16,11 +16,11 @@ STOPPING = 2700.0  # seconds that a program may take to stop: deploy.py waits fo
 
 
 class Abandoned(BaseException):
-    "The user has read the warning and does not wait for the teardown."
+    "Raised if the user ends the teardown after reading the warning."
 
 
 class Late(RuntimeError):
-    "A program that did not end in time; it was stopped."
+    "Raised for a program that did not end in time and was stopped."
 
 
 class Interrupts:
@@ -61,7 +61,7 @@ class Interrupts:
             self.ending = True
             raise KeyboardInterrupt
         elif number == signal.SIGHUP:
-            pass  # nobody is there to read a warning or to insist
+            pass  # a closed terminal cannot show a warning
         elif self._warned is None:
             self._warned = time.monotonic()
             with contextlib.suppress(OSError):
@@ -79,7 +79,7 @@ def _read(stream, lines: queue.Queue):
 
 
 def _follow(process: subprocess.Popen, lines: queue.Queue, limit: float, hear: Callable, idle: Callable):
-    "Hear every line until the program ends. Raises Late after `limit` seconds."
+    "Receive every line until the program ends. Raises Late after `limit` seconds."
     start = time.monotonic()
     while (passed := time.monotonic() - start) <= limit:
         try:
@@ -94,7 +94,7 @@ def _follow(process: subprocess.Popen, lines: queue.Queue, limit: float, hear: C
 
 
 def _stop(process: subprocess.Popen, lines: queue.Queue, hear, idle):
-    "Press Ctrl-C for a program and wait until it has tidied up; kill it if it takes too long."
+    "Interrupt a program and wait for its cleanup; kill it if that takes too long."
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     try:

@@ -1,6 +1,6 @@
 """Deploy the engine: run the numbered notebooks with papermill, in order, on this machine or on AWS.
 
-What is up to date is left alone: each phase leaves a fingerprint of its notebook, its parameters, the sources and the
+Unchanged phases are skipped: each phase leaves a fingerprint of its notebook, its parameters, the sources and the
 phases before it in the artifacts bucket, and the phases whose fingerprints differ run.
 """
 
@@ -64,12 +64,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 RUNS = ROOT / "runs"
 PHASES = ("00", "01", "02", "03", "04", "05", "06", "07")  # 08 explains the local cloud, which must already run
-SETTLED = "05"  # from this phase on the settings of the environment matter; nobody trains again for another alarm_email
-TRYING = "04"  # which tries the model on the machines of the settings: on other machines it is tried again
-FIRST = "00"  # deploys the site, of which the phases before SETTLED know nothing; nobody trains again for a domain
-SITE = ("domain_name", "hosted_zone_id")  # parameters of the notebooks that only the site is told
-TEACHING = ("01", "02", "03")  # what the released model does without
-DEMONSTRATIONS = {"visit": False}  # parameters of what a notebook shows its readers: a deployment wakes no model
+SETTLED = "05"  # settings of the environment matter from this phase on, so a new alarm_email causes no training
+TRYING = "04"  # tries the model on the configured machines, again if they change
+FIRST = "00"  # deploys the site, which the phases before SETTLED do not use, so a new domain causes no training
+SITE = ("domain_name", "hosted_zone_id")  # notebook parameters for the site only
+TEACHING = ("01", "02", "03")  # phases that the released model does not need
+DEMONSTRATIONS = {"visit": False}  # parameters of demonstrations: a deployment wakes no model
 STAMPS = "deployments/phases.json"  # key in the artifacts bucket
 SOURCES = (
     "nbs/**/*.ipynb",
@@ -96,7 +96,7 @@ TARGET_PARAMETERS = {
 
 @dataclass(frozen=True)
 class Phase:
-    "One numbered notebook with the parameters it takes."
+    "One numbered notebook with its parameters."
 
     notebook: Path
     parameters: dict
@@ -104,7 +104,7 @@ class Phase:
 
     @property
     def title(self) -> str:
-        "Name the phase as a person would: 03 model training."
+        "Return a readable name, such as 03 model training."
         return self.notebook.stem.replace("_", " ")
 
 
@@ -142,12 +142,12 @@ def plan(parameters: dict) -> list[Phase]:
 
 
 def _hash(*parts: object) -> str:
-    "Hash what can be written as JSON."
+    "Hash a JSON value."
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def parameters_of(target: str, given: dict) -> dict:
-    "Complete what was given for the notebooks by what the target differs in."
+    "Add the parameters of the target to the given ones."
     return {"target": target} | TARGET_PARAMETERS[target] | {k: v for k, v in given.items() if v is not None}
 
 
@@ -175,7 +175,7 @@ class Stamps:
             raise
 
     def write(self, phase: Phase):
-        "Note that `phase` stands; whatever was built on another state of it is no longer known to fit."
+        "Record that `phase` is deployed. Later phases that were built on another state of it no longer count."
         stamps, name = self.read(), phase.notebook.stem
         base, apart, _ = phase.fingerprint.partition("+")
         # A phase that depends on the site has it in its own fingerprint, so another site is no reason to drop one.
@@ -186,18 +186,18 @@ class Stamps:
         self.note()
 
     def forget(self, number: str):
-        "Let a phase run again, the next time that it is wanted."
+        "Let a phase run again next time."
         kept = {name: stamp for name, stamp in self.read().items() if not name.startswith(number)}
         self.session.client("s3").put_object(Bucket=self._bucket(), Key=STAMPS, Body=json.dumps(kept).encode())
 
     def note(self):
-        "Remember how this deployment was asked for, if it is to be remembered and there is a place for it yet."
+        "Store the choices of this deployment, if they matter and the bucket exists."
         if self.asked is not None and (bucket := self._bucket()):
             self.session.client("s3").put_object(Bucket=bucket, Key=CHOICES, Body=json.dumps(self.asked).encode())
 
 
 def outdated(phases: list[Phase], stamps: dict[str, str]) -> list[Phase]:
-    "Return the phases whose fingerprint is not the one that stands; each fingerprint covers the phases before."
+    "Return the phases whose fingerprint has changed; each fingerprint covers the phases before."
     return [phase for phase in phases if stamps.get(phase.notebook.stem) != phase.fingerprint]
 
 
@@ -205,7 +205,7 @@ class Narrator:
     "A progress bar over the phases that also shows the last line the running notebook printed."
 
     def __init__(self, total: int):
-        live = sys.stdout.isatty()  # a log gets one line a phase instead
+        live = sys.stdout.isatty()  # a log gets one line per phase instead
         form = "{bar:16} {n_fmt}/{total_fmt}  {desc} {postfix}"
         self.bar = tqdm(total=total, bar_format=form, file=sys.stdout, disable=not live)
         self.line, self.title, self.start, self.done = "", "", time.monotonic(), threading.Event()
@@ -236,7 +236,7 @@ class Narrator:
         self.bar.close()
 
     def write(self, text: str):
-        "Take what a notebook prints; its last line is what is shown."
+        "Receive what a notebook prints, and show its last line."
         if lines := [line.strip() for line in text.splitlines() if line.strip()]:
             self.line = mask_accounts(lines[-1])
 
@@ -261,12 +261,12 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
                 stdout_file=narrator,
                 kernel_name="python3",  # of which OwnKernel keeps only the name
                 kernel_manager_class=OwnKernel,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # a kernel that is told to stop is no news
+                extra_arguments=["--IPKernelApp.log_level=50"],  # stopping a kernel needs no warning
             )
             stamps.write(phase)
             narrator.end()
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would print the cell that was broken off
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would print the interrupted cell
         raise
     finally:
         narrator.close()
@@ -280,7 +280,7 @@ def upcoming(
     force: bool = False,  # run every phase
     given: bool = False,  # whether a model is given now: all that come after the training are to run
 ) -> list[Phase]:
-    "Return the phases that are to run."
+    "Return the phases to run."
     if given:
         return phases
     if only:
@@ -298,7 +298,7 @@ def deploy(
     asked: dict | None = None,  # what is to be remembered of this deployment
     **parameters,  # of the notebooks; None is left out
 ) -> dict[str, str]:  # outputs of the engine stack; empty if it has not been deployed yet
-    "Bring the cloud that the environment names up to date. Raises PapermillExecutionError where a notebook fails."
+    "Deploy to the cloud that the environment names. Raises PapermillExecutionError if a notebook fails."
     session, settings = connect(target), settings_from(os.environ)
     stamps = Stamps(session, foundation_stack(settings), asked)
     stamps.note()
@@ -317,22 +317,22 @@ def deploy_given(
     asked: dict | None = None,  # as `deploy`
     **choices,  # of `deploy`
 ) -> dict[str, str]:  # as `deploy`
-    "Deploy a model that exists already: nothing is cleaned, explored or trained."
+    "Deploy an existing model, without cleaning, exploration or training."
     chosen = {name: value for name, value in choices.items() if name not in ("only", "start", "force")}
-    chosen |= {"deploy_model": "candidate", "model_data": model_data}  # what was given, not what is better
+    chosen |= {"deploy_model": "candidate", "model_data": model_data}  # the given model, not the better one
     deploy(target, only="00", asked=asked, **chosen)
     session, settings = connect(target), settings_from(os.environ)
     address = adopt_model(session, settings, model_data)
-    Stamps(session, foundation_stack(settings)).forget("03")  # whose model is the newest no more
+    Stamps(session, foundation_stack(settings)).forget("03")  # whose model is no longer the newest
     print(f"  the model: {address}")
-    if asked:  # the file may not be there the next time; its copy is
+    if asked:  # the file may be gone next time, but its copy stays
         asked = asked | {"options": asked["options"] | {"model_data": address}}
     return deploy(target, start="04", asked=asked, **chosen)
 
 
 def add_ports(parser: argparse.ArgumentParser):
     "Add the options that choose where the local cloud listens."
-    free = "without it the usual one, or a free one if that is taken"
+    free = "default: the usual one, or a free one if that is taken"
     parser.add_argument("--port", type=int, metavar="N", help=f"port of AWS; {free}")
     parser.add_argument("--site-port", type=int, metavar="N", help=f"port of the page; {free}")
 
@@ -342,14 +342,14 @@ def local_cloud(
     start: bool = True,  # whether to start one if none runs
     ports: argparse.Namespace | None = None,  # options of `add_ports`
 ) -> Iterator[LocalCloud]:
-    "Use this folder's local cloud, and lead boto3 there; one that was started for this is stopped at the end."
+    "Use this folder's local cloud with boto3. Stop it at the end if this call started it."
     wanted = {"port": ports and ports.port, "site_port": ports and ports.site_port}
     cloud = LocalCloud(ROOT / ".local-cloud", **wanted)
     ran = cloud.running
     if not ran and not start:
         raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")
     if ran and any(port and port != cloud.place[name] for name, port in wanted.items()):
-        raise RuntimeError(f"the local cloud of this folder runs already, with the page at {cloud.site_url}")
+        raise RuntimeError(f"the local cloud of this folder already runs, with the page at {cloud.site_url}")
     cloud.start(detached=False)
     try:
         cloud.enter()
@@ -360,7 +360,7 @@ def local_cloud(
 
 
 def _at_least(least: float, kind: type) -> Callable[[str], float]:
-    "Make the type of an option that must not be below `least`."
+    "Return the type of an option with the minimum `least`."
 
     def read(text: str):
         try:
@@ -388,15 +388,21 @@ def add_options(parser: argparse.ArgumentParser):
     reviews.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
     reviews.add_argument("--categories", metavar="NAMES", help="categories of Amazon Reviews 2023, with commas")
     reviews.add_argument("--rows", type=rows, metavar="N", help="reviews to generate")
-    parser.add_argument("--source", metavar="ADDRESS", help="https:// or s3:// with {category} in it, to fetch from")
     parser.add_argument(
-        "--model", choices=("better", "candidate", "released"), help="what to deploy; released: without any training"
+        "--source", metavar="ADDRESS", help="https:// or s3:// address to download from, with {category} in it"
     )
-    base = "what the model is fine-tuned from: minilm, or a name on the Hugging Face hub"
+    parser.add_argument(
+        "--model",
+        choices=("better", "candidate", "released"),
+        help="which model to deploy (released: without training)",
+    )
+    base = "base model: minilm, or a name on the Hugging Face hub"
     parser.add_argument("--base-model", metavar="NAME", help=base)
-    parser.add_argument("--sample-rows", type=rows, metavar="N", help="most reviews to train on")
+    parser.add_argument("--sample-rows", type=rows, metavar="N", help="maximum number of reviews to train on")
     parser.add_argument("--training-instance", type=_instance_type, metavar="TYPE", help="machine of the training job")
-    parser.add_argument("--idle-minutes", type=minutes, metavar="M", help="minutes from the last prediction to the end")
+    parser.add_argument(
+        "--idle-minutes", type=minutes, metavar="M", help="minutes from the last prediction to the deletion"
+    )
 
 
 def chosen_parameters(options: argparse.Namespace) -> dict:
@@ -421,7 +427,7 @@ FAILURES = (ValueError, LookupError, RuntimeError, ClientError, BotoCoreError, P
 
 
 def explain(error: Exception) -> str:
-    "Say what went wrong and what to do, without the id of an account."
+    "Return the cause and the remedy of an error, without account ids."
     if isinstance(error, NoCredentialsError | NoRegionError):
         return f"{error} Configure the AWS command line first (aws configure), or deploy to --target local."
     if isinstance(error, PapermillExecutionError):
@@ -430,18 +436,18 @@ def explain(error: Exception) -> str:
 
 
 def _explain_cell(error: PapermillExecutionError) -> str:
-    "Say which cell of which notebook failed and why."
+    "Return which cell of which notebook failed and why."
     newest = max(RUNS.glob("*/"), key=lambda p: p.stat().st_mtime)
     return (
         f"\n{error.ename}: {with_cause(error.evalue)}\n"
-        f"Cell {error.cell_index} failed; the whole story is in {newest.relative_to(ROOT)}/ (the last notebook there)."
-        "\nWhat was done before it stands, and the next run goes on from here."
+        f"Cell {error.cell_index} failed. For details, open the last notebook in {newest.relative_to(ROOT)}/."
+        "\nThe steps before it are complete; the next run continues here."
     )
 
 
 @contextmanager
 def tied_up(target: str) -> Iterator[None]:
-    "If the work is cut off, in whatever way, see that nothing goes on being paid for unnoticed."
+    "If the work is interrupted, make sure that nothing costs money unnoticed."
     try:
         yield
     except BaseException as e:
@@ -450,7 +456,7 @@ def tied_up(target: str) -> Iterator[None]:
 
 
 def _steps(options: argparse.Namespace) -> dict:
-    "Say which notebooks are to run."
+    "Print which notebooks run."
     return {"only": options.only, "start": options.start, "force": options.force}
 
 
@@ -465,15 +471,15 @@ def _to_local(options: argparse.Namespace) -> dict[str, str]:  # outputs
 
 
 def _to_aws(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, str]:  # outputs
-    "Deploy to AWS as it was asked for, now and earlier, if nothing is in the way."
+    "Deploy to AWS with the current and the stored choices, if no check fails."
     enter(chosen_environment(options))
     given = bool(options.model_data)
     known = recall(options)
-    check_options(parser, options)  # what was asked for earlier may not be there any more
-    parameters = chosen_parameters(options) | {"idle_minutes": None}  # the environment says it
+    check_options(parser, options)  # a stored choice may no longer exist
+    parameters = chosen_parameters(options) | {"idle_minutes": None}  # the environment has it
     if told := options.model_data:
         parameters |= {"deploy_model": "candidate", "model_data": told}
-        given = given or not is_adopted(told)  # one that was given earlier is the newest already
+        given = given or not is_adopted(told)  # a model from an earlier call is already the newest
 
     def ahead(asked: bool) -> list[str]:
         stamps = Stamps(connect("aws"), foundation_stack(settings_from(os.environ))).read() if asked else {}
@@ -482,7 +488,7 @@ def _to_aws(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dic
 
     before(options, parameters_of("aws", parameters)["training_instance"], known, ahead)
     if any(title.startswith("04") for title in ahead(True)):
-        fetch_wheels()  # 04 packs them; if they cannot be had, that shows before anything is paid for
+        fetch_wheels()  # 04 packs them; fail here, before anything costs money
     parameters |= {"asked": asked_for(options)} | places(options)
     with tied_up("aws"):
         return deploy_given("aws", **parameters) if given else deploy("aws", **_steps(options), **parameters)
@@ -504,7 +510,7 @@ def main():
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--only", choices=PHASES, help="run this one notebook")
     steps.add_argument("--from", dest="start", choices=PHASES, help="run from this notebook on")
-    steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
+    steps.add_argument("--force", action="store_true", help="run every notebook, even unchanged ones")
     options = parser.parse_args()
     check_options(parser, options)
     stop_on_signals()
@@ -513,7 +519,7 @@ def main():
     except FAILURES as e:
         raise SystemExit(explain(e)) from None
     except KeyboardInterrupt:
-        raise SystemExit("\nInterrupted. What was done stands, and the next run goes on from here.") from None
+        raise SystemExit("\nInterrupted. All completed steps are kept; the next run continues here.") from None
     for name in ("SiteUrl", "ApiUrl"):
         if name in outputs:
             print(f"{name:8} {outputs[name]}")

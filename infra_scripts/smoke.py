@@ -1,8 +1,8 @@
 """Play one visit over HTTP against the local cloud, and print each step with its time.
 
 Asleep, Start, waking, awake, the SMS, two predictions, keep alive, idle shutdown, asleep again, and nothing left that
-would cost money. Uses the cloud that is running, or starts one and stops it afterwards. The half hour of idleness is
-not waited for: the local cloud's clock is put forward.
+would cost money. Uses the cloud that is running, or starts one and stops it afterwards. To skip the idle
+half hour, it advances the local cloud's clock.
 """
 
 import argparse
@@ -29,12 +29,12 @@ COMPLAINT = "Broke after two days and the seller refused a refund. A complete wa
 
 
 def is_loopback(url: str) -> bool:
-    "Tell whether a call stays on this machine. No proxy may see it; httpx loads one even for the hosts of no_proxy."
+    "Return whether a call stays on this machine. Such a call must not use a proxy, which httpx may load anyway."
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 class StepFailed(RuntimeError):
-    "A step that did not show what it should."
+    "A step without the expected result."
 
 
 class Visit:
@@ -43,10 +43,10 @@ class Visit:
     def __init__(
         self,
         api: str,  # address of the API
-        pass_time: Callable[[float], object],  # lets some seconds go by: waits, or puts a clock forward
+        pass_time: Callable[[float], object],  # waits some seconds, or advances a clock
         inbox: Callable[[], list[dict]] | None = None,  # the messages to `phone`; None: messages cannot be read
         phone: str = "",  # who gets the SMS; empty: nobody
-        patience: float = 120,  # seconds that a start may take
+        patience: float = 120,  # maximum seconds of a start
     ):
         self.http = httpx.Client(base_url=api, timeout=60, trust_env=not is_loopback(api))
         self.pass_time, self.inbox, self.phone, self.patience = pass_time, inbox, phone, patience
@@ -61,7 +61,7 @@ class Visit:
             raise StepFailed(f"step {self.step_number} failed: {title}")
 
     def call(self, method: str, path: str, body: dict | None = None) -> tuple[int, dict]:
-        "Call the API and return the status code and the JSON; an answer that is no JSON becomes a message."
+        "Call the API and return the status code and the JSON, or a message for an answer without JSON."
         reply = self.http.request(method, path, json=body)
         try:
             return reply.status_code, reply.json()
@@ -72,24 +72,24 @@ class Visit:
         return self.call("GET", "/status")[1].get("state", "unknown")
 
     def wait(self, until: Callable[[], object], seconds: float = 120) -> object:
-        "Poll until `until()` is true, and return that; the last answer if time runs out."
+        "Poll until `until()` is true, and return its last answer."
         start = time.monotonic()
         while True:
             passed = time.monotonic() - start
             try:
                 if (answer := until()) or passed > seconds:
                     return answer
-            except httpx.TransportError:  # of the network, which may be back the next time
+            except httpx.TransportError:  # of the network, which may recover
                 if passed > seconds:
                     raise
             time.sleep(min(5, max(0.3, passed / 20)))  # a start in AWS takes minutes: no need to ask 3,000 times
 
     def look(self, seen: str, passed: float):
-        "Notice what a wait sees meanwhile; `passed` seconds after its beginning."
+        "Observe a wait, `passed` seconds after its beginning."
 
 
 def wake(visit: Visit):
-    "From asleep to awake, with the SMS if it can be read."
+    "Wake the model, and check the SMS if messages can be read."
     code, status = visit.call("GET", "/status")
     if status.get("state") in ("CREATING", "IN_SERVICE", "STOPPING"):
         until = f", until {status['shutdownAt']} if nobody goes on" if status.get("shutdownAt") else ""
@@ -119,7 +119,7 @@ def wake(visit: Visit):
 
 
 def predict(visit: Visit):
-    "Two predictions; a model that loads or is busy is asked again."
+    "Make two predictions, and retry while the model loads or is busy."
 
     def answer(text: str) -> tuple[int, dict] | None:
         code, reply = visit.call("POST", "/predict", {"inputs": text})
@@ -132,7 +132,7 @@ def predict(visit: Visit):
 
 
 def use(visit: Visit):
-    "Two predictions and a keep-alive."
+    "Make two predictions and extend the deadline."
     predict(visit)
     status = visit.call("GET", "/status")[1]
     pause = min(90, status["idleMinutes"] * 60 / 4)
@@ -144,7 +144,7 @@ def use(visit: Visit):
 
 
 def sleep(visit: Visit):
-    "The idle shutdown, and a look at what is left."
+    "Check the idle shutdown and what is left."
     left = visit.call("GET", "/status")[1]["secondsLeft"]
     visit.pass_time(left + 5)
     waiting = time.monotonic()
@@ -167,7 +167,7 @@ def sleep(visit: Visit):
 
 
 def tidy(visit: Visit):
-    "Let the model that this visit has woken fall asleep, in case the visit was cut short."
+    "Put the model back to sleep if the visit was interrupted."
     if visit.woken:
         print("smoke: putting the model to sleep again", flush=True)
         visit.wait(lambda: visit.state() != "CREATING", visit.patience)
@@ -176,7 +176,7 @@ def tidy(visit: Visit):
 
 
 def ask_serverless(visit: Visit):
-    "Predictions of a serverless endpoint, which is never started and never deleted."
+    "Make predictions with a serverless endpoint, which has no start and no end."
     code, status = visit.call("GET", "/status")
     awake = code == 200 and status["state"] == "IN_SERVICE"
     visit.step("status: in service, paid by the request", awake, status.get("state", status))
@@ -184,7 +184,7 @@ def ask_serverless(visit: Visit):
 
 
 def local_visit(cloud: LocalCloud, api: str) -> Visit:
-    "Return a visit that reads the local cloud's inbox and puts its clock forward."
+    "Return a visit that reads the local cloud's inbox and advances its clock."
 
     def inbox() -> list[dict]:
         return [m for m in httpx.get(f"{cloud.inbox_url}.json", trust_env=False).json() if m["to"] == PHONE]

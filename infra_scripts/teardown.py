@@ -1,4 +1,4 @@
-"""Delete everything a deployment made, endpoints first, and say what is kept and why; safe to repeat.
+"""Delete everything that a deployment created, endpoints first, and list what stays and why. Safe to repeat.
 
 What is ours carries the tag Project with the prefix as its value, or a name that only we give. Nothing else is touched.
 """
@@ -34,17 +34,17 @@ from sentiment_engine.settings import (
     textbelt_key_parameter,
 )
 
-KEPT = "kept"  # the kind of what is not deleted
+KEPT = "kept"  # what is not deleted
 
 
 def _missing(error: ClientError) -> bool:
-    "Tell whether AWS says that the thing is not there, in any of its ways."
+    "Return whether an AWS error means that the resource does not exist."
     code, text = error.response["Error"]["Code"], str(error)
     return "NotFound" in code or "NoSuch" in code or "Could not find" in text or "does not exist" in text
 
 
 def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[str]:
-    "Delete every one of `names`; one that has gone by itself is fine."
+    "Delete all of `names`, ignoring missing ones."
     gone = []
     for name in names:
         try:
@@ -72,7 +72,7 @@ def delete_models(session: boto3.Session, settings: Settings) -> Iterator[tuple[
 
 
 def _buckets(cloudformation, stack: str) -> list[str]:
-    "Name the buckets of a stack, also of one that was never finished."
+    "Return the buckets of a stack, even of an incomplete one."
     pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack)
     found = pages.search("StackResourceSummaries[?ResourceType=='AWS::S3::Bucket'].PhysicalResourceId")
     return [name for name in found if name]
@@ -84,7 +84,7 @@ def _delete_whole(session: boto3.Session, settings: Settings, stack: str) -> Ite
     if not (found := find_stack(cloudformation, stack)):
         return
     if tags_of(found).get("Project") != settings.prefix:
-        yield KEPT, [f"stack {stack}: it has no tag Project={settings.prefix}, so it is somebody else's"]
+        yield KEPT, [f"stack {stack}: it has no tag Project={settings.prefix}, so it does not belong to the engine"]
         return
     there = [b for b in _buckets(cloudformation, stack) if _bucket_exists(s3, b)]
     yield f"buckets of {stack}", [f"{b}: {empty_bucket(s3, b)} objects" for b in there]
@@ -92,7 +92,7 @@ def _delete_whole(session: boto3.Session, settings: Settings, stack: str) -> Ite
 
 
 def delete_engine(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete the engine: from then on nobody can press Start."
+    "Delete the engine; after that, Start is impossible."
     yield from _delete_whole(session, settings, monitoring_stack(settings))
     yield from _delete_whole(session, settings, engine_stack(settings))
 
@@ -103,7 +103,7 @@ def delete_site(session: boto3.Session, settings: Settings) -> Iterator[tuple[st
 
 
 def delete_foundation(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete what the engine stood on."
+    "Delete the foundation."
     return _delete_whole(session, settings, foundation_stack(settings))
 
 
@@ -124,7 +124,7 @@ def our_log_groups(settings: Settings, names: Iterable[str]) -> list[str]:
 
 
 def delete_leftovers(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete what belongs to no stack: our two parameters and the log groups that services made."
+    "Delete resources outside the stacks: two parameters and the log groups of services."
     ssm, logs = session.client("ssm"), session.client("logs")
     pages = ssm.get_paginator("describe_parameters").paginate(
         ParameterFilters=[{"Key": "Name", "Option": "BeginsWith", "Values": [f"/{settings.prefix}/"]}]
@@ -143,7 +143,7 @@ SHARED_LOGS = ("/aws-glue/", "/aws/sagemaker/TrainingJobs")
 
 
 def look_at_rest(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Say what cannot or must not be deleted."
+    "List what cannot or must not be deleted."
     logs, sagemaker = session.client("logs"), session.client("sagemaker")
     for start in SHARED_LOGS:
         pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=start)
@@ -152,7 +152,7 @@ def look_at_rest(session: boto3.Session, settings: Settings) -> Iterator[tuple[s
     pages = sagemaker.get_paginator("list_training_jobs").paginate(NameContains=f"{settings.prefix}-training")
     jobs = [j for j in pages.search("TrainingJobSummaries[]") if j]
     if jobs:
-        yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker lets nobody delete them, and they are free"]
+        yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker cannot delete them, and they are free"]
 
 
 def _stop_training(sagemaker, name: str):
@@ -165,7 +165,7 @@ def _stop_training(sagemaker, name: str):
 
 
 def stop_jobs(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Stop what a deployment that was cut off may have left running: training jobs and runs of the Glue job."
+    "Stop training jobs and Glue runs that an interrupted deployment left running."
     sagemaker = session.client("sagemaker")
     names = training_jobs(sagemaker, settings)
     yield "running training jobs", _delete_each(iter(names), lambda n: _stop_training(sagemaker, n))
@@ -177,7 +177,7 @@ def wait_for_jobs(
     settings: Settings,
     timeout: float = 1800,  # seconds
 ) -> Iterator[tuple[str, list[str]]]:  # nothing
-    "Wait until no job writes any more: a bucket that is written to cannot be deleted. Raises TimeoutError."
+    "Wait until no job writes, because a bucket in use cannot be deleted. Raises TimeoutError."
     sagemaker, start, delay = session.client("sagemaker"), time.monotonic(), 0.25
 
     def working() -> list[str]:
@@ -192,9 +192,9 @@ def wait_for_jobs(
 
 
 def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was deleted
-    "Delete all of ours in the cloud the environment names."
+    "Delete the engine in the cloud that the environment names."
     session, settings, deleted = connect(target), settings_from(os.environ), []
-    # What costs goes first; and once more when the engine is gone, for somebody may press Start meanwhile.
+    # Endpoints go first, and again after the engine, because a visitor may press Start in between.
     steps = (
         stop_jobs,
         delete_endpoints,
@@ -217,15 +217,15 @@ def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was 
 
 
 def _typed(question: str) -> str:
-    "Ask; where nobody can answer, or wants to, that is no."
+    "Ask a question. No answer means no."
     try:
         return input(question)
     except (EOFError, KeyboardInterrupt):
         return ""
 
 
-def _make_sure(yes: bool):  # yes: nobody need be asked
-    "Say what would be deleted where, and end the program if nobody wants that."
+def _make_sure(yes: bool):  # yes: do not ask
+    "Print what will be deleted where, and end the program unless the user confirms."
     prefix = settings_from(os.environ).prefix
     try:
         say(f"This deletes everything of the engine {prefix!r}, the reviews and models included, as {whose()}.")
@@ -233,17 +233,17 @@ def _make_sure(yes: bool):  # yes: nobody need be asked
         sys.exit(f"nothing was deleted: {mask_accounts(str(e))}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Nothing was deleted.")
-    if not yes and _typed("Type the prefix to go on: ") != prefix:
+    if not yes and _typed("Type the prefix to continue: ") != prefix:
         sys.exit("nothing was deleted")
 
 
 @tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to clear")
+    parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to delete from")
     add_account_options(parser)
     add_ports(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask before deleting from AWS")
+    parser.add_argument("--yes", action="store_true", help="delete from AWS without asking")
     options = parser.parse_args()
     check_options(parser, options)
     stop_on_signals()
@@ -264,10 +264,10 @@ def main():
     except ValueError as e:
         sys.exit(str(e))
     except FAILURES as e:
-        sys.exit(f"{explain(e)}\nWhat was deleted is gone; run it again for the rest.")
+        sys.exit(f"{explain(e)}\nRun it again to delete the rest.")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. What was deleted is gone; run it again for the rest.")
-    say(f"{len(deleted)} things deleted." if deleted else "Nothing of ours is left.")
+        sys.exit("\nInterrupted. Run it again to delete the rest.")
+    say(f"{len(deleted)} things deleted." if deleted else "Nothing of the engine is left.")
 
 
 if __name__ == "__main__":

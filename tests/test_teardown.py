@@ -290,7 +290,7 @@ def test_a_deployment_that_is_cut_off_ends_its_trial_and_names_what_is_still_pai
     assert f"deleting  trial endpoint {TRIAL}" in left.printed
     assert f"still up  endpoint {RUN} (ml.m5.large, $0.115 an hour)" in left.printed
     assert (
-        f"still up  training job {JOB} (ml.g4dn.xlarge, $0.736 an hour): the next run goes on with it" in left.printed
+        f"still up  training job {JOB} (ml.g4dn.xlarge, $0.736 an hour): the next run continues it" in left.printed
     )
     assert f"aws sagemaker stop-training-job --training-job-name {JOB} --region eu-west-1" in left.printed
     assert "serverless" not in left.printed and ("aws glue batch-stop-job-run" in left.printed) is not bool(stopped)
