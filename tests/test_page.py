@@ -106,7 +106,7 @@ def test_examples_answer_while_asleep_and_say_that_they_are_stored(visitor, asle
     "typed, said",
     [
         ("2025550123", "Begin with +"),
-        ("+1 202 abc", "Only digits"),
+        ("+1 202 abc", "Use only digits"),
         ("+0123456789", "Begin with +"),
         ("+1 202", "A few digits are missing"),
         ("+12345678901234567", "too long"),
@@ -243,7 +243,7 @@ def test_a_number_can_be_left_while_it_wakes(visitor, engine, asleep):
     join.click()
     expect(page.locator("#phone-hint")).to_have_text("Noted: you get one message.")
     expect(page.locator("#waiting-people")).to_have_text("1 person asked for a message.")
-    assert re.search(r"^One \(ml\.t2\.medium\) is found .+ (Usually|About) ", text_of(page, "#phase"))
+    assert re.search(r"^A machine \(ml\.t2\.medium\) is switched on, .+ (Usually|About) ", text_of(page, "#phase"))
     visitor.see("awake")
     assert [m["to"] for m in engine.messages()[: -before or None]] == ["+12025550123"]
 
@@ -262,7 +262,7 @@ def test_no_reason_runs_into_the_next_sentence(visitor, engine, reason):
     ended = reason if reason[-1] in ".?…" else f"{reason}."
     visitor.hear(engine, "CREATING", reason=reason)
     page = visitor.arrive("waking")
-    assert f"did not come up: {ended} Another one (ml.t2.medium) is" in text_of(page, "#phase")
+    assert f"did not start: {ended} Another one (ml.t2.medium) is" in text_of(page, "#phase")
     error = {"error": {"code": "unavailable", "message": reason}}
     page.route("**/status", lambda route: route.fulfill(status=503, json=error))
     look_again(page)
@@ -382,12 +382,12 @@ def test_the_end_of_the_longest_run_is_told(visitor, engine):
     end = engine.settings.max_run_minutes * 60
     visitor.hear(engine, "IN_SERVICE", elapsedSeconds=end - 100, secondsLeft=100)
     page = visitor.arrive("awake")
-    expect(page.locator("#soon")).to_contain_text("the limit of a run. Then you can wake it again.")
+    expect(page.locator("#soon")).to_contain_text("a run has a time limit. Then you can wake it again.")
     expect(page.locator("#extend")).to_be_hidden()
     assert re.search(r"sleeps in (99|100|2) \w+ at the latest", text_of(page, "#lead"))
     visitor.hear(engine, "IN_SERVICE", elapsedSeconds=end - 600, secondsLeft=100)
     page.reload()
-    expect(page.locator("#soon")).to_contain_text("“Keep it awake”, gives it another 10 minutes.")
+    expect(page.locator("#soon")).to_contain_text("“Keep it awake” gives it another 10 minutes.")
 
 
 def test_a_session_costs_nothing_beyond_its_end(visitor, engine):

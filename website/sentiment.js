@@ -245,7 +245,7 @@ function tick() {
 		const rest = left('secondsLeft');
 		text('countdown', clock(rest));
 		soon = rest <= WARN_SECONDS;
-		text('soon', `It falls asleep in less than two minutes${capped() ? ', the limit of a run. Then you can wake it again' : `. A review or “Keep it awake” gives it another ${duration(Math.min(idle(), longest()))}`}.`);
+		text('soon', `It falls asleep in less than two minutes${capped() ? ', because a run has a time limit. Then you can wake it again' : `. A review or “Keep it awake” gives it another ${duration(Math.min(idle(), longest()))}`}.`);
 		show('soon', soon); show('extend', !capped());
 		if (soon) title = `${clock(rest)} left · ${NAME}`;
 		if (soon && !app.warned) announce($('soon').textContent);
