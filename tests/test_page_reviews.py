@@ -427,7 +427,7 @@ def test_asleep_before_it_could_read(visitor, engine, awake):
     engine.sleep()
     ask(page, COMPLAINT)
     visitor.see("asleep")
-    expect(page.locator("#review-error")).to_contain_text("not awake any more. Your text is kept")
+    expect(page.locator("#review-error")).to_contain_text("no longer awake. Your text is kept")
     assert page.locator("#review").input_value() == COMPLAINT
     visitor.hear(engine, "IN_SERVICE")
     page.evaluate("dispatchEvent(new Event('online'))")
