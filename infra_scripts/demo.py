@@ -27,7 +27,7 @@ from sentiment_engine.settings import foundation_stack, settings_from
 
 
 def told_reviews(lake: str) -> str:
-    "Say how many reviews the model was taught from, and what was left out and why."
+    "Return how many reviews the model was trained on, and why others were dropped."
     report = json.load(boto3.client("s3").get_object(Bucket=lake, Key="reports/etl.json")["Body"])
     left_out = {"repeats": report["repeats"]} | report["rejected"]
     reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in left_out.items() if rows)
@@ -35,13 +35,13 @@ def told_reviews(lake: str) -> str:
 
 
 def told_model(model: RegisteredModel) -> str:
-    "Say which model a start deploys, and how good it is."
+    "Return which model a start deploys, and its accuracy."
     which = "the released model" if "/models/released/" in model.artifact else "the model trained here"
     return f"{which} is the one to wake: accuracy {model.accuracy:.3f} on the reviews it was tested with"
 
 
 def tell(taught: bool):
-    "Say what the engine now consists of."
+    "Print the parts of the engine."
     settings = settings_from(os.environ)
     if taught:
         print(told_reviews(stack_outputs(boto3.client("cloudformation"), foundation_stack(settings))["LakeBucket"]))
@@ -50,13 +50,13 @@ def tell(taught: bool):
 
 
 def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this program has started the cloud
-    "Say where everything is and stay until Ctrl-C."
+    "Print the addresses and wait for Ctrl-C."
     print(f"\nReady after {time.monotonic() - started:.0f} s. The model is asleep: open the page and wake it.\n")
     print(f"  the page   {cloud.site_url}")
     print(f"  SMS inbox  {cloud.inbox_url}")
     print(f"  the cloud  {cloud.url}   (AWS_ENDPOINT_URL)")
-    stops = "stops it all; what was trained and stored stays for the next time"
-    print(f"\nCtrl-C {stops if ours else 'leaves it running: another program has started it'}.", flush=True)
+    stops = "stops everything; the model and all data stay for the next run"
+    print(f"\nCtrl-C {stops if ours else 'leaves it running, because another program started it'}.", flush=True)
     while cloud.running:
         time.sleep(1)
     raise SystemExit(f"the local cloud stopped by itself; its log is {cloud.log}")
@@ -67,7 +67,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
     add_ports(parser)
-    parser.add_argument("--exit", action="store_true", help="stop once the page would be served")
+    parser.add_argument("--exit", action="store_true", help="stop as soon as the page is served")
     options = parser.parse_args()
     stop_on_signals()
     started, ours = time.monotonic(), not LocalCloud(ROOT / ".local-cloud").running

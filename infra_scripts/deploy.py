@@ -28,7 +28,7 @@ def main():
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--only", choices=PHASES, help="run this one notebook")
     steps.add_argument("--from", dest="start", choices=PHASES, help="run from this notebook on")
-    steps.add_argument("--force", action="store_true", help="run every notebook, also those that are up to date")
+    steps.add_argument("--force", action="store_true", help="run every notebook, even unchanged ones")
     options = parser.parse_args()
     check_options(parser, options)
     stop_on_signals()

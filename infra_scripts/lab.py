@@ -1,6 +1,6 @@
 """Open the notebooks in JupyterLab, with the local cloud behind them.
 
-A cloud that runs already, such as that of a demo, is used and goes on afterwards.
+If a cloud already runs, such as that of a demo, it is used and keeps running.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from sentiment_engine.deploy.target import ROOT
 
 def open_lab(command: Sequence[str]) -> int:  # exit status
     "Run JupyterLab until it ends. If this program is interrupted, JupyterLab ends its kernels first."
-    # Ctrl-C comes here only: JupyterLab would ask whether it is meant, and one signal after another confuses it.
+    # Only this program receives Ctrl-C: JupyterLab would ask for confirmation, and repeated signals confuse it.
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, process_group=0) as lab:
         try:
             return lab.wait()
@@ -38,9 +38,9 @@ def open_lab(command: Sequence[str]) -> int:  # exit status
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_ports(parser)
-    options, words = parser.parse_known_args()  # what is not ours is for JupyterLab
+    options, words = parser.parse_known_args()  # other options go to JupyterLab
     if os.geteuid() == 0:
-        words.append("--allow-root")  # as in most containers: it listens on this machine only, and asks for its token
+        words.append("--allow-root")  # usual in containers; it listens on this machine only and requires its token
     command = [sys.executable, "-m", "jupyterlab", str(ROOT / "nbs/index.ipynb"), *words]
     stop_on_signals()
     check_kernelspec()

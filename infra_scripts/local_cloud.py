@@ -20,13 +20,13 @@ from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud
 def parser() -> argparse.ArgumentParser:
     "Describe the command line."
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--state", type=Path, default=ROOT / ".local-cloud", help="folder that everything is kept in (%(default)s)"
-    )
+    shared.add_argument("--state", type=Path, default=ROOT / ".local-cloud", help="folder for all state (%(default)s)")
     main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main.add_subparsers(dest="command", required=True, metavar="start|stop|status|env|reset")
-    start = commands.add_parser("start", parents=[shared], help="start the cloud, unless it runs, and wait for it")
-    free = "without it %d, or a free one if that is taken; 0 takes a free one"
+    start = commands.add_parser(
+        "start", parents=[shared], help="start the cloud unless it runs, and wait until it is ready"
+    )
+    free = "default: %d, or a free one if that is taken; 0: a free one"
     for name, usual, of in (("--port", USUAL_PORTS[0], "AWS"), ("--site-port", USUAL_PORTS[1], "the web site")):
         start.add_argument(name, type=int, metavar="N", help=f"port of {of}; {free % usual}")
     start.add_argument(
@@ -34,18 +34,18 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="time that each endpoint takes longer to start, to see a waiting page (%(default)s)",
+        help="extra time that each endpoint takes to start, to see the waiting page (%(default)s)",
     )
-    start.add_argument("--record", type=Path, metavar="FILE", help="add a line about each call to this file")
+    start.add_argument("--record", type=Path, metavar="FILE", help="append one line per call to this file")
     commands.add_parser("stop", parents=[shared], help="stop the cloud and all its processes; its state is kept")
-    commands.add_parser("status", parents=[shared], help="say whether and where it runs; exit status 1 if not")
-    commands.add_parser("env", parents=[shared], help="print lines for a shell: they replace its AWS variables")
+    commands.add_parser("status", parents=[shared], help="print whether and where it runs; exit status 1 if not")
+    commands.add_parser("env", parents=[shared], help="print shell commands that replace the AWS variables")
     commands.add_parser("reset", parents=[shared], help="stop the cloud and delete everything in it")
     return main
 
 
 def describe(cloud: LocalCloud) -> str:
-    "Say where the cloud is."
+    "Print the addresses of the cloud."
     rows = {"AWS": cloud.url, "site": cloud.site_url, "text messages": cloud.inbox_url, "log": cloud.log}
     return "\n".join(f"{name + ':':<15}{value}" for name, value in rows.items())
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         cloud = LocalCloud(*places, options.endpoint_delay, record=options.record)
         ran = cloud.running
         cloud.start()
-        print(("The local cloud runs already.\n" if ran else "The local cloud runs.\n") + describe(cloud))
+        print(("The local cloud already runs.\n" if ran else "The local cloud runs.\n") + describe(cloud))
         return 0
     cloud = LocalCloud(options.state)
     if options.command in ("stop", "reset"):

@@ -42,10 +42,10 @@ def _make_sure(yes: bool):  # yes: without a question
 @tells_cause
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to clear")
+    parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to delete from")
     add_account_options(parser)
     add_ports(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask before deleting from AWS")
+    parser.add_argument("--yes", action="store_true", help="delete from AWS without asking")
     options = parser.parse_args()
     check_options(parser, options)
     stop_on_signals()

@@ -1,4 +1,4 @@
-"Entry script of the training job; what it does is told in nbs/model/training_job.ipynb."
+"Entry script of the training job; nbs/model/training_job.ipynb explains it."
 
 import sys
 

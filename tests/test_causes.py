@@ -150,7 +150,7 @@ def test_a_program_tells_the_cause(scripts, program, reason):
 
 
 @pytest.mark.parametrize("command", ["stop", "status"])
-def test_no_command_takes_an_unreadable_lock_for_no_cloud(scripts, command):
+def test_no_command_mistakes_an_unreadable_lock_for_a_missing_cloud(scripts, command):
     unreadable_lock(scripts / "other")
     try:
         assert_told(run(scripts, ["local_cloud", command, "--state", "other"], as_anybody), "lock: Permission denied")
@@ -264,7 +264,7 @@ def known(cloud) -> dict:
     }
 
 
-def test_what_the_disk_refuses_has_not_happened(cloud):
+def test_a_change_that_the_disk_refuses_has_not_happened(cloud):
     before = known(cloud)
     with cloud.limited(0):
         for change in CHANGES.values():

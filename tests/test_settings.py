@@ -115,7 +115,7 @@ def test_another_spelling_of_the_same_is_the_same(name, given, read):
         ("text_limit", "1.5"),
     ],
 )
-def test_what_can_never_match_is_refused_by_name(name, given):
+def test_a_value_that_can_never_match_is_refused_by_name(name, given):
     with pytest.raises(ValueError, match=f"(?i){name}"):
         settings_from({variable(name): given})
 

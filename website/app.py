@@ -1,9 +1,9 @@
-"""The developer's page: the abilities of the public page, with the raw JSON of every call beside it.
+"""The page for developers: the functions of the public page, with the raw JSON of every call.
 
     streamlit run website/app.py
 
 The API's address comes from SENTIMENT_API_URL, from the config.json of the page at SENTIMENT_SITE_ORIGIN, or from the
-field in the sidebar; that of the local inbox from SENTIMENT_INBOX_URL or from the field below.
+field in the sidebar. The address of the local inbox comes from SENTIMENT_INBOX_URL or from the second field.
 """
 
 import json
@@ -20,17 +20,17 @@ import httpx
 import pandas as pd
 import streamlit as st
 
-KEPT = 50  # calls that the log remembers
+KEPT = 50  # calls that the log keeps
 CHUNK = 50  # reviews in one call, so that a long list shows its progress
-EXPLAINED = 10  # reviews that the API explains at a time
-TRIES = 4  # of a part of a long list, while the API is busy
-WAKE_SECONDS = 180  # that a serverless model is waited for
-LOADED_SECONDS = 180  # after an answer, in which a serverless model still stands by
+EXPLAINED = 10  # reviews that the API explains per call
+TRIES = 4  # attempts per part of a long list, while the API is busy
+WAKE_SECONDS = 180  # to wait for a serverless model
+LOADED_SECONDS = 180  # after an answer, while a serverless model is still loaded
 MONTH_HOURS = 730
-NAMED = re.compile(r"^(comment|content|feedback)s?$|(review|text|body)s?$", re.IGNORECASE)  # a column of reviews
+NAMED = re.compile(r"^(comment|content|feedback)s?$|(review|text|body)s?$", re.IGNORECASE)  # names of a review column
 MEANING = {
-    "STOPPED": "asleep: no machine is paid for",
-    "CREATING": "waking up: a machine is found and the model is loaded",
+    "STOPPED": "asleep: no machine is running",
+    "CREATING": "waking up: a machine starts and loads the model",
     "IN_SERVICE": "awake: it answers",
     "STOPPING": "going to sleep: the machine is being switched off",
     "FAILED": "it did not wake up, or it broke down while it was awake",
@@ -39,14 +39,14 @@ MEANING = {
 
 @dataclass
 class Call:
-    "One request to the API and what came back."
+    "One request to the API, and its answer."
 
     method: str
     path: str
     sent: object = None
     code: int = 0  # HTTP status; 0: no answer
     reply: object = None
-    problem: str = ""  # why there is no usable answer, and what to do
+    problem: str = ""  # why the answer is unusable, and what to do
     milliseconds: int = 0
     at: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
 
@@ -56,23 +56,23 @@ class Call:
 
 
 def advice(code: int, reply: object) -> str:
-    "Say what an answer that is no success means."
+    "Explain an answer without success."
     error = reply.get("error") if isinstance(reply, dict) else None
     if isinstance(error, dict) and error.get("message"):
         return str(error["message"])
     if code == 429:
-        return "The API asks for patience: it gets more requests than it takes. Try again in a minute."
+        return "Too many requests right now. Try again in a minute."
     return f"The API answered with HTTP {code} and no explanation. Is this the address of the API, without a path?"
 
 
 def fetch(method: str, url: str, **more) -> httpx.Response:
-    "Send a request, through a proxy only if it leaves this machine."
+    "Send a request, without a proxy if it stays on this machine."
     here = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
     return httpx.request(method, url, trust_env=not here, **more)
 
 
 def request(api: str, method: str, path: str, sent: object = None) -> Call:
-    "Call the API. Whatever goes wrong is in `problem`; nothing is raised."
+    "Call the API. Raises nothing: `problem` describes any error."
     call, start = Call(method, path, sent), time.perf_counter()
     try:
         answer = fetch(method, api.rstrip("/") + path, json=sent, timeout=70)
@@ -84,25 +84,24 @@ def request(api: str, method: str, path: str, sent: object = None) -> Call:
         if call.code >= 300 or not isinstance(call.reply, dict):
             call.problem = advice(call.code, call.reply)
     except (httpx.HTTPError, httpx.InvalidURL) as e:
-        call.problem = (
-            f"The API at {api} cannot be reached ({type(e).__name__}: {e}). Is the address right, and is it up?"
-        )
+        why = f"{type(e).__name__}: {e}"
+        call.problem = f"The API at {api} cannot be reached ({why}). Is the address right, and is the API running?"
     call.milliseconds = round((time.perf_counter() - start) * 1000)
     return call
 
 
 def ask(method: str, path: str, sent: object = None) -> Call:
-    "Call the API and write the call into the log."
+    "Call the API and log the call."
     call = request(st.session_state.api, method, path, sent)
     st.session_state.calls = [call, *st.session_state.calls][:KEPT]
     return call
 
 
 def look() -> dict | None:
-    "Ask for the status, and note when the state has changed. None if there is no answer."
+    "Request the status, and record a change of state. Returns None without an answer."
     call = ask("GET", "/status")
     if not call.well or call.reply.get("state") not in MEANING:
-        st.error(call.problem or "What answers there is not this API: its /status names no state that is known.")
+        st.error(call.problem or "This address is not that of the API: its /status has no known state.")
         return None
     states = st.session_state.states
     if not states or states[0]["state"] != call.reply["state"]:
@@ -117,12 +116,12 @@ def clock(seconds: float | None) -> str:
 
 
 def is_serverless(status: dict) -> bool:
-    "Tell whether the model needs no start."
+    "Return whether the model needs no start."
     return status.get("endpoint") == "serverless"
 
 
 def show_state(status: dict):
-    "Show the state and what depends on it."
+    "Show the state, its times and its costs."
     state = status["state"]
     st.subheader(f"{state.replace('_', ' ').capitalize()}: {MEANING[state]}")
     waking = state == "CREATING"
@@ -133,7 +132,7 @@ def show_state(status: dict):
     columns[2].metric("Cost of this run", "–" if cost is None else f"${cost:.4f}")
     columns[3].metric("Price an hour", "–" if price is None else f"${price:.3f}")
     if is_serverless(status):
-        st.caption("Serverless: it needs no start, is paid by the request and never sleeps.")
+        st.caption("Serverless: it needs no start, costs money per request and never sleeps.")
     st.caption(
         f"run {status.get('runId') or '–'} · {status.get('instanceType') or '–'} · "
         f"model {status.get('modelVersion') or '–'} · {status.get('subscribers', 0)} waiting for an SMS · "
@@ -150,12 +149,12 @@ def show_state(status: dict):
 
 
 def tell(kind: str, message: str):
-    "Keep a message (info or error) for the next drawing of the page."
+    "Keep a message (info or error) until the page is next drawn."
     st.session_state.told.append((kind, message))
 
 
 def begin():
-    "Wake the model, or join those who wait. Runs before the page is drawn, as every answer to a press does."
+    "Wake the model, or join the waiting list. Runs before the page is drawn, like every callback."
     given = {name: st.session_state[name].strip() for name in ("name", "phone")}
     call = ask("POST", "/start", {name: value for name, value in given.items() if value})
     if call.well:
@@ -165,20 +164,20 @@ def begin():
 
 
 def start_form(status: dict):
-    "Offer to wake the model, or to join those who wait."
+    "Offer to wake the model, or to join the waiting list."
     with st.form("start"):
         st.text_input("First name", max_chars=80, key="name", help="Optional; greets you in the SMS.")
         st.text_input("Mobile number", key="phone", help="Optional; with country code, such as +1 202 555 0123.")
         st.caption(
-            "A number gets one message, when the model is ready or has failed, and is deleted right after. "
-            "Who sends the message may keep a record of it."
+            "Your number gets one message, when the model is ready or has failed, and is deleted right after. "
+            "The SMS provider may keep a record."
         )
-        label = "Wake the model" if status["state"] != "CREATING" else "Join those who wait"
+        label = "Wake the model" if status["state"] != "CREATING" else "Join the waiting list"
         st.form_submit_button(label, type="primary", on_click=begin)
 
 
 def reviews_in(text: str, one_a_line: bool) -> list[str]:
-    "Split what was typed into reviews; blank ones are left out."
+    "Split typed text into reviews, without blank ones."
     parts = text.splitlines() if one_a_line else [text]
     return [part.strip() for part in parts if part.strip()]
 
@@ -217,7 +216,7 @@ def reviews_of(
     try:
         rows = rows_of(raw.decode("utf-8-sig"), cuts)
     except UnicodeDecodeError as e:
-        raise ValueError(f"The file is not in UTF-8 ({e}). Save it so.") from None
+        raise ValueError(f"The file is not in UTF-8 ({e}). Save it as UTF-8.") from None
     index, first = column_in(rows, column) if rows else (0, 0)
     reviews = [row[index] for row in rows[first:] if index < len(row) and row[index]]
     if not reviews:
@@ -226,7 +225,7 @@ def reviews_of(
 
 
 def row_of(review: str, prediction: dict) -> dict:
-    "Write an answer as a row."
+    "Return an answer as a row."
     told = {name: prediction.get(name) for name in ("label", "score", "sure", "windows", "truncated", "tokens")}
     words = sorted(prediction.get("explanation") or [], key=lambda word: -abs(word["influence"]))[:5]
     why = {"why": ", ".join(f"{w['text']} {w['influence']:+.2f}" for w in words)} if "explanation" in prediction else {}
@@ -234,15 +233,15 @@ def row_of(review: str, prediction: dict) -> dict:
 
 
 def show_words(explanation: list[dict]):
-    "Show each word with what it does to the answer."
+    "Show the influence of each word on the answer."
     table = pd.DataFrame(explanation)[["text", "influence", "start", "end"]]
-    table.insert(1, "speaks for", ["POSITIVE" if each > 0 else "NEGATIVE" for each in table["influence"]])
+    table.insert(1, "supports", ["POSITIVE" if each > 0 else "NEGATIVE" for each in table["influence"]])
     st.dataframe(table, hide_index=True)
     st.caption("Influence: how far the share of POSITIVE falls when the model reads the review without the word.")
 
 
 def harmless(cell: object) -> object:
-    "Keep a spreadsheet from taking a text for a formula."
+    "Return a cell that a spreadsheet does not read as a formula."
     return f"'{cell}" if isinstance(cell, str) and re.match(r"[=+\-@\t\r]", cell) else cell
 
 
@@ -266,14 +265,14 @@ def show_answers(answered: dict):
     st.caption(f"{answered['latencyMs']} ms · model {answered['modelVersion'] or '–'}")
 
 
-def error_of(call: Call) -> dict:  # code, message and perhaps more; empty: no error of this API
+def error_of(call: Call) -> dict:  # code, message and more; empty without an error of this API
     "Return the error in an answer."
     error = call.reply.get("error") if isinstance(call.reply, dict) else None
     return error if isinstance(error, dict) else {}
 
 
 def ask_patiently(sent: dict) -> Call:
-    "Ask the model again while the API is busy, each time later, and while a serverless model wakes up, if it sleeps."
+    "Ask the model, and retry while the API is busy or a serverless model wakes up."
     tries, waited, hint, given = 0, 0.0, st.empty(), st.session_state
     loaded = time.monotonic() - given.answered_at < LOADED_SECONDS
     while True:
@@ -301,7 +300,7 @@ def ask_patiently(sent: dict) -> Call:
 
 
 def predict(reviews: list[str], explain: bool) -> dict | None:
-    "Ask the model, a few reviews at a time, and keep what it answered. None if that is nothing."
+    "Ask the model about a few reviews at a time. Returns None without any answer."
     size = EXPLAINED if explain else CHUNK
     bar = st.progress(0.0, text="Reading") if len(reviews) > size else None
     answered = {"reviews": [], "predictions": [], "latencyMs": 0, "modelVersion": None}
@@ -320,16 +319,16 @@ def predict(reviews: list[str], explain: bool) -> dict | None:
     return answered if answered["reviews"] else None
 
 
-def reviews_from(file, column: str) -> list[str]:  # file: as Streamlit hands it over
-    "Read reviews from a file, and tell if commas may have cut some. Raises ValueError."
+def reviews_from(file, column: str) -> list[str]:  # file: from Streamlit
+    "Read reviews from a file, and warn if commas may have split some. Raises ValueError."
     reviews, wide = reviews_of(file.getvalue(), column, "\t" if file.name.lower().endswith(".txt") else ",;\t")
     if wide:
-        tell("warning", f"{wide} rows are wider than the first: put quotes around what holds commas.")
+        tell("warning", f"{wide} rows have more cells than the first: put quotes around text with commas.")
     return reviews
 
 
 def read():
-    "Ask the model about what was typed, or about what is in the file."
+    "Ask the model about the typed reviews or about those in the file."
     given = st.session_state
     try:
         reviews = (
@@ -351,25 +350,27 @@ def examples() -> dict[str, str]:  # name → text
 
 
 def take_example():
-    "Put the chosen example into the box."
+    "Put the chosen example into the text area."
     if chosen := st.session_state.example:
         st.session_state.text, st.session_state.lines = examples()[chosen], False
 
 
 def read_form(status: dict):
-    "Take reviews and show what the model says."
+    "Accept reviews and show the answers."
     limit, batch = status.get("textLimit", 10_000), status.get("batchLimit", 1_000)
     st.selectbox("Example", list(examples()), index=None, key="example", on_change=take_example)
     with st.form("read"):
-        st.text_area("Reviews", key="text", height=160, help=f"{limit:,} characters a review.")
-        st.checkbox("Every line is a review of its own", key="lines", help=f"{batch:,} at a time.")
+        st.text_area("Reviews", key="text", height=160, help=f"{limit:,} characters per review.")
+        st.checkbox("One review per line", key="lines", help=f"{batch:,} at a time.")
         st.file_uploader(
             "Or a CSV file", ["csv", "tsv", "txt"], key="table", help="In UTF-8; its first line may name the columns."
         )
         st.text_input(
-            "Its column", key="column", help="Empty: the one called review or text, or the one with the most text."
+            "Its column", key="column", help="Empty: the column named review or text, or the one with the most text."
         )
-        st.checkbox("Say which words count", key="explain", help="Takes longer: each is read many times.")
+        st.checkbox(
+            "Show which words count", key="explain", help="Takes longer: the model reads each review many times."
+        )
         st.form_submit_button("Read", type="primary", on_click=read)
     if answered := st.session_state.answered:
         show_answers(answered)
@@ -385,20 +386,20 @@ def extend():
 
 
 def as_curl(call: Call) -> str:
-    "Write a call as a command for a shell."
+    "Return a call as a shell command."
     url, sent = st.session_state.api.rstrip("/") + call.path, json.dumps(call.sent, ensure_ascii=False)
     body = f" -H 'content-type: application/json' -d {shlex.quote(sent)}" if call.sent is not None else ""
     return f"curl -X {call.method} {shlex.quote(url)}{body}"
 
 
 def as_python(call: Call) -> str:
-    "Write a call as a program."
+    "Return a call as a Python program."
     url, more = st.session_state.api.rstrip("/") + call.path, "" if call.sent is None else f", json={call.sent!r}"
     return f"import httpx\n\nprint(httpx.request({call.method!r}, {url!r}{more}, timeout=70).json())"
 
 
 def show_calls():
-    "Show the raw JSON of each call, and how to make the newest ones again."
+    "Show the raw JSON of each call, and how to repeat it."
     for call in st.session_state.calls:
         title = f"{call.at} · {call.method} {call.path} · {call.code or 'no answer'} · {call.milliseconds} ms"
         with st.expander(title):
@@ -408,26 +409,26 @@ def show_calls():
 
 
 def show_past():
-    "Show what was asked in this session."
+    "Show the answers of this session."
     rows = [row_of(*each) for a in st.session_state.past for each in zip(a["reviews"], a["predictions"], strict=True)]
     st.dataframe(pd.DataFrame(rows), hide_index=True)
 
 
 def show_inbox():
-    "Show the text messages that the local cloud has kept instead of sending them."
+    "Show the text messages that the local cloud stores instead of sending."
     address = st.session_state.inbox.strip().rstrip("/")
     if not address:
-        return st.caption("Only the local cloud has an inbox: write its address into the sidebar.")
+        return st.caption("Only the local cloud has an inbox. Enter its address in the sidebar.")
     try:
         messages = fetch("GET", f"{address}.json", timeout=10).raise_for_status().json()
         st.dataframe(pd.DataFrame(messages), hide_index=True)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
         st.error(f"There is no inbox at {address} ({type(e).__name__}).")
-    return st.caption("Nothing of this was sent to a phone.")
+    return st.caption("These messages were not sent to a phone.")
 
 
 def show_costs(status: dict):
-    "Show what the machine costs, has cost and would cost."
+    "Show the price, the costs so far and an estimate."
     price, spent, budget = (status.get(name) for name in ("pricePerHour", "spentThisMonth", "monthlyBudget"))
     if price is None:
         return st.caption("The price of this instance type is not known.")
@@ -442,7 +443,7 @@ def show_costs(status: dict):
     minutes = st.slider("Minutes of use in each", 1, 120, 10, key="minutes")
     typical = (status.get("typicalSeconds") or {}).get("p50") or 0
     hours = sessions * (minutes + status.get("idleMinutes", 30) + typical / 60) / 60
-    st.metric("So a month would cost", f"${min(hours, MONTH_HOURS) * price:,.2f}")
+    st.metric("Cost of such a month", f"${min(hours, MONTH_HOURS) * price:,.2f}")
     return st.caption(
         f"Instance time only, from Start to sleep: {typical / 60:.1f} minutes to wake, {minutes} of use, "
         f"{status.get('idleMinutes', 30):g} until it sleeps. Sessions that overlap cost less."
@@ -450,7 +451,7 @@ def show_costs(status: dict):
 
 
 def show_log():
-    "Show the raw calls, the states seen, what was asked, the inbox and the costs."
+    "Show the calls, states, answers, inbox and costs."
     calls, states, past, inbox, costs = st.tabs(["Calls", "States", "Answers", "Inbox", "Costs"])
     with calls:
         show_calls()
@@ -466,7 +467,7 @@ def show_log():
 
 
 def published() -> dict:  # config.json; empty if there is none
-    "Ask the published page where the API and the inbox are."
+    "Read the addresses of the API and the inbox from the published page."
     site = os.environ.get("SENTIMENT_SITE_ORIGIN", "").rstrip("/")
     try:
         config = fetch("GET", f"{site}/config.json", timeout=5).raise_for_status().json() if site else {}
@@ -476,24 +477,24 @@ def published() -> dict:  # config.json; empty if there is none
 
 
 def addresses() -> dict[str, str]:
-    "Return where the API and the inbox are, as far as the environment tells."
+    "Return the addresses of the API and the inbox from the environment."
     api, inbox = os.environ.get("SENTIMENT_API_URL"), os.environ.get("SENTIMENT_INBOX_URL")
     config = published() if not api else {}
     return {"api": api or str(config.get("apiUrl", "")), "inbox": inbox or str(config.get("inboxUrl", ""))}
 
 
 def sidebar() -> bool:  # whether the page refreshes itself
-    "Take the API's address."
+    "Accept the addresses."
     with st.sidebar:
         st.text_input("Address of the API", key="api", placeholder="https://….execute-api.us-east-1.amazonaws.com")
-        st.caption("From SENTIMENT_API_URL, if that is set; else the output ApiUrl of the engine stack.")
+        st.caption("From SENTIMENT_API_URL if it is set; otherwise the output ApiUrl of the engine stack.")
         st.text_input("Address of the local inbox", key="inbox", placeholder="http://127.0.0.1:4566/_local/inbox")
-        st.button("Look again", key="again")
-        return st.toggle("Refresh by itself", key="live", value=False, help="Every three seconds.")
+        st.button("Refresh", key="again")
+        return st.toggle("Refresh automatically", key="live", value=False, help="Every three seconds.")
 
 
 def panel(status: dict):
-    "Show the state, and what can be done in it."
+    "Show the state and its actions."
     show_state(status)
     if status["state"] in ("STOPPED", "FAILED", "CREATING"):
         start_form(status)
@@ -504,7 +505,7 @@ def panel(status: dict):
 
 
 def body():
-    "Everything that a press or a look may change, the log included: only this is drawn again after a press."
+    "Draw everything that a press or a refresh may change; Streamlit redraws only this part."
     for kind, message in st.session_state.told:
         getattr(st, kind)(message)
     st.session_state.told = []
@@ -524,7 +525,7 @@ def main():
     st.title("Sentiment engine, for developers")
     live = sidebar()
     if not st.session_state.api.strip():
-        st.info("Set SENTIMENT_API_URL, or write the address of the API into the sidebar.")
+        st.info("Set SENTIMENT_API_URL, or enter the address of the API in the sidebar.")
         return
     st.fragment(body, run_every=3 if live else None)()
 

@@ -5,7 +5,7 @@
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
 const NAME = document.title;
 const WARN_SECONDS = 120;
-const UNSURE = 0.6; // if the model does not say itself
+const UNSURE = 0.6; // without a calibration
 const CHUNK = 50; // reviews in one call: a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
 
@@ -83,11 +83,11 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 
 const TROUBLES = {
 	offline: ['You are offline', 'Your device has no connection.'],
-	unreachable: ['The service does not answer', 'It may be your network, a filter or the service.'],
-	slow: ['The service is silent', 'It did not answer in time.'],
-	busy: ['The service asks for patience', 'It gets more requests than it takes.'],
-	gateway: ['The service has a problem', 'It answered with an error that is not yours.'],
-	refused: ['The service refused', 'It did not take what this page sent.'],
+	unreachable: ['The service does not answer', 'The cause may be your network, a filter or the service.'],
+	slow: ['The service is slow', 'It did not answer in time.'],
+	busy: ['Too many requests right now', 'Please wait a moment.'],
+	gateway: ['The service has a problem', 'It had an error, which is not your fault.'],
+	refused: ['The request was refused', 'The service did not accept it.'],
 };
 function explain({kind, message, status}) {
 	const [title, reason] = TROUBLES[kind];
@@ -97,9 +97,9 @@ function explain({kind, message, status}) {
 function fail(problem) {
 	const {title, reason} = explain(problem), wait = Math.min(60, 2 ** ++app.failures) * (0.8 + Math.random() * 0.4);
 	text('trouble-title', title);
-	text('trouble-text', `${reason} No money runs away: a model falls asleep by itself.`);
+	text('trouble-text', `${reason} Nothing extra is charged: the model falls asleep by itself.`);
 	show('trouble', true);
-	if (!app.status) { text('title', 'The model cannot be seen'); text('lead', 'It may be asleep or awake: only its service can tell.'); text('sign-state', 'Unknown'); }
+	if (!app.status) { text('title', 'The state is unknown'); text('lead', 'The model may be asleep or awake.'); text('sign-state', 'Unknown'); }
 	app.retryAt = Date.now() + wait * 1000;
 	plan(wait);
 	tick();
@@ -134,7 +134,7 @@ tabs.onmessage = look;
 function accept(status, mine = false) {
 	if (mine) { app.turn++; tabs.postMessage(0); }
 	const before = app.view, view = VIEWS[status.state];
-	if (!view) return fail(new Problem('gateway', 'It answered with a state this page does not know.'));
+	if (!view) return fail(new Problem('gateway', 'It answered with an unknown state.'));
 	Object.assign(app, {status, view, at: Date.now(), failures: 0, retryAt: 0});
 	show('trouble', false);
 	if (view !== before) root.dataset.mood = 'calm';
@@ -143,12 +143,12 @@ function accept(status, mine = false) {
 }
 
 const WORDS = { // tab, title, lead
-	asleep: () => ['Asleep', 'The model is asleep', 'It says whether reviews praise or complain, once you wake it.'],
+	asleep: () => ['Asleep', 'The model is asleep', 'Wake it, and it says whether a review praises or complains.'],
 	waking: () => ['Waking up', 'The model is waking up', 'You can close or reload this tab, and write a review meanwhile.'],
-	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays by the request. After a pause the first answer can take a minute.'
-		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest: no run may be longer.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
+	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays per request. After a pause, the first answer can take a minute.'
+		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest, the limit of a run.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
 	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. You can wake it again in a minute.'],
-	failed: () => ['Failed', 'The model has failed', 'It did not start, or it broke down. Nothing of yours is lost.'],
+	failed: () => ['Failed', 'The model has failed', 'It did not start, or it broke down. Your reviews are safe.'],
 };
 const standing = () => app.status.endpoint === 'serverless';
 const idle = () => app.status.idleMinutes * 60; // seconds
@@ -170,7 +170,7 @@ function render(view, before) {
 	}
 	if (view === 'failed') {
 		text('failure-reason', s.reason || 'The service gave no reason.');
-		text('failure-money', `The machine is deleted; if AWS refuses, this is repeated.${number(s.costSoFar) ? ` This run cost its owner ${money(s.costSoFar)}.` : ''} You pay nothing.`);
+		text('failure-money', `The machine is deleted. If AWS refuses, the service tries again.${number(s.costSoFar) ? ` This run cost its owner ${money(s.costSoFar)}.` : ''} You pay nothing.`);
 	}
 	if (/asleep|failed|waking/.test(view)) renderStart(view === 'waking');
 	renderNotify();
@@ -181,25 +181,25 @@ function render(view, before) {
 
 function usually() {
 	const {p50, p90, starts} = app.status.typicalSeconds;
-	return !starts ? `About ${duration(p50)}; none was measured here yet.` : `Usually ${duration(p50)}${starts > 4 && p90 > p50 * 1.1 ? `, nine in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
+	return !starts ? `About ${duration(p50)}; no start was measured yet.` : `Usually ${duration(p50)}${starts > 4 && p90 > p50 * 1.1 ? `, nine in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
 }
 function renderStart(waking) {
 	const s = app.status, bar = $('progress');
 	text('fact-time', usually());
-	text('fact-cost', `You: nothing. Its owner: ${number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'the hours'} while it is up; asleep, cents to a few dollars a month.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
+	text('fact-cost', `You pay nothing. Its owner pays ${number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'by the hour'} while it is awake; asleep, cents to a few dollars a month.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
 	text('fact-idle', `${duration(idle())} after the last review, and ${duration(s.maxRunMinutes * 60)} after its start at the latest.`);
 	show('last-failure', app.view === 'asleep' && s.reason);
 	text('last-failure', `The last start failed; you can try again. Why: ${s.reason}`);
 	const by = app.provider;
-	text('consent-text', `Send me one message${by ? ` through ${by}` : ''} when it is ready, or if it fails. My number is deleted right after${by ? `; ${by} may keep its record` : ''}.`);
-	text('start-title', waking ? 'Be told when it is up' : 'Wake it');
+	text('consent-text', `Send me one message${by ? ` through ${by}` : ''} when it is ready, or if it fails. My number is deleted right after${by ? `; ${by} may keep a record` : ''}.`);
+	text('start-title', waking ? 'Get a message when it is awake' : 'Wake it');
 	$('start').dataset.label = waking ? 'Leave my number' : 'Wake the model';
 	if (!app.starting) busy('start');
 	if (!waking) return;
 	show('longer', s.longerThanUsual);
 	bar.setAttribute('aria-valuenow', Math.round(100 * wakingShare()));
 	bar.setAttribute('aria-valuetext', toGo());
-	text('phase', `${s.reason ? `An earlier machine did not come up: ${ended(s.reason)} Another one` : 'One'} (${s.instanceType}) is found and switched on, and the model is loaded and tested. ${usually()}`);
+	text('phase', `${s.reason ? `An earlier machine did not start: ${ended(s.reason)} Another one` : 'A machine'} (${s.instanceType}) is switched on, then the model is loaded and tested. ${usually()}`);
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
 }
 
@@ -211,7 +211,7 @@ function notified(title) { // phones have them too, but throw
 }
 function renderNotify() {
 	show('notify', notices() === 'default');
-	text('notify-text', notices() === 'granted' ? 'This browser will tell you, as long as this tab stays open.' : '');
+	text('notify-text', notices() === 'granted' ? 'This browser notifies you while this tab is open.' : '');
 }
 function news(title) { if (document.hidden && notices() === 'granted') notified(title); }
 
@@ -222,7 +222,7 @@ const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what]
 const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * Math.min(since(), app.status.secondsLeft) / 3600;
 const elapsed = () => (app.status.elapsedSeconds ?? 0) + since();
 const longest = () => Math.max(0, app.status.maxRunMinutes * 60 - elapsed());
-const capped = () => left('secondsLeft') > longest() - 5; // nothing moves its end any more
+const capped = () => left('secondsLeft') > longest() - 5; // its end cannot move
 const toGo = () => left('etaSeconds') > 1 ? `about ${duration(left('etaSeconds'))} to go` : app.status.longerThanUsual ? 'longer than usual' : 'any moment now';
 const wakingShare = () => Math.min(0.97, elapsed() / Math.max(1, elapsed() + (left('etaSeconds') || 0))); // never full before it is up
 function placeSun(t) { // t: 0 rises, 1 sets
@@ -232,7 +232,7 @@ function placeSun(t) { // t: 0 rises, 1 sets
 
 function tick() {
 	const s = app.status, view = app.view, price = s?.pricePerHour;
-	if (app.retryAt) text('retry-in', app.retryAt > Date.now() ? `Next try by itself in ${Math.ceil((app.retryAt - Date.now()) / 1000)} s` : 'Trying …');
+	if (app.retryAt) text('retry-in', app.retryAt > Date.now() ? `Next try in ${Math.ceil((app.retryAt - Date.now()) / 1000)} s` : 'Trying …');
 	if (!s) return;
 	let title = `${WORDS[view]()[0]} · ${NAME}`, soon = false;
 	if (view === 'waking') {
@@ -245,19 +245,19 @@ function tick() {
 		const rest = left('secondsLeft');
 		text('countdown', clock(rest));
 		soon = rest <= WARN_SECONDS;
-		text('soon', `It falls asleep in less than two minutes${capped() ? ', for no run may be longer. Then you can wake it again' : `. A review, or “Keep it awake”, gives it another ${duration(Math.min(idle(), longest()))}`}.`);
+		text('soon', `It falls asleep in less than two minutes${capped() ? ', because a run has a time limit. Then you can wake it again' : `. A review or “Keep it awake” gives it another ${duration(Math.min(idle(), longest()))}`}.`);
 		show('soon', soon); show('extend', !capped());
 		if (soon) title = `${clock(rest)} left · ${NAME}`;
 		if (soon && !app.warned) announce($('soon').textContent);
 		app.warned = soon;
 		placeSun(0.96 - 0.62 * Math.min(1, rest / idle()));
-		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; all month it would be ${money(price * 730)}` : ''}.`);
+		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; a whole month would cost ${money(price * 730)}` : ''}.`);
 	}
 	if (standing()) placeSun(0.4);
 	// If the focused control is gone, the heading takes over.
 	if (!document.activeElement.getClientRects().length) $('title').focus();
 	root.dataset.late = soon;
-	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Next to nothing' : standing() ? 'By the request' : number(price) ? `${money(price)}/h` : '–');
+	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Next to nothing' : standing() ? 'Per request' : number(price) ? `${money(price)}/h` : '–');
 	if (document.title !== title) document.title = title;
 }
 
@@ -268,7 +268,7 @@ const digit = (c) => (c = c.codePointAt(), /\p{Nd}/u.test(String.fromCodePoint(c
 const tidyPhone = (value) => value.normalize('NFKC').replace(/\p{Nd}/gu, digit)
 	.replace(/[\p{Cf}\p{Pd}\p{Z}\t-\r()[\]./~·−]/gu, '').replace(/^tel:/i, '').replace(/^00/, '+');
 const PHONE_FAULTS = [
-	[/[^+\d]|.\+/, 'Only digits and a leading + belong here.'],
+	[/[^+\d]|.\+/, 'Use only digits and a leading +.'],
 	[/^\+?0|^\d/, 'Begin with + and the country code, such as +1.'],
 	[/^.{17}/, 'That is too long: 15 digits at most.'],
 	[/^.{1,7}$/, 'A few digits are missing.'],
@@ -280,20 +280,20 @@ function hint(message, kind = '') {
 	$('phone').setAttribute('aria-invalid', kind === 'wrong');
 }
 function checkPhone(strict) { // the control to correct first, or null
-	const p = tidyPhone($('phone').value), fault = app.refusal || (strict && !p && app.view === 'waking' ? 'Write a number first.' : phoneFault(p));
+	const p = tidyPhone($('phone').value), fault = app.refusal || (strict && !p && app.view === 'waking' ? 'Enter a number first.' : phoneFault(p));
 	// An unfinished number is no mistake yet.
 	if (fault && (strict || app.refusal || (!/missing/.test(fault) && p !== '+'))) hint(fault, 'wrong');
 	else if (p && !fault) hint('Looks complete.', 'right');
 	else hint('With country code, such as +1 or +44.');
 	const consent = strict && p && !fault && !$('consent').checked;
 	$('consent').setAttribute('aria-invalid', Boolean(consent));
-	text('consent-hint', consent ? 'Please tick this, or leave the number out.' : '');
+	text('consent-hint', consent ? 'Please tick this, or remove the number.' : '');
 	return fault ? $('phone') : consent ? $('consent') : null;
 }
 
 async function start(event) {
 	event?.preventDefault();
-	app.refusal = ''; // it may be taken now
+	app.refusal = ''; // it may be accepted now
 	const wrong = checkPhone(true);
 	text('start-error', '');
 	if (wrong) { app.queued = false; renderCompose(); return wrong.focus(); }
@@ -309,12 +309,12 @@ async function start(event) {
 	} catch (e) {
 		const {title, reason} = said(e), refused = e.kind === 'refused';
 		if (/phone|sms/.test(e.code)) { app.refusal = e.message; checkPhone(true); $('phone').focus(); }
-		else text('start-error', refused ? reason : /failed|model/.test(e.code) ? `${reason} Nothing is charged.` : `${title}. ${reason} It may be starting all the same: this page looks again. What nobody uses falls asleep.`);
+		else text('start-error', refused ? reason : /failed|model/.test(e.code) ? `${reason} Nothing is charged.` : `${title}. ${reason} It may be starting anyway, so this page checks again. An unused model falls asleep.`);
 		if (!refused) plan(3);
 		app.queued = false;
 	} finally { app.starting = false; busy('start'); renderCompose(); }
 }
-function busy(id, label) { // no label: not any more
+function busy(id, label) { // no label: done
 	const button = $(id);
 	button.dataset.label ??= button.textContent;
 	button.setAttribute('aria-disabled', Boolean(label));
@@ -348,7 +348,7 @@ function composeFault(list) {
 function renderCompose() {
 	const list = reviews(), box = $('answer'), {most, batch} = limits(), lines = $('lines').checked;
 	const fault = composeFault(list), view = app.view, awake = view === 'awake';
-	text('review-label', lines ? 'Your reviews, one a line' : 'Your review');
+	text('review-label', lines ? 'Your reviews, one per line' : 'Your review');
 	text('counter', lines ? `${big(list.length)} of ${big(batch)} reviews` : `${big(characters($('review').value))} of ${big(most)} characters`);
 	$('counter').classList.toggle('over', Boolean(fault));
 	box.hidden = !awake && !box.firstChild;
@@ -356,10 +356,10 @@ function renderCompose() {
 	app.overLong = Boolean(fault);
 	if (!app.reading) {
 		const button = $('read');
-		button.textContent = awake ? (lines ? 'Read them' : 'Read it') : app.queued ? 'It will be read first' : view === 'waking' ? 'Read it once it is up' : 'Wake it to read this';
+		button.textContent = awake ? (lines ? 'Read them' : 'Read it') : app.queued ? 'It will be read first' : view === 'waking' ? 'Read it once it is awake' : 'Wake it to read this';
 		button.setAttribute('aria-disabled', app.queued);
 		button.className = view === 'asleep' ? 'quiet' : 'go';
-		text('read-hint', awake ? 'or press Ctrl + Enter' : app.queued ? 'Your text waits here.' : '');
+		text('read-hint', awake ? 'or press Ctrl + Enter' : app.queued ? 'Your text is waiting.' : '');
 	}
 }
 
@@ -377,7 +377,7 @@ async function send(event) {
 
 async function predict(inputs, more) {
 	const reply = await call('/predict', {method: 'POST', body: {inputs: inputs.length === 1 ? inputs[0] : inputs, ...more}, timeout: 65000});
-	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'It left answers out.');
+	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'Some answers are missing.');
 	const s = app.status;
 	app.answered = Date.now();
 	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) { // the deadline has moved
@@ -398,7 +398,7 @@ async function patiently(inputs, tell, more) { // asks again while it is busy or
 			if (waking && waited + wait > 180) throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
 			const why = waking ? 'It wakes up after a pause, which can take a minute' : 'It is busy';
 			if (tries === 1) announce(`${why}. Your text is kept.`);
-			tell(`${why}: asked again in ${Math.ceil(wait)} s${waking ? `, after ${clock(waited)}` : ''}.`);
+			tell(`${why}: next try in ${Math.ceil(wait)} s${waking ? `, after ${clock(waited)}` : ''}.`);
 			await new Promise((go) => setTimeout(go, wait * 1000));
 			tell(`${why}.`);
 		}
@@ -407,7 +407,7 @@ async function patiently(inputs, tell, more) { // asks again while it is busy or
 async function read() {
 	const list = reviews(), size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
-	// A list continues where it broke off, unless the model has changed.
+	// A list continues where it stopped, unless the model has changed.
 	const key = [app.status.modelVersion, ...list].join('\n'), now = app.broken?.key === key ? app.broken : {key, found: [], latency: 0};
 	const {found} = now, before = found.length;
 	app.broken = null;
@@ -426,7 +426,7 @@ async function read() {
 	} catch (e) {
 		app.broken = now;
 		const {title, reason} = said(e), kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below. Press again for the rest.` : ''} Your text is kept.`;
-		text('review-error', (e.status === 409 ? 'The model is not awake any more.' : e.kind === 'refused' ? reason : `${title}. ${reason}`) + kept);
+		text('review-error', (e.status === 409 ? 'The model is no longer awake.' : e.kind === 'refused' ? reason : `${title}. ${reason}`) + kept);
 		if (e.status === 409) look();
 	} finally { app.reading = false; busy('read'); bar.hidden = true; $('answer').setAttribute('aria-busy', false); renderCompose(); tick(); }
 	if (found.length) { answer(found, now); remember(found.slice(before), now.version); }
@@ -456,7 +456,7 @@ function single(p) {
 		p.explanation ? words(p) : el('blockquote.clamp', p.text),
 		el('p.verdict', {'data-label': kind(p)}, el('span.sign-mark', {'aria-hidden': true}, sign(kind(p))), el('strong', verdict(p)), el('span.share', percent(p.score))),
 		bars(p.scores || {[p.label]: p.score}),
-		p.windows > 1 ? el('p.small', `A long one: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
+		p.windows > 1 ? el('p.small', `A long review: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
 	];
 }
 function words(p) { // offsets count characters, not UTF-16 units
@@ -474,17 +474,17 @@ function words(p) { // offsets count characters, not UTF-16 units
 	const side = (s) => { const found = telling.filter((w) => label(w) === s); return found[0] && el('p', el('b', `${sign(s)} For ${s.toLowerCase()}: `), found.map(points).join(', ')); };
 	return el('div.why', box, side('POSITIVE'), side('NEGATIVE'), el('p.small', telling.length
 		? 'Points: how far “positive” falls (+) or rises (−) without the word.'
-		: p.partial ? '' : 'It hangs on no single word: without any of them the answer stays.',
+		: p.partial ? '' : 'No single word decides: without any of them, the answer stays.',
 	p.partial ? ` Time ran out: ${Math.floor(p.explained * 100)} % of the words were tried.` : ''));
 }
 async function why({text: review}) {
-	const button = $('why'), here = () => button.isConnected; // else it is another answer
+	const button = $('why'), here = () => button.isConnected; // false: another answer is shown
 	if (app.reading || button.ariaDisabled === 'true') return;
 	busy('why', 'Looking …'); text('tool-text', '');
 	try {
 		const tell = (why) => { if (here()) text('tool-text', why); };
 		const {predictions: [p], latencyMs: latency, modelVersion: version} = await patiently([review], tell, {explain: true});
-		if (!Array.isArray(p.explanation)) throw new Problem('gateway', 'This model cannot say why.');
+		if (!Array.isArray(p.explanation)) throw new Problem('gateway', 'This model cannot explain its answers.');
 		if (!here()) return;
 		answer([{...p, text: review}], {latency, version}, true);
 		$('words').focus();
@@ -499,7 +499,7 @@ function several(list) {
 	const row = (cell, ...cells) => el('tr', ...cells.map((c) => el(cell, c)));
 	return [
 		el('p.verdict', el('strong', plural(list.length, 'review')), el('span.share', sum)),
-		el('div.scroll', {tabindex: 0, role: 'region', 'aria-label': 'Answers, one a review'}, el('table', el('thead', row('th', 'Review', 'Answer', 'Share')),
+		el('div.scroll', {tabindex: 0, role: 'region', 'aria-label': 'Answers, one per review'}, el('table', el('thead', row('th', 'Review', 'Answer', 'Share')),
 			el('tbody', ...list.map((p) => row('td', p.text, tag(p), percent(p.score)))))),
 	];
 }
@@ -519,7 +519,7 @@ function answer(list, facts, again = false) { // facts: latency, version, stored
 }
 
 async function copy(what, value) {
-	try { await navigator.clipboard.writeText(value); text('tool-text', `Copied: ${what}.`); } catch { text('tool-text', 'This browser does not let a page copy.'); }
+	try { await navigator.clipboard.writeText(value); text('tool-text', `Copied: ${what}.`); } catch { text('tool-text', 'This browser does not allow copying.'); }
 }
 // What follows # stays in the browser.
 const linkTo = (list) => `${location.href.split('#')[0]}#review${list[1] ? 's' : ''}=${encodeURIComponent(list.map((p) => p.text).join('\n'))}`;
@@ -540,7 +540,7 @@ function download(list) {
 
 // reviews from a file or a link
 
-function table(csv, cuts) { // the first row tells which of `cuts` it uses
+function table(csv, cuts) { // the first row determines which of `cuts` it uses
 	csv = csv.replace(/\r+\n?/g, '\n');
 	const first = csv.match(/^[^"\n]*("[^"]*"[^"\n]*)*/)[0].replace(/"[^"]*"/g, ''), count = (cut) => first.split(cut).length, rows = [[]];
 	const cut = [...cuts].filter((c) => first.includes(c)).sort((x, y) => count(y) - count(x))[0] ?? '\0';
@@ -557,20 +557,20 @@ async function take(file) {
 	try { csv = await file.text(); rows = table(csv, /\.txt$/i.test(file.name) ? '\t' : ',;\t'); } catch { return no('This file cannot be read.'); }
 	const head = rows[0] ?? [];
 	const named = head.findIndex((cell) => /^(comment|content|feedback)s?$|(review|text|body)s?$/i.test(cell));
-	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // else the wordiest
+	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // otherwise the longest column
 	const column = named >= 0 ? named : [...head.keys()].sort((x, y) => size(y) - size(x))[0];
 	const list = rows.slice(named >= 0 ? 1 : 0).map((row) => row[column]).filter(Boolean);
 	if (!list.length) return no('No reviews were found in this file.');
 	const wide = rows.filter((row) => row.slice(head.length).some(Boolean)).length;
 	put(list.join('\n'), true);
-	text('file-text', `${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.${wide ? ` ${plural(wide, 'row is', 'rows are')} wider than the first: quote what holds commas.` : ''}${csv.includes('\ufffd') ? ' Some letters were lost: save the file as UTF-8.' : ''}`);
+	text('file-text', `${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.${wide ? ` ${plural(wide, 'row has', 'rows have')} more cells than the first: quote text with commas.` : ''}${csv.includes('\ufffd') ? ' Some letters were lost: save the file as UTF-8.' : ''}`);
 }
 function takeLink() {
 	let [, many, coded] = /^#review(s?)=(.*)$/.exec(location.hash) ?? [];
 	if (coded == null) return;
 	history.replaceState(null, '', location.pathname); // or a reload brings it back
 	try { coded = decodeURIComponent(coded); } catch { coded = ''; }
-	if (!coded) return text('review-error', 'This link was cut off on its way.');
+	if (!coded) return text('review-error', 'This link is incomplete.');
 	const mine = [$('review').value, $('lines').checked];
 	put(coded, Boolean(many), !mine[0]);
 	if (mine[0]) $('file-text').replaceChildren('This came with the link. ', button('Back to my text', () => put(...mine)));
@@ -616,11 +616,11 @@ async function setUp() {
 		said(e);
 		if (e.kind !== 'refused' && e.status !== 200) return fail(e);
 	}
-	try { url = new URL(config.apiUrl); } catch { /* told below */ }
+	try { url = new URL(config.apiUrl); } catch { /* shown below */ }
 	if (!/^https?:$/.test(url?.protocol)) {
 		root.dataset.view = 'setup';
-		text('title', 'This page does not know its service');
-		text('lead', 'The config.json beside it must name its address as apiUrl. The notebook 06_website publishes both.');
+		text('title', 'This page is not set up');
+		text('lead', 'Its config.json must contain the service’s address as apiUrl. The notebook 06_website publishes both.');
 		for (const id of ['state', 'cost', 'version']) text(`sign-${id}`, 'Unknown');
 		document.title = `Not set up · ${NAME}`;
 		return;
@@ -654,7 +654,7 @@ ondragover = (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefau
 ondrop = (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } };
 document.onvisibilitychange = () => { if (!document.hidden && Date.now() - app.at > 3000) look(); };
 setInterval(tick, 1000);
-if (notices() === 'default') notified(NAME); // may it be made at all?
+if (notices() === 'default') notified(NAME); // does the browser allow it?
 checkPhone();
 renderPast();
 takeLink();

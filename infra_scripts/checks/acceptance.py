@@ -56,7 +56,7 @@ SAFETY = {"SENTIMENT_MAX_RUN_MINUTES": "75", "SENTIMENT_MONTHLY_BUDGET": "1"}
 SERIES_ROWS, SERIES_INSTANCE = 10_000, "ml.m5.xlarge"
 
 
-# What it is going to do
+# The plan
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
 
 def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: str, region: str):
-    "Print what is done, where, how long it takes and what it costs."
+    "Print the steps, the place, the duration and the costs."
     parts = list(costs(plan, settings, options.series))
     stacks = len({change.stack for change in plan.changes})
     hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + START_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
@@ -101,7 +101,7 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
     if options.phone:
         say("  sends    one SMS to the number that you gave")
     say("  deletes  all of it again, also after a failure or Ctrl-C, and lists what is left")
-    say(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at the very most")
+    say(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at most")
     usual, most = sum(part.usual for part in parts), sum(part.most for part in parts)
     say(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/costs.ipynb (us-east-1):")
     for part in parts:
@@ -110,7 +110,7 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
 
 
 def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
-    "List the ways in which a number may be written, so that none of them is printed."
+    "List the spellings of a number, so that none of them is printed."
     parsed, forms = phonenumbers.parse(number), phonenumbers.PhoneNumberFormat
     ways = [phonenumbers.format_number(parsed, way) for way in (forms.INTERNATIONAL, forms.NATIONAL, forms.RFC3966)]
     return (number, number.lstrip("+"), str(parsed.national_number), *ways)
@@ -120,7 +120,7 @@ def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
 
 
 class Broken(RuntimeError):
-    "A program that failed; the last lines that it printed say why."
+    "Raised for a failed program; its last lines say why."
 
     def __init__(self, text: str, lines: list[str]):
         super().__init__(text)
@@ -128,7 +128,7 @@ class Broken(RuntimeError):
 
 
 class Acceptance:
-    "One acceptance at work: it runs, measures, checks and remembers."
+    "A running acceptance: it runs programs, measures, checks and records."
 
     def __init__(self, record: Record, memory: Memory, lock: int, options: argparse.Namespace):
         self.record, self.memory, self.lock, self.options = record, memory, lock, options
@@ -137,7 +137,7 @@ class Acceptance:
         self.settings = settings_from(os.environ)
         self.outputs: dict[str, str] = {}
         self.interrupts = Interrupts(
-            f"Wait. The teardown of {record.prefix} is at work. An endpoint that is left up costs money by the hour.\n"
+            f"Wait. The teardown of {record.prefix} is at work. A forgotten endpoint costs money every hour.\n"
             f"Let it finish, which takes minutes. Press Ctrl-C again only if you will then run:\n  {self.by_hand}"
         )
 
@@ -176,7 +176,7 @@ class Acceptance:
             self.say(f"     … {self.memory.file.name} could not be written: {e}")
 
     def check(self, title: str, passed: object, seen: object = ""):
-        "Note whether something holds."
+        "Record whether a check holds."
         at = time.monotonic() - self.begun
         self.record.checks.append(Check(title, bool(passed), str(seen), round(at, 1)))
         self.remember()
@@ -184,7 +184,7 @@ class Acceptance:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        "Measure a phase, and remember that it is the one at work."
+        "Measure a phase, and record it as the current one."
         start, self.record.phase = time.monotonic(), phase
         self.remember()
         try:
@@ -193,7 +193,7 @@ class Acceptance:
             self.record.seconds[phase] = time.monotonic() - start
 
     def attempt(self, phase: str, act: Callable[[], object]) -> bool:
-        "Do one phase. A failure is noted, and does not end the acceptance."
+        "Run one phase. A failure is recorded and does not end the acceptance."
         try:
             with self.timed(phase):
                 act()
@@ -205,7 +205,7 @@ class Acceptance:
             return False
 
     def failed(self, phase: str, error: BaseException):
-        "Note why a phase broke off."
+        "Record why a phase failed."
         lines = getattr(error, "lines", None) or "".join(traceback.format_exception(error)).splitlines()
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         if isinstance(error, KeyboardInterrupt):
@@ -242,7 +242,7 @@ class Acceptance:
         return printed
 
     def deploy(self):
-        "Deploy the engine as a person would."
+        "Deploy the engine with the command line."
         options, words = self.options, ["--idle-minutes", str(self.options.idle_minutes)]
         words += ["--instance-types", options.instance_types] if options.instance_types else []
         words += ["--textbelt-url", options.textbelt_url] if options.textbelt_url else []
@@ -262,17 +262,17 @@ class Acceptance:
         return boto3.client(service)
 
     def stacks(self) -> dict[str, dict]:  # name: as describe_stacks tells
-        "Describe the engine's stacks, whichever there are."
+        "Describe the engine's existing stacks."
         cloudformation = self.client("cloudformation")
         found = {name: find_stack(cloudformation, name) for name in stack_names(self.settings)}
         return {name: stack for name, stack in found.items() if stack}
 
     def resources(self, stack: str) -> list[dict]:
-        "List what a stack holds."
+        "List the resources of a stack."
         return self.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
 
     def read_stacks(self):
-        "Learn where page and API are, and which ids must not get into the report."
+        "Read the addresses of page and API, and the ids that the report must not contain."
         outputs = [o for stack in self.stacks().values() for o in stack.get("Outputs", [])]
         self.outputs = {output["OutputKey"]: output["OutputValue"] for output in outputs}
         identify = ("AWS::ApiGatewayV2::Api", "AWS::CloudFront::Distribution", "AWS::CloudFront::OriginAccessControl")
@@ -281,10 +281,10 @@ class Acceptance:
         ids |= {urlsplit(self.outputs.get(name, "")).hostname or "" for name in ("SiteUrl", "ApiUrl")}
         self.record.known = sorted(ids - {""})
 
-    # From the beginning to the end
+    # The course of an acceptance
 
     def work(self):
-        "Do everything up to the teardown."
+        "Run everything up to the teardown."
         if self.attempt("deploy", self.deploy):
             self.attempt("page", lambda: check_page(self))
             visit(self)
@@ -296,7 +296,7 @@ class Acceptance:
         check_plan(self, planned(self.options, self.settings, session, False), session)
 
     def tear_down(self):
-        "Delete the engine; a second try mends what only took too long."
+        "Delete the engine; try again if it took too long."
         for last in (False, True):
             try:
                 printed = self.run(TEARDOWN, ["--yes"], TEARDOWN_LIMIT)
@@ -309,12 +309,12 @@ class Acceptance:
             except Broken:
                 if last:
                     raise
-                self.say("     … the teardown failed; it is tried once more")
+                self.say("     … the teardown failed and is repeated once")
 
     def leftovers(self):
-        "List what still carries the engine's name or tag."
+        "List what still has the engine's name or tag."
         start = time.monotonic()
-        while True:  # some lists go on naming for a minute what is deleted
+        while True:  # some lists contain deleted resources for a minute
             found, unseen = by_name(connect("aws"), self.record.prefix)
             left = [str(thing) for thing in found if not thing.kept]
             blind = [f"not looked at: {each}" for each in unseen if each.essential]
@@ -341,7 +341,7 @@ class Acceptance:
         return path
 
     def end(self):
-        "Tear down, look at what is left, and report. Everything is tried, whatever fails."
+        "Tear down, check what is left, and report. Run every step, even after a failure."
         self.interrupts.ending = True
         self.say("\nDeleting everything now.")
         try:
@@ -361,7 +361,7 @@ class Acceptance:
                 self.say(f"If all that is left belongs to somebody else, delete {self.memory.file} instead.")
 
     def accept(self) -> bool:
-        "Do it all, and leave nothing behind."
+        "Run the acceptance, and leave nothing behind."
         with self.interrupts:
             try:
                 try:
@@ -379,7 +379,7 @@ class Acceptance:
         return self.record.passed
 
     def finish(self) -> bool:
-        "End an acceptance that an earlier process has left."
+        "Finish an acceptance that an earlier process has left."
         with self.interrupts:
             self.record.failures.append(Failure(self.record.phase, ["The process ended here, in whatever way."]))
             self.end()
@@ -395,20 +395,20 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", metavar="NAME", help="profile of the AWS command line")
     add("--region", metavar="NAME", help="AWS region, such as us-east-1")
-    add("--stack-prefix", metavar="NAME", help="name of the engine; nothing may stand under it (random by default)")
-    add("--permissions-boundary", metavar="ARN", help="a policy that no role of the engine may go beyond")
+    add("--stack-prefix", metavar="NAME", help="name of the engine, which must be unused (random by default)")
+    add("--permissions-boundary", metavar="ARN", help="a policy that limits every role of the engine")
     add("--yes", action="store_true", help="do not ask")
-    add("--dry-run", action="store_true", help="only say what would be done and what it costs; needs no account")
+    add("--dry-run", action="store_true", help="only print the plan and its costs; needs no account")
     add("--finish", action="store_true", help="only tear down what an earlier acceptance has left")
     add("--series", action="store_true", help="the whole series: clean made-up reviews, train on them, then the rest")
     add("--rows", type=int, metavar="N", help=f"reviews to make up for --series ({SERIES_ROWS:,})")
     add("--phone", metavar="NUMBER", help="send one SMS to this number; it is written nowhere")
     add("--idle-minutes", type=float, default=3, metavar="M", help="minutes until the model falls asleep (%(default)g)")
     add("--instance-types", metavar="NAMES", help="of the endpoint, in order of preference, with commas")
-    add("--sms-provider", choices=("textbelt", "sns"), help="who sends the SMS")
-    add("--textbelt-url", metavar="URL", help="a server that speaks like Textbelt")
+    add("--sms-provider", choices=("textbelt", "sns"), help="the provider of the SMS")
+    add("--textbelt-url", metavar="URL", help="address of a server that is compatible with Textbelt")
     add("--site-address", metavar="URL", help="where the page's domain is served, if not at the domain itself")
-    add("--state", type=Path, default=MEMORY, metavar="DIR", help="where an unfinished acceptance is remembered")
+    add("--state", type=Path, default=MEMORY, metavar="DIR", help="where an unfinished acceptance is recorded")
     add("--report", default="acceptance-report.md", metavar="FILE", help="where to write the report (%(default)s)")
     options = parser.parse_args(words)
     if options.rows and not options.series:

@@ -1,4 +1,4 @@
-"""Kill parts of the engine at random while visitors use it, and see whether it keeps its promises.
+"""Kill parts of the engine at random while visitors use it, and check its promises.
 
 A local cloud of its own, with a model of a few words, gets random traffic. Meanwhile kill -9 hits Lambda workers, the
 endpoint's process and the cloud itself, which is then started again on the same folder, and the clock jumps. At the end
@@ -34,12 +34,12 @@ from sentiment_engine.service.model_state import FAILED, STOPPED, StateTable, re
 # The engine of the tests: deployed by the real templates, with a model that needs no training.
 from tests.doubles.engine import Engine, running_engine
 
-KINDS = {"a Lambda worker": 7, "the endpoint": 3, "the cloud": 1}  # what is killed: how often, relatively
-REQUESTS = {"status": 4, "start": 3, "predict": 4, "extend": 1}  # path: how often, relatively
+KINDS = {"a Lambda worker": 7, "the endpoint": 3, "the cloud": 1}  # target of a kill: relative frequency
+REQUESTS = {"status": 4, "start": 3, "predict": 4, "extend": 1}  # path: relative frequency
 
 
 class Chaos:
-    "One run: the traffic, the kills and what was seen."
+    "One run: the traffic, the kills and the observations."
 
     def __init__(self, engine: Engine, seed: int):
         self.engine, self.cloud, self.api = engine, engine.cloud, engine.api_url
@@ -60,7 +60,7 @@ class Chaos:
             self.stop.wait(dice.uniform(0.05, 0.4))
 
     def ask(self, path: str, dice: random.Random):
-        "Send one request and remember what became of it."
+        "Send one request and record the result."
         number, body = None, {"inputs": "warm and lovely"} if path == "predict" else {}
         if path == "start" and dice.random() < 0.7:
             n = next(self.numbers)
@@ -80,7 +80,7 @@ class Chaos:
                 self.promised.append(number)
 
     def watch(self):
-        "See that there are never two endpoints in service."
+        "Check that two endpoints are never in service."
         sagemaker = self.cloud.client("sagemaker")
         while not self.stop.wait(0.5):
             with contextlib.suppress(ClientError, BotoCoreError):
@@ -100,7 +100,7 @@ class Chaos:
         return []
 
     def kill(self):
-        "Kill something; bring the cloud back if it was the cloud."
+        "Kill a process; restart the cloud if it was the cloud."
         kind = self.random.choices(list(KINDS), list(KINDS.values()))[0]
         if not (victims := self.victims(kind)):
             return
@@ -112,7 +112,7 @@ class Chaos:
             self.cloud.start(detached=False)
 
     def storm(self, seconds: float):
-        "Let visitors and kills loose for `seconds`."
+        "Run visitors and kills for `seconds`."
         threads = [threading.Thread(target=self.visit, args=(self.random.random(),), daemon=True) for _ in range(4)]
         threads.append(threading.Thread(target=self.watch, daemon=True))
         for thread in threads:
@@ -134,15 +134,15 @@ class Chaos:
             thread.join(60)
 
     def settle(self):
-        "Let every deadline pass and the reconciler come round."
+        "Let every deadline pass and the reconciler run."
         self.cloud.advance_clock(self.engine.settings.max_run_minutes * 60 + 3600)
         name = f"{self.engine.settings.prefix}-reconcile-model-service"
         for _ in range(2):
             self.cloud.client("lambda").invoke(FunctionName=name, Payload=b"{}")
-            time.sleep(3)  # an endpoint is gone a moment after it is deleted
+            time.sleep(3)  # an endpoint disappears a moment after its deletion
 
     def check(self):
-        "Write down every promise that is broken."
+        "Record every broken promise."
         sagemaker, settings = self.cloud.client("sagemaker"), self.engine.settings
         row = read_row(StateTable(self.cloud.client("dynamodb"), settings.table, settings.model_id))
         told = Counter(message["to"] for message in self.engine.messages())
@@ -181,8 +181,10 @@ def left_behind(folder: Path) -> list[str]:
 @tells_cause
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="how long the storm lasts (60)")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the dice, for much the same run again")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the run (60)")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="seed of the random choices, for a similar run"
+    )
     given = parser.parse_args(argv)
     print(f"seed {given.seed}: deploying the engine", flush=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:

@@ -17,11 +17,11 @@ from sentiment_engine.local.cloud import LocalCloud
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"
 
 
-PROGRESS = 6  # a cell that prints more often than this tells how far it is
+PROGRESS = 6  # a cell with more prints than this shows progress
 
 
 def worth_keeping(outputs: list[dict]) -> list[dict]:
-    "Return what belongs in the book: no warnings, of a report of progress the end, and what was printed as one piece."
+    "Return the outputs to keep: no warnings, only the end of a progress report, and printed text in one piece."
     said = [o for o in outputs if not (o["output_type"] == "stream" and o["name"] == "stderr")]
     streams = [o for o in said if o["output_type"] == "stream"]
     dropped = streams[:-1] if len(streams) > PROGRESS else []

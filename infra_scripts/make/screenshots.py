@@ -1,8 +1,8 @@
 """Photograph every state of the real page, light and dark, into images/.
 
 The engine of the browser tests, with the released model, is deployed to a local cloud of its own and taken through a
-visit; images/ shows what a visitor sees. Only what the network and a gateway do wrong is made up, and that nobody can
-delete the endpoint for a while.
+visit; images/ shows what a visitor sees. Only faults of the network and the gateway are simulated,
+and an endpoint that cannot be deleted.
 """
 
 import argparse
@@ -42,16 +42,16 @@ class Camera:
             act(page)
 
     def arrive(self, view: str):
-        "Open the page anew and wait for a view."
+        "Reload the page and wait for a view."
         self.each(lambda page: page.goto(self.engine.site_url))
         self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view, timeout=40_000))
 
     def hears(self, **answer):
-        "Let both tabs get an answer of ours when they ask for the status."
+        "Answer the status requests of both tabs with our own answer."
         self.each(lambda page: page.route("**/status", lambda route: route.fulfill(**answer)))
 
     def hears_the_engine(self):
-        "Let both tabs get the engine's own answers again."
+        "Let the engine answer both tabs again."
         self.each(lambda page: page.unroute("**/status"))
 
     def take(self, name: str, top: str | None = None):  # a selector; none: the beginning of the page
@@ -65,7 +65,7 @@ class Camera:
 
 
 def save(picture: Image.Image, path: Path):
-    "Write a picture as WebP: a third of the size, and no eye sees it."
+    "Save a picture as WebP: a third of the size without a visible difference."
     picture.convert("RGB").save(path, quality=88, method=6)
 
 
@@ -79,7 +79,7 @@ def read(page: Page, text: str, lines: bool = False):
 
 
 def read_why(page: Page):
-    "Have a review read, and the words marked on which the answer hangs."
+    "Read a review, and mark the words that decide the answer."
     read(page, REVIEW)
     page.get_by_role("button", name="Which words count?").click()
     expect(page.locator("#words mark").first).to_be_visible()
@@ -119,7 +119,7 @@ def visit(camera: Camera):
 
 
 def longer_than_usual(camera: Camera):
-    "A start that takes its time, held at one moment so that it does not end before the second picture."
+    "A long start, held in one state until the second picture is taken."
     engine = camera.engine
     engine.call("POST", "/start", {})
     engine.cloud.advance_clock(300)
@@ -142,7 +142,7 @@ def refused(camera: Camera):
 
 
 def wrong_answers(camera: Camera):
-    "What the gateway says in the engine's place."
+    "Answers of the gateway instead of the engine."
     answers: dict[str, dict] = {
         "throttled": {"status": 429, "json": {"message": "Too Many Requests"}},
         "gateway": {"status": 502},
@@ -156,7 +156,7 @@ def wrong_answers(camera: Camera):
 
 
 def mishaps(camera: Camera):
-    "What does not go as it should."
+    "States after a failure."
     engine = camera.engine
     engine.sleep()
     longer_than_usual(camera)

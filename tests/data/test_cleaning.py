@@ -197,7 +197,7 @@ def test_spark_cleans_as_python_does(spark, generated):
     assert not [(text, row) for text, row in kept if (row.title, row.text) != (clean(text),) * 2][:3]
 
 
-def test_half_a_character_is_no_trouble_for_spark(spark):
+def test_spark_handles_lone_surrogates(spark):
     lines = [('{"rating": 5, "text": "<br>half \\ud83d", "title": "\\udc00é"}', "x")]
     (row,) = judge(parse_lines(spark.createDataFrame(lines, "line string, category string"))).collect()
     assert row.text.startswith("half ") and row.title.endswith("é") and row.reason is None
@@ -293,7 +293,7 @@ def test_a_messy_text_is_served_as_the_clean_one(model, sent, read):
     assert ask(model, sent) == ask(model, read)
 
 
-def test_what_stands_between_angles_is_read(model):
+def test_text_between_angle_brackets_is_read(model):
     told = ask(model, "Great sound<but awful battery, it died>", explain=True)
     assert told["tokens"] >= 9 and len(told["explanation"]) >= 7
     assert told["scores"]["POSITIVE"] < ask(model, "Great sound")["scores"]["POSITIVE"]

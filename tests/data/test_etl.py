@@ -316,7 +316,7 @@ def test_another_mix_of_stars_is_stopped_unless_it_is_allowed(spark, lake):
     assert other_rules["drift"] is None and other_rules["rules"]["three_stars"] == "dropped"
 
 
-def test_rules_leave_out_what_they_say(spark, lake):
+def test_rules_drop_the_rows_that_they_name(spark, lake):
     spanish = [line(f"No funciona como esperaba, es el número {i} de los malos", rating=1) for i in range(5)]
     near = [
         line(f"The strap number {i} holds my old guitar well and the leather is soft and strong{end}", timestamp=at)
@@ -456,7 +456,7 @@ def test_the_report_is_the_only_object_that_is_replaced(world):
     assert sorted(after) == sorted(f"DELETE {key}" for key in REMOVED)
 
 
-def test_whoever_has_read_a_report_can_read_its_run_at_every_request_of_the_next(world, tmp_path):
+def test_a_run_stays_readable_at_every_request_of_the_next_run(world, tmp_path):
     there = world.before | world.after
     for at, request in enumerate(["", *world.requests[world.commit :]]):
         there.pop(request.removeprefix("DELETE "), None)
@@ -739,7 +739,7 @@ def test_every_state_that_a_run_can_have_is_followed(glue, state):
             follow(glue)
 
 
-def test_why_a_run_waits_is_said(glue):
+def test_the_reason_of_a_waiting_run_is_reported(glue):
     answers(glue, "WAITING", "SUCCEEDED")
     glue.stub._queue[1]["response"][1]["JobRun"]["StateDetail"] = "no workers are free"
     assert follow(glue)[1][0] == "WAITING (no workers are free)"
@@ -749,7 +749,7 @@ def test_why_a_run_waits_is_said(glue):
     "message", [ROLE_ERROR, "Service is unable to assume provided role. Please verify role's TrustPolicy"]
 )
 @pytest.mark.parametrize("when", ["at the start", "in the run"])
-def test_a_role_that_is_new_is_waited_for(glue, message, when):
+def test_a_new_role_is_awaited(glue, message, when):
     def refuse():
         if when == "at the start":
             glue.stub.add_client_error("start_job_run", "InvalidInputException", message)

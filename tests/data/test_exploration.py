@@ -82,7 +82,7 @@ def test_samples_are_balanced_spread_and_apart(tmp_path):
         ("Great product, thank you.", "Great product, thank you.", True),  # belongs to everybody
     ],
 )
-def test_what_quotes_held_out_reviews_is_not_trained_on(tmp_path, quotes, of, kept):
+def test_quotes_of_held_out_reviews_are_not_trained_on(tmp_path, quotes, of, kept):
     said = "it stopped on the second day and nobody has answered my letters since"
     frame = made_up(2_000).assign(title="")
     at = {split: frame.index[(frame["split"] == split) & (frame["stars"] == 1)] for split in ("train", "test")}

@@ -62,7 +62,7 @@ def keys(s3) -> set[str]:
     return {item["Key"] for item in s3.list_objects_v2(Bucket=LAKE).get("Contents", [])}
 
 
-def test_categories_come_whole_and_what_is_not_asked_for_goes(s3, source):
+def test_categories_are_copied_whole_and_others_are_removed(s3, source):
     source.files = {"Books.jsonl.gz": packed(5 * PART // 2), "Gift_Cards.jsonl.gz": packed(10_000, 2)}
     s3.put_object(Bucket=LAKE, Key="raw/Old.jsonl", Body=b"old")
     seen = []
@@ -130,7 +130,7 @@ def test_a_file_that_changes_under_the_copy_is_not_mixed(s3, source):
 
 
 @pytest.mark.parametrize("fault", ["503", "cut", "drop"])
-def test_a_fault_that_passes_is_not_noticed(s3, source, fault):
+def test_a_transient_fault_is_retried(s3, source, fault):
     source.files, source.faults = {"Books.jsonl.gz": packed(5 * PART // 2)}, [None, fault, fault]
     (address,) = category_addresses("Books", source.address)
     fetch(s3, LAKE, address, web=QUICK)
@@ -243,7 +243,7 @@ def test_a_last_line_without_an_end_is_counted(body, lines):
     assert ingest.examine(io.BytesIO(body), False) == (hashlib.sha256(body).hexdigest(), lines)
 
 
-def test_what_cannot_be_had_is_named(s3, source):
+def test_a_missing_source_is_named(s3, source):
     source.files = {"Books.jsonl.gz": packed(20_000), "Software.jsonl.gz": b""}
     with pytest.raises(IngestError, match=r"Unknown\.jsonl\.gz: the file does not exist"):
         look(source.address.format(category="Unknown"), s3, QUICK)

@@ -494,7 +494,7 @@ def test_training_reads_the_files_of_every_folder_of_a_channel(tmp_path):
     assert len(read_channel(tmp_path / "train")) == 60
 
 
-def test_what_the_job_writes_is_read_by_all(spark, tmp_path):
+def test_every_reader_reads_the_output_of_the_job(spark, tmp_path):
     raw = put(tmp_path / "lake/raw", {"Odd.jsonl": enough() + b"\n".join(LINES)})
     places = [str(tmp_path / "lake" / name) for name in ("processed", "rejected", "reports/etl.json")]
     report = clean_reviews(spark, raw, *places, expected=ANY)

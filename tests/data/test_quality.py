@@ -47,7 +47,7 @@ def failed(**changes) -> list[str]:
         ("sides without a label", {}, {"by_split": GOOD["by_split"] | {"test": {"POSITIVE": 9}}}),
     ],
 )
-def test_a_bound_itself_passes_and_what_is_beyond_does_not(name, fine, beyond):
+def test_a_value_at_the_bound_passes_and_one_beyond_fails(name, fine, beyond):
     if name == "share of the rarer label":
         fine, beyond = (
             {"by_label": {"NEGATIVE": 1_100, "POSITIVE": 1_100} | each["by_label"]} for each in (fine, beyond)
@@ -60,7 +60,7 @@ def test_rows_that_a_rule_leaves_out_do_not_count_as_rejected(reason):
     assert failed(rejected={reason: 1_999}) == [] and failed(rejected={"conflicting": 1_999}) == ["share rejected"]
 
 
-def test_a_failed_check_says_what_was_found_and_what_is_expected():
+def test_a_failed_check_names_the_found_and_the_expected_value():
     assert shortcomings(checks(GOOD)) == []
     assert shortcomings(checks(GOOD | {"repeats": 1_500})) == ["share of repeats: 0.75, expected at most 0.6"]
 

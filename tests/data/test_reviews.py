@@ -247,7 +247,7 @@ def test_a_folder_is_read_whole_and_malformed_lines_are_counted(tmp_path):
     assert counts == {"reviews": 2, "malformed": 2, "no_text": 1, "blank": 1}
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_written_reviews_are_read_back(tmp_path):
     written = write_reviews(tmp_path, 500, seed=1)
     counts = Counter()
     read = list(read_reviews(tmp_path, counts=counts))

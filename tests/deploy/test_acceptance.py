@@ -70,7 +70,7 @@ PLACES = [
 
 
 @given(AROUND, ACCOUNT, st.sampled_from(PLACES), AROUND)
-def test_no_account_id_is_left_wherever_it_stands(before, account, place, after):
+def test_an_account_id_is_removed_in_any_place(before, account, place, after):
     assert account not in scrub(before + place.format(account) + after)
 
 
@@ -117,7 +117,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_nothing_that_identifies_is_left(kind, data):
+def test_no_identifier_remains(kind, data):
     first, second, form = KINDS[kind]
     begins, value = data.draw(first), data.draw(second)
     before, beside, after = data.draw(AROUND), data.draw(BESIDE), data.draw(AROUND)
@@ -127,20 +127,20 @@ def test_nothing_that_identifies_is_left(kind, data):
 
 
 @given(AROUND, BESIDE, PHONES, AROUND)
-def test_no_phone_number_is_left(before, beside, phone, after):
+def test_phone_numbers_are_removed(before, beside, phone, after):
     digits = re.sub(r"\D", "", phone)[-9:]
     assume(digits not in re.sub(r"\D", "", before + "x" + after))
     assert digits not in re.sub(r"[^\w]", "", scrub(f"{before}{beside}{phone}{beside}{after}"))
 
 
 @given(AROUND, BESIDE, st.emails(), AROUND)
-def test_no_address_of_a_person_is_left(before, beside, address, after):
+def test_email_addresses_are_removed(before, beside, address, after):
     assume(address not in before + after)
     assert address not in scrub(f"{before}{beside}{address}{beside}{after}")
 
 
 @given(st.sampled_from(EXAMPLES), st.sampled_from([0, 1, 2, 3]), AROUND)
-def test_a_number_that_is_known_goes_in_every_form(number, way, around):
+def test_a_known_number_is_removed_in_every_form(number, way, around):
     form = written(number, way)
     assume(form not in around)
     assert form not in scrub(f"{around} {form}", acceptance.phone_forms(number))
@@ -161,7 +161,7 @@ def test_scrubbing_twice_changes_nothing(text):
         "AWS::EC2::SecurityGroup arn:aws:s3:::accept-1a2b-lake test_a.py::test_b std::vector [::2] 21:16:07 ::1",
     ],
 )
-def test_what_helps_to_find_a_fault_stays(text):
+def test_details_that_explain_a_fault_remain(text):
     assert scrub(text) == text
 
 
@@ -171,7 +171,7 @@ SECRET = (
 WORDS = ("123456789012", "lovelace", "ada@", "AKIA", "555", "E04R52WAIX6UXT", "abcdef0123")
 
 
-def test_the_report_names_nobody_whatever_it_tells():
+def test_the_report_names_no_person():
     record = Record("accept-1a2b", "us-east-1", "9012", "ada-s-profile", known=["abcdef0123"])
     told = f"{'x' * 255} {SECRET} abcdef0123"  # cut off in the middle of something
     record.checks, record.failures = [Check(told, False, told, 1.0)], [Failure("deploy", [told])]
@@ -221,18 +221,18 @@ def ended(monkeypatch, *words: str) -> str:
         (("--region", "us-east-1", "--profile", "nobody"), "The config profile (nobody) could not be found"),
     ],
 )
-def test_without_credentials_it_refuses_and_says_what_to_do(shell, tmp_path, words, said):
+def test_without_credentials_it_stops_and_says_what_to_do(shell, tmp_path, words, said):
     end = ended(shell, "--state", str(tmp_path), *words)
     assert end.startswith("Nothing was changed: ") and said in end
 
 
-def test_an_emulator_is_not_taken_for_aws(shell, tmp_path):
+def test_an_emulator_is_not_mistaken_for_aws(shell, tmp_path):
     shell.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert "target is aws, but AWS_ENDPOINT_URL is" in ended(shell, "--state", str(tmp_path))
 
 
 @pytest.mark.parametrize("words", [("--phone", "+1202555"), ("--phone", "0777"), ("--rows", "500")])
-def test_nonsense_is_refused_and_a_number_is_not_repeated(shell, capsys, words):
+def test_invalid_input_is_refused_without_repeating_a_number(shell, capsys, words):
     assert ended(shell, *words) == "2"
     assert words[1] not in capsys.readouterr().err
 
@@ -257,7 +257,7 @@ def test_the_whole_series_has_a_price_too(shell, capsys):
     assert "cleans 10,000 made-up reviews, trains on ml.m5.xlarge" in said and "\n             Glue: $" in said
 
 
-def test_what_the_shell_says_about_another_engine_does_not_count(shell):
+def test_variables_of_another_engine_are_ignored(shell):
     shell.setenv("SENTIMENT_TABLE", "SentimentModelState")
     shell.setenv("SENTIMENT_PREFIX", "sentiment-engine")
     options = acceptance.parsed(["--idle-minutes", "2"])
@@ -404,7 +404,7 @@ def at_every_step(world: World, act) -> int:  # how many steps there are
         yield begin(world)
 
 
-def test_one_that_passes_says_so_and_leaves_nothing(world, capsys):
+def test_a_passed_acceptance_says_so_and_leaves_nothing(world, capsys):
     assert begin(world) == "0"
     assert world.calls.read_text().split() == ["deploy.py", "teardown.py"]
     assert not world.up.exists() and unfinished(world) is None
@@ -489,7 +489,7 @@ def left(world, monkeypatch):
     return world
 
 
-def test_one_that_was_left_is_finished_before_a_new_one_begins(left, monkeypatch, capsys):
+def test_an_abandoned_acceptance_is_finished_before_a_new_one_begins(left, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(acceptance, "enter", lambda chosen: (seen.append(chosen), os.environ.update(chosen)))
     assert begin(left) == "0"
@@ -505,14 +505,14 @@ def test_one_that_was_left_is_finished_before_a_new_one_begins(left, monkeypatch
     assert "Passed" in (left.folder / "report.md").read_text()
 
 
-def test_one_that_was_left_is_not_looked_for_in_another_account(left, monkeypatch):
+def test_an_abandoned_acceptance_is_not_sought_in_another_account(left, monkeypatch):
     monkeypatch.setattr(acceptance, "enter", os.environ.update)
     monkeypatch.setattr(acceptance, "caller", lambda _: ("user/bob in an account that ends in 3456", "3456"))
     assert "it is in an account that ends in 9012, and you act as user/bob" in begin(left)
     assert left.up.exists() and unfinished(left) and not left.calls.exists()
 
 
-def test_who_declines_changes_nothing(left, monkeypatch):
+def test_declining_changes_nothing(left, monkeypatch):
     monkeypatch.setattr(acceptance, "enter", os.environ.update)
     monkeypatch.setattr(acceptance, "agreed", lambda *_: False)
     assert "accept-1a2b still stands" in begin(left) and not left.calls.exists() and unfinished(left)
@@ -550,7 +550,7 @@ def test_a_full_disk_does_not_end_a_teardown(world, monkeypatch):
     assert not world.up.exists() and "teardown.py" in world.calls.read_text()
 
 
-def test_a_terminal_that_is_gone_does_not_end_a_teardown(world, monkeypatch):
+def test_a_closed_terminal_does_not_end_a_teardown(world, monkeypatch):
     def gone(*_, **__):
         raise BrokenPipeError
 
@@ -602,7 +602,7 @@ def test_without_a_phone_number_no_message_need_be_paid_for(world, monkeypatch, 
     ("words", "finding", "quota"),
     [((), NOT_SAID, 0), ((), NO_SANDBOX, 0), (("--sms-provider", "sns"), NO_SANDBOX, 1)],
 )
-def test_a_message_that_nobody_pays_for_ends_it_before_anything_is_made(world, monkeypatch, words, finding, quota):
+def test_without_sms_credit_it_ends_before_anything_is_created(world, monkeypatch, words, finding, quota):
     monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: [finding])
     monkeypatch.setattr(acceptance.Textbelt, "quota", lambda _: quota)
     end = begin(world, "--phone", PHONE, *words)
@@ -611,7 +611,7 @@ def test_a_message_that_nobody_pays_for_ends_it_before_anything_is_made(world, m
 
 
 @pytest.mark.parametrize("kind", [look.kind for look in standing.LOOKS])
-def test_a_prefix_under_which_something_stands_is_refused(world, kind):
+def test_a_prefix_in_use_is_refused(world, kind):
     "Otherwise it would count as left, and no acceptance could ever end."
     world.foreign = [standing.Thing(kind, "accept-1a2b-holiday-photos")]
     end = begin(world, "--stack-prefix", "accept-1a2b")
@@ -628,7 +628,7 @@ def test_a_key_for_the_sms_may_be_stored_before(world, monkeypatch):
         acceptance.check_prefix(None, "accept-1a2b")
 
 
-def test_what_others_name_alike_meanwhile_does_not_keep_it_for_ever(world, monkeypatch, capsys):
+def test_resources_of_others_with_the_same_name_do_not_block_the_end(world, monkeypatch, capsys):
     usual = world.program
 
     def beside(words, *rest):
@@ -648,7 +648,7 @@ EVERYTHING = [look.kind for look in standing.LOOKS]
 
 
 @pytest.mark.parametrize("blind", [*([kind] for kind in sorted(standing.ESSENTIAL)), EVERYTHING], ids=",".join)
-def test_a_teardown_that_nobody_could_look_at_is_not_complete(world, blind):
+def test_a_teardown_that_cannot_be_checked_is_incomplete(world, blind):
     world.blind = blind
     assert begin(world) == "1" and unfinished(world).prefix == "accept-1a2b"
     text = (world.folder / "report.md").read_text()
@@ -663,14 +663,14 @@ def test_a_teardown_that_nobody_could_look_at_is_not_complete(world, blind):
 
 
 @pytest.mark.parametrize("blind", [*([kind] for kind in sorted(standing.ESSENTIAL)), EVERYTHING], ids=",".join)
-def test_nothing_is_made_that_nobody_could_look_at_afterwards(world, blind):
+def test_nothing_is_created_that_cannot_be_checked_afterwards(world, blind):
     world.blind, world.blind_from = blind, ""
     end = begin(world)
     assert end.startswith("Nothing was changed") and all(f"{k}s: " in end for k in standing.ESSENTIAL & {*blind})
     assert not world.calls.exists() and not unfinished(world)
 
 
-def test_an_answer_that_comes_late_is_waited_for(world, monkeypatch):
+def test_a_late_answer_is_awaited(world, monkeypatch):
     world.blind = EVERYTHING
     monkeypatch.setattr(acceptance, "GONE_LIMIT", 60)
     monkeypatch.setattr(acceptance.time, "sleep", lambda _: world.blind.clear())
@@ -678,7 +678,7 @@ def test_an_answer_that_comes_late_is_waited_for(world, monkeypatch):
     assert begin(world) == "0" and unfinished(world) is None
 
 
-def test_what_else_could_not_be_looked_at_is_counted_and_listed(world, monkeypatch, capsys):
+def test_other_failed_checks_are_counted_and_listed(world, monkeypatch, capsys):
     def denied(*_):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetResources")
 
@@ -731,7 +731,7 @@ def test_a_problem_of_the_account_ends_it_before_anything_is_made(world, monkeyp
 
 
 @pytest.mark.parametrize("state", ["FAILED", "STOPPED"])
-def test_a_start_that_fails_is_not_waited_for(world, monkeypatch, state):
+def test_a_failed_start_is_not_awaited(world, monkeypatch, state):
     "The reason that the API gives is in the report, and the rest of the visit is left out."
     waking = {"state": "CREATING", "outcome": "started", "instanceType": "ml.t2.medium"}
     failed = {"state": state, "reason": "no capacity in 123456789012"}
@@ -822,7 +822,7 @@ def test_a_closed_terminal_never_leaves_a_teardown(monkeypatch):
             signal.raise_signal(number)
 
 
-def test_who_insists_may_leave(monkeypatch):
+def test_a_repeated_signal_ends_the_program(monkeypatch):
     monkeypatch.setattr(child_program, "INSIST", -1.0)
     with Interrupts("wait") as interrupts, pytest.raises(Abandoned):
         interrupts.ending = True
@@ -830,7 +830,7 @@ def test_who_insists_may_leave(monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_program_of_a_killed_acceptance_is_not_worked_beside(tmp_path, tidy):
+def test_it_does_not_run_beside_a_program_of_a_killed_acceptance(tmp_path, tidy):
     "It holds the lock as long as it runs."
     code = (
         "import os; from sentiment_engine.deploy.acceptance_record import Memory\n"
@@ -889,7 +889,7 @@ def test_every_question_is_one_that_aws_answers(look):
     assert walk(operation.output_shape, look.names).type_name == "string"
 
 
-def test_what_carries_the_name_is_found_and_nothing_else(cloud):
+def test_only_resources_with_the_name_are_found(cloud):
     made = "accept-0f0f"
     cloud.client("s3").create_bucket(Bucket=f"{made}-lake")
     cloud.client("ssm").put_parameter(Name=f"/{made}/model", Value="x", Type="String")
@@ -904,7 +904,7 @@ def test_what_carries_the_name_is_found_and_nothing_else(cloud):
     assert standing.by_name(cloud, made)[0] == found and standing.by_name(cloud, "accept-1e1e")[0] == []
 
 
-def test_what_nobody_may_ask_is_said():
+def test_denied_lookups_are_reported():
     class Denied(Fake):
         def can_paginate(self, _):
             return False
@@ -968,7 +968,7 @@ def test_an_acceptance_passes_on_the_local_cloud(rehearsal, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_one_that_is_cut_off_while_it_deploys_leaves_nothing_for_long(rehearsal, tmp_path, number):
+def test_an_acceptance_killed_during_deployment_is_cleaned_up(rehearsal, tmp_path, number):
     cloud, start = rehearsal
     with start() as process:
         for line in process.stdout:

@@ -80,7 +80,7 @@ def test_another_key_in_a_file_with_an_exception_is_still_found():
     assert audit.secret_complaints(set(), known) == ["secret: nothing needs 'local' of aws.py in audit_allowed.yaml"]
 
 
-def test_what_is_found_and_what_is_allowed_must_be_the_same():
+def test_findings_must_match_the_exceptions():
     said = audit.complaints({("CKV_1", "New")}, {("CKV_2", "Old")}, "checkov")
     assert said == ["checkov: CKV_1 New", "checkov: nothing needs CKV_2 Old in audit_allowed.yaml"]
 
@@ -92,7 +92,7 @@ def test_every_exception_has_its_reason():
     assert len(reasons) > 10 and all(len(reason) > 20 for reason in reasons)
 
 
-def test_what_pypi_knows_and_what_it_did_not_say_is_told_apart():
+def test_known_faults_and_missing_answers_of_pypi_are_distinguished():
     faulty = {"name": "leaky", "version": "1.0", "vulns": [{"id": "PYSEC-2026-1", "fix_versions": ["1.1"]}]}
     fine, unasked = {"name": "fine", "version": "2.0", "vulns": []}, {"name": "own", "skip_reason": "not on PyPI"}
     assert audit.package_findings([fine]) == []

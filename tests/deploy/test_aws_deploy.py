@@ -255,7 +255,7 @@ def test_the_page_of_regions_is_what_the_checks_say():
         (("--model", "released", "--sample-rows", "500"), "--model released is not trained: leave --sample-rows out"),
     ],
 )
-def test_what_cannot_be_deployed_is_refused_before_anything_is_changed(main, words, why):
+def test_an_impossible_deployment_is_refused_before_any_change(main, words, why):
     _, end = main(*words)
     assert end and why in end
 
@@ -466,7 +466,7 @@ def standing(cloud, environment, monkeypatch):
     return ask
 
 
-def test_what_was_chosen_is_kept_until_it_is_taken_back(standing):
+def test_a_choice_is_kept_until_it_is_revoked(standing):
     known, options, settings = standing("--domain", "mood.example.com", "--endpoint", "serverless", "--firewall")
     assert known.fine and "nothing was chosen earlier" in known.text
     standing("--alarm-email", "me@example.com", "--idle-minutes", "5", SENTIMENT_MONTHLY_BUDGET="20")
@@ -504,7 +504,7 @@ def test_what_was_chosen_is_kept_until_it_is_taken_back(standing):
         ({"model_data": "s3://b/m.tar.gz"}, ("--sample-rows", "500"), {"sample_rows": 500}),
     ],
 )
-def test_what_was_chosen_goes_with_what_is_said_now(environment, monkeypatch, kept, words, taken):
+def test_stored_choices_combine_with_new_ones(environment, monkeypatch, kept, words, taken):
     "A model that was released or given is not trained; one that is trained needs its reviews and recipe."
     monkeypatch.setattr(target, "_kept", lambda *_: {"options": kept})
     target.recall(options := parsed(*words))
@@ -513,7 +513,7 @@ def test_what_was_chosen_goes_with_what_is_said_now(environment, monkeypatch, ke
     assert found == taken
 
 
-def test_what_cannot_be_read_is_not_taken_for_nothing(environment, monkeypatch):
+def test_unreadable_choices_are_not_mistaken_for_none(environment, monkeypatch):
     def denied(*_):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "not yours"}}, "GetObject")
 
@@ -525,7 +525,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(environment, monkeypatch):
         target.before(options, "", known, lambda asked: [])
 
 
-def test_where_a_stack_stands_its_change_set_is_asked_for(cloud):
+def test_an_existing_stack_gets_a_change_set(cloud):
     own = Settings(prefix="planned")
     name, file = monitoring_stack(own), TEMPLATES / "monitoring.yaml"
     given, cloudformation = (
@@ -562,7 +562,7 @@ def test_a_plan_writes_nothing_but_change_sets(standing):
         delete_stack(cloudformation, name)
 
 
-def test_no_change_set_is_made_of_a_stack_of_somebody_else(cloud):
+def test_no_change_set_is_made_for_a_foreign_stack(cloud):
     own, cloudformation = Settings(prefix="theirs"), cloud.client("cloudformation")
     name, file = monitoring_stack(own), TEMPLATES / "monitoring.yaml"
     given = monitoring_parameters(own, "theirs-dead-letters", "a1", "E1", "us-east-1")
@@ -706,7 +706,7 @@ def test_the_workflow_that_deploys_stores_no_key_and_runs_by_hand_only():
     assert {name.upper() for name in inputs} <= set(job["env"])
 
 
-def test_the_workflow_says_what_was_chosen_and_nothing_else(tmp_path):
+def test_the_workflow_passes_the_chosen_options_only(tmp_path):
     "Its script runs, with a python that says what it was told."
     import yaml
 
@@ -727,7 +727,7 @@ def test_the_workflow_says_what_was_chosen_and_nothing_else(tmp_path):
     assert parsed(*words).domain == "" and parsed(*words).reserved_concurrency is False
 
 
-def test_the_runbook_stops_what_is_ours_and_nothing_else():
+def test_the_runbook_stops_only_resources_of_the_engine():
     import re
 
     from sentiment_engine.settings import endpoint_name, new_run_id, trial_name

@@ -49,7 +49,7 @@ def test_a_release_that_was_changed_is_not_uploaded(s3, tmp_path):
     assert keys(s3) == before
 
 
-def test_where_nothing_may_be_looked_up_the_error_is_not_hidden():
+def test_a_denied_lookup_is_not_hidden():
     class Forbidden:
         def head_object(self, **_):
             raise ClientError({"Error": {"Code": "403"}}, "HeadObject")
@@ -91,7 +91,7 @@ def test_both_examinations_count(champion, challenger, wins):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
-def test_nobody_who_is_surely_ahead_is_better_than_the_winner(rows):
+def test_the_winner_is_not_surely_beaten(rows):
     table = pd.DataFrame(rows, columns=["mean", "ahead"], index=[f"model {i}" for i in range(len(rows))])
     won, ahead = winner(table), table[table["ahead"] >= 0.95]
     assert won == "model 0" if ahead.empty else table.loc[won, "mean"] == ahead["mean"].max() and won in ahead.index

@@ -145,7 +145,7 @@ def arn(file: str, name: str, kind: str, properties: dict) -> str:
 
 
 @pytest.mark.parametrize("file", DEPLOYED)
-def test_who_deploys_may_do_what_cloudformation_does_in_its_name(file):
+def test_the_deployer_may_do_what_cloudformation_does_for_it(file):
     cases = CASES | dict.fromkeys(read_template(ROOT / "infra_scripts/templates" / file)["Conditions"], True)
     denied = []
     for name, resource in ((n, r) for f, n, r in RESOURCES if f == file):
@@ -158,7 +158,7 @@ def test_who_deploys_may_do_what_cloudformation_does_in_its_name(file):
     assert not denied
 
 
-def test_no_reason_is_spare():
+def test_no_reason_is_superfluous():
     asked = {(r["Type"], action) for _, _, r in RESOURCES for action in handlers(r["Type"])}
     for known in NEEDLESS:
         assert any(fnmatch(action, known) or fnmatch(f"{kind} {action}", known) for kind, action in asked), known
@@ -246,7 +246,7 @@ def places(action: str) -> list[str]:
     return [f"arn:aws:{on}" for kind in needed for on in PLACES.get((service, kind), ())] or ["*"]
 
 
-def test_who_deploys_may_do_what_notebooks_and_scripts_call():
+def test_the_deployer_may_make_every_call_of_notebooks_and_scripts():
     calls = {}
     for action, where in made():
         calls.setdefault(action, where)
@@ -280,7 +280,7 @@ def test_a_key_is_used_by_way_of_ssm_only(name):
         assert not may(deployer(name), "kms:Decrypt", on, **way)
 
 
-def test_nobody_is_asked_what_others_may_do():
+def test_the_deployer_may_not_simulate_policies():
     "SageMaker's SDK would then judge the training role by permissions that no training of ours needs."
     for name in ("Boundary", "DeployRole"):
         assert not may(deployer(name), "iam:SimulatePrincipalPolicy", role("lab-foundation-TrainingRole-1X2Y"))

@@ -101,7 +101,7 @@ def test_the_pointer_names_the_newest_model(aws):
 
 
 @pytest.mark.parametrize("address", ["", "model.tar.gz", "s3://", "s3://bucket", "s3://bucket/", "https://b/k"])
-def test_what_is_no_s3_address_is_refused(address):
+def test_an_invalid_s3_address_is_refused(address):
     with pytest.raises(ValueError, match="is not an s3://"):
         s3_place(address)
 
@@ -172,7 +172,7 @@ def test_a_refusal_gives_the_models_own_reason(aws, running, reviews, says):
         ep.predict(aws.runtime, running, reviews)
 
 
-def test_an_endpoint_that_is_not_there_is_said_so(aws):
+def test_a_missing_endpoint_is_reported(aws):
     with pytest.raises(ep.PredictionFailed, match="not found"):
         ep.predict(aws.runtime, "endpoint-tests-nothing", "fine")
 
@@ -260,7 +260,7 @@ def test_a_model_is_tried_on_what_visitors_get(aws, model):
 
 
 @pytest.mark.parametrize("trouble", ["refused", "failed"])
-def test_what_does_not_come_up_is_deleted_and_tried_once_on_the_next_machine(aws, model, broken, trouble):
+def test_a_failed_trial_is_deleted_and_retried_once_on_the_next_machine(aws, model, broken, trouble):
     settings = Settings(prefix="endpoint-tests-next", instance_types=("ml.t2.medium", "ml.m5.large", "ml.c5.large"))
     sagemaker, told = Refusing(aws.sagemaker, **{trouble: ["ml.t2.medium"]}, model=broken), []
     name = ep.start_trial(sagemaker, settings, model, told.append, timeout=60)
@@ -272,7 +272,7 @@ def test_what_does_not_come_up_is_deleted_and_tried_once_on_the_next_machine(aws
     ep.delete_trials(aws.sagemaker, settings)
 
 
-def test_a_model_that_comes_up_nowhere_says_why_and_leaves_nothing(aws, model, broken):
+def test_a_model_that_fails_on_every_machine_says_why_and_leaves_nothing(aws, model, broken):
     settings = Settings(prefix="endpoint-tests-nowhere")
     sagemaker = Refusing(aws.sagemaker, refused=["ml.t2.medium"], failed=["ml.m5.large"], model=broken)
     with pytest.raises(EndpointFailed, match=r"on ml\.t2\.medium .*constraint; on ml\.m5\.large .*is Failed"):
@@ -319,7 +319,7 @@ def test_deleting_waits_for_an_endpoint_that_is_being_created():
     assert remove_endpoint(client, "x") and calls == ["endpoint", "config"]
 
 
-def test_what_aws_refuses_for_another_reason_is_raised():
+def test_other_refusals_of_aws_are_raised():
     def refuse(EndpointName):
         raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "not authorized"}}, "DescribeEndpoint")
 
@@ -371,7 +371,7 @@ def test_old_models_go_and_needed_ones_stay(aws):
 # Publishing
 
 
-def test_what_is_published_is_what_a_start_reads(aws):
+def test_a_start_reads_the_published_model(aws):
     assert ep.current_model(aws.ssm, SETTINGS) is None
     for version in ("a", "b"):
         model = ep.RegisteredModel(ep.model_name(SETTINGS, version), version, 0.91, 0.9, "s3://b/k")

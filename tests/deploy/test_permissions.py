@@ -346,7 +346,7 @@ def test_without_any_one_statement_or_action_something_is_denied(known):
     assert not any(spare.values()), spare
 
 
-def test_what_a_condition_forbids_is_forbidden_and_no_condition_is_spare(known):
+def test_every_condition_denies_something(known):
     guarded = {name: d for name, d in known.documents.items() if any("Condition" in s for s in d)}
     passing = {"NotificationAndShutdownScheduler", "ShutdownEndpoint", "ReconcileModelService"}
     assert set(guarded) == {"WakeUpRole trust", "DeadLetters", *(f"{name}Role" for name in passing)}
@@ -355,7 +355,7 @@ def test_what_a_condition_forbids_is_forbidden_and_no_condition_is_spare(known):
         assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
 
 
-def test_the_page_is_read_by_its_distribution_only_and_no_condition_is_spare(cloud):
+def test_only_the_distribution_reads_the_page(cloud):
     cloudformation, name, template = (
         cloud.client("cloudformation"),
         "least-site",
@@ -386,7 +386,7 @@ def test_no_function_may_do_what_only_another_does(known):
             assert not [need for need in foreign if allowed(known.roles[folder], *need)], (folder, other)
 
 
-def test_no_function_may_touch_what_has_another_prefix(known):
+def test_no_function_may_touch_another_prefix(known):
     for folder, needs in known.needs.items():
         for action, on in needs:
             other = on.replace(f"/{PREFIX}", "/other").replace(f":{PREFIX}", ":other").replace("table/t", "table/other")
@@ -436,7 +436,7 @@ def _once(calls: list) -> list:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_on_the_local_cloud_a_function_is_refused_what_another_does(known, folder):
+def test_the_local_cloud_denies_a_function_the_calls_of_another(known, folder):
     own = alike(known.needs[folder])
     others = _once([call for other in FOLDERS for call in known.made[other]])
     foreign = [c for c in others if not all(alike({n}) <= own for n in needs_of(*c))]
@@ -543,14 +543,14 @@ def test_a_container_is_fetched_for_either_kind_of_machine(services):
     assert pulled == {"huggingface-pytorch-training", "pytorch-training"}
 
 
-def test_glue_and_sagemaker_may_do_their_work_and_nothing_of_it_is_spare(services):
+def test_glue_and_sagemaker_have_exactly_the_permissions_they_need(services):
     for name, statements in services.roles.items():
         denied = [need for need in services.needs[name] if not allowed(statements, *need, NAMESPACES[name])]
         assert not denied and not spare_in(statements, services.needs[name], NAMESPACES[name]), name
         assert not spare_resources(statements, services.needs[name], NAMESPACES[name]), name
 
 
-def test_what_a_condition_of_the_foundation_forbids_is_forbidden_and_no_condition_is_spare(services):
+def test_every_condition_of_the_foundation_denies_something(services):
     guarded = {name: d for name, d in services.documents.items() if any("Condition" in s for s in d)}
     assert set(guarded) == {"LakeBucket", "ArtifactsBucket", *NAMESPACES}
     for name, statements in guarded.items():

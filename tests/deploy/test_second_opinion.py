@@ -72,7 +72,7 @@ def test_every_call_for_our_templates_is_taken(templates):
     assert {v.service for v in verdicts} >= {"s3", "dynamodb", "iam", "sns", "sqs", "events", "logs", "scheduler"}
 
 
-def test_what_nobody_judges_is_told(templates, capsys):
+def test_unjudged_calls_are_reported(templates, capsys):
     assert report(*templates, []) == 0
     shown = capsys.readouterr().out
     for kind in ("AWS::CloudFront::Distribution", "AWS::ApiGatewayV2::Api", "AWS::Glue::Job", "AWS::Lambda::Function"):
@@ -99,7 +99,7 @@ STANDING = [line("dynamodb", "CreateTable", TABLE), line("s3", "CreateBucket", {
 
 
 @pytest.mark.parametrize(("service", "operation", "params", "code"), REFUSED)
-def test_what_only_moto_refuses_counts_and_what_both_refuse_does_not(judge, service, operation, params, code, capsys):
+def test_only_refusals_by_moto_alone_count(judge, service, operation, params, code, capsys):
     verdict = judge(*STANDING, line(service, operation, params))[-1]
     assert verdict.outcome == "refused" and code in (None, verdict.theirs)
     assert report([verdict], [], {}, []) == 1 and f"{service} {operation}" in capsys.readouterr().out
@@ -137,18 +137,18 @@ def test_reasons_for_calls_of_a_recording_are_not_missed_among_the_templates():
     assert asked([Verdict("s3", "CreateBucket", "", "")], allowed) == allowed[1:]
 
 
-def test_what_the_gate_could_not_read_is_told_and_not_sent_to_moto(running):
+def test_unreadable_calls_are_reported_and_not_sent_to_moto(running):
     unread = line("s3", "?", {}) | {"complaints": ["no known operation"]}
     verdicts, wrong, left = judged([unread, line("unheard", "?", {}, "Refused")], running, ACCOUNT)
     assert verdicts == [] and wrong == ["s3 ?: no known operation"] and left.total() == 2
 
 
-def test_what_is_allowed_has_a_reason():
+def test_every_exception_has_a_reason():
     for entry in yaml.safe_load(second_opinion.ALLOWED.read_text())["refusals"]:
         assert set(entry) == {"call", "code", "why"} and len(entry["why"]) > 20
 
 
-def test_what_moto_takes_and_the_local_cloud_refused_is_told_as_such(judge):
+def test_refusals_by_the_local_cloud_alone_are_reported(judge):
     assert judge(line("s3", "CreateBucket", {"Bucket": "lake"}, "AccessDenied"))[-1].outcome == "milder"
 
 
@@ -173,7 +173,7 @@ def test_an_operation_that_moto_does_not_know_is_no_refusal(judge):
     assert verdict.outcome == "unknown" and report([verdict], [], {}, []) == 0
 
 
-def test_what_the_description_forbids_counts(running):
+def test_violations_of_the_api_description_count(running):
     bad = line("s3", "CreateBucket", {"Bucket": "lake"}) | {"complaints": ["Member must …"]}
     verdicts, wrong, left = judged([bad], running, ACCOUNT)
     assert wrong and report(verdicts, wrong, left, []) == 1

@@ -89,7 +89,7 @@ def test_a_stack_is_deployed_whatever_state_it_is_found_in(statuses):
 
 @pytest.mark.parametrize("status", ["CREATE_COMPLETE", "ROLLBACK_COMPLETE", "UPDATE_ROLLBACK_FAILED"])
 @pytest.mark.parametrize("tags", [{}, {"Project": "shop"}])
-def test_a_stack_of_somebody_else_is_left_alone_in_any_state(status, tags):
+def test_a_foreign_stack_is_left_alone_in_any_state(status, tags):
     cloud = CloudFormation(status, tags=tags)
     with pytest.raises(RuntimeError, match="stack lake is not ours, because it lacks the tag Project=engine"):
         deploy_stack(cloud, "lake", "https://template", {}, OURS)

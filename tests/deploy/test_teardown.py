@@ -111,7 +111,7 @@ def sagemaker(monkeypatch):
     return found
 
 
-def test_an_endpoint_that_is_being_created_is_waited_for(sagemaker):
+def test_an_endpoint_in_creation_is_awaited(sagemaker):
     sagemaker.wake("0123456789ab", looks=2)
     teardown.teardown("aws")
     assert not any(sagemaker.things.values())
@@ -136,7 +136,7 @@ def test_a_failure_is_said_in_one_line(monkeypatch, error):
     assert str(error) in str(ended.value)
 
 
-def test_it_says_whose_account_is_meant_before_it_asks(monkeypatch, capsys):
+def test_it_shows_the_account_before_it_asks(monkeypatch, capsys):
     monkeypatch.setattr(teardown_command, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr(teardown_command, "_typed", lambda _: "no")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws"])
@@ -145,7 +145,7 @@ def test_it_says_whose_account_is_meant_before_it_asks(monkeypatch, capsys):
     assert "as user/ada in an account that ends in 9012, region us-east-1." in capsys.readouterr().out
 
 
-def test_a_training_job_that_was_left_running_is_stopped_and_no_other(sagemaker):
+def test_only_the_engines_training_jobs_are_stopped(sagemaker):
     ours, ended, foreign = f"{OURS.prefix}-training-1", f"{OURS.prefix}-training-0", f"my-{OURS.prefix}-training-1"
     neighbours = f"{OURS.prefix}-training-training-1"  # of an engine whose prefix begins with ours
     sagemaker.foreign = {neighbours}
@@ -209,7 +209,7 @@ def test_a_job_that_does_not_stop_is_named(sagemaker, monkeypatch):
         teardown.teardown("aws")
 
 
-def test_what_s3_keeps_is_not_counted_as_deleted():
+def test_objects_that_s3_keeps_are_not_counted_as_deleted():
     def delete_objects(Bucket, Delete):
         return {"Errors": [{"Key": "b", "Code": "AccessDenied", "Message": "Access Denied"}]}
 
@@ -232,7 +232,7 @@ def test_an_interrupted_teardown_ends_in_one_line(monkeypatch):
         teardown_command.main()
 
 
-def test_a_stack_of_somebody_else_is_kept_and_said(sagemaker, monkeypatch, capsys):
+def test_a_foreign_stack_is_kept_and_reported(sagemaker, monkeypatch, capsys):
     deleted = []
     monkeypatch.setattr(teardown, "delete_stack", lambda _, name: deleted.append(name) or True)
     foreign = {"Tags": [{"Key": "Project", "Value": "shop"}]}
@@ -302,7 +302,7 @@ PRINTING = [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on de
 
 
 @pytest.mark.parametrize("error", PRINTING, ids=str)
-def test_where_nobody_reads_any_more_a_trial_is_ended_all_the_same(sagemaker, cut_off, monkeypatch, error):
+def test_a_trial_ends_even_with_a_closed_terminal(sagemaker, cut_off, monkeypatch, error):
     def gone(*_, **__):
         raise error
 
@@ -312,7 +312,7 @@ def test_where_nobody_reads_any_more_a_trial_is_ended_all_the_same(sagemaker, cu
 
 
 @pytest.mark.parametrize("error", PRINTING, ids=str)
-def test_where_nobody_reads_any_more_a_teardown_goes_on(sagemaker, monkeypatch, error):
+def test_a_teardown_continues_with_a_closed_terminal(sagemaker, monkeypatch, error):
     def gone(*_, **__):
         raise error
 
@@ -324,7 +324,7 @@ def test_where_nobody_reads_any_more_a_teardown_goes_on(sagemaker, monkeypatch, 
     assert not any(sagemaker.things.values())
 
 
-def test_whoever_does_not_wait_for_the_trial_is_told_how_to_end_it(sagemaker, cut_off, monkeypatch):
+def test_interrupting_the_wait_explains_how_to_end_the_trial(sagemaker, cut_off, monkeypatch):
     def impatient(_):
         raise KeyboardInterrupt
 
@@ -335,7 +335,7 @@ def test_whoever_does_not_wait_for_the_trial_is_told_how_to_end_it(sagemaker, cu
     assert "Interrupted." in left.said and TRIAL in sagemaker.things["Endpoint"]
 
 
-def test_where_nobody_can_look_any_more_the_first_error_is_still_told(sagemaker, cut_off, monkeypatch):
+def test_the_first_error_is_reported_even_if_later_lookups_fail(sagemaker, cut_off, monkeypatch):
     def expired(**_):
         raise ClientError({"Error": {"Code": "ExpiredToken", "Message": "The token has expired"}}, "ListEndpoints")
 
@@ -375,7 +375,7 @@ def standing(cloud, monkeypatch):
     cloud.client("ssm").delete_parameter(Name="/tear/notes")
 
 
-def test_a_teardown_empties_and_deletes_ours_keeps_the_rest_and_can_be_repeated(cloud, standing, capsys):
+def test_a_teardown_deletes_only_the_engine_and_can_be_repeated(cloud, standing, capsys):
     deleted = teardown.teardown("local")
     assert [name for kind, name in deleted if kind == "stacks"] == ["tear-site", "tear-foundation"]
     assert ("parameters", "/tear/model") in deleted

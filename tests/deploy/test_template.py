@@ -109,7 +109,7 @@ def test_a_wildcard_as_a_resource_has_its_reason_beside_it(name):
             assert any(part.lstrip().startswith("#") for part in before), f"{name}:{i + 1} gives no reason"
 
 
-def test_what_is_reserved_is_what_the_account_is_asked_for():
+def test_reserved_concurrency_matches_the_requested_quota():
     functions = of_type("AWS::Lambda::Function").values()
     shares = {f["FunctionName"].removeprefix("${Prefix}-"): f["ReservedConcurrentExecutions"][1] for f in functions}
     assert shares == SHARES
@@ -130,7 +130,7 @@ def test_buckets_are_private_encrypted_reached_by_tls_only_and_forget(name):
             assert denied[0]["Condition"]["Bool"] == {"aws:SecureTransport": "false"}
 
 
-def test_only_who_needs_to_may_delete_invoke_or_send():
+def test_delete_invoke_and_send_are_limited_to_roles_that_need_them():
     allowed = {}
     for role, statement in statements():
         for action in statement["Action"]:
@@ -273,7 +273,7 @@ def _mark(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()[:16]
 
 
-def test_what_was_put_under_a_templates_name_by_others_is_not_deployed(cloud):
+def test_a_foreign_object_under_a_templates_name_is_not_deployed(cloud):
     s3, template = cloud.client("s3"), ROOT / "infra_scripts/templates/site.yaml"
     s3.create_bucket(Bucket="template-tampered")
     key = upload_template(s3, "template-tampered", template).partition("template-tampered/")[2]
@@ -334,7 +334,7 @@ def test_outputs(deployed):
     assert deployed["SiteUrl"] == PAGE and deployed["Table"] == "TemplateTest" and not deployed["ApiUrl"].endswith("/")
 
 
-def test_whoever_creates_endpoints_is_told_what_they_keep(cloud, deployed):
+def test_endpoint_creators_know_the_capture_settings(cloud, deployed):
     makers = {"start-model-service", "notification-and-shutdown-scheduler", "reconcile-model-service"}
     for name in makers:
         function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
@@ -579,7 +579,7 @@ def test_the_reconciler_is_not_called_silent_before_its_first_run_and_is_when_it
     assert _rung(again, 600) == [70, 190]
 
 
-def test_it_rings_where_both_alarms_do(cloud):
+def test_the_composite_alarm_rings_with_both_alarms(cloud):
     cloudformation, watch, name = cloud.client("cloudformation"), cloud.client("cloudwatch"), "silent-monitoring"
     given = {"Prefix": "silent", "DeadLetters": "silent-dead-letters", "ApiId": "a1", "DistributionId": "E1"}
     deploy_stack(cloudformation, name, ROOT / "infra_scripts/templates/monitoring.yaml", given)
@@ -662,7 +662,7 @@ def role(name: str) -> str:
     return f"arn:aws:iam::{LAB['AWS::AccountId']}:role/{name}"
 
 
-def test_who_deploys_makes_roles_within_the_boundary_only():
+def test_the_deployer_creates_only_bounded_roles():
     policy = deployer("DeployRole")
     for action in ("CreateRole", "PutRolePolicy", "PutRolePermissionsBoundary"):
         for on in (role("lab-engine-ApiRole-1"), role("lab-foundation-GlueRole-1")):
@@ -672,7 +672,7 @@ def test_who_deploys_makes_roles_within_the_boundary_only():
         assert not may(policy, f"iam:{action}", role("lab-deployer"), iam_PermissionsBoundary=BOUNDARY), action
 
 
-def test_who_deploys_cannot_widen_the_boundary_or_itself():
+def test_the_deployer_cannot_widen_the_boundary_or_itself():
     policy = deployer("DeployRole")
     for action in ("CreatePolicyVersion", "SetDefaultPolicyVersion", "DeletePolicy"):
         assert not may(policy, f"iam:{action}", BOUNDARY), action
@@ -687,7 +687,7 @@ def test_who_deploys_cannot_widen_the_boundary_or_itself():
         assert not may(policy, "cloudformation:UpdateStack", f"{stacks}{other}/1")
 
 
-def test_who_deploys_hands_roles_to_three_services_only():
+def test_the_deployer_passes_roles_to_three_services_only():
     policy, on = deployer("DeployRole"), role("lab-engine-ApiRole-1")
     for service in ("lambda", "glue", "sagemaker"):
         assert may(policy, "iam:PassRole", on, iam_PassedToService=f"{service}.amazonaws.com")
@@ -727,7 +727,7 @@ def test_records_are_changed_in_the_one_zone_only():
         ("wafv2:CreateWebACL", "wafv2:us-east-1:{}:global/webacl/lab/1"),
     ],
 )
-def test_who_deploys_may_make_this_engine_and_no_other(action_and_resource):
+def test_the_deployer_may_create_this_engine_only(action_and_resource):
     action, on = action_and_resource
     on = f"arn:aws:{on.format(LAB['AWS::AccountId'])}"
     assert may(deployer("DeployRole"), action, on)
@@ -755,7 +755,7 @@ def asked(statement: dict) -> list[tuple[str, str]]:
     return [(a, on if on == "*" else on.replace("*", "1x")) for a in statement["Action"] for on in named]
 
 
-def test_within_the_boundary_nobody_is_an_administrator():
+def test_the_boundary_prevents_administrators():
     boundary = deployer("Boundary")
     for action, on in (
         ("iam:CreateRole", role("lab-engine-1")),

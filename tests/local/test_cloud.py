@@ -169,7 +169,7 @@ def test_everything_is_there_again_after_kill_9(own):
     assert invoke(own, "kept") - time.time() > 590
 
 
-def test_what_cannot_go_on_after_kill_9_has_failed(own):
+def test_unresumable_work_has_failed_after_kill_9(own):
     deploy(own, "broken")
     handlers = own.state / "endpoints/broken/AllTraffic/model/code/inference.py"
     train(own, "cut", "sleep", "600")

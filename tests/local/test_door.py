@@ -230,7 +230,7 @@ def test_a_bucket_answers_the_pages_of_its_own_rules(cloud, api):
     assert send(f"{cloud.url}/door-cors/a", headers=page)[0] == 403  # allowed, but not signed
 
 
-def test_what_is_opened_in_a_tab_is_shown(cloud, api):
+def test_pages_opened_in_a_tab_are_shown(cloud, api):
     tab = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert send(cloud.inbox_url, headers=tab)[0] == 200
     assert send(cloud.inbox_url, headers=tab | {"Sec-Fetch-Site": "none"})[0] == 200
@@ -496,7 +496,7 @@ def test_two_clouds_have_two_keys_and_one_keeps_its_own(cloud, tmp_path):
 # Files and ports -----------------------------------------------------------------------------------------------------
 
 
-def test_what_the_cloud_keeps_is_for_its_user_only(cloud, api):
+def test_files_of_the_cloud_are_private_to_its_user(cloud, api):
     deploy(cloud, "private")
     assert "POSITIVE" in predict(cloud, "private", "lovely")
     send(

@@ -113,7 +113,7 @@ def test_a_run_gets_its_arguments_and_brings_its_data_back(cloud, glue, job):
     assert logs["events"][-1]["message"] == f"cleaned by {job} with {cloud.url}"
 
 
-def test_what_a_run_leaves_is_for_its_user_only(cloud, glue):
+def test_files_of_a_run_are_private_to_its_user(cloud, glue):
     run(glue, "clean", places("clean"))
     left = list((cloud.state / "glue").rglob("*"))
     assert "library.py" in {path.name for path in left}
@@ -208,7 +208,7 @@ class DyingStore(dict):
 
 
 @pytest.mark.parametrize("requests", range(6))
-def test_what_is_written_last_reaches_s3_last(tmp_path, requests):
+def test_objects_reach_s3_in_the_order_of_writing(tmp_path, requests):
     "A job that commits by its last file keeps its promise in S3, wherever the transfer breaks off."
     store = DyingStore({"z/old/1": "old", "z/old/2": "old", "a/current": "old"}, requests)
     stage = Stage(store, tmp_path)

@@ -158,7 +158,7 @@ def test_a_process_of_the_cloud_has_the_variables_that_are_listed_and_no_other(a
     assert seen - may - has == set() and has - seen == set()
 
 
-def test_who_works_with_the_cloud_gets_the_variables_that_are_listed(cloud):
+def test_clients_of_the_cloud_get_the_listed_variables(cloud):
     assert set(cloud.environment) == {*ENVIRONMENT["everywhere"], *ENVIRONMENT["clients"]}
 
 
@@ -254,7 +254,7 @@ def test_the_settings_of_spark_are_those_that_are_listed(tmp_path):
         assert dict(line.split(" ", 1) for line in lines)[name] in LIST["spark"][name]
 
 
-def test_what_is_kept_of_the_users_environment_is_listed():
+def test_the_kept_variables_of_the_user_are_listed():
     assert set(_KEPT) == set(ENVIRONMENT["kept"])
 
 
@@ -369,7 +369,7 @@ def test_the_calls_of_the_root_user_are_those_that_are_listed():
 
 
 @pytest.mark.parametrize("entry", LIST["behaviour"], ids=lambda entry: entry["what"][:40])
-def test_what_else_is_listed_is_still_there(entry):
+def test_every_other_listed_thing_still_exists(entry):
     assert set(entry) == {"kind", "what", "why", "code"}
     module, _, path = entry["code"].partition(".")
     thing = importlib.import_module(f"sentiment_engine.local.{module}")

@@ -352,7 +352,7 @@ def test_a_wrong_value_is_named_with_its_place_and_its_limit(service, operation,
 
 
 @pytest.mark.parametrize(("service", "operation", "good"), GOOD)
-def test_what_is_missing_and_what_is_unknown_is_named(service, operation, good):
+def test_missing_and_unknown_members_are_named(service, operation, good):
     for name in set(needed(service, operation)) & set(good):
         assert "must not be null" in complaints(service, operation, {k: v for k, v in good.items() if k != name})[0]
     assert "is not known" in complaints(service, operation, good | {"Unheard": "of"})[0]

@@ -98,7 +98,7 @@ def output_fn(answer, kind): return '"answered"'
 """
 
 
-def test_what_is_being_answered_when_an_endpoint_is_deleted_is_answered(cloud, sagemaker):
+def test_running_requests_are_answered_when_an_endpoint_is_deleted(cloud, sagemaker):
     deploy(cloud, "unhurried", SLOW)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(predict, cloud, "unhurried", "slow")

@@ -96,7 +96,7 @@ def test_arrow_reads_and_writes_s3_as_the_administrator(administrator):
     assert pd.read_parquet("lab/frames/reviews.parquet", filesystem=files).equals(frame)
 
 
-def test_a_key_that_nobody_was_given_is_refused(strict):
+def test_an_unknown_key_is_refused(strict):
     stranger = boto3.client(
         "s3", endpoint_url=strict.url, region_name=REGION, aws_access_key_id="AKIAX", aws_secret_access_key="x"
     )

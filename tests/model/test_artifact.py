@@ -103,7 +103,7 @@ def test_a_link_is_not_packed(own, tmp_path):
         pack(own, tmp_path / "model.tar.gz")
 
 
-def test_what_is_packed_comes_out(good, tmp_path):
+def test_an_unpacked_artifact_equals_the_packed_one(good, tmp_path):
     pack(good, tmp_path / "model.tar.gz")
     opened = unpack(tmp_path / "model.tar.gz", tmp_path / "a" / "b")
     assert pack(opened, tmp_path / "again.tar.gz") == artifact_hash(tmp_path / "model.tar.gz")
@@ -258,7 +258,7 @@ def test_an_artifact_with_long_names_and_a_comment_is_read(tmp_path):
     assert files == dict.fromkeys([long, "code/überall.txt", "config.json"], b"x")
 
 
-def test_what_was_read_of_a_member_is_forgotten(tmp_path):
+def test_memory_is_freed_after_each_member(tmp_path):
     members = [pax(comment="x" * 60_000) + header(f"{i}", 1) + ONE for i in range(400)]
     tracemalloc.start()
     unpack(packed(tmp_path / "model.tar.gz", *members, END), tmp_path / "folder")
@@ -286,7 +286,7 @@ except ValueError as e:
 """
 
 
-def test_a_disk_that_takes_no_more_is_left_as_it_was(tmp_path, monkeypatch):
+def test_a_full_disk_is_left_unchanged(tmp_path, monkeypatch):
     path = packed(tmp_path / "model.tar.gz", FILE, header("model.onnx", 2**20), os.urandom(2**20), END)
     command = [sys.executable, "-c", WITHOUT_ROOM, path, tmp_path / "folder"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -297,7 +297,7 @@ def test_a_disk_that_takes_no_more_is_left_as_it_was(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["model.tar.gz"]
 
 
-def test_a_folder_that_holds_something_is_left_as_it_was(good, tmp_path):
+def test_a_folder_with_content_is_left_unchanged(good, tmp_path):
     pack(good, tmp_path / "model.tar.gz")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -319,7 +319,7 @@ def test_an_archive_without_its_end_is_refused(tmp_path, end):
 
 @settings(max_examples=150)
 @given(st.data())
-def test_whatever_an_archive_holds_is_unpacked_or_refused(data):
+def test_any_archive_is_unpacked_or_refused(data):
     "Bytes of a good archive are changed before it is packed, so that no checksum tells."
     content = bytearray(pax(path="code/überall.txt") + header("x", 1) + ONE + FILE + header("name", 9, b"L"))
     content += padded(b"metrics.\0") + header("x", 1) + ONE + END
@@ -441,7 +441,7 @@ def test_a_fault_of_the_code_is_found(own, fault):
     assert set(found) == {check} and says in found[check]
 
 
-def test_a_calibration_is_looked_at(own):
+def test_the_calibration_is_checked(own):
     (own / "calibration.json").write_text('{"temperature": 1.5, "sure_from": 0.93}')
     (seen,) = [check.saw for check in preflight(own) if check.name == "calibration"]
     assert "sure from 0.93" in seen
@@ -470,7 +470,7 @@ def test_labels_the_wrong_way_round_are_found(own):
     assert set(failed(own)) == {"labels", "probes"}
 
 
-def test_a_model_that_learnt_the_opposite_is_found(own):
+def test_a_model_that_learned_the_opposite_is_found(own):
     write_tiny_model(own, {word: -weight for word, weight in WEIGHTS.items()})
     assert set(failed(own)) == {"probes"}
 
@@ -481,7 +481,7 @@ def test_code_that_needs_this_project_is_found(own):
     assert set(failed(own)) == {"stands alone"}
 
 
-def test_code_that_hangs_is_given_up(own):
+def test_code_that_hangs_is_stopped(own):
     (own / "code" / "inference.py").write_text("import time\ntime.sleep(60)\n")
     with pytest.raises(ValueError, match="no answer within 1 second"):
         ask_artifact(own, ["love"], timeout=1)
@@ -516,7 +516,7 @@ def served_beside_the_container(folder: Path):
 
 
 @pytest.mark.parametrize("ask", [preflight, asked_by_the_suite, served_beside_the_container])
-def test_the_code_of_an_artifact_sees_no_key_token_or_setting_of_ours(good, tmp_path, monkeypatch, ask):
+def test_the_code_of_an_artifact_sees_no_keys_tokens_or_settings(good, tmp_path, monkeypatch, ask):
     folder = copytree(good, tmp_path / "model")
     code = folder / "code" / "inference.py"
     code.write_text(code.read_text() + NOSY)
@@ -562,7 +562,7 @@ def test_the_floor_can_be_set(own):
     assert preflight(own, macro_f1_floor=0.5) and preflight(own, macro_f1_floor=0.6)
 
 
-def test_as_good_as_always_the_same_label_is_not_good_enough(own):
+def test_a_model_must_beat_the_majority_baseline(own):
     (own / "metrics.json").write_text(json.dumps(METRICS | {"macro_f1": 0.9, "majority": {"macro_f1": 0.9}}))
     assert set(failed(own)) == {"score"}
 

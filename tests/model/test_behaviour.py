@@ -41,7 +41,7 @@ def test_suite_is_large_balanced_and_varied(suite):
     assert suite[suite["pair"] != ""].groupby("pair").size().ge(2).all() and (suite["pair"] != "").sum() >= 40
 
 
-def test_generated_reviews_hold_none_of_it(suite):
+def test_generated_reviews_contain_no_sentence_of_the_suite(suite):
     lines = {line.casefold() for rules in load_grammar().values() for lines in rules.values() for line in lines}
     assert not lines & set(suite["text"].str.casefold())
 

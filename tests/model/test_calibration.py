@@ -95,7 +95,7 @@ def test_no_temperature_without_logits(logits):
 
 
 @given(sure_answers())
-def test_curve_counts_what_it_says(given_answers):
+def test_the_curve_counts_correctly(given_answers):
     confidence, right = given_answers
     curve = coverage_curve(confidence, right)
     assert curve["threshold"].is_monotonic_increasing and curve["coverage"].is_monotonic_decreasing

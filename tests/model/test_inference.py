@@ -245,7 +245,7 @@ NOTHING = st.sampled_from(
 
 
 @given(st.text() | NOTHING, st.booleans())
-def test_whatever_is_read_is_answered(model, text, explain):
+def test_every_accepted_request_is_answered(model, text, explain):
     try:
         data = input_fn(json.dumps({"inputs": ["love", text], "explain": explain}))
     except InputError:
@@ -424,7 +424,7 @@ def test_scores_are_calibrated(model, calibrated):
     assert softer == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-5)
 
 
-def test_an_answer_is_sure_from_the_bound(calibrated):
+def test_an_answer_at_the_threshold_is_sure(calibrated):
     bound = 1 / (1 + np.exp(-2))  # what "good" gets
     model = calibrated(json.dumps({"temperature": 1, "sure_from": round(bound, 6)}))
     sure = [a["sure"] for a in answer(model, ["good", "love", "nothing known", "bad", "terrible"])]
@@ -520,7 +520,7 @@ def test_a_long_review_is_explained_in_groups_of_words(model):
     assert all(len(text[w["start"] : w["end"]].split()) > 20 for w in found[:-1])
 
 
-def test_what_one_request_may_cost_has_a_limit(model):
+def test_the_cost_of_one_request_is_limited(model):
     before = counters(model)["windows"]
     answers = answer(model, ["love it not " * 160] * 10, explain=True)
     assert len(answers) == 10 and all(5 <= len(a["explanation"]) <= 8 for a in answers)
@@ -566,12 +566,12 @@ def test_an_explanation_ends_in_time_and_says_how_far_it_came(model_dir, model, 
     assert partial or len(found) > 50
 
 
-def test_without_hurry_nothing_is_partial(model_dir, model):
+def test_without_a_time_limit_nothing_is_partial(model_dir, model):
     texts = ["I love it", "love it not " * 300]
     assert late_answer(model_dir, texts, 0.001)[0] == answer(model, texts, explain=True)
 
 
-def test_the_wait_before_counts_as_well(model_dir, model):
+def test_waiting_time_counts_too(model_dir, model):
     (late,), clock = late_answer(model_dir, "I love it", 0.1, waited=inference.EXPLAIN_SECONDS)
     assert late == answer(model, "I love it")[0] | {"explanation": [], "partial": True, "explained": 0.0}
     assert clock.batches == 1
@@ -588,7 +588,7 @@ def test_the_most_telling_words_come_first(model_dir):
     assert max(w["end"] - w["start"] for w in only["explanation"]) > 150, "the rest is known as a whole"
 
 
-def test_what_others_compute_does_not_keep_an_explanation():
+def test_other_requests_do_not_delay_an_explanation():
     "Both lanes are taken: the deadline wakes who waits."
     gate, begun = threading.Event(), threading.Semaphore(0)
 
@@ -740,7 +740,7 @@ def test_requests_that_wait_are_joined(model):
     assert sum(slow.session.batches) == 32 and max(slow.session.batches) > 4
 
 
-def test_a_request_alone_waits_for_nobody(model, monkeypatch):
+def test_a_single_request_does_not_wait(model, monkeypatch):
     "No timer, no second thread."
     threads = threading.active_count()
     for waits in (threading.Event, threading.Condition):
@@ -780,7 +780,7 @@ def test_the_error_of_one_request_is_its_own(lanes):
     assert queue.run([[5]])[0] == [5]
 
 
-def test_a_thread_that_is_interrupted_leaves_nobody_behind():
+def test_an_interrupted_thread_leaves_no_request_waiting():
     "Whoever computes may be stopped by anything: what it had taken of others is computed by them."
     entered, go, interrupted = threading.Event(), threading.Event(), []
 
@@ -855,7 +855,7 @@ def test_a_short_request_computes_no_batch_of_a_list():
 
 
 @pytest.mark.parametrize("wrong", [np.full((1, 2), np.nan), np.zeros((1, 3)), np.zeros((2, 2))])
-def test_what_is_no_answer_of_the_model_is_its_fault(model, wrong):
+def test_an_invalid_answer_is_the_models_fault(model, wrong):
     class Session:
         get_inputs = staticmethod(lambda: [])
         run = staticmethod(lambda names, given: [wrong])
@@ -866,7 +866,7 @@ def test_what_is_no_answer_of_the_model_is_its_fault(model, wrong):
     assert counters(broken)["failed"] == 1
 
 
-def test_what_was_done_is_counted(tmp_path):
+def test_finished_work_is_counted(tmp_path):
     model = model_fn(write_tiny_model(tmp_path))
     start = counters(model)
     predict_fn(["good"] * 40, model)

@@ -90,7 +90,7 @@ def test_answers_are_kept_in_sagemakers_layout_and_without_the_text(cloud, all_o
     assert summary["CurrentSamplingPercentage"] == 100 and summary["DestinationS3Uri"] == ADDRESS
 
 
-def test_the_text_is_kept_where_it_is_asked_for(cloud):
+def test_texts_are_captured_only_if_enabled(cloud):
     name = host(cloud, "texts", Settings(capture_percent=100, capture_text=True))
     ask(cloud, name, NEVER)
     (line,) = until(lambda: lines(cloud, name))
@@ -98,7 +98,7 @@ def test_the_text_is_kept_where_it_is_asked_for(cloud):
     assert asked["mode"] == "INPUT" and json.loads(asked["data"]) == {"inputs": NEVER}
 
 
-def test_what_waits_is_written_when_the_endpoint_is_deleted(cloud, all_of_it):
+def test_buffered_captures_are_written_when_the_endpoint_is_deleted(cloud, all_of_it):
     name = host(cloud, "deleted", all_of_it)
     ask(cloud, name, "good")
     cloud.client("sagemaker").delete_endpoint(EndpointName=name)

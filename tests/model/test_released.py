@@ -124,13 +124,13 @@ def test_asking_why_changes_no_answer(packed):
         assert {k: v for k, v in explained.items() if k != "explanation"} == one
 
 
-def test_what_it_cannot_read_is_never_sure(packed):
+def test_answers_to_unreadable_texts_are_never_sure(packed):
     texts = ["\U0001f92e\U0001f92e\U0001f92e \U0001f4a9", "\U0001f621" * 3, "\u8d28\u91cf\u5f88\u5dee", "\u200b"]
     told = predict_fn(texts, model_fn(packed))
     assert [one["sure"] for one in told] == [False] * 4 and told[3]["tokens"] == 0
 
 
-def test_it_brings_what_monitoring_compares_with(metrics):
+def test_it_contains_the_reference_for_monitoring(metrics):
     reference = metrics["reference"]
     assert all(sum(mix.values()) == metrics["rows"] for mix in reference.values())
     assert {"label", "score", "sure", "tokens", "windows", "read"} == set(reference)

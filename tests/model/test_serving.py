@@ -205,7 +205,7 @@ def test_code_that_cannot_be_imported_ends_it_too(artifact):
     assert ended.returncode == 1 and "nothing_of_that_name" in ended.stderr.splitlines()[-1]
 
 
-def test_what_was_answered_is_counted(artifact):
+def test_answered_requests_are_counted(artifact):
     with running(artifact) as server:
         before = server.metrics()
         server.ask(["good", "love " * 600])
@@ -219,13 +219,13 @@ def test_what_was_answered_is_counted(artifact):
     assert grown == {"requests": 2, "texts": 3, "explained": 1, "windows": 5}
 
 
-def test_a_fault_after_the_request_was_read_is_not_its_senders(artifact):
+def test_a_fault_after_reading_is_not_the_clients(artifact):
     with running(artifact) as server:
         told = server.ask("wrong")
         assert told.status_code == 500 and "zip" not in told.text and told.json()["error"]["code"] == "model_error"
 
 
-def test_who_goes_away_is_no_fault_of_the_model(artifact):
+def test_a_closed_connection_is_not_a_model_error(artifact):
     with running(artifact) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as caller:
             caller.sendall(b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf of it")
@@ -261,7 +261,7 @@ def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
         (artifact / "go").touch()
 
 
-def test_the_answer_is_called_what_it_is(artifact):
+def test_the_answer_has_its_content_type(artifact):
     "Not what the sender would have liked."
     with running(artifact) as server:
         for accept in ("application/json", "text/html, application/*", "application/json, text/plain, */*", "*/*"):
@@ -403,7 +403,7 @@ inference._batch_shares = slowly
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_what_nobody_waits_for_is_computed_no_further(artifact, explain):
+def test_abandoned_requests_are_not_computed_further(artifact, explain):
     (artifact / "code" / "inference.py").write_text(COSTLY)
     inputs = ["love it " * (150 + i) for i in range(10 if explain else 200)]
     with running(artifact) as server:
@@ -417,7 +417,7 @@ def test_what_nobody_waits_for_is_computed_no_further(artifact, explain):
         assert begun > 2 and server.metrics()["model"]["batches"] == begun + 1
 
 
-def test_what_waits_for_a_thread_is_dropped_with_its_sender(tmp_path):
+def test_queued_requests_are_dropped_with_their_client(tmp_path):
     asked, free = [], threading.Event()
 
     class Slow(Predictor):

@@ -128,7 +128,7 @@ def test_artifact_is_complete(trained):
     assert {path.name for path in (root / "output/data").iterdir()} == {"metrics.json", "predictions.parquet"}
 
 
-def test_metrics_say_what_was_measured(trained):
+def test_metrics_report_the_measurements(trained):
     root, printed = trained
     metrics = json.loads((root / "model/metrics.json").read_text())
     assert metrics["rows"] == 12 and np.sum(metrics["confusion"]) == 12 and metrics["train_rows"] == 64
@@ -295,7 +295,7 @@ def test_a_job_is_started_with_credentials_and_a_region_whatever_iam_says_of_the
     assert not [name for name in os.environ if name.startswith("SAGEMAKER_")], "what was set is restored"
 
 
-def test_what_somebody_has_set_for_the_sdk_is_left_as_it_was(source, no_settings, monkeypatch):
+def test_user_settings_for_the_sdk_are_restored(source, no_settings, monkeypatch):
     monkeypatch.setenv("SAGEMAKER_VALIDATE_ROLE", "true")
     start_training(Aws().session, Settings(), wanted(source, "ml.m5.large"))
     assert os.environ["SAGEMAKER_VALIDATE_ROLE"] == "true"
@@ -310,7 +310,7 @@ def test_what_somebody_has_set_for_the_sdk_is_left_as_it_was(source, no_settings
         ("AccessDeniedException", "User: ada is not authorized to perform: sagemaker:CreateTrainingJob", False),
     ],
 )
-def test_a_machine_that_is_not_to_be_had_is_said_with_what_to_do(source, no_settings, code, message, about_the_machine):
+def test_an_unavailable_machine_is_reported_with_a_remedy(source, no_settings, code, message, about_the_machine):
     refusal = ClientError({"Error": {"Code": code, "Message": message}}, "CreateTrainingJob")
     with pytest.raises(TrainingFailed if about_the_machine else ClientError, match=message) as raised:
         start_training(Aws(refusal).session, Settings(), wanted(source))

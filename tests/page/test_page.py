@@ -33,7 +33,7 @@ def test_one_visit_from_asleep_to_asleep(visitor, engine, asleep):
     page = visitor.arrive("asleep")
     expect(page).to_have_title(re.compile("^Asleep"))
     assert "minute" in text_of(page, "#fact-time") or "second" in text_of(page, "#fact-time")
-    assert text_of(page, "#fact-cost").startswith("You: nothing. Its owner: $0.056 an hour")
+    assert text_of(page, "#fact-cost").startswith("You pay nothing. Its owner pays $0.056 an hour")
     assert "30 minutes after the last review" in text_of(page, "#fact-idle")
 
     before = len(engine.messages())
@@ -106,7 +106,7 @@ def test_examples_answer_while_asleep_and_say_that_they_are_stored(visitor, asle
     "typed, said",
     [
         ("2025550123", "Begin with +"),
-        ("+1 202 abc", "Only digits"),
+        ("+1 202 abc", "Use only digits"),
         ("+0123456789", "Begin with +"),
         ("+1 202", "A few digits are missing"),
         ("+12345678901234567", "too long"),
@@ -189,7 +189,7 @@ def test_a_number_needs_consent(visitor, engine, asleep):
     look_again(page)
     expect(page.locator("#consent-hint")).to_contain_text("Please tick this")
     said = text_of(page, "#consent-text")
-    assert "through Textbelt when it is ready, or if it fails" in said and "Textbelt may keep its record" in said
+    assert "through Textbelt when it is ready, or if it fails" in said and "Textbelt may keep a record" in said
     assert engine.state() == "STOPPED"
 
 
@@ -237,21 +237,21 @@ def test_a_number_can_be_left_while_it_wakes(visitor, engine, asleep):
     page = visitor.arrive("waking")
     join = page.get_by_role("button", name="Leave my number")
     join.click()
-    expect(page.locator("#phone-hint")).to_have_text("Write a number first.")
+    expect(page.locator("#phone-hint")).to_have_text("Enter a number first.")
     page.locator("#phone").fill(PHONE)
     page.locator("#consent").check()
     join.click()
     expect(page.locator("#phone-hint")).to_have_text("Noted: you get one message.")
     expect(page.locator("#waiting-people")).to_have_text("1 person asked for a message.")
-    assert re.search(r"^One \(ml\.t2\.medium\) is found .+ (Usually|About) ", text_of(page, "#phase"))
+    assert re.search(r"^A machine \(ml\.t2\.medium\) is switched on, .+ (Usually|About) ", text_of(page, "#phase"))
     visitor.see("awake")
     assert [m["to"] for m in engine.messages()[: -before or None]] == ["+12025550123"]
 
 
-def test_a_second_attempt_is_told(visitor, engine):
+def test_a_second_attempt_is_shown(visitor, engine):
     visitor.hear(engine, "CREATING", instanceType="ml.m5.large", reason="ml.t2.medium: no capacity.")
     page = visitor.arrive("waking")
-    assert "An earlier machine did not come up: ml.t2.medium: no capacity. Another one (ml.m5.large) is" in text_of(
+    assert "An earlier machine did not start: ml.t2.medium: no capacity. Another one (ml.m5.large) is" in text_of(
         page, "#phase"
     )
 
@@ -262,11 +262,11 @@ def test_no_reason_runs_into_the_next_sentence(visitor, engine, reason):
     ended = reason if reason[-1] in ".?…" else f"{reason}."
     visitor.hear(engine, "CREATING", reason=reason)
     page = visitor.arrive("waking")
-    assert f"did not come up: {ended} Another one (ml.t2.medium) is" in text_of(page, "#phase")
+    assert f"did not start: {ended} Another one (ml.t2.medium) is" in text_of(page, "#phase")
     error = {"error": {"code": "unavailable", "message": reason}}
     page.route("**/status", lambda route: route.fulfill(status=503, json=error))
     look_again(page)
-    expect(page.locator("#trouble-text")).to_contain_text(f"{ended} No money runs away")
+    expect(page.locator("#trouble-text")).to_contain_text(f"{ended} Nothing extra is charged")
     visitor.hear(engine, "IN_SERVICE")
     page = visitor.arrive("awake")
     page.route("**/predict", lambda route: route.fulfill(status=502, json=error))
@@ -275,7 +275,7 @@ def test_no_reason_runs_into_the_next_sentence(visitor, engine, reason):
 
 
 @pytest.mark.parametrize("end", ["STOPPED", "FAILED"])
-def test_what_waits_is_free_again_when_the_waking_ends_otherwise(visitor, engine, end):
+def test_a_waiting_review_can_be_edited_after_a_failed_start(visitor, engine, end):
     visitor.context.add_init_script(NOTICES)
     visitor.page.clock.install()
     said = visitor.hear(engine, "CREATING")
@@ -294,7 +294,7 @@ def test_what_waits_is_free_again_when_the_waking_ends_otherwise(visitor, engine
     assert page.locator("#read").get_attribute("aria-disabled") == "false"
 
 
-def test_longer_than_usual_is_said(visitor, engine, asleep):
+def test_a_long_start_is_reported(visitor, engine, asleep):
     engine.wake()  # so that the usual is known
     engine.sleep()
     page = visitor.arrive("asleep")
@@ -320,7 +320,7 @@ Object.defineProperty(document, 'hidden', {get: () => window.away === true});
 """
 
 
-def test_the_browser_tells_whoever_asked_for_it_and_looks_elsewhere(visitor, asleep):
+def test_the_browser_notifies_in_a_hidden_tab_if_allowed(visitor, asleep):
     visitor.context.add_init_script(NOTICES)
     page = visitor.arrive("asleep")
     page.get_by_role("button", name="Notify me in this browser").focus()
@@ -329,10 +329,10 @@ def test_the_browser_tells_whoever_asked_for_it_and_looks_elsewhere(visitor, asl
     expect(page.locator("#notify")).to_be_focused()  # a look at the service moves nothing from under the fingers
     page.keyboard.press("Enter")
     expect(page.locator("#notify")).to_be_hidden()
-    expect(page.locator("#start-form")).to_contain_text("This browser will tell you, as long as this tab stays open.")
+    expect(page.locator("#start-form")).to_contain_text("This browser notifies you while this tab is open.")
     page.get_by_role("button", name="Wake the model").click()
     visitor.see("waking")
-    expect(page.locator("#start-form")).to_contain_text("This browser will tell you")
+    expect(page.locator("#start-form")).to_contain_text("This browser notifies you")
     page.evaluate("away = true")
     visitor.see("awake")
     assert page.evaluate("notices") == ["The model is awake"]
@@ -373,7 +373,7 @@ def test_a_model_paid_by_the_request_has_no_countdown(visitor, engine):
     visitor.hear(engine, "IN_SERVICE", **nothing)
     page = visitor.arrive("awake")
     assert "needs no start and never sleeps" in text_of(page, "#lead")
-    assert text_of(page, "#sign-cost") == "By the request"
+    assert text_of(page, "#sign-cost") == "Per request"
     expect(page.locator("#awake")).to_be_hidden()
     assert "NaN" not in page.content()
 
@@ -382,12 +382,12 @@ def test_the_end_of_the_longest_run_is_told(visitor, engine):
     end = engine.settings.max_run_minutes * 60
     visitor.hear(engine, "IN_SERVICE", elapsedSeconds=end - 100, secondsLeft=100)
     page = visitor.arrive("awake")
-    expect(page.locator("#soon")).to_contain_text("no run may be longer. Then you can wake it again.")
+    expect(page.locator("#soon")).to_contain_text("a run has a time limit. Then you can wake it again.")
     expect(page.locator("#extend")).to_be_hidden()
     assert re.search(r"sleeps in (99|100|2) \w+ at the latest", text_of(page, "#lead"))
     visitor.hear(engine, "IN_SERVICE", elapsedSeconds=end - 600, secondsLeft=100)
     page.reload()
-    expect(page.locator("#soon")).to_contain_text("“Keep it awake”, gives it another 10 minutes.")
+    expect(page.locator("#soon")).to_contain_text("“Keep it awake” gives it another 10 minutes.")
 
 
 def test_a_session_costs_nothing_beyond_its_end(visitor, engine):

@@ -139,7 +139,7 @@ def test_no_answer_is_a_hundred_percent(service):
         assert text_of(page, "#answer .verdict .share") == positive
 
 
-def test_how_long_a_start_takes_is_told_as_far_as_it_is_known(service):
+def test_the_duration_of_a_start_is_shown_if_known(service):
     page = service.arrive(ASLEEP)
     for p50, p90, starts, said in (
         (200, 300, 5, "Usually 3 minutes, nine in ten within 5 minutes (the last 5 starts)."),
@@ -147,7 +147,7 @@ def test_how_long_a_start_takes_is_told_as_far_as_it_is_known(service):
         (200, 300, 1, "Usually 3 minutes (the last start)."),
         (200, 219, 9, "Usually 3 minutes (the last 9 starts)."),
         (80, 89, 9, "Usually 80 seconds, nine in ten within 89 seconds (the last 9 starts)."),
-        (240, 240, 0, "About 4 minutes; none was measured here yet."),
+        (240, 240, 0, "About 4 minutes; no start was measured yet."),
         (90, 5400, 9, "Usually 2 minutes, nine in ten within 1.5 hours (the last 9 starts)."),
         (0, 5399, 9, "Usually 1 second, nine in ten within 90 minutes (the last 9 starts)."),
     ):
@@ -156,7 +156,7 @@ def test_how_long_a_start_takes_is_told_as_far_as_it_is_known(service):
         expect(page.locator("#fact-time")).to_have_text(said)
 
 
-def test_money_is_told_as_exactly_as_it_matters(service):
+def test_costs_are_shown_with_suitable_precision(service):
     page = service.arrive(ASLEEP)
     for saved, said in (
         (0.00005, "less than $0.0001"),
@@ -179,7 +179,7 @@ def test_a_session_costs_by_the_hour_and_nothing_beyond_its_end(service):
     assert text_of(page, "#session-cost").startswith("This session has cost its owner $2.00 so far")
 
 
-def test_the_last_two_minutes_are_told_and_the_clock_counts_down(service):
+def test_the_last_two_minutes_are_announced(service):
     page = service.arrive(AWAKE | {"secondsLeft": 125}, clock=True)
     service.status = 503
     assert text_of(page, "#countdown") == "2:05" and not page.locator("#soon").is_visible()
@@ -241,11 +241,11 @@ def test_a_service_in_trouble_is_asked_less_and_less_and_then_as_before(service)
     assert service.gap() == pytest.approx(2, abs=1.1)  # it counts from the start again
 
 
-def test_a_state_that_the_page_does_not_know_is_trouble(service):
+def test_an_unknown_state_is_reported(service):
     page = service.arrive(ASLEEP, clock=True)
     service.status = ASLEEP | {"state": "DREAMING"}
     service.gap()
-    expect(page.locator("#trouble-text")).to_contain_text("It answered with a state this page does not know.")
+    expect(page.locator("#trouble-text")).to_contain_text("It answered with an unknown state.")
     assert page.locator("html").get_attribute("data-view") == "asleep"
 
 
@@ -265,12 +265,12 @@ def test_a_busy_model_is_asked_again_when_it_says_and_not_for_ever(service, wait
     read(page, "fine")
     for number in range(tries - 1):
         wait = waits[number] or 2 ** (number + 1)
-        expect(page.locator("#read-hint")).to_have_text(f"It is busy: asked again in {wait} s.")
+        expect(page.locator("#read-hint")).to_have_text(f"It is busy: next try in {wait} s.")
         page.clock.run_for(wait * 1000 - 500)
         assert len(service.asked) == number + 1
         page.clock.run_for(1_000)
         page.wait_for_function("() => true")
-        expect(page.locator("#read-hint")).not_to_have_text(f"It is busy: asked again in {wait} s.")
+        expect(page.locator("#read-hint")).not_to_have_text(f"It is busy: next try in {wait} s.")
     ended = page.locator("#answer .verdict") if tries > len(waits) else page.locator("#review-error")
     expect(ended).not_to_be_empty()
     assert len(service.asked) == tries
@@ -436,7 +436,7 @@ def test_a_long_list_goes_in_parts_and_goes_on_where_it_broke_off(service):
 
 
 def test_a_number_of_seven_to_fifteen_digits_needs_consent(service):
-    page, consent = service.arrive(ASLEEP), "Please tick this, or leave the number out."
+    page, consent = service.arrive(ASLEEP), "Please tick this, or remove the number."
     for typed, said in (
         ("+123456", "A few digits are missing."),
         ("+1234567890123456", "That is too long: 15 digits at most."),

@@ -130,7 +130,7 @@ def test_axe_in_trouble(plain, engine, asleep):
     engine.use("good")
     page.route("**/config.json", lambda route: route.fulfill(status=404, body=""))
     page.reload()
-    expect(page.locator("#title")).to_have_text("This page does not know its service")
+    expect(page.locator("#title")).to_have_text("This page is not set up")
     assert found + violations(page, "not set up") == []
 
 

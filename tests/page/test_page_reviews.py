@@ -64,7 +64,11 @@ DROP = """([name, text]) => { const dataTransfer = new DataTransfer();
         ("text\rone\rtwo", "one\ntwo", "2 reviews from x.csv, column 1."),
         ("text\nIt broke, terrible", "It broke, terrible", "1 review from x.csv, column 1."),
         ('"Warm, lovely"\n"It broke, terrible"', "Warm, lovely\nIt broke, terrible", "2 reviews from x.csv, column 1."),
-        ("stars,text\n5,It broke, terrible", "It broke", "1 row is wider than the first: quote what holds commas."),
+        (
+            "stars,text\n5,It broke, terrible",
+            "It broke",
+            "1 row has more cells than the first: quote text with commas.",
+        ),
         ("text\nL\ufffdvely", "L\ufffdvely", "Some letters were lost: save the file as UTF-8."),
         ('text\n"never closed', '"never closed', "1 review from x.csv, column 1."),
         ("text,stars\n", "", "No reviews were found in this file."),
@@ -146,7 +150,7 @@ def test_a_busy_model_is_asked_again(visitor, awake):
     busy = {"error": {"code": "busy", "message": "The model is busy.", "retryAfterSeconds": 0.3}}
     page.route("**/predict", lambda route: route.fulfill(status=503, json=busy), times=2)
     ask(page, COMPLAINT)
-    expect(page.locator("#read-hint")).to_have_text("It is busy: asked again in 1 s.")
+    expect(page.locator("#read-hint")).to_have_text("It is busy: next try in 1 s.")
     expect(page.locator("#answer .verdict strong")).to_have_text("Negative")
     assert predictions(visitor) == 3 and text_of(page, "#review-error") == ""
 
@@ -165,10 +169,10 @@ def test_a_serverless_model_that_wakes_up_is_asked_again_until_it_answers(visito
     page = visitor.arrive("awake")
     visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
     page.reload()
-    expect(page.locator("#lead")).to_contain_text("After a pause the first answer can take a minute.")
+    expect(page.locator("#lead")).to_contain_text("After a pause, the first answer can take a minute.")
     page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1.5)), times=6)  # more than busy may
     ask(page, COMPLAINT)
-    hint = "It wakes up after a pause, which can take a minute: asked again in 2 s, after 0:00."
+    hint = "It wakes up after a pause, which can take a minute: next try in 2 s, after 0:00."
     expect(page.locator("#read-hint")).to_have_text(hint)
     expect(page.locator("#announce")).to_contain_text(
         "It wakes up after a pause, which can take a minute. Your text is kept."
@@ -189,7 +193,7 @@ def test_a_serverless_model_that_does_not_wake_up_is_given_up_and_the_text_is_ke
     page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(50)))
     ask(page, COMPLAINT)
     for n in range(1, 4):
-        expect(page.locator("#read-hint")).to_contain_text("asked again in 50 s, after")
+        expect(page.locator("#read-hint")).to_contain_text("next try in 50 s, after")
         assert predictions(visitor) == n and text_of(page, "#review-error") == ""
         page.clock.run_for(51_000)
     expect(page.locator("#review-error")).to_contain_text("did not wake up")
@@ -225,7 +229,7 @@ def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_sl
     before = predictions(visitor)
     page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1)))
     ask(page, COMPLAINT)
-    expect(page.locator("#read-hint")).to_have_text("It is busy: asked again in 1 s.")
+    expect(page.locator("#read-hint")).to_have_text("It is busy: next try in 1 s.")
     advice = "The model did not answer in time. Send fewer or shorter texts. Your text is kept."
     expect(page.locator("#review-error")).to_have_text(advice)
     assert predictions(visitor) == before + 2
@@ -233,7 +237,7 @@ def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_sl
     expect(page.locator("#tool-text")).to_have_text(advice.removesuffix(" Your text is kept."))
 
 
-def test_the_words_that_count_are_marked_when_somebody_asks(visitor, awake):
+def test_words_that_count_are_marked_on_request(visitor, awake):
     page, text = visitor.arrive("awake"), "🎸 A good sound, a bad <b>case</b>."
     sent = []
     page.on("request", lambda r: sent.append(r.post_data_json) if r.url.endswith("/predict") else None)
@@ -251,7 +255,7 @@ def test_the_words_that_count_are_marked_when_somebody_asks(visitor, awake):
     expect(page.locator("#why")).to_have_count(0)
 
 
-def test_the_words_belong_to_the_answer_that_stands_there(visitor, awake):
+def test_marked_words_belong_to_the_visible_answer(visitor, awake):
     page, held = visitor.arrive("awake"), []
     ask(page, PRAISE)
     why = page.get_by_role("button", name="Which words count?")
@@ -275,11 +279,11 @@ def test_the_words_belong_to_the_answer_that_stands_there(visitor, awake):
     assert page.locator("#words").count() == 0 and text_of(page, "#answer .verdict strong") == "Negative"
 
 
-def test_an_answer_that_hangs_on_no_word_says_so(visitor, awake):
+def test_an_answer_without_a_decisive_word_says_so(visitor, awake):
     page = visitor.arrive("awake")
     ask(page, "The thing arrived on a day.")
     page.get_by_role("button", name="Which words count?").click()
-    expect(page.locator(".why")).to_contain_text("It hangs on no single word")
+    expect(page.locator(".why")).to_contain_text("No single word decides")
     assert marks(page) == {}
 
 
@@ -326,7 +330,7 @@ def copied(page: Page, what: str) -> str:
     return page.evaluate("navigator.clipboard.readText()")
 
 
-def test_what_is_copied_asks_the_same_again(visitor, engine, awake):
+def test_copied_code_sends_the_same_request(visitor, engine, awake):
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = visitor.arrive("awake")
     ask(page, QUOTES)
@@ -354,7 +358,7 @@ def test_a_link_carries_the_text_and_asks_nothing(visitor, engine, awake):
     page.evaluate("location.hash = '#reviews=one%0Atwo'")
     expect(page.locator("#counter")).to_have_text("2 of 1,000 reviews")
     page.evaluate("location.hash = '#review=%E0%A4%A'")
-    expect(page.locator("#review-error")).to_have_text("This link was cut off on its way.")
+    expect(page.locator("#review-error")).to_have_text("This link is incomplete.")
     page.evaluate("location.hash = '#main'")
     assert page.locator("#review").input_value() == "one\ntwo" and predictions(visitor) == before
     page.get_by_role("button", name="Back to my text").click()
@@ -370,13 +374,13 @@ def test_a_long_list_is_read_in_parts(visitor, awake):
     assert predictions(visitor) == 3
 
 
-def test_an_answer_that_is_none_says_so(visitor, awake):
+def test_an_invalid_answer_is_reported(visitor, awake):
     page = visitor.arrive("awake")
     ask(page, "The thing arrived on a day.")
     expect(page.locator("#answer .verdict strong")).to_contain_text("Not sure, leaning")
 
 
-def test_what_the_model_says_of_itself_is_shown(visitor, awake):
+def test_the_model_version_and_certainty_are_shown(visitor, awake):
     "How sure it is and in how many parts a long review was read, instead of our guess from the share."
     page, said = visitor.arrive("awake"), {"sure": False, "windows": 3, "truncated": False}
 
@@ -424,7 +428,7 @@ def test_asleep_before_it_could_read(visitor, engine, awake):
     engine.sleep()
     ask(page, COMPLAINT)
     visitor.see("asleep")
-    expect(page.locator("#review-error")).to_contain_text("not awake any more. Your text is kept")
+    expect(page.locator("#review-error")).to_contain_text("no longer awake. Your text is kept")
     assert page.locator("#review").input_value() == COMPLAINT
     visitor.hear(engine, "IN_SERVICE")
     page.evaluate("dispatchEvent(new Event('online'))")
@@ -449,7 +453,7 @@ def test_history_and_draft_stay_in_this_browser(visitor, awake):
     assert page.locator("#review").input_value() == "" and PRAISE not in page.content()
 
 
-def test_a_browser_that_keeps_nothing_is_served_all_the_same(visitor, awake):
+def test_a_browser_without_storage_works(visitor, awake):
     refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no', 'SecurityError'); }})"
     visitor.context.add_init_script(refuse)
     page = visitor.arrive("awake")

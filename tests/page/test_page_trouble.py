@@ -27,7 +27,7 @@ ATTACKS = [
 ATTACKS += ["javascript:seen.ran.push(4)", "{{constructor.constructor('seen.ran.push(5)')()}}", "\u202e\u0000<b>"]
 
 
-def test_nothing_that_is_typed_becomes_markup(visitor, engine, asleep):
+def test_typed_text_never_becomes_markup(visitor, engine, asleep):
     page = visitor.arrive("asleep")
     page.locator("#name").fill(ATTACKS[0])
     page.locator("#phone").press_sequentially(ATTACKS[2][:20])
@@ -49,7 +49,7 @@ def test_nothing_that_is_typed_becomes_markup(visitor, engine, asleep):
     assert page.locator("main img, main script, main svg, main b:not(.example b):not(.phases b)").count() == 0
 
 
-def test_nothing_that_the_service_says_becomes_markup(visitor, engine, asleep):
+def test_text_of_the_service_never_becomes_markup(visitor, engine, asleep):
     evil = engine.call("GET", "/status") | {"state": "FAILED", "reason": ATTACKS[0], "modelVersion": ATTACKS[1]}
     visitor.page.route("**/status", lambda route: route.fulfill(json=evil))
     page = visitor.arrive("failed")
@@ -67,7 +67,7 @@ def test_nothing_that_the_service_says_becomes_markup(visitor, engine, asleep):
     assert page.evaluate("seen.ran") == [] and page.locator("main img, main script, main svg").count() == 0
 
 
-def test_a_link_that_attacks_becomes_no_markup(visitor, engine, asleep):
+def test_a_malicious_link_never_becomes_markup(visitor, engine, asleep):
     page = visitor.page
     for attack in ATTACKS:
         page.goto("about:blank")
@@ -90,13 +90,13 @@ def test_memory_that_was_tampered_with_does_no_harm(visitor, asleep):
 # ---- failures
 
 
-def test_a_start_that_fails_tells_why_and_can_be_tried_again(visitor, engine, asleep):
+def test_a_failed_start_says_why_and_can_be_repeated(visitor, engine, asleep):
     engine.use("broken")
     page = visitor.arrive("asleep")
     page.get_by_role("button", name="Wake the model").click()
     visitor.see("failed")
     assert "tokenizer.json" in text_of(page, "#failure-reason")
-    assert re.search(r"The machine is deleted; .+ This run cost its owner \$0\.\d+\.", text_of(page, "#failure-money"))
+    assert re.search(r"The machine is deleted\. .+ This run cost its owner \$0\.\d+\.", text_of(page, "#failure-money"))
     expect(page).to_have_title(re.compile("^Failed"))
     engine.use("good")
     page.get_by_role("button", name="Wake the model").click()
@@ -164,7 +164,7 @@ def test_a_number_is_not_taken_when_no_message_can_be_sent(visitor, engine, asle
     assert text_of(page, "#start-error") == "" and engine.state() == "STOPPED"
 
 
-def test_what_sleep_has_saved_is_told(visitor, engine, awake):
+def test_the_savings_of_sleep_are_shown(visitor, engine, awake):
     engine.sleep()
     until(lambda: not engine.cloud.client("sagemaker").list_endpoints()["Endpoints"])
     engine.cloud.advance_clock(301)  # the reconciler comes by and books the run: it is paid until AWS has deleted it
@@ -184,9 +184,9 @@ PATIENCE = {"status": 429, "json": {"message": "Too Many Requests"}}  # the gate
     [
         pytest.param({"status": 502, "body": "<html>Bad Gateway</html>"}, "has a problem", "HTTP 502", id="502"),
         pytest.param({"status": 500, "json": SAID}, "has a problem", "Try <b>later</b>.", id="500"),
-        pytest.param(PATIENCE, "asks for patience", "more requests than it takes", id="429"),
-        pytest.param({"status": 200, "body": "not JSON"}, "has a problem", "not yours", id="no JSON"),
-        pytest.param({"status": 200, "json": {"state": "DREAMING"}}, "has a problem", "does not know", id="no state"),
+        pytest.param(PATIENCE, "Too many requests", "wait a moment", id="429"),
+        pytest.param({"status": 200, "body": "not JSON"}, "has a problem", "not your fault", id="no JSON"),
+        pytest.param({"status": 200, "json": {"state": "DREAMING"}}, "has a problem", "unknown state", id="no state"),
         pytest.param(None, "The service does not answer", "your network", id="no connection"),
     ],
 )
@@ -199,8 +199,8 @@ def test_trouble_is_explained_and_ends_by_itself(visitor, asleep, answer, title,
     expect(page.locator("#trouble-title")).to_contain_text(title)
     expect(page.locator("#trouble-text")).to_contain_text(reason)
     expect(page.locator("#trouble-text")).not_to_contain_text("Too Many")  # the gateway's words are none for people
-    expect(page.locator("#trouble-text")).to_contain_text("No money runs away")
-    expect(page.locator("#title")).to_have_text("The model cannot be seen")
+    expect(page.locator("#trouble-text")).to_contain_text("Nothing extra is charged")
+    expect(page.locator("#title")).to_have_text("The state is unknown")
     page.unroute("**/status")
     if answer and answer["status"] == 429:
         visitor.see("asleep")  # by itself, after a while
@@ -264,8 +264,8 @@ def test_a_start_that_the_service_refuses(visitor, asleep):
             {"code": "start_failed", "message": "Nothing was left running."},
             "Nothing was left running. Nothing is charged.",
         ),
-        ({"code": "unavailable", "message": "A service is not answering."}, "It may be starting all the same"),
-        (None, "It may be starting all the same: this page looks again. What nobody uses falls asleep."),
+        ({"code": "unavailable", "message": "A service is not answering."}, "It may be starting anyway"),
+        (None, "It may be starting anyway, so this page checks again. An unused model falls asleep."),
     ],
 )
 def test_a_start_that_goes_wrong_says_what_is_known(visitor, engine, answer, said):
@@ -283,9 +283,9 @@ def test_a_page_without_configuration_says_so(visitor):
     page = visitor.page
     page.route("**/config.json", lambda route: route.fulfill(status=404, body=""))
     page.goto(visitor.url)
-    expect(page.locator("#title")).to_have_text("This page does not know its service")
-    expect(page.locator("#lead")).to_contain_text("The config.json beside it must name its address as apiUrl.")
+    expect(page.locator("#title")).to_have_text("This page is not set up")
+    expect(page.locator("#lead")).to_contain_text("Its config.json must contain the service’s address as apiUrl.")
     page.unroute("**/config.json")
     page.route("**/config.json", lambda route: route.fulfill(body=json.dumps({"apiUrl": "javascript:alert(1)"})))
     page.reload()
-    expect(page.locator("#lead")).to_contain_text("must name its address as apiUrl")
+    expect(page.locator("#lead")).to_contain_text("must contain the service’s address as apiUrl")

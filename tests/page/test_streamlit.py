@@ -101,7 +101,7 @@ def test_a_visit(open_app, engine):
     engine.use("good")
     engine.sleep()
     app = open_app(engine.api_url)
-    assert headings(app) == "Stopped: asleep: no machine is paid for"
+    assert headings(app) == "Stopped: asleep: no machine is running"
 
     app.text_input(key="name").input("Ada")
     app = press(app, "Wake the model")
@@ -110,7 +110,7 @@ def test_a_visit(open_app, engine):
     assert log(app)[1]["sent"] == {"name": "Ada"} and log(app)[1]["code"] == 202
 
     engine.wait("IN_SERVICE")
-    app = press(app, "Look again")
+    app = press(app, "Refresh")
     assert headings(app).startswith("In service")
     app.text_area(key="text").input("I love it, excellent")
     app = press(app, "Read")
@@ -128,7 +128,7 @@ def test_a_visit(open_app, engine):
     assert list(tab(app, "States").dataframe[0].value["state"]) == ["IN_SERVICE", "CREATING", "STOPPED"]
 
 
-def test_mistakes_are_told(open_app, engine):
+def test_mistakes_are_reported(open_app, engine):
     engine.use("good")
     engine.sleep()
     app = open_app(engine.api_url)
@@ -137,7 +137,7 @@ def test_mistakes_are_told(open_app, engine):
     assert len(app.error) == 1 and "country code" in app.error[0].value
     assert engine.state() == "STOPPED"
     engine.wake()
-    app = press(app, "Look again")
+    app = press(app, "Refresh")
     app = press(app, "Read")
     assert app.error[0].value == "Write or paste a review first, or choose a file."
     app.text_area(key="text").input("x" * 10_001)
@@ -152,8 +152,8 @@ def test_the_words_that_count_are_shown_when_asked_for(open_app, engine):
     app.checkbox(key="explain").check()
     app = ask(app, "🎸 A good sound, a bad case.")
     table = app.dataframe[0].value.set_index("text")
-    assert table.loc["good", "speaks for"] == "POSITIVE" and table.loc["good", "influence"] > 0.3
-    assert table.loc["bad", "speaks for"] == "NEGATIVE" and table.loc["bad", "influence"] < -0.3
+    assert table.loc["good", "supports"] == "POSITIVE" and table.loc["good", "influence"] > 0.3
+    assert table.loc["bad", "supports"] == "NEGATIVE" and table.loc["bad", "influence"] < -0.3
     assert last(app, "/predict")["sent"] == {"inputs": "🎸 A good sound, a bad case.", "explain": True}
     app.checkbox(key="lines").check()
     app = ask(app, "\n".join(["good"] * 11 + ["bad"]))
@@ -195,7 +195,7 @@ def test_reviews_come_from_a_file_or_an_example(open_app, engine):
     app = read_table(app, b"text\r\r\nIt broke, terrible\r\r\n=so good")
     assert last(app, "/predict")["sent"] == {"inputs": ["It broke, terrible", "=so good"]} and not app.warning
     app = read_table(app, b"stars,text\n5,It broke, terrible")
-    assert app.warning[0].value.startswith("1 rows are wider than the first")
+    assert app.warning[0].value.startswith("1 rows have more cells than the first")
 
 
 def test_a_press_draws_the_log_anew(open_app, impostor, monkeypatch):
@@ -337,14 +337,14 @@ def test_the_inbox_and_the_costs(open_app, engine):
     app = press(app, "Wake the model")
     engine.wait("IN_SERVICE")
     until(lambda: any(message["to"] == "+12025550188" for message in engine.messages()))
-    app = press(app, "Look again")
+    app = press(app, "Refresh")
     inbox = tab(app, "Inbox").dataframe[0].value
     assert inbox[inbox["to"] == "+12025550188"]["text"].iloc[0].startswith("Hi Grace,")
     costs = {metric.label: metric.value for metric in tab(app, "Costs").metric}
     assert costs["Awake all month"] == "$40.88" and costs["This run"].startswith("$0.0")
     app = checked(app.slider(key="sessions").set_value(1000).run())
     more = {metric.label: metric.value for metric in tab(app, "Costs").metric}
-    assert float(more["So a month would cost"][1:]) > float(costs["So a month would cost"][1:]) > 1
+    assert float(more["Cost of such a month"][1:]) > float(costs["Cost of such a month"][1:]) > 1
     app = checked(app.text_input(key="inbox").set_value("http://127.0.0.1:1/inbox").run())
     assert "There is no inbox at http://127.0.0.1:1/inbox" in tab(app, "Inbox").error[0].value
 
@@ -369,7 +369,7 @@ def test_without_an_address(open_app):
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "nonsense", "http://[", "https://"])
-def test_an_address_where_nobody_answers(open_app, address):
+def test_an_address_without_an_answer(open_app, address):
     app = open_app(address)
     assert f"The API at {address} cannot be reached" in app.error[0].value
     assert log(app)[0]["code"] == 0
@@ -381,12 +381,12 @@ def test_an_address_where_nobody_answers(open_app, address):
         (200, b"<html>hello", "no explanation"),
         (200, b"{}", "names no state that is known"),
         (404, b'{"message": "Not Found"}', "HTTP 404"),
-        (429, b'{"message": "Too Many Requests"}', "asks for patience"),
+        (429, b'{"message": "Too Many Requests"}', "Too many requests"),
         (503, b'{"error": {"code": "unavailable", "message": "Try again soon."}}', "Try again soon."),
         (500, b'{"error": "text"}', "HTTP 500"),
     ],
 )
-def test_an_address_where_somebody_else_answers(open_app, impostor, status, body, said):
+def test_an_address_of_another_service(open_app, impostor, status, body, said):
     address, says = impostor
     says[:] = [status, body]
     app = open_app(address)
@@ -400,7 +400,7 @@ def test_the_address_can_be_changed(open_app, impostor, engine):
     assert not app.error and headings(app)
 
 
-def test_its_first_start_in_a_terminal_asks_nobody_for_anything(tmp_path):
+def test_its_first_start_in_a_terminal_asks_no_questions(tmp_path):
     "Somebody who never used Streamlit has no file with an e-mail address at home."
     ours, theirs = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("STREAMLIT_", "SENTIMENT_"))}

@@ -83,7 +83,7 @@ def test_bad_texts(world, body, code):
         {"text": "Great.", "parameters": {"return_all_scores": True, "padding": "longest"}},
     ],
 )
-def test_other_clients_ways_to_ask_are_understood(world, body):
+def test_requests_of_other_clients_are_understood(world, body):
     "Those of the first version, and those of Hugging Face."
     world.in_service()
     plain = world.request("POST", "/predict", {"inputs": "Great."})
@@ -165,7 +165,7 @@ NATIONAL = {
 
 
 @pytest.mark.parametrize("number", NATIONAL)
-def test_a_national_number_is_told_its_country_code(world, number):
+def test_a_national_number_gets_a_hint_at_its_country_code(world, number):
     status, got = world.request("POST", "/start", {"phone": number})
     assert (status, got["error"]["code"]) == (400, "invalid_phone") and NATIONAL[number] in got["error"]["message"]
     assert ("Leave out the leading 0" in got["error"]["message"]) is (number[0] == "0" and number[:2] != "00")
@@ -283,7 +283,7 @@ def model_error(status: int, message: str):
 
 @pytest.mark.parametrize("code", ["busy", "loading", "draining", None])
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_container_that_takes_no_request_now_is_busy_and_the_answer_says_when_to_ask_again(world, code, status):
+def test_a_busy_container_returns_when_to_retry(world, code, status):
     world.in_service()
     said = json.dumps(
         {"error": {"code": code, "message": "not now"}} if code else {"code": status, "message": "no worker"}
@@ -314,7 +314,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("error", "status", "code"), REFUSALS)
-def test_whatever_sagemaker_throws_is_a_clean_answer(world, error, status, code):
+def test_every_sagemaker_error_becomes_a_clean_answer(world, error, status, code):
     world.in_service()
     world.sagemaker.errors["invoke_endpoint"] = [error]
     got = world.request("POST", "/predict", {"inputs": "Great."})
@@ -369,7 +369,7 @@ def test_a_table_that_does_not_answer(world, monkeypatch, error):
         assert (status, got["error"]["code"]) == (503, "unavailable")
 
 
-def test_too_many_who_wait(world, monkeypatch):
+def test_too_many_subscribers(world, monkeypatch):
     monkeypatch.setattr(model_state, "ROW_LIMIT", 0)
     status, got = world.start(ADA)
     assert (status, got["error"]["code"]) == (429, "too_many_waiting")
@@ -396,7 +396,7 @@ def test_a_long_start_is_admitted(world):
     assert status["longerThanUsual"] and status["etaSeconds"] is None and status["elapsedSeconds"] == 901
 
 
-def test_a_price_that_is_not_known_is_not_invented(monkeypatch):
+def test_an_unknown_price_is_not_invented(monkeypatch):
     world = World(monkeypatch, instance_types=("ml.unknown.large",))
     world.start()
     status = world.status()
@@ -421,7 +421,7 @@ def test_a_handler_reads_its_settings_from_the_environment(monkeypatch, folder):
     assert engine.settings.idle_minutes == 5 and engine.shutdown_arn == "arn:shutdown"
 
 
-def test_what_was_small_enough_to_come_in_is_not_larger_for_the_endpoint(world, monkeypatch):
+def test_an_accepted_request_is_no_larger_for_the_endpoint(world, monkeypatch):
     world.in_service()
     sent, ask = [], world.sagemaker.do_invoke_endpoint
 
@@ -436,7 +436,7 @@ def test_what_was_small_enough_to_come_in_is_not_larger_for_the_endpoint(world, 
     assert len(sent[-1]) <= len(json.dumps({"inputs": texts}, ensure_ascii=False).encode())
 
 
-def test_only_who_asks_why_gets_an_explanation(world):
+def test_an_explanation_is_returned_only_on_request(world):
     world.in_service()
     for asked in ({}, {"explain": False}, {"explain": True}):
         status, got = world.request("POST", "/predict", {"inputs": ["Great.", "Fine."]} | asked)
@@ -480,7 +480,7 @@ def test_a_number_is_understood_however_it_was_written(monkeypatch, text):
     assert [entry["to"] for entry in world.row.subscribers.values()] == [NUMBER]
 
 
-def test_what_is_no_number_is_refused_and_nothing_is_no_number(world):
+def test_invalid_numbers_are_refused_and_an_empty_one_is_none(world):
     for text in REFUSED:
         status, body = world.start(text)
         assert (status, body["error"]["code"]) == (400, "invalid_phone"), text
@@ -491,7 +491,7 @@ def test_what_is_no_number_is_refused_and_nothing_is_no_number(world):
 
 
 @given(st.lists(st.text(MARKS + SPACES + DASHES + OTHERS, max_size=3), min_size=12, max_size=12))
-def test_what_parts_digits_never_matters(between):
+def test_separators_between_digits_do_not_matter(between):
     written = "".join(sep + c for sep, c in zip(between, NUMBER, strict=True))
     assert e164(written, ("US",)) == NUMBER
 

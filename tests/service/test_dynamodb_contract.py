@@ -536,7 +536,7 @@ def test_a_table_is_made_once_and_gone_once_it_is_deleted(stands, stand):
 
 
 @pytest.mark.parametrize("text", ["contains(l, :a)", "begins_with(s, :a)", "attribute_type(s, :a)"])
-def test_what_the_one_in_memory_cannot_do_is_an_error(text):
+def test_unsupported_operations_of_the_memory_table_are_errors(text):
     memory = MemoryDynamoDB(table=TABLE)
     assert ask(memory, check(text, a=S("S")))[0] == "NotImplementedError"
     with pytest.raises(AssertionError, match="no such parameters"):

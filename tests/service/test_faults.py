@@ -24,7 +24,7 @@ def test_fault_1_after_extending_the_right_endpoint_is_deleted(world):
     assert world.status()["state"] == "STOPPED" and world.nothing_left()
 
 
-def test_fault_2_the_winner_of_start_keeps_who_joined_in_between(world, monkeypatch):
+def test_fault_2_the_winner_of_start_keeps_subscribers_who_joined_in_between(world, monkeypatch):
     "The winner wrote the list of subscribers a second time, without those who had joined since."
     create = world.sagemaker.do_create_endpoint
 
@@ -78,7 +78,7 @@ def test_fault_5_the_number_is_checked_on_the_server(world, phone):
     assert world.status()["state"] == "STOPPED" and not world.sagemaker.calls
 
 
-def test_fault_8_looking_does_not_keep_it_awake(world):
+def test_fault_8_polling_does_not_keep_it_awake(world):
     "An open tab's polling kept the endpoint, and the bill, alive."
     world.in_service()
     deadline = world.row.shutdownAt

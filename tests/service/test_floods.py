@@ -62,7 +62,7 @@ def test_the_alarm_for_messages_follows_the_days_limit(daily):
     assert 1 <= float(given["ManyMessages"]) <= daily
 
 
-def test_a_hundred_who_look_on_ring_nothing():
+def test_a_hundred_idle_pages_ring_no_alarm():
     polls = 100 * 3600 / 20  # the page looks each twenty seconds while nothing changes
     assert polls <= threshold("many-requests") and polls / 3600 <= LIMITS["GET /status"].rate
 

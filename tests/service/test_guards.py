@@ -65,7 +65,7 @@ def test_an_address_waits_out_its_cool_down(make_world):
     assert world.start(ADA, address=HOME)[1]["subscribers"] == 2
 
 
-def test_a_refusal_is_not_remembered_against_anybody(make_world):
+def test_a_refusal_leaves_no_mark(make_world):
     world = make_world()
     world.start(ADA, address=HOME)
     world.start(ADA, address=OFFICE)  # is on the list already: nothing to do, nothing to remember
@@ -243,7 +243,7 @@ def test_those_who_press_start_at_once_with_one_number_get_one_message(make_worl
     assert world.phone.tried == [ADA]
 
 
-def test_what_an_earlier_version_remembered_is_no_obstacle(make_world):
+def test_marks_of_an_earlier_version_cause_no_error(make_world):
     world = make_world()
     world.in_service(ADA)
     sleep(world)

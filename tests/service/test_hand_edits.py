@@ -127,7 +127,7 @@ usage_edits = st.dictionaries(st.sampled_from(list(Usage.__dataclass_fields__)),
     calls=st.lists(st.sampled_from(EVERYTHING), min_size=1, max_size=4),
 )
 @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_whatever_is_edited_every_function_ends_and_the_reconciler_heals(life, changes, more, calls):
+def test_after_any_edit_every_function_ends_and_the_reconciler_heals(life, changes, more, calls):
     with pytest.MonkeyPatch.context() as patch:
         world = Edited(
             patch, number_cooldown_minutes=0, address_cooldown_seconds=0, daily_starts=99, monthly_budget=1e6
@@ -173,7 +173,7 @@ def test_the_keys_for_marks_may_be_edited_too(monkeypatch, name, value):
     world.call("with a number")
 
 
-def test_healing_never_undoes_what_somebody_writes_meanwhile(monkeypatch):
+def test_healing_never_undoes_a_concurrent_write(monkeypatch):
     world = Edited(monkeypatch)
     world.live("creating")
     world.edit(world.settings.table, {"history": None, "shutdownAt": None})
@@ -197,7 +197,7 @@ def test_healing_never_undoes_what_somebody_writes_meanwhile(monkeypatch):
 @pytest.mark.parametrize("ahead", [3600, 86_400, 10**9, 253_402_300_799 - 1_800_000_300])
 @pytest.mark.parametrize("fields", [["startedAt"], ["shutdownAt"], ["since", "startedAt"], ["startedAt", "shutdownAt"]])
 @pytest.mark.parametrize("life", ["creating", "in service"])
-def test_a_run_ends_in_its_longest_life_whatever_instants_somebody_writes(monkeypatch, life, fields, ahead):
+def test_a_run_ends_within_its_maximum_lifetime_after_any_edit(monkeypatch, life, fields, ahead):
     world = Edited(monkeypatch)
     world.live(life)
     last = world.clock.now + world.settings.max_run_minutes * 60
@@ -215,7 +215,7 @@ def test_a_run_ends_in_its_longest_life_whatever_instants_somebody_writes(monkey
 
 
 @pytest.mark.parametrize("told", ["-100000", "-1", "99999999999999999999999999999999999999", "1.5"])
-def test_the_days_messages_have_their_limit_whatever_somebody_writes_there(monkeypatch, told):
+def test_the_daily_message_limit_holds_after_any_edit(monkeypatch, told):
     world = Edited(monkeypatch, daily_messages=3, number_cooldown_minutes=0, address_cooldown_seconds=0)
     world.live("stopped")
     usage = {"day": {"S": day_of(world.clock.now)}, "messages": {"N": told}}
@@ -225,7 +225,7 @@ def test_the_days_messages_have_their_limit_whatever_somebody_writes_there(monke
 
 
 @pytest.mark.parametrize("field", ["startedAt", "since"])
-def test_an_end_reports_no_cost_that_nobody_has_paid(monkeypatch, field):
+def test_an_end_reports_no_cost_that_was_not_paid(monkeypatch, field):
     world, told = Edited(monkeypatch), {}
     world.live("in service")
     monkeypatch.setattr(lifecycle, "emit", lambda *_, by="", **values: told.update(values))

@@ -181,7 +181,7 @@ def test_an_endpoint_that_cannot_predict_is_not_ready(world):
 
 
 @pytest.mark.parametrize("body", [b"", b"[" * 90_000, b"[]", b"[[]]", b"{}", b"null", b"[null]", b"\xff", b"9" * 9_000])
-def test_an_answer_that_nobody_can_read_ends_the_start(monkeypatch, body):
+def test_an_unreadable_answer_ends_the_start(monkeypatch, body):
     world = World(monkeypatch)
     monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda **_: {"Body": io.BytesIO(body)}, raising=False)
     world.start(ADA)
@@ -339,7 +339,7 @@ HOPELESS = (
 
 
 @pytest.mark.parametrize("reason", HOPELESS)
-def test_what_no_other_instance_type_can_help_ends_the_run_at_once(world, reason):
+def test_a_failure_independent_of_the_machine_ends_the_run_at_once(world, reason):
     world.start(ADA)
     world.endpoint_becomes("Failed", reason)
     status = world.status()
@@ -388,7 +388,7 @@ def test_an_endpoint_that_is_never_deleted_ends_the_run(world):
 
 
 @pytest.mark.parametrize("operation", ["delete_endpoint", "delete_endpoint_config"])
-def test_a_start_is_refused_until_what_an_earlier_run_left_is_deleted(monkeypatch, operation):
+def test_a_start_is_refused_until_an_earlier_endpoint_is_deleted(monkeypatch, operation):
     world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start()
     first = world.row.runId
@@ -454,7 +454,7 @@ def waits_for_the_first(world):
     world.sagemaker.endpoints[endpoint_name(world.settings, world.row.leftover)]["status"] = "Failed"
 
 
-def test_the_reconciler_says_what_became_of_a_run_that_waited(world):
+def test_the_reconciler_reports_the_result_of_a_waiting_run(world):
     waits_for_the_first(world)
     world.sagemaker.deaf = True
     assert world.reconcile()["repair"] == "waiting" and world.status()["state"] == "CREATING"
@@ -492,7 +492,7 @@ def test_two_who_find_the_first_endpoint_deleted_create_one(world, monkeypatch):
     assert types_tried(world) == ["ml.t2.medium", "ml.m5.large"] and len(alive(world)) == 1
 
 
-def test_no_capacity_found_out_later_takes_the_next_and_keeps_who_waits(world):
+def test_late_lack_of_capacity_takes_the_next_type_and_keeps_subscribers(world):
     world.start(ADA)
     first = world.row.runId
     world.clock.now += 200
@@ -542,7 +542,7 @@ def test_a_start_given_up_leaves_an_endpoint_that_is_deleted_when_it_comes_up(wo
     assert not world.phone.tried  # the visitor read it on the page
 
 
-def test_who_joined_a_start_that_failed_is_told(world):
+def test_subscribers_of_a_failed_start_get_a_message(world):
     world.start(ADA)
     world.start(BOB)
     model_state.roll_back(world.engine.table, world.row, "no", Subscriber(ADA))
@@ -551,7 +551,7 @@ def test_who_joined_a_start_that_failed_is_told(world):
     assert world.phone.tried == [BOB] and world.nothing_left()
 
 
-def test_start_finishes_a_shutdown_that_somebody_began(world):
+def test_start_finishes_an_unfinished_shutdown(world):
     first = world.in_service()
     world.clock.now += 1801
     assert model_state.begin_stopping(world.engine.table, first, int(world.clock.now))
@@ -713,13 +713,13 @@ def test_numbers_are_erased_and_expire_anyway(world):
 # --- the reconciler
 
 
-def test_lost_events_are_made_up_for(world):
+def test_the_reconciler_replaces_lost_events(world):
     world.start(ADA)
     world.endpoint_becomes("InService", event=False)
     assert world.reconcile()["repair"] == "ready" and len(world.phone.sent) == 1
 
 
-def test_a_lost_failure_is_made_up_for(monkeypatch):
+def test_the_reconciler_replaces_a_lost_failure_event(monkeypatch):
     world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     world.endpoint_becomes("Failed", "no", event=False)
@@ -735,7 +735,7 @@ def test_a_start_that_died_before_it_created_anything(world):
     assert world.phone.tried == [ADA] and world.nothing_left()
 
 
-def test_a_start_that_takes_for_ever_is_failed_and_deleted_in_the_end(monkeypatch):
+def test_an_endless_start_fails_and_is_deleted(monkeypatch):
     world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     world.clock.now += 46 * 60
@@ -775,7 +775,7 @@ def test_an_endpoint_deleted_by_hand_ends_the_run(world):
     assert world.reconcile()["repair"] == "failed" and world.status()["state"] == "FAILED" and world.nothing_left()
 
 
-def test_orphans_of_ours_are_deleted_and_nothing_else(world):
+def test_only_orphaned_endpoints_of_the_engine_are_deleted(world):
     run_id = world.in_service()
     tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "RunId", "Value": "aaaaaaaaaaaa"}]
     orphan = {"status": "InService", "reason": "", "tags": tags, "type": "ml.t2.medium"}
@@ -830,7 +830,7 @@ def test_one_part_of_the_reconciler_failing_does_not_stop_the_other(world):
     assert list(world.sagemaker.endpoints) == [endpoint_name(world.settings, run_id)]
 
 
-def test_whoever_could_not_be_told_before_the_end_is_counted(world):
+def test_unsent_messages_are_counted(world):
     world.start(ADA)
     world.endpoint_becomes("InService", event=False)
     row = world.row
@@ -944,7 +944,7 @@ def test_a_log_that_somebody_else_deletes_is_no_error(world, monkeypatch):
 
 
 @pytest.mark.parametrize("to", ["https://hook.example/x", "+1", "+1202555012x", "12025550123", "+" + "1" * 16, ""])
-def test_what_is_no_number_is_never_rung(world, to):
+def test_an_invalid_number_gets_no_message(world, to):
     "Earlier versions kept the URLs of webhooks on the list."
     world.start(ADA)
     entry = {"M": {"to": {"S": to}, "name": {"S": ""}, "secret": {"S": "s"}}}

@@ -245,7 +245,7 @@ def crowd(monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [0.1, 8, 25, 80])
-def test_everybody_is_told_once_however_slow_the_provider_is(crowd, seconds):
+def test_every_subscriber_gets_one_message_from_a_slow_provider(crowd, seconds):
     crowd.seconds = seconds
     crowd.clock.now += 300
     calls = [lambda: crowd.endpoint_becomes("InService"), *[crowd.reconcile] * 200]
@@ -262,7 +262,7 @@ def test_everybody_is_told_once_however_slow_the_provider_is(crowd, seconds):
     assert seconds > 8 or call is calls[0]
 
 
-def test_who_is_left_over_is_told_of_a_failed_start_too(crowd):
+def test_remaining_subscribers_hear_of_a_failed_start_too(crowd):
     crowd.seconds = 20
     types = len(crowd.settings.instance_types)
     for _ in range(types):

@@ -98,7 +98,7 @@ def test_a_start_whose_answer_was_lost_knows_that_it_won(table):
     assert start(table, OTHER, BOB)[0] == "joined"
 
 
-def test_start_keeps_who_still_waits_from_a_failed_run(table):
+def test_start_keeps_subscribers_of_a_failed_run(table):
     start(table, RUN, ADA)
     states.fail(table, states.read_row(table), "no")
     outcome, row = start(table, OTHER, BOB)
@@ -129,7 +129,7 @@ def test_a_subscriber_is_claimed_once(table):
     assert states.read_row(table).subscribers == {}
 
 
-def test_what_a_dead_sender_claimed_is_counted_and_erased(table, monkeypatch):
+def test_the_claims_of_a_dead_sender_are_counted_and_erased(table, monkeypatch):
     _, row = start(table, RUN, ADA)
     (key,) = states.waiting(row)
     claimed = states.ready(table, row, 1000) and states.claim(table, RUN, key)
@@ -271,7 +271,7 @@ PARTITION = {"read": 3000, "write": 1000}  # units a second that DynamoDB gives 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_row_is_told_within_the_functions_time_and_put_to_sleep(roomy, kind):
+def test_a_full_row_is_notified_within_the_time_limit_and_put_to_sleep(roomy, kind):
     waiting = fill(roomy, kind)
     template = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"]
     looks = template["ApiStage"]["Properties"]["DefaultRouteSettings"]["ThrottlingRateLimit"]  # a second
@@ -286,7 +286,7 @@ def test_a_full_row_is_told_within_the_functions_time_and_put_to_sleep(roomy, ki
     assert roomy.status()["state"] == "STOPPED" and roomy.nothing_left()
 
 
-def test_who_comes_to_a_full_row_hears_that_there_is_room_again_soon(roomy):
+def test_a_full_row_refuses_with_a_time_to_retry(roomy):
     fill(roomy, "long names")
     roomy.clock.now += 60
     error = ask(roomy, "long names", 9999)[1]["error"]

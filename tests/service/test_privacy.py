@@ -187,7 +187,7 @@ def test_no_trace_of_a_number_is_left_by_a_whole_visit(monkeypatch, caplog, capf
         world.sagemaker.calls.clear()
 
 
-def test_an_exception_that_nobody_expects_says_no_number(monkeypatch, caplog):
+def test_an_unexpected_exception_contains_no_number(monkeypatch, caplog):
     world = World(monkeypatch)
 
     def breaks(to, notice):

@@ -156,7 +156,7 @@ UNBILLED = [
 
 
 @pytest.mark.parametrize("error", UNBILLED, ids=lambda e: e.response["Error"]["Code"])
-def test_what_sagemaker_refuses_itself_costs_nothing(world, error):
+def test_requests_refused_by_sagemaker_cost_nothing(world, error):
     world.sagemaker.errors["invoke_endpoint"] = [error]
     assert ask(world) == [503]
     assert not any(read_usage(world.engine.usage).spent.values())
@@ -172,7 +172,7 @@ def test_a_container_that_fails_or_does_not_answer_in_time_is_paid_for(world):
     assert sum(read_usage(world.engine.usage).spent.values()) == ONE + prediction_cost(OWN, 60)
 
 
-def test_what_cannot_be_booked_is_not_asked_and_an_answer_outlives_a_failed_correction(monkeypatch):
+def test_unbooked_requests_are_not_sent_and_a_failed_correction_keeps_the_answer(monkeypatch):
     world = engine_of(monkeypatch)
     update, calls = world.dynamodb.update_item, []
 
@@ -268,7 +268,7 @@ WARM = [  # what a container that is up says, what has enough to do, and what ca
 
 
 @pytest.mark.parametrize(("error", "status", "code"), WARM)
-def test_what_is_no_cold_start_is_not_called_one(world, error, status, code):
+def test_other_errors_are_not_called_a_cold_start(world, error, status, code):
     world.sagemaker.errors["invoke_endpoint"] = [error]
     got, body = world.request("POST", "/predict", {"inputs": "Great value."})
     assert (got, body["error"]["code"]) == (status, code) and "retryAfterSeconds" not in body["error"]
@@ -426,7 +426,7 @@ def test_an_endpoint_that_is_being_made_is_deleted_once_that_is_over(account):
     assert NAME in delete_serverless(account, OWN) and not account.configs
 
 
-def test_what_an_engine_has_whose_prefix_begins_with_ours_is_kept(account):
+def test_resources_of_an_engine_with_a_longer_prefix_are_kept(account):
     other = Settings(endpoint="serverless", prefix=f"{OWN.prefix}-serverless")
     deploy_serverless(account, other, MODELS[0])
     account.endpoint["EndpointStatus"], account.next = "InService", None

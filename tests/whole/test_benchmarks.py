@@ -115,7 +115,7 @@ def test_goals_are_judged_in_their_own_direction(kind, ours, stock, found, met):
     assert goal_line(judged).endswith("NOT MET") is not met
 
 
-def test_what_was_not_measured_is_not_judged():
+def test_missing_measurements_are_not_judged():
     assert judge(Goal("it", "m", "faster", 5.0), {"m": 1.0}, {}) is None
 
 
@@ -157,7 +157,7 @@ def test_a_server_that_ends_says_why(model):
         pass
 
 
-def test_what_cannot_be_installed_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_installation_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "CACHE", inference.ROOT / ".bench/test")
     needs = tmp_path / "requirements-nobody.txt"
     needs.write_text(f"nobody @ file://{tmp_path}/nobody.whl\n")
@@ -165,7 +165,7 @@ def test_what_cannot_be_installed_is_told_and_leaves_nothing(tmp_path, monkeypat
     assert not inference.interpreter(needs).parent.exists()
 
 
-def test_a_whole_run_goes_on_without_what_does_not_start(model, tmp_path):
+def test_a_run_continues_without_a_server_that_fails_to_start(model, tmp_path):
     broken = inference.Way("broken", lambda folder, port: [sys.executable, "-c", "raise SystemExit('no such engine')"])
     ours, stock = inference.WAYS["ours"], inference.Way("stock", inference.WAYS["ours"].command)
     plan = inference.Plan(2, requests=3, seconds=0.05, clients=(1, 16), list_length=9)
@@ -186,7 +186,7 @@ def test_a_whole_run_goes_on_without_what_does_not_start(model, tmp_path):
 # ---- training
 
 
-def test_accuracy_is_told_with_its_error():
+def test_accuracy_is_reported_with_its_error():
     base, better = np.array([1, 0] * 50), np.array([1, 1] * 50)
     assert training.standard_error(better - base) == pytest.approx(0.0503, abs=1e-4)
     accuracy = {"ours": {"accuracy": 0.9, "standard_error": 0.01, "points": -0.9, "points_error": 0.5}}

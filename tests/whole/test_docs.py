@@ -1,6 +1,7 @@
 "The documentation site, built and opened in a browser; a link that leads nowhere fails the build."
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -115,6 +116,21 @@ def test_every_picture_in_a_notebook_says_what_it_shows():
             if drawn and not cell["metadata"].get("mystnb", {}).get("image", {}).get("alt"):
                 silent.append(f"{path.relative_to(docs.ROOT)}: {''.join(cell['source'])[:60]!r}")
     assert silent == []
+
+
+def test_the_glossary_is_in_order_and_every_term_links_to_a_notebook():
+    _, *entries = (docs.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").split("\n## ")
+    terms = [entry.splitlines()[0] for entry in entries]
+    assert terms == sorted(terms, key=str.casefold) and len(terms) == len(set(terms)) > 30
+    assert [term for term, entry in zip(terms, entries, strict=True) if ".ipynb)" not in entry] == []
+
+
+def test_links_into_the_glossary_name_a_term():
+    terms = re.findall("^## (.+)$", (docs.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    known = {term.lower().replace(" ", "-") for term in terms}
+    texts = [path.read_text(encoding="utf-8") for path in docs.documents()]
+    linked = {anchor for text in texts for anchor in re.findall(r"glossary\.md#([^)\s]+)\)", text)}
+    assert linked and linked <= known
 
 
 def test_links_of_readme_lead_somewhere():

@@ -39,12 +39,12 @@ def test_a_changed_result_changes_the_table():
     assert "| 123 ms |" in figures.inference(result) and "| 123 ms |" not in before
 
 
-def test_a_missing_place_for_figures_is_told():
+def test_a_missing_place_for_figures_is_reported():
     with pytest.raises(ValueError, match="needs <!-- figures: etl -->"):
         figures.filled("no place")
 
 
-def test_what_readme_says_of_the_released_model_is_in_its_metrics():
+def test_the_figures_of_readme_are_those_of_the_released_model():
     metrics = json.loads(Path(figures.ROOT, "models/released/metrics.json").read_text())
     assert f"right on {metrics['accuracy']:.1%}".replace("%", " %") in README
     assert f"of {metrics['rows']:,} texts that it had not seen" in README

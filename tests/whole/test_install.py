@@ -238,7 +238,7 @@ def test_uv_looks_for_packages_where_pip_does(checkout, tmp_path):
     assert told <= set(asked.splitlines())
 
 
-def test_what_a_shell_sets_for_other_pythons_leads_nothing_elsewhere(checkout, tmp_path):
+def test_variables_for_other_pythons_have_no_effect(checkout, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "infra_scripts/make").mkdir(parents=True)
     names = "TARGET PREFIX ROOT USER NO_DEPS REQUIRE_HASHES DRY_RUN CONSTRAINT".split()
@@ -261,7 +261,7 @@ def test_a_python_without_its_other_half_leaves_nothing_and_says_what_to_install
     assert not (checkout / ".venv").exists()
 
 
-def test_what_the_functions_hold_is_pinned_with_hashes_and_the_same_everywhere():
+def test_the_packages_of_the_functions_are_pinned_with_hashes():
     locked = [line for line in (ROOT / "lambdas/requirements.txt").read_text().splitlines() if line[0] != "#"]
     parts = [re.fullmatch(r"([a-z_]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line).groups() for line in locked]
     assert {name for name, _ in parts} == set(LIBRARIES)
@@ -292,7 +292,7 @@ def test_every_python_and_system_that_is_promised_is_tested():
     assert {case["system"] for case in tried} == {"ubuntu-latest", "macos-latest"}
 
 
-def test_what_is_too_long_for_every_change_runs_every_week():
+def test_slow_checks_run_every_week():
     targets = workflow_job("weekly.yml")["strategy"]["matrix"]["target"]
     assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert {"test-slow", "rehearsal", "mutants", "container-test", "lighthouse", "audit"} <= set(targets)

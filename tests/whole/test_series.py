@@ -88,7 +88,7 @@ def test_a_category_is_fetched_from_its_source(series, tmp_path):
     assert set(report["by_category"]) == {"Books", "Electronics"} and report["kept"] > 300
 
 
-def test_the_demo_tells_what_was_left_out(series):
+def test_the_demo_reports_omitted_rows(series):
     told = told_reviews(lake_of())
     kept, read, *left_out = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", told))
     assert 0 < kept == read - sum(left_out) and left_out, told
