@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import jmespath
@@ -22,6 +23,7 @@ from sentiment_engine.settings import Settings
 from tests import ROOT
 
 OURS = Settings()
+MADE = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 class PageIterator(list):
@@ -48,7 +50,7 @@ class SageMaker:
         if operation == "list_training_jobs":
             return SimpleNamespace(paginate=self._list_jobs)
         kind = {"endpoints": "Endpoint", "endpoint_configs": "EndpointConfig", "models": "Model"}[operation[5:]]
-        found = [{f"{kind}Name": n, f"{kind}Arn": f"{kind}/{n}"} for n in self.things[kind]]
+        found = [{f"{kind}Name": n, f"{kind}Arn": f"{kind}/{n}", "CreationTime": MADE} for n in self.things[kind]]
         return SimpleNamespace(paginate=lambda NameContains: PageIterator([{f"{kind}s": found}]))
 
     def _list_jobs(self, NameContains: str, StatusEquals: str):
@@ -57,7 +59,7 @@ class SageMaker:
             if self.looks[name] < 0:
                 self.jobs[name] = "Stopped"
         found = [n for n, status in self.jobs.items() if NameContains in n and status == StatusEquals]
-        jobs = [{"TrainingJobName": n, "TrainingJobArn": f"Job/{n}"} for n in found]
+        jobs = [{"TrainingJobName": n, "TrainingJobArn": f"Job/{n}", "CreationTime": MADE} for n in found]
         return PageIterator([{"TrainingJobSummaries": jobs}])
 
     def stop_training_job(self, TrainingJobName: str):

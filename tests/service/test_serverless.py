@@ -31,6 +31,7 @@ from tests.doubles.local_models import HANDLERS, predict, register, until
 
 OWN = Settings(endpoint="serverless", prefix="paid-by-use")
 NAME = endpoint_name(OWN, STANDING)
+MADE = datetime(2026, 11, 30, tzinfo=UTC)
 SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfront.net")
 
 
@@ -377,7 +378,7 @@ class Account:
         return {"Tags": (self.configs.get(ResourceArn) or self.endpoint)["Tags"]}
 
     def get_paginator(self, _):
-        found = [{"EndpointConfigName": name, "EndpointConfigArn": name} for name in self.configs]
+        found = [{"EndpointConfigName": name, "EndpointConfigArn": name, "CreationTime": MADE} for name in self.configs]
         return SimpleNamespace(paginate=lambda NameContains: [{"EndpointConfigs": found}])
 
     def delete_endpoint_config(self, EndpointConfigName):
