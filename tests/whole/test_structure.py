@@ -11,7 +11,7 @@ from tests import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
-SHARED = {"settings", "polling", "plots", "causes"}
+SHARED = {"settings", "polling", "plots", "causes", "commands"}
 MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
@@ -20,6 +20,7 @@ MAY_USE = {  # folder: what its modules may import, besides each other
     "local": {"settings", "causes", "model"},
     "costs": set(),
     **{name: set() for name in SHARED},
+    "commands": {"causes"},
 }
 
 
