@@ -11,6 +11,7 @@ from pathlib import Path
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from sentiment_engine.commands import profile, region
 from sentiment_engine.deploy.account import (
     Finding,
     check_account,
@@ -58,8 +59,8 @@ GLUE_WORKERS = 10  # the default of infra_scripts/templates/foundation.yaml
 
 def add_account_options(parser: argparse.ArgumentParser):
     "Add the options that say which account is meant, and which engine in it."
-    parser.add_argument("--profile", metavar="NAME", help="profile of the AWS command line")
-    parser.add_argument("--region", metavar="NAME", help="AWS region, such as us-east-1")
+    parser.add_argument("--profile", type=profile, metavar="NAME", help="profile of the AWS command line")
+    parser.add_argument("--region", type=region, metavar="NAME", help="AWS region, such as us-east-1")
     parser.add_argument("--stack-prefix", metavar="NAME", help="starts the name of all that is made, and tags it")
 
 

@@ -1,6 +1,5 @@
 """Run the whole engine on this machine: the local cloud, the life of the model, and the page, until Ctrl-C."""
 
-import argparse
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from deploy import (
 )
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.endpoint import RegisteredModel, current_model
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
@@ -64,7 +64,7 @@ def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this 
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_options(parser)
     add_ports(parser)
     parser.add_argument("--exit", action="store_true", help="stop once the page would be served")

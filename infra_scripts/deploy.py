@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,9 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from sentiment_engine.causes import cause, tells_cause, with_cause
+from sentiment_engine.commands import Parser, at_least, port
 from sentiment_engine.data.ingest import category_addresses
-from sentiment_engine.data.reviews import check_reviews, find_files
+from sentiment_engine.data.reviews import DataError, check_reviews, find_files
 from sentiment_engine.deploy.account import mask_accounts
 from sentiment_engine.deploy.endpoint import trial_machines
 from sentiment_engine.deploy.foundation import site_parameters
@@ -334,8 +335,8 @@ def deploy_given(
 def add_ports(parser: argparse.ArgumentParser):
     "Add the options that choose where the local cloud listens."
     free = "without it the usual one, or a free one if that is taken"
-    parser.add_argument("--port", type=int, metavar="N", help=f"port of AWS; {free}")
-    parser.add_argument("--site-port", type=int, metavar="N", help=f"port of the page; {free}")
+    parser.add_argument("--port", type=port, metavar="N", help=f"port of AWS; {free}")
+    parser.add_argument("--site-port", type=port, metavar="N", help=f"port of the page; {free}")
 
 
 @contextmanager
@@ -360,31 +361,16 @@ def local_cloud(
             cloud.stop()
 
 
-def _at_least(least: float, kind: type) -> Callable[[str], float]:
-    "Make the type of an option that must not be below `least`."
-
-    def read(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is too small: at least {least}")
-        return value
-
-    return read
-
-
 def _instance_type(text: str) -> str:
     "Read an instance type of SageMaker."
     if not re.fullmatch(r"ml\.[a-z0-9-]+\.[a-z0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an instance type of SageMaker, such as ml.g4dn.xlarge")
+        raise argparse.ArgumentTypeError(f"must be an instance type of SageMaker, such as ml.g4dn.xlarge, not {text}")
     return text
 
 
 def add_options(parser: argparse.ArgumentParser):
     "Add the options that choose data and sizes."
-    rows, minutes = _at_least(100, int), _at_least(0.1, float)
+    rows, minutes = at_least(100), at_least(0.1, float)
     reviews = parser.add_mutually_exclusive_group()
     reviews.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
     reviews.add_argument("--categories", metavar="NAMES", help="categories of Amazon Reviews 2023, with commas")
@@ -405,15 +391,18 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
     of_training = {name: getattr(options, name) for name in (*REVIEWS, *TRAINING)}
     if options.model == "released" and (useless := [name for name, value in of_training.items() if value]):
         said = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-        raise SystemExit(f"--model released is not trained: leave {said} out")
+        raise SystemExit(f"--model=released is not trained: leave {said} out")
     data = str(Path(options.data).expanduser().resolve()) if options.data else None
     if data and not Path(data).is_dir():
-        raise SystemExit(f"--data: {options.data} is not a folder")
+        raise SystemExit(f"--data must be a folder that exists, not {options.data}")
     if data:
         check_reviews(data)  # before anything is started
     categories = "" if data or options.rows else options.categories  # "": not those of the target either
     if categories:
-        category_addresses(categories, options.source)
+        try:
+            category_addresses(categories, options.source)
+        except DataError as e:
+            raise SystemExit(f"--categories: {e}") from None
     reviews = {"data": data, "categories": categories}
     return of_training | reviews | {"idle_minutes": options.idle_minutes, "deploy_model": options.model}
 
@@ -497,7 +486,7 @@ def stop_on_signals():
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
     add_account_options(parser)
     add_variant_options(parser)

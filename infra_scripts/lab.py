@@ -3,7 +3,6 @@
 A cloud that runs already, such as that of a demo, is used and goes on afterwards.
 """
 
-import argparse
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from deploy import FAILURES, ROOT, add_ports, explain, local_cloud, stop_on_sign
 from kernels import check_kernelspec
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 
 
 def open_lab(command: Sequence[str]) -> int:  # exit status
@@ -30,12 +30,14 @@ def open_lab(command: Sequence[str]) -> int:  # exit status
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_ports(parser)
     options, words = parser.parse_known_args()  # what is not ours is for JupyterLab
     if os.geteuid() == 0:
         words.append("--allow-root")  # as in most containers: it listens on this machine only, and asks for its token
-    command = [sys.executable, "-m", "jupyterlab", str(ROOT / "nbs/index.ipynb"), *words]
+    # The address that it prints leads to the index too, and the notebooks' links and pictures stay below its root.
+    first = f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/nbs/index.ipynb"
+    command = [sys.executable, "-m", "jupyterlab", *first, *words]
     stop_on_signals()
     check_kernelspec()
     signal.signal(signal.SIGHUP, signal.default_int_handler)  # the terminal is closed

@@ -16,22 +16,23 @@ sys.path.insert(0, str(ROOT))
 
 # These work before the package is installed, too.
 from sentiment_engine.causes import tells_cause  # noqa: E402
+from sentiment_engine.commands import Parser, port  # noqa: E402
 from sentiment_engine.local.aws import stray_variables  # noqa: E402
 from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud  # noqa: E402
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     "Describe the command line."
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--state", type=Path, default=ROOT / ".local-cloud", help="folder that everything is kept in (%(default)s)"
     )
-    main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    main = Parser(description=__doc__)
     commands = main.add_subparsers(dest="command", required=True, metavar="start|stop|status|env|reset")
     start = commands.add_parser("start", parents=[shared], help="start the cloud, unless it runs, and wait for it")
     free = "without it %d, or a free one if that is taken; 0 takes a free one"
     for name, usual, of in (("--port", USUAL_PORTS[0], "AWS"), ("--site-port", USUAL_PORTS[1], "the web site")):
-        start.add_argument(name, type=int, metavar="N", help=f"port of {of}; {free % usual}")
+        start.add_argument(name, type=port, metavar="N", help=f"port of {of}; {free % usual}")
     start.add_argument(
         "--endpoint-delay",
         type=float,

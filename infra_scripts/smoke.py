@@ -19,6 +19,7 @@ import httpx
 from deploy import FAILURES, add_options, add_ports, chosen_parameters, deploy, explain, local_cloud, stop_on_signals
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
@@ -205,7 +206,7 @@ def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_options(parser)
     add_ports(parser)
     options = parser.parse_args()

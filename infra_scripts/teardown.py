@@ -3,7 +3,6 @@
 What is ours carries the tag Project with the prefix as its value, or a name that only we give. Nothing else is touched.
 """
 
-import argparse
 import os
 import re
 import sys
@@ -18,6 +17,7 @@ from deploy import FAILURES, add_ports, explain, local_cloud, stop_on_signals
 from loose_ends import glue_runs, say, stop_glue, training_jobs
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.account import find_stack, mask_accounts, tags_of
 from sentiment_engine.deploy.endpoint import delete_endpoint, our_names
 from sentiment_engine.deploy.stacks import delete_stack, empty_bucket
@@ -239,7 +239,7 @@ def _make_sure(yes: bool):  # yes: nobody need be asked
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to clear")
     add_account_options(parser)
     add_ports(parser)

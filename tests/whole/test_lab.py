@@ -44,7 +44,7 @@ def answers(url: str) -> bool:
 def ask_kernel(address: str, token: str, runtime: Path) -> list:
     "Open a notebook's kernel and return what it says of its surroundings."
     until(lambda: answers(f"{address}/api"))
-    about = {"path": "index.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+    about = {"path": "nbs/index.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
     request = urllib.request.Request(f"{address}/api/sessions", json.dumps(about).encode())
     request.add_header("Authorization", f"token {token}")
     kernel = json.load(urllib.request.urlopen(request, timeout=30))["kernel"]["id"]
