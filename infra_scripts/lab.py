@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from deploy import FAILURES, ROOT, add_ports, explain, local_cloud, stop_on_signals
 from kernels import check_kernelspec
@@ -16,7 +17,10 @@ from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser
 
 
-def open_lab(command: Sequence[str]) -> int:  # exit status
+def open_lab(
+    command: Sequence[str],
+    patience: float = 30,  # seconds for its end
+) -> int:  # exit status
     "Run JupyterLab until it ends. If this program is interrupted, JupyterLab ends its kernels first."
     # Ctrl-C comes here only: JupyterLab would ask whether it is meant, and one signal after another confuses it.
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, process_group=0) as lab:
@@ -24,7 +28,9 @@ def open_lab(command: Sequence[str]) -> int:  # exit status
             return lab.wait()
         except KeyboardInterrupt:
             lab.terminate()
-            lab.wait(30)
+            with suppress(subprocess.TimeoutExpired):
+                lab.wait(patience)
+            lab.kill()  # a kernel that was just starting may hold it up for ever; kernels end with it
             raise
 
 

@@ -61,7 +61,8 @@ def profile(text: str) -> str:
     from botocore.session import Session  # before the installation there is no botocore
 
     if text not in (known := Session().available_profiles):
-        raise argparse.ArgumentTypeError(f"must be a profile of the AWS command line ({', '.join(known)}), not {text}")
+        found = ", ".join(known) or "none"
+        raise argparse.ArgumentTypeError(f"must be a profile of the AWS command line, not {text}; it has {found}")
     return text
 
 # %% ../nbs/commands.ipynb #602c67fd

@@ -668,9 +668,8 @@ def test_a_model_that_was_given_is_taken_once():
 
 
 def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypatch):
-    from tests.doubles.engine_double import World
-
     from sentiment_engine.service import lifecycle
+    from tests.doubles.engine_double import World
 
     reported = []
     world = World(monkeypatch)

@@ -201,9 +201,8 @@ def test_each_side_of_an_answer_can_drift(changed, name):
 
 
 def test_the_reference_is_what_the_artifact_answers(tmp_path):
-    from tests.doubles.tiny_model import write_tiny_model
-
     from sentiment_engine.model.artifact import add_inference_code
+    from tests.doubles.tiny_model import write_tiny_model
 
     model = write_tiny_model(tmp_path / "model")
     add_inference_code(model)
