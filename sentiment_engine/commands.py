@@ -8,7 +8,6 @@ __all__ = ['at_least', 'port', 'folder', 'region', 'profile', 'Parser']
 # %% ../nbs/commands.ipynb #3c1de0e1
 import argparse
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +50,8 @@ def folder(text: str) -> Path:
 # %% ../nbs/commands.ipynb #7dc67623
 def region(text: str) -> str:
     "Read the name of an AWS region. Whether AWS has it, AWS says."
-    if not re.fullmatch(r"[a-z]+(-[a-z]+)+-\d+", text):
+    *area, number = text.split("-")
+    if len(area) < 2 or not number.isdecimal() or not all(map(str.isalpha, area)):
         raise argparse.ArgumentTypeError(f"must be an AWS region such as us-east-1, not {text}")
     return text
 
@@ -66,20 +66,21 @@ def profile(text: str) -> str:
     return text
 
 # %% ../nbs/commands.ipynb #602c67fd
-_CHOICES = r"invalid choice: '(.*)' \(choose from (.*)\)"
-_SENTENCES = (  # argparse's words, and ours
-    (_CHOICES, lambda said: f"must be one of {said[2].replace(chr(39), '')}, not {said[1]}"),
-    (r"invalid int value: '(.*)'", r"must be a whole number, not \1"),
-    (r"invalid float value: '(.*)'", r"must be a number, not \1"),
-    (r"not allowed with argument (\S+)", r"excludes \1: give one of the two"),
-)
-
-
 def _sentence(message: str) -> str:
     "Turn an error of argparse into a sentence that begins with the option's name."
-    for theirs, ours in _SENTENCES:
-        message = re.sub(theirs, ours, message, flags=re.DOTALL)
-    return re.sub(r"^argument (?:\S+/)?(\S+): (?=must|excludes)", r"\1 ", message)
+    names, _, fault = message.removeprefix("argument ").partition(": ")
+    option, (kind, _, value) = names.rpartition("/")[2], fault.partition(": ")
+    value, _, choices = value.partition(" (choose from ")
+    other = fault.removeprefix("not allowed with argument ")
+    sentences = {
+        "invalid choice": f"must be one of {choices.rstrip(')')}, not {value}".replace("'", ""),
+        "invalid int value": f"must be a whole number, not {value}".replace("'", ""),
+        "invalid float value": f"must be a number, not {value}".replace("'", ""),
+    }
+    if other != fault:
+        return f"{option} excludes {other}: give one of the two"
+    fault = sentences.get(kind, fault)
+    return f"{option} {fault}" if fault.startswith("must") else message
 
 # %% ../nbs/commands.ipynb #0ef9c619
 class Parser(argparse.ArgumentParser):

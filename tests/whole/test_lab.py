@@ -110,9 +110,7 @@ def test_the_lab_shows_the_notebooks_over_a_running_cloud_and_ends_with_it(tmp_p
 
 
 def test_a_jupyterlab_that_does_not_end_is_ended():
-    stubborn = (
-        "from signal import *; import time; signal(SIGTERM, SIG_IGN); print(1, flush=True); time.sleep(600)"
-    )
+    stubborn = "from signal import *; import time; signal(SIGTERM, SIG_IGN); print(1, flush=True); time.sleep(600)"
     command = f"import sys, lab; lab.open_lab([sys.executable, '-c', {stubborn!r}], patience=0.1)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "infra_scripts")])}
     words = [sys.executable, "-c", command]
