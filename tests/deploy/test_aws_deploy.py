@@ -244,7 +244,7 @@ def test_the_page_of_regions_is_what_the_checks_say():
         (("--target", "local", "--dry-run"), "--dry-run is for --target aws"),
         (
             ("--target", "aws", "--endpoint", "sometimes"),
-            "--endpoint must be one of realtime, serverless, not sometimes",
+            "--endpoint must be one of realtime, serverless",
         ),
         (("--target", "aws", "--dry-run", "--model-data", "nothing.tar.gz"), "nothing.tar.gz is no file"),
         (("--target", "aws", "--model-data", "s3://b/m.tar.gz", "--model", "released"), "leave --model out"),
