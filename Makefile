@@ -10,7 +10,7 @@ NAMES := DATA=--data CATEGORIES=--categories ROWS=--rows MODEL=--model IDLE=--id
 	TEACHERS=--teachers OUT=--pack SECONDS=--seconds SEED=--seed SEEDS=--seeds SIZES=--sizes ARTIFACT=--artifact \
 	KEEP=--keep FUNCTION=--function PROFILE=--profile REGION=--region PHONE=--phone \
 	QUICK=--quick ACCURACY=--accuracy OPEN=--open FOLLOW=--follow SERIES=--series YES=--yes DRY=--dry-run
-RUN = SENTIMENT_MAKE_NAMES='$(NAMES)' $(PY)
+RUN = MAKE_NAMES='$(NAMES)' $(PY)
 option = $(patsubst $(1)=%,%,$(filter $(1)=%,$(NAMES)))
 quoted = '$(subst ','\'',$(1))'
 given = $(foreach name,$(1),$(if $($(name)),$(call option,$(name)) $(call quoted,$($(name)))))

@@ -46,7 +46,7 @@ def model_row(status: Mapping) -> str:
         return f"waking up for {minutes(status['elapsedSeconds'])}; about {minutes(status['etaSeconds'])} to go"
     if status["state"] == "IN_SERVICE" and status["secondsLeft"] is not None:
         until = datetime.fromisoformat(status["shutdownAt"]).astimezone()
-        return f"awake until {until:%H:%M}, for {minutes(status['secondsLeft'])}, unless somebody uses it"
+        return f"awake until {until:%H:%M}, for {minutes(status['secondsLeft'])}, or longer if used"
     words = {"STOPPED": "asleep", "IN_SERVICE": "awake", "STOPPING": "going to sleep", "FAILED": "failed"}
     said = words.get(status["state"], status["state"])
     return f"{said}: {status['reason']}" if status["reason"] else said
@@ -55,8 +55,9 @@ def model_row(status: Mapping) -> str:
 def model_rows(status: Mapping) -> dict[str, str]:
     "Describe the model: its state, what it runs on, and what it costs."
     rows = {"model": model_row(status)}
-    if status["modelVersion"]:
-        rows["runs"] = f"version {status['modelVersion']} on {status['instanceType'] or 'a serverless endpoint'}"
+    place = "a serverless endpoint" if status["endpoint"] == "serverless" else status["instanceType"]
+    if status["state"] == "IN_SERVICE" and place:
+        rows["runs"] = f"version {status['modelVersion']} on {place}"
     if status["spentThisMonth"] is not None:
         rows["cost"] = f"${status['spentThisMonth']:,.4f} this month"
     return rows

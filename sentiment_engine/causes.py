@@ -120,7 +120,7 @@ def with_cause(
     return text if told.partition(". ")[2] in text else f"{text} ({told})"
 
 # %% ../nbs/causes.ipynb #41a310e3
-MAKE_NAMES = "SENTIMENT_MAKE_NAMES"  # environment variable with pairs such as ROWS=--rows; only make sets it
+MAKE_NAMES = "MAKE_NAMES"  # environment variable with pairs such as ROWS=--rows; only make sets it
 
 
 def as_typed(

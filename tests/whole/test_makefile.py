@@ -12,6 +12,7 @@ import pytest
 
 from sentiment_engine import __version__
 from sentiment_engine.causes import MAKE_NAMES
+from sentiment_engine.settings import settings_from
 from tests import ROOT
 
 SCRIPTS = sorted(p for p in (ROOT / "infra_scripts").rglob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
@@ -75,6 +76,11 @@ def test_a_value_reaches_the_script_as_it_is():
 def test_a_switch_may_be_off():
     assert "--follow" in make("-n", "logs", "FOLLOW=1").stdout.split()
     assert "--follow" not in make("-n", "logs", "FOLLOW=0").stdout.split()
+
+
+def test_the_names_that_make_passes_on_are_no_setting():
+    name, _, value = shlex.split(make("-n", "demo").stdout.splitlines()[-1])[0].partition("=")
+    assert name == MAKE_NAMES and settings_from({name: value}) == settings_from({})
 
 
 # ---- what is misspelt
