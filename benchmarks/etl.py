@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from benchmarks.report import CACHE, ROOT, begin, busy, pyplot, save, write_json
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, at_least, folder
 from sentiment_engine.data.cleaning import UNTIDY, clean
 from sentiment_engine.data.reviews import generate_reviews, parse_review, read_reviews
 
@@ -343,10 +344,10 @@ def plot(results: dict[str, dict[str, dict]], path: Path):
 
 @tells_cause
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="ROWS")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=SIZES, metavar="ROWS")
     parser.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
-    parser.add_argument("--data", type=Path, help="a folder of real reviews to vary, instead of made-up ones")
+    parser.add_argument("--data", type=folder, help="a folder of real reviews to vary, instead of made-up ones")
     parser.add_argument("--no-files", action="store_true", help="write neither the JSON nor the plot")
     parser.add_argument("--run", nargs=3, metavar=("RUNNER", "RAW", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -3,13 +3,13 @@
 A table stands between two comments. `make docs` runs this.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Mapping
 
 from benchmarks.report import ROOT
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
@@ -117,7 +117,7 @@ def filled(text: str) -> str:
 
 @tells_cause
 def main():
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    Parser(description=__doc__.splitlines()[0]).parse_args()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -51,6 +51,7 @@ from benchmarks.report import (
     write_json,
 )
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, folder
 from sentiment_engine.data.reviews import LABELS, generate_reviews, parse_review, read_reviews, review_text
 
 RESULT = ROOT / "benchmarks/results/inference.json"
@@ -658,15 +659,13 @@ def as_json(found: dict, rounds: dict, missing: dict, plan: Plan, models: list[M
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m benchmarks.inference", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke test of about a minute; its files go to .bench/")
     parser.add_argument("--models", nargs="+", choices=GOALS, help="default: both; with --quick only minilm")
     parser.add_argument("--competitors", nargs="+", choices=WAYS, default=list(WAYS), help="ours is always measured")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--artifact", type=Path, help="an unpacked model.tar.gz with its weights, to be minilm's place")
-    parser.add_argument("--data", type=Path, help="a folder of real reviews, instead of made-up ones")
+    parser.add_argument("--data", type=folder, help="a folder of real reviews, instead of made-up ones")
     return parser.parse_args()
 
 

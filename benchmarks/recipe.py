@@ -18,6 +18,7 @@ from benchmarks.inference import load_raw
 from benchmarks.report import CACHE, ROOT, begin, busy, in_process, table, write_json
 from benchmarks.training import base_model
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, at_least, folder
 from sentiment_engine.data.quoting import quoting
 from sentiment_engine.data.reviews import label_of, review_text
 
@@ -126,16 +127,14 @@ def mean(done: list[dict]) -> dict:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m benchmarks.recipe", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke test of a minute; its file goes to .bench/")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
-    parser.add_argument("--seeds", type=int, default=1, help="of each way; default: 1")
+    parser.add_argument("--seeds", type=at_least(1), default=1, help="of each way; default: 1")
     parser.add_argument("--default-seeds", type=int, default=3, help="of the default; default: 3")
     parser.add_argument("--train-rows", type=int, default=2_000)
     parser.add_argument("--test-rows", type=int, default=1_500)
-    parser.add_argument("--data", type=Path, help="a folder of real reviews, instead of made-up ones")
+    parser.add_argument("--data", type=folder, help="a folder of real reviews, instead of made-up ones")
     parser.add_argument("--run", nargs=2, type=Path, metavar=("JOB", "RESULT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:

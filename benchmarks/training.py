@@ -41,6 +41,7 @@ from benchmarks.report import (
     write_json,
 )
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, folder
 from sentiment_engine.data.reviews import LABELS, label_of, review_text
 
 MODULE = "benchmarks.training"
@@ -240,9 +241,7 @@ def plot(found: dict[str, dict[str, float]], path: Path):
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m benchmarks.training", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke test of two minutes; its files go to .bench/")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, help="default: 3")
@@ -252,7 +251,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train-rows", type=int, default=600, help="reviews of that sample")
     parser.add_argument("--test-rows", type=int, default=1_000, help="reviews that it is tested on")
     parser.add_argument("--base-model", type=Path, help="a folder; default: the embedded MiniLM")
-    parser.add_argument("--data", type=Path, help="a folder of real reviews, instead of made-up ones")
+    parser.add_argument("--data", type=folder, help="a folder of real reviews, instead of made-up ones")
     parser.add_argument("--run", nargs=2, type=Path, metavar=("JOB", "RESULT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     small = (1, 96, 1) if args.quick else (3, 800, 20)

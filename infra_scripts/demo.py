@@ -1,6 +1,5 @@
 """Run the whole engine on this machine: the local cloud, the life of the model, and the page, until Ctrl-C."""
 
-import argparse
 import json
 import os
 import sys
@@ -9,6 +8,7 @@ import time
 import boto3
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.endpoint import RegisteredModel, current_model
 from sentiment_engine.deploy.phases import (
     FAILURES,
@@ -64,7 +64,7 @@ def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this 
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_options(parser)
     add_ports(parser)
     parser.add_argument("--exit", action="store_true", help="stop as soon as the page is served")

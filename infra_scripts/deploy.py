@@ -3,9 +3,8 @@
 The notebooks run in order. nbs/deploy/phases.ipynb explains how a deployment knows which ones are up to date.
 """
 
-import argparse
-
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.phases import (
     FAILURES,
     PHASES,
@@ -20,7 +19,7 @@ from sentiment_engine.deploy.target import add_account_options, add_variant_opti
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to deploy to")
     add_account_options(parser)
     add_variant_options(parser)

@@ -3,14 +3,15 @@
 If a cloud already runs, such as that of a demo, it is used and keeps running.
 """
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.kernels import check_kernelspec
 from sentiment_engine.deploy.phases import (
     FAILURES,
@@ -22,7 +23,10 @@ from sentiment_engine.deploy.phases import (
 from sentiment_engine.deploy.target import ROOT
 
 
-def open_lab(command: Sequence[str]) -> int:  # exit status
+def open_lab(
+    command: Sequence[str],
+    patience: float = 30,  # seconds for its end
+) -> int:  # exit status
     "Run JupyterLab until it ends. If this program is interrupted, JupyterLab ends its kernels first."
     # Only this program receives Ctrl-C: JupyterLab would ask for confirmation, and repeated signals confuse it.
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, process_group=0) as lab:
@@ -30,18 +34,22 @@ def open_lab(command: Sequence[str]) -> int:  # exit status
             return lab.wait()
         except KeyboardInterrupt:
             lab.terminate()
-            lab.wait(30)
+            with suppress(subprocess.TimeoutExpired):
+                lab.wait(patience)
+            lab.kill()  # a kernel that was just starting may hold it up for ever; kernels end with it
             raise
 
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_ports(parser)
     options, words = parser.parse_known_args()  # other options go to JupyterLab
     if os.geteuid() == 0:
         words.append("--allow-root")  # usual in containers; it listens on this machine only and requires its token
-    command = [sys.executable, "-m", "jupyterlab", str(ROOT / "nbs/index.ipynb"), *words]
+    # The address that it prints leads to the index too, and the notebooks' links and pictures stay below its root.
+    first = f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/nbs/index.ipynb"
+    command = [sys.executable, "-m", "jupyterlab", *first, *words]
     stop_on_signals()
     check_kernelspec()
     signal.signal(signal.SIGHUP, signal.default_int_handler)  # the terminal is closed

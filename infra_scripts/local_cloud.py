@@ -5,30 +5,39 @@ eval "$(python infra_scripts/local_cloud.py env)" # point boto3 and the AWS CLI 
 python infra_scripts/local_cloud.py stop
 """
 
-import argparse
 import os
 import shlex
 import sys
 from pathlib import Path
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, port
 from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.aws import stray_variables
 from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud
 
+COMMANDS = {
+    "start": "start the cloud unless it runs, and wait until it is ready",
+    "stop": "stop the cloud and all its processes; its state is kept",
+    "status": "print whether and where it runs; exit status 1 if not",
+    "env": "print shell commands that replace the AWS variables",
+    "reset": "stop the cloud and delete everything in it",
+}
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> Parser:
     "Describe the command line."
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--state", type=Path, default=ROOT / ".local-cloud", help="folder for all state (%(default)s)")
-    main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = main.add_subparsers(dest="command", required=True, metavar="start|stop|status|env|reset")
-    start = commands.add_parser(
-        "start", parents=[shared], help="start the cloud unless it runs, and wait until it is ready"
-    )
+    main = Parser(description=__doc__)
+    commands = main.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    for name, does in COMMANDS.items():
+        command = commands.add_parser(name, help=does)
+        command.add_argument(
+            "--state", type=Path, default=ROOT / ".local-cloud", help="folder for all state (%(default)s)"
+        )
+    start = commands.choices["start"]
     free = "default: %d, or a free one if that is taken; 0: a free one"
     for name, usual, of in (("--port", USUAL_PORTS[0], "AWS"), ("--site-port", USUAL_PORTS[1], "the web site")):
-        start.add_argument(name, type=int, metavar="N", help=f"port of {of}; {free % usual}")
+        start.add_argument(name, type=port, metavar="N", help=f"port of {of}; {free % usual}")
     start.add_argument(
         "--endpoint-delay",
         type=float,
@@ -37,10 +46,6 @@ def parser() -> argparse.ArgumentParser:
         help="extra time that each endpoint takes to start, to see the waiting page (%(default)s)",
     )
     start.add_argument("--record", type=Path, metavar="FILE", help="append one line per call to this file")
-    commands.add_parser("stop", parents=[shared], help="stop the cloud and all its processes; its state is kept")
-    commands.add_parser("status", parents=[shared], help="print whether and where it runs; exit status 1 if not")
-    commands.add_parser("env", parents=[shared], help="print shell commands that replace the AWS variables")
-    commands.add_parser("reset", parents=[shared], help="stop the cloud and delete everything in it")
     return main
 
 

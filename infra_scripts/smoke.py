@@ -15,6 +15,7 @@ import boto3
 import httpx
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.phases import (
     FAILURES,
     add_options,
@@ -44,7 +45,7 @@ def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_options(parser)
     add_ports(parser)
     options = parser.parse_args()

@@ -3,13 +3,13 @@
 Only resources of this engine are deleted: nbs/deploy/teardown.ipynb explains how they are recognized.
 """
 
-import argparse
 import os
 import sys
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.account import mask_accounts
 from sentiment_engine.deploy.loose_ends import say
 from sentiment_engine.deploy.phases import FAILURES, add_ports, explain, local_cloud, stop_on_signals
@@ -41,7 +41,7 @@ def _make_sure(yes: bool):  # yes: without a question
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--target", choices=("local", "aws"), default="local", help="the cloud to delete from")
     add_account_options(parser)
     add_ports(parser)

@@ -20,6 +20,8 @@ import httpx
 import pandas as pd
 import streamlit as st
 
+from sentiment_engine import __version__
+
 KEPT = 50  # calls that the log keeps
 CHUNK = 50  # reviews in one call, so that a long list shows its progress
 EXPLAINED = 10  # reviews that the API explains per call
@@ -490,6 +492,7 @@ def sidebar() -> bool:  # whether the page refreshes itself
         st.caption("From SENTIMENT_API_URL if it is set; otherwise the output ApiUrl of the engine stack.")
         st.text_input("Address of the local inbox", key="inbox", placeholder="http://127.0.0.1:4566/_local/inbox")
         st.button("Refresh", key="again")
+        st.caption(f"Engine {__version__}")
         return st.toggle("Refresh automatically", key="live", value=False, help="Every three seconds.")
 
 

@@ -1,7 +1,5 @@
 // Only `accept(status)`, with an answer of GET /status, enters a state; only `fail(problem)` enters trouble.
 // Text is only ever set as text.
-'use strict';
-{
 const VIEWS = {STOPPED: 'asleep', CREATING: 'waking', IN_SERVICE: 'awake', STOPPING: 'stopping', FAILED: 'failed'};
 const NAME = document.title;
 const WARN_SECONDS = 120;
@@ -13,26 +11,38 @@ const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
 
-function el(name, ...children) { // name: tag or tag.class; a plain object holds attributes
-	const [tag, kind] = name.split('.'), node = document.createElement(tag);
+function el(name, ...children) {
+	// name: tag or tag.class; a plain object holds attributes
+	const [tag, kind] = name.split('.'),
+		node = document.createElement(tag);
 	if (kind) node.className = kind;
 	for (const child of children) {
 		if (typeof child === 'string' || child?.nodeType) node.append(child);
-		else for (const [key, value] of Object.entries(child ?? {})) {
-			if (key === 'onclick') node.onclick = value; else node.setAttribute(key, value);
-		}
+		else
+			for (const [key, value] of Object.entries(child ?? {})) {
+				if (key === 'onclick') node.onclick = value;
+				else node.setAttribute(key, value);
+			}
 	}
 	return node;
 }
-const text = (id, value) => { const n = $(id); if (n.textContent !== value) n.textContent = value; };
-const show = (id, on) => { $(id).hidden = !on; };
+const text = (id, value) => {
+	const n = $(id);
+	if (n.textContent !== value) n.textContent = value;
+};
+const show = (id, on) => {
+	$(id).hidden = !on;
+};
 const announce = (message) => text('announce', message);
-const said = (e) => { if (!(e instanceof Problem)) throw e; return explain(e); };
+const said = (e) => {
+	if (!(e instanceof Problem)) throw e;
+	return explain(e);
+};
 const number = Number.isFinite;
 const big = (n) => n.toLocaleString('en');
-const plural = (n, one, many = one + 's') => `${big(n)} ${n === 1 ? one : many}`;
+const plural = (n, one, many = `${one}s`) => `${big(n)} ${n === 1 ? one : many}`;
 const characters = (s) => [...s].length;
-const ended = (s) => /[.!?…)]$/.test(s) ? s : `${s}.`; // some are cut
+const ended = (s) => (/[.!?…)]$/.test(s) ? s : `${s}.`); // some are cut
 const word = (label) => label.charAt(0).toUpperCase() + label.slice(1).toLowerCase();
 
 function clock(seconds) {
@@ -49,36 +59,69 @@ function money(dollars) {
 	if (dollars < 0.0001) return 'less than $0.0001';
 	return `$${dollars.toFixed(dollars < 1 ? 4 : 2).replace(/(\.\d\d\d??)0+$/, '$1')}`;
 }
-function percent(share) { // never 100 or 0: no model is that sure
+function percent(share) {
+	// never 100 or 0: no model is that sure
 	if (share > 0.999) return '> 99.9 %';
 	if (share < 0.001) return '< 0.1 %';
 	return `${(share * 100).toFixed(1)} %`;
 }
 
 const memory = {
-	read(key) { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } },
-	write(key, value) { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* off or full */ } },
+	read(key) {
+		try {
+			return JSON.parse(localStorage.getItem(key));
+		} catch {
+			return null;
+		}
+	},
+	write(key, value) {
+		try {
+			localStorage.setItem(key, JSON.stringify(value));
+		} catch {
+			/* off or full */
+		}
+	}
 };
 
 // talking to the service
 
 class Problem extends Error {
-	constructor(kind, message = '', more = {}) { Object.assign(super(message), {kind, status: 0, code: '', ...more}); }
+	constructor(kind, message = '', more = {}) {
+		Object.assign(super(message), {kind, status: 0, code: '', ...more});
+	}
 }
 
 async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 	const signal = AbortSignal.timeout(timeout);
-	let response, data = null;
+	let response,
+		data = null;
 	try {
-		response = await fetch(app.api + path, {method, signal, cache: 'no-store',
-			headers: body ? {'content-type': 'application/json'} : {}, body: body && JSON.stringify(body)});
-		try { data = await response.json(); } catch (e) { if (signal.aborted) throw e; }
-	} catch { throw new Problem(signal.aborted ? 'slow' : navigator.onLine ? 'unreachable' : 'offline'); }
-	const {status, ok, headers} = response, error = data?.error ?? {}, code = String(error.code || '');
+		response = await fetch(app.api + path, {
+			method,
+			signal,
+			cache: 'no-store',
+			headers: body ? {'content-type': 'application/json'} : {},
+			body: body && JSON.stringify(body)
+		});
+		try {
+			data = await response.json();
+		} catch (e) {
+			if (signal.aborted) throw e;
+		}
+	} catch {
+		throw new Problem(signal.aborted ? 'slow' : navigator.onLine ? 'unreachable' : 'offline');
+	}
+	const {status, ok, headers} = response,
+		error = data?.error ?? {},
+		code = String(error.code || '');
 	if (ok && data && typeof data === 'object') return data;
 	// A 429 without a code is the gateway's.
 	const kind = status === 429 && !code ? 'busy' : status >= 500 || ok ? 'gateway' : 'refused';
-	throw new Problem(kind, String(error.message || ''), {status, code, wait: Number(error.retryAfterSeconds ?? headers.get('retry-after'))});
+	throw new Problem(kind, String(error.message || ''), {
+		status,
+		code,
+		wait: Number(error.retryAfterSeconds ?? headers.get('retry-after'))
+	});
 }
 
 const TROUBLES = {
@@ -87,7 +130,7 @@ const TROUBLES = {
 	slow: ['The service is slow', 'It did not answer in time.'],
 	busy: ['Too many requests right now', 'Please wait a moment.'],
 	gateway: ['The service has a problem', 'It had an error, which is not your fault.'],
-	refused: ['The request was refused', 'The service did not accept it.'],
+	refused: ['The request was refused', 'The service did not accept it.']
 };
 function explain({kind, message, status}) {
 	const [title, reason] = TROUBLES[kind];
@@ -95,11 +138,16 @@ function explain({kind, message, status}) {
 }
 
 function fail(problem) {
-	const {title, reason} = explain(problem), wait = Math.min(60, 2 ** ++app.failures) * (0.8 + Math.random() * 0.4);
+	const {title, reason} = explain(problem),
+		wait = Math.min(60, 2 ** ++app.failures) * (0.8 + Math.random() * 0.4);
 	text('trouble-title', title);
 	text('trouble-text', `${reason} Nothing extra is charged: the model falls asleep by itself.`);
 	show('trouble', true);
-	if (!app.status) { text('title', 'The state is unknown'); text('lead', 'The model may be asleep or awake.'); text('sign-state', 'Unknown'); }
+	if (!app.status) {
+		text('title', 'The state is unknown');
+		text('lead', 'The model may be asleep or awake.');
+		text('sign-state', 'Unknown');
+	}
 	app.retryAt = Date.now() + wait * 1000;
 	plan(wait);
 	tick();
@@ -107,8 +155,10 @@ function fail(problem) {
 
 // polling
 
-function pace() { // seconds until the next look
-	const {state, etaSeconds} = app.status ?? {}, slow = document.hidden ? 3 : 1;
+function pace() {
+	// seconds until the next look
+	const {state, etaSeconds} = app.status ?? {},
+		slow = document.hidden ? 3 : 1;
 	if (state === 'CREATING') return slow * Math.min(8, Math.max(2, (etaSeconds ?? 60) / 20));
 	return state === 'STOPPING' ? 4 : Math.min(20 * slow, Math.max(3, left('secondsLeft') + 1 || 60));
 }
@@ -122,8 +172,15 @@ async function look() {
 	if (!app.api) return setUp();
 	const turn = ++app.turn; // the newest question counts
 	let act;
-	try { const status = await call('/status'); act = () => accept(status); } catch (e) { said(e); act = () => fail(e); }
-	if (turn === app.turn) act(); else if (!app.timer) plan();
+	try {
+		const status = await call('/status');
+		act = () => accept(status);
+	} catch (e) {
+		said(e);
+		act = () => fail(e);
+	}
+	if (turn === app.turn) act();
+	else if (!app.timer) plan();
 }
 
 // the state machine
@@ -132,8 +189,12 @@ const tabs = new BroadcastChannel('model');
 tabs.onmessage = look;
 
 function accept(status, mine = false) {
-	if (mine) { app.turn++; tabs.postMessage(0); }
-	const before = app.view, view = VIEWS[status.state];
+	if (mine) {
+		app.turn++;
+		tabs.postMessage(0);
+	}
+	const before = app.view,
+		view = VIEWS[status.state];
 	if (!view) return fail(new Problem('gateway', 'It answered with an unknown state.'));
 	Object.assign(app, {status, view, at: Date.now(), failures: 0, retryAt: 0});
 	show('trouble', false);
@@ -142,56 +203,99 @@ function accept(status, mine = false) {
 	plan();
 }
 
-const WORDS = { // tab, title, lead
+const WORDS = {
+	// tab, title, lead
 	asleep: () => ['Asleep', 'The model is asleep', 'Wake it, and it says whether a review praises or complains.'],
-	waking: () => ['Waking up', 'The model is waking up', 'You can close or reload this tab, and write a review meanwhile.'],
-	awake: () => ['Awake', 'The model is awake', standing() ? 'It needs no start and never sleeps. Its owner pays per request. After a pause, the first answer can take a minute.'
-		: longest() < idle() ? `Give it a review. It sleeps in ${duration(longest())} at the latest, the limit of a run.` : `Give it a review. It stays up for ${duration(idle())} after the last one.`],
-	stopping: () => ['Going to sleep', 'The model is going to sleep', 'The machine is being switched off. You can wake it again in a minute.'],
-	failed: () => ['Failed', 'The model has failed', 'It did not start, or it broke down. Your reviews are safe.'],
+	waking: () => [
+		'Waking up',
+		'The model is waking up',
+		'You can close or reload this tab, and write a review meanwhile.'
+	],
+	awake: () => [
+		'Awake',
+		'The model is awake',
+		standing()
+			? 'It needs no start and never sleeps. Its owner pays per request. After a pause, the first answer can take a minute.'
+			: longest() < idle()
+				? `Give it a review. It sleeps in ${duration(longest())} at the latest, the limit of a run.`
+				: `Give it a review. It stays up for ${duration(idle())} after the last one.`
+	],
+	stopping: () => [
+		'Going to sleep',
+		'The model is going to sleep',
+		'The machine is being switched off. You can wake it again in a minute.'
+	],
+	failed: () => ['Failed', 'The model has failed', 'It did not start, or it broke down. Your reviews are safe.']
 };
 const standing = () => app.status.endpoint === 'serverless';
 const idle = () => app.status.idleMinutes * 60; // seconds
 
 function render(view, before) {
-	const s = app.status, [tab, title, lead] = WORDS[view]();
+	const s = app.status,
+		[tab, title, lead] = WORDS[view]();
 	root.dataset.view = view;
-	text('title', title); text('lead', lead);
-	for (const part of document.querySelectorAll('[data-in]')) part.hidden = !part.dataset.in.includes(view) || (part.id === 'awake' && standing());
+	text('title', title);
+	text('lead', lead);
+	for (const part of document.querySelectorAll('[data-in]'))
+		part.hidden = !part.dataset.in.includes(view) || (part.id === 'awake' && standing());
 	text('sign-state', tab);
 	text('sign-version', s.modelVersion || '–');
 	if (view !== before) {
 		$('icon').href = $('icon').dataset[view === 'awake' ? 'awake' : 'asleep'];
 		if (before !== 'loading') {
-			announce(`${title}. ${view === 'failed' && s.reason || lead}`);
-			if (before === 'waking') { news(title); checkPhone(); }
-			if (/^(waking|awake)$/.test(view)) { text('start-error', ''); text('review-error', ''); } else app.queued = false;
+			announce(`${title}. ${(view === 'failed' && s.reason) || lead}`);
+			if (before === 'waking') {
+				news(title);
+				checkPhone();
+			}
+			if (/^(waking|awake)$/.test(view)) {
+				text('start-error', '');
+				text('review-error', '');
+			} else app.queued = false;
 		}
 	}
 	if (view === 'failed') {
 		text('failure-reason', s.reason || 'The service gave no reason.');
-		text('failure-money', `The machine is deleted. If AWS refuses, the service tries again.${number(s.costSoFar) ? ` This run cost its owner ${money(s.costSoFar)}.` : ''} You pay nothing.`);
+		text(
+			'failure-money',
+			`The machine is deleted. If AWS refuses, the service tries again.${number(s.costSoFar) ? ` This run cost its owner ${money(s.costSoFar)}.` : ''} You pay nothing.`
+		);
 	}
 	if (/asleep|failed|waking/.test(view)) renderStart(view === 'waking');
 	renderNotify();
 	renderCompose();
 	tick();
-	if (view === 'awake' && app.queued) { app.queued = false; read(); }
+	if (view === 'awake' && app.queued) {
+		app.queued = false;
+		read();
+	}
 }
 
 function usually() {
 	const {p50, p90, starts} = app.status.typicalSeconds;
-	return !starts ? `About ${duration(p50)}; no start was measured yet.` : `Usually ${duration(p50)}${starts > 4 && p90 > p50 * 1.1 ? `, nine in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
+	return !starts
+		? `About ${duration(p50)}; no start was measured yet.`
+		: `Usually ${duration(p50)}${starts > 4 && p90 > p50 * 1.1 ? `, nine in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
 }
 function renderStart(waking) {
-	const s = app.status, bar = $('progress');
+	const s = app.status,
+		bar = $('progress');
 	text('fact-time', usually());
-	text('fact-cost', `You pay nothing. Its owner pays ${number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'by the hour'} while it is awake; asleep, cents to a few dollars a month.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`);
-	text('fact-idle', `${duration(idle())} after the last review, and ${duration(s.maxRunMinutes * 60)} after its start at the latest.`);
+	text(
+		'fact-cost',
+		`You pay nothing. Its owner pays ${number(s.pricePerHour) ? `${money(s.pricePerHour)} an hour` : 'by the hour'} while it is awake; asleep, cents to a few dollars a month.${s.savedThisMonth > 0 ? ` Sleep saved ${money(s.savedThisMonth)} this month.` : ''}`
+	);
+	text(
+		'fact-idle',
+		`${duration(idle())} after the last review, and ${duration(s.maxRunMinutes * 60)} after its start at the latest.`
+	);
 	show('last-failure', app.view === 'asleep' && s.reason);
 	text('last-failure', `The last start failed; you can try again. Why: ${s.reason}`);
 	const by = app.provider;
-	text('consent-text', `Send me one message${by ? ` through ${by}` : ''} when it is ready, or if it fails. My number is deleted right after${by ? `; ${by} may keep a record` : ''}.`);
+	text(
+		'consent-text',
+		`Send me one message${by ? ` through ${by}` : ''} when it is ready, or if it fails. My number is deleted right after${by ? `; ${by} may keep a record` : ''}.`
+	);
 	text('start-title', waking ? 'Get a message when it is awake' : 'Wake it');
 	$('start').dataset.label = waking ? 'Leave my number' : 'Wake the model';
 	if (!app.starting) busy('start');
@@ -199,42 +303,67 @@ function renderStart(waking) {
 	show('longer', s.longerThanUsual);
 	bar.setAttribute('aria-valuenow', Math.round(100 * wakingShare()));
 	bar.setAttribute('aria-valuetext', toGo());
-	text('phase', `${s.reason ? `An earlier machine did not start: ${ended(s.reason)} Another one` : 'A machine'} (${s.instanceType}) is switched on, then the model is loaded and tested. ${usually()}`);
+	text(
+		'phase',
+		`${s.reason ? `An earlier machine did not start: ${ended(s.reason)} Another one` : 'A machine'} (${s.instanceType}) is switched on, then the model is loaded and tested. ${usually()}`
+	);
 	text('waiting-people', s.subscribers > 0 ? `${plural(s.subscribers, 'person', 'people')} asked for a message.` : '');
 }
 
 // news in this browser
 
-const notices = () => 'Notification' in window && isSecureContext && !app.mute ? Notification.permission : 'denied';
-function notified(title) { // phones have them too, but throw
-	try { new Notification(title, {icon: $('icon').href}); } catch { app.mute = true; }
+const notices = () => ('Notification' in window && isSecureContext && !app.mute ? Notification.permission : 'denied');
+function notified(title) {
+	// phones have them too, but throw
+	try {
+		new Notification(title, {icon: $('icon').href});
+	} catch {
+		app.mute = true;
+	}
 }
 function renderNotify() {
 	show('notify', notices() === 'default');
 	text('notify-text', notices() === 'granted' ? 'This browser notifies you while this tab is open.' : '');
 }
-function news(title) { if (document.hidden && notices() === 'granted') notified(title); }
+function news(title) {
+	if (document.hidden && notices() === 'granted') notified(title);
+}
 
 // once a second
 
 const since = () => (Date.now() - app.at) / 1000;
-const left = (what) => number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN;
-const spent = () => app.status.costSoFar + (app.status.pricePerHour || 0) * Math.min(since(), app.status.secondsLeft) / 3600;
+const left = (what) => (number(app.status?.[what]) ? Math.max(0, app.status[what] - since()) : NaN);
+const spent = () =>
+	app.status.costSoFar + ((app.status.pricePerHour || 0) * Math.min(since(), app.status.secondsLeft)) / 3600;
 const elapsed = () => (app.status.elapsedSeconds ?? 0) + since();
 const longest = () => Math.max(0, app.status.maxRunMinutes * 60 - elapsed());
 const capped = () => left('secondsLeft') > longest() - 5; // its end cannot move
-const toGo = () => left('etaSeconds') > 1 ? `about ${duration(left('etaSeconds'))} to go` : app.status.longerThanUsual ? 'longer than usual' : 'any moment now';
+const toGo = () =>
+	left('etaSeconds') > 1
+		? `about ${duration(left('etaSeconds'))} to go`
+		: app.status.longerThanUsual
+			? 'longer than usual'
+			: 'any moment now';
 const wakingShare = () => Math.min(0.97, elapsed() / Math.max(1, elapsed() + (left('etaSeconds') || 0))); // never full before it is up
-function placeSun(t) { // t: 0 rises, 1 sets
-	const x = 180 - 150 * Math.cos(Math.PI * t), y = 296 - 128 * Math.sin(Math.PI * t);
+function placeSun(t) {
+	// t: 0 rises, 1 sets
+	const x = 180 - 150 * Math.cos(Math.PI * t),
+		y = 296 - 128 * Math.sin(Math.PI * t);
 	$('sun').setAttribute('transform', `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
 }
 
 function tick() {
-	const s = app.status, view = app.view, price = s?.pricePerHour;
-	if (app.retryAt) text('retry-in', app.retryAt > Date.now() ? `Next try in ${Math.ceil((app.retryAt - Date.now()) / 1000)} s` : 'Trying …');
+	const s = app.status,
+		view = app.view,
+		price = s?.pricePerHour;
+	if (app.retryAt)
+		text(
+			'retry-in',
+			app.retryAt > Date.now() ? `Next try in ${Math.ceil((app.retryAt - Date.now()) / 1000)} s` : 'Trying …'
+		);
 	if (!s) return;
-	let title = `${WORDS[view]()[0]} · ${NAME}`, soon = false;
+	let title = `${WORDS[view]()[0]} · ${NAME}`,
+		soon = false;
 	if (view === 'waking') {
 		text('elapsed', clock(elapsed()));
 		text('eta', toGo());
@@ -245,33 +374,58 @@ function tick() {
 		const rest = left('secondsLeft');
 		text('countdown', clock(rest));
 		soon = rest <= WARN_SECONDS;
-		text('soon', `It falls asleep in less than two minutes${capped() ? ', because a run has a time limit. Then you can wake it again' : `. A review or “Keep it awake” gives it another ${duration(Math.min(idle(), longest()))}`}.`);
-		show('soon', soon); show('extend', !capped());
+		text(
+			'soon',
+			`It falls asleep in less than two minutes${capped() ? ', because a run has a time limit. Then you can wake it again' : `. A review or “Keep it awake” gives it another ${duration(Math.min(idle(), longest()))}`}.`
+		);
+		show('soon', soon);
+		show('extend', !capped());
 		if (soon) title = `${clock(rest)} left · ${NAME}`;
 		if (soon && !app.warned) announce($('soon').textContent);
 		app.warned = soon;
 		placeSun(0.96 - 0.62 * Math.min(1, rest / idle()));
-		if (number(s.costSoFar)) text('session-cost', `This session has cost its owner ${money(spent())} so far${number(price) ? `; a whole month would cost ${money(price * 730)}` : ''}.`);
+		if (number(s.costSoFar))
+			text(
+				'session-cost',
+				`This session has cost its owner ${money(spent())} so far${number(price) ? `; a whole month would cost ${money(price * 730)}` : ''}.`
+			);
 	}
 	if (standing()) placeSun(0.4);
 	// If the focused control is gone, the heading takes over.
 	if (!document.activeElement.getClientRects().length) $('title').focus();
 	root.dataset.late = soon;
-	text('sign-cost', !/awake|waking|stopping/.test(view) ? 'Next to nothing' : standing() ? 'Per request' : number(price) ? `${money(price)}/h` : '–');
+	text(
+		'sign-cost',
+		!/awake|waking|stopping/.test(view)
+			? 'Next to nothing'
+			: standing()
+				? 'Per request'
+				: number(price)
+					? `${money(price)}/h`
+					: '–'
+	);
 	if (document.title !== title) document.title = title;
 }
 
 // waking it
 
 // As the API's tidy_phone. The digits of a script begin at …0 or …6.
-const digit = (c) => (c = c.codePointAt(), /\p{Nd}/u.test(String.fromCodePoint(c | 15)) ? c - 6 : c) & 15;
-const tidyPhone = (value) => value.normalize('NFKC').replace(/\p{Nd}/gu, digit)
-	.replace(/[\p{Cf}\p{Pd}\p{Z}\t-\r()[\]./~·−]/gu, '').replace(/^tel:/i, '').replace(/^00/, '+');
+const digit = (c) => {
+	const n = c.codePointAt();
+	return (/\p{Nd}/u.test(String.fromCodePoint(n | 15)) ? n - 6 : n) & 15;
+};
+const tidyPhone = (value) =>
+	value
+		.normalize('NFKC')
+		.replace(/\p{Nd}/gu, digit)
+		.replace(/[\p{Cf}\p{Pd}\p{Z}\t-\r()[\]./~·−]/gu, '')
+		.replace(/^tel:/i, '')
+		.replace(/^00/, '+');
 const PHONE_FAULTS = [
 	[/[^+\d]|.\+/, 'Use only digits and a leading +.'],
 	[/^\+?0|^\d/, 'Begin with + and the country code, such as +1.'],
 	[/^.{17}/, 'That is too long: 15 digits at most.'],
-	[/^.{1,7}$/, 'A few digits are missing.'],
+	[/^.{1,7}$/, 'A few digits are missing.']
 ];
 const phoneFault = (phone) => PHONE_FAULTS.find(([pattern]) => pattern.test(phone))?.[1] ?? '';
 function hint(message, kind = '') {
@@ -279,8 +433,10 @@ function hint(message, kind = '') {
 	$('phone-hint').className = `hint ${kind}`;
 	$('phone').setAttribute('aria-invalid', kind === 'wrong');
 }
-function checkPhone(strict) { // the control to correct first, or null
-	const p = tidyPhone($('phone').value), fault = app.refusal || (strict && !p && app.view === 'waking' ? 'Enter a number first.' : phoneFault(p));
+function checkPhone(strict) {
+	// the control to correct first, or null
+	const p = tidyPhone($('phone').value),
+		fault = app.refusal || (strict && !p && app.view === 'waking' ? 'Enter a number first.' : phoneFault(p));
 	// An unfinished number is no mistake yet.
 	if (fault && (strict || app.refusal || (!/missing/.test(fault) && p !== '+'))) hint(fault, 'wrong');
 	else if (p && !fault) hint('Looks complete.', 'right');
@@ -296,25 +452,55 @@ async function start(event) {
 	app.refusal = ''; // it may be accepted now
 	const wrong = checkPhone(true);
 	text('start-error', '');
-	if (wrong) { app.queued = false; renderCompose(); return wrong.focus(); }
+	if (wrong) {
+		app.queued = false;
+		renderCompose();
+		return wrong.focus();
+	}
 	if (app.starting) return;
-	const name = $('name').value.trim(), phone = tidyPhone($('phone').value), before = app.view;
-	app.starting = true; busy('start', 'Knocking …');
+	const name = $('name').value.trim(),
+		phone = tidyPhone($('phone').value),
+		before = app.view;
+	app.starting = true;
+	busy('start', 'Knocking …');
 	try {
-		const status = await call('/start', {method: 'POST', body: {...name && {name}, ...phone && {phone}}, timeout: 40000});
-		$('phone').value = ''; $('consent').checked = false;
+		const status = await call('/start', {
+			method: 'POST',
+			body: {...(name && {name}), ...(phone && {phone})},
+			timeout: 40000
+		});
+		$('phone').value = '';
+		$('consent').checked = false;
 		accept(status, true);
 		if (event && app.view !== before) $('title').focus();
-		if (phone && app.view === 'waking') hint('Noted: you get one message.', 'right'); else checkPhone();
+		if (phone && app.view === 'waking') hint('Noted: you get one message.', 'right');
+		else checkPhone();
 	} catch (e) {
-		const {title, reason} = said(e), refused = e.kind === 'refused';
-		if (/phone|sms/.test(e.code)) { app.refusal = e.message; checkPhone(true); $('phone').focus(); }
-		else text('start-error', refused ? reason : /failed|model/.test(e.code) ? `${reason} Nothing is charged.` : `${title}. ${reason} It may be starting anyway, so this page checks again. An unused model falls asleep.`);
+		const {title, reason} = said(e),
+			refused = e.kind === 'refused';
+		if (/phone|sms/.test(e.code)) {
+			app.refusal = e.message;
+			checkPhone(true);
+			$('phone').focus();
+		} else
+			text(
+				'start-error',
+				refused
+					? reason
+					: /failed|model/.test(e.code)
+						? `${reason} Nothing is charged.`
+						: `${title}. ${reason} It may be starting anyway, so this page checks again. An unused model falls asleep.`
+			);
 		if (!refused) plan(3);
 		app.queued = false;
-	} finally { app.starting = false; busy('start'); renderCompose(); }
+	} finally {
+		app.starting = false;
+		busy('start');
+		renderCompose();
+	}
 }
-function busy(id, label) { // no label: done
+function busy(id, label) {
+	// no label: done
 	const button = $(id);
 	button.dataset.label ??= button.textContent;
 	button.setAttribute('aria-disabled', Boolean(label));
@@ -329,8 +515,11 @@ async function extend() {
 		announce(`It stays awake for another ${duration(left('secondsLeft'))}.`);
 	} catch (e) {
 		const {reason} = said(e);
-		if (e.status === 409) look(); else text('extend-error', reason);
-	} finally { busy('extend'); }
+		if (e.status === 409) look();
+		else text('extend-error', reason);
+	} finally {
+		busy('extend');
+	}
 }
 
 // reviews
@@ -341,22 +530,43 @@ function reviews() {
 	return ($('lines').checked ? all.split('\n') : [all]).map((r) => r.trim()).filter(Boolean);
 }
 function composeFault(list) {
-	const {most, batch} = limits(), long = list.findIndex((r) => characters(r) > most);
+	const {most, batch} = limits(),
+		long = list.findIndex((r) => characters(r) > most);
 	if (list.length > batch) return `${plural(list.length, 'review')} are too many at once: ${big(batch)} at most.`;
-	return long < 0 ? '' : `${list.length > 1 ? `Line ${long + 1}` : 'This'} is too long: ${big(most)} characters at most.`;
+	return long < 0
+		? ''
+		: `${list.length > 1 ? `Line ${long + 1}` : 'This'} is too long: ${big(most)} characters at most.`;
 }
 function renderCompose() {
-	const list = reviews(), box = $('answer'), {most, batch} = limits(), lines = $('lines').checked;
-	const fault = composeFault(list), view = app.view, awake = view === 'awake';
+	const list = reviews(),
+		box = $('answer'),
+		{most, batch} = limits(),
+		lines = $('lines').checked;
+	const fault = composeFault(list),
+		view = app.view,
+		awake = view === 'awake';
 	text('review-label', lines ? 'Your reviews, one per line' : 'Your review');
-	text('counter', lines ? `${big(list.length)} of ${big(batch)} reviews` : `${big(characters($('review').value))} of ${big(most)} characters`);
+	text(
+		'counter',
+		lines
+			? `${big(list.length)} of ${big(batch)} reviews`
+			: `${big(characters($('review').value))} of ${big(most)} characters`
+	);
 	$('counter').classList.toggle('over', Boolean(fault));
 	box.hidden = !awake && !box.firstChild;
 	if (fault || app.overLong) text('review-error', fault);
 	app.overLong = Boolean(fault);
 	if (!app.reading) {
 		const button = $('read');
-		button.textContent = awake ? (lines ? 'Read them' : 'Read it') : app.queued ? 'It will be read first' : view === 'waking' ? 'Read it once it is awake' : 'Wake it to read this';
+		button.textContent = awake
+			? lines
+				? 'Read them'
+				: 'Read it'
+			: app.queued
+				? 'It will be read first'
+				: view === 'waking'
+					? 'Read it once it is awake'
+					: 'Wake it to read this';
 		button.setAttribute('aria-disabled', app.queued);
 		button.className = view === 'asleep' ? 'quiet' : 'go';
 		text('read-hint', awake ? 'or press Ctrl + Enter' : app.queued ? 'Your text is waiting.' : '');
@@ -365,37 +575,60 @@ function renderCompose() {
 
 async function send(event) {
 	event?.preventDefault();
-	const list = reviews(), fault = composeFault(list);
+	const list = reviews(),
+		fault = composeFault(list);
 	text('review-error', list.length ? fault : 'Write or paste a review first.');
 	if (!list.length || fault) return $('review').focus();
 	if (app.reading || app.queued) return;
 	if (app.view === 'awake') return read();
 	app.queued = true;
 	renderCompose();
-	if (app.view === 'asleep') await start(); else announce($('read').textContent);
+	if (app.view === 'asleep') await start();
+	else announce($('read').textContent);
 }
 
 async function predict(inputs, more) {
-	const reply = await call('/predict', {method: 'POST', body: {inputs: inputs.length === 1 ? inputs[0] : inputs, ...more}, timeout: 65000});
+	const reply = await call('/predict', {
+		method: 'POST',
+		body: {inputs: inputs.length === 1 ? inputs[0] : inputs, ...more},
+		timeout: 65000
+	});
 	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'Some answers are missing.');
 	const s = app.status;
 	app.answered = Date.now();
-	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) { // the deadline has moved
+	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) {
+		// the deadline has moved
 		if (number(s.costSoFar)) s.costSoFar = spent();
 		Object.assign(s, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft, elapsedSeconds: elapsed()});
-		app.turn++; app.at = Date.now();
+		app.turn++;
+		app.at = Date.now();
 	}
 	return reply;
 }
-async function patiently(inputs, tell, more) { // asks again while it is busy or wakes up
-	const begun = Date.now(), loaded = begun - app.answered < 180000;
+async function patiently(inputs, tell, more) {
+	// asks again while it is busy or wakes up
+	const begun = Date.now(),
+		loaded = begun - app.answered < 180000;
 	for (let tries = 1; ; tries++) {
-		try { return await predict(inputs, more); } catch (e) {
+		try {
+			return await predict(inputs, more);
+		} catch (e) {
 			said(e);
-			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4), waited = (Date.now() - begun) / 1000, cold = e.code === 'waking', waking = cold && !loaded;
-			if (wait > 60 || ![429, 503].includes(e.status) || !/^(busy|unavailable|waking)?$/.test(e.code) || (!waking && tries > 4)) throw e;
-			if (cold && loaded && tries > 1) throw new Problem('refused', 'The model did not answer in time. Send fewer or shorter texts.');
-			if (waking && waited + wait > 180) throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
+			const wait = e.wait || 2 ** tries * (0.8 + Math.random() * 0.4),
+				waited = (Date.now() - begun) / 1000,
+				cold = e.code === 'waking',
+				waking = cold && !loaded;
+			if (
+				wait > 60 ||
+				![429, 503].includes(e.status) ||
+				!/^(busy|unavailable|waking)?$/.test(e.code) ||
+				(!waking && tries > 4)
+			)
+				throw e;
+			if (cold && loaded && tries > 1)
+				throw new Problem('refused', 'The model did not answer in time. Send fewer or shorter texts.');
+			if (waking && waited + wait > 180)
+				throw new Problem('refused', 'The model did not wake up within 3 minutes. Try again later.');
 			const why = waking ? 'It wakes up after a pause, which can take a minute' : 'It is busy';
 			if (tries === 1) announce(`${why}. Your text is kept.`);
 			tell(`${why}: next try in ${Math.ceil(wait)} s${waking ? `, after ${clock(waited)}` : ''}.`);
@@ -405,182 +638,341 @@ async function patiently(inputs, tell, more) { // asks again while it is busy or
 	}
 }
 async function read() {
-	const list = reviews(), size = Math.min(CHUNK, limits().batch), bar = $('batch-progress');
+	const list = reviews(),
+		size = Math.min(CHUNK, limits().batch),
+		bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
 	// A list continues where it stopped, unless the model has changed.
-	const key = [app.status.modelVersion, ...list].join('\n'), now = app.broken?.key === key ? app.broken : {key, found: [], latency: 0};
-	const {found} = now, before = found.length;
+	const key = [app.status.modelVersion, ...list].join('\n'),
+		now = app.broken?.key === key ? app.broken : {key, found: [], latency: 0};
+	const {found} = now,
+		before = found.length;
 	app.broken = null;
-	app.reading = true; busy('read', 'Reading …');
+	app.reading = true;
+	busy('read', 'Reading …');
 	$('answer').setAttribute('aria-busy', true);
-	bar.max = list.length; bar.value = before; bar.hidden = list.length <= size;
+	bar.max = list.length;
+	bar.value = before;
+	bar.hidden = list.length <= size;
 	try {
 		while (found.length < list.length) {
 			const part = list.slice(found.length, found.length + size);
 			const reply = await patiently(part, (why) => text('read-hint', why));
 			text('read-hint', '');
-			reply.predictions.forEach((p, k) => found.push({...p, text: part[k]}));
-			now.latency += reply.latencyMs || 0; now.version = reply.modelVersion;
+			found.push(...reply.predictions.map((p, k) => ({...p, text: part[k]})));
+			now.latency += reply.latencyMs || 0;
+			now.version = reply.modelVersion;
 			bar.value = found.length;
 		}
 	} catch (e) {
 		app.broken = now;
-		const {title, reason} = said(e), kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below. Press again for the rest.` : ''} Your text is kept.`;
-		text('review-error', (e.status === 409 ? 'The model is no longer awake.' : e.kind === 'refused' ? reason : `${title}. ${reason}`) + kept);
+		const {title, reason} = said(e),
+			kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below. Press again for the rest.` : ''} Your text is kept.`;
+		text(
+			'review-error',
+			(e.status === 409 ? 'The model is no longer awake.' : e.kind === 'refused' ? reason : `${title}. ${reason}`) +
+				kept
+		);
 		if (e.status === 409) look();
-	} finally { app.reading = false; busy('read'); bar.hidden = true; $('answer').setAttribute('aria-busy', false); renderCompose(); tick(); }
-	if (found.length) { answer(found, now); remember(found.slice(before), now.version); }
+	} finally {
+		app.reading = false;
+		busy('read');
+		bar.hidden = true;
+		$('answer').setAttribute('aria-busy', false);
+		renderCompose();
+		tick();
+	}
+	if (found.length) {
+		answer(found, now);
+		remember(found.slice(before), now.version);
+	}
 }
 
 // answers
 
 const SIGNS = {POSITIVE: '▲', NEGATIVE: '▼', UNSURE: '◆'};
-const kind = (p) => (p.sure ?? p.score >= UNSURE) ? p.label : 'UNSURE';
+const kind = (p) => ((p.sure ?? p.score >= UNSURE) ? p.label : 'UNSURE');
 const sign = (label) => SIGNS[label] || '●';
 const count = (list, what) => list.filter((p) => kind(p) === what).length;
-const tag = (p, more = '') => el('span.tag', {'data-label': kind(p)}, `${sign(kind(p))} ${kind(p) === 'UNSURE' ? 'Not sure' : word(p.label)}${more}`);
-const verdict = (p) => kind(p) === 'UNSURE' ? `Not sure, leaning ${p.label.toLowerCase()}` : word(p.label);
-const best = (scores) => { const [[label, score]] = Object.entries(scores).sort(([, x], [, y]) => y - x); return {label, score}; };
+const tag = (p, more = '') =>
+	el(
+		'span.tag',
+		{'data-label': kind(p)},
+		`${sign(kind(p))} ${kind(p) === 'UNSURE' ? 'Not sure' : word(p.label)}${more}`
+	);
+const verdict = (p) => (kind(p) === 'UNSURE' ? `Not sure, leaning ${p.label.toLowerCase()}` : word(p.label));
+const best = (scores) => {
+	const [[label, score]] = Object.entries(scores).sort(([, x], [, y]) => y - x);
+	return {label, score};
+};
 const button = (label, onclick, more = {}) => el('button.quiet', {type: 'button', onclick, ...more}, label);
 
 function bars(scores) {
-	return el('dl.bars', ...Object.entries(scores).map(([label, share]) => {
-		const fill = el('span.fill', {'data-label': label});
-		fill.style.transform = `scaleX(${Math.max(0.004, share)})`;
-		return el('div', el('dt', el('span', {'aria-hidden': true}, `${sign(label)} `), word(label)),
-			el('dd.amount', percent(share)), el('dd.track', {'aria-hidden': true}, fill));
-	}));
+	return el(
+		'dl.bars',
+		...Object.entries(scores).map(([label, share]) => {
+			const fill = el('span.fill', {'data-label': label});
+			fill.style.transform = `scaleX(${Math.max(0.004, share)})`;
+			return el(
+				'div',
+				el('dt', el('span', {'aria-hidden': true}, `${sign(label)} `), word(label)),
+				el('dd.amount', percent(share)),
+				el('dd.track', {'aria-hidden': true}, fill)
+			);
+		})
+	);
 }
 function single(p) {
 	return [
 		p.explanation ? words(p) : el('blockquote.clamp', p.text),
-		el('p.verdict', {'data-label': kind(p)}, el('span.sign-mark', {'aria-hidden': true}, sign(kind(p))), el('strong', verdict(p)), el('span.share', percent(p.score))),
+		el(
+			'p.verdict',
+			{'data-label': kind(p)},
+			el('span.sign-mark', {'aria-hidden': true}, sign(kind(p))),
+			el('strong', verdict(p)),
+			el('span.share', percent(p.score))
+		),
 		bars(p.scores || {[p.label]: p.score}),
-		p.windows > 1 ? el('p.small', `A long review: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`) : null,
+		p.windows > 1
+			? el('p.small', `A long review: the model read ${p.truncated ? 'its beginning' : 'it'} in ${p.windows} parts.`)
+			: null
 	];
 }
-function words(p) { // offsets count characters, not UTF-16 units
-	const letters = [...p.text], say = (from, to) => letters.slice(from, to).join(''), weight = (w) => Math.abs(w.influence);
-	const ranked = [...p.explanation].sort((x, y) => weight(y) - weight(x)), most = Math.max(...ranked.map(weight));
+function words(p) {
+	// offsets count characters, not UTF-16 units
+	const letters = [...p.text],
+		say = (from, to) => letters.slice(from, to).join(''),
+		weight = (w) => Math.abs(w.influence);
+	const ranked = [...p.explanation].sort((x, y) => weight(y) - weight(x)),
+		most = Math.max(...ranked.map(weight));
 	const telling = ranked.filter((w) => weight(w) >= Math.max(0.01, most / 5)).slice(0, 10);
-	const label = (w) => w.influence > 0 ? 'POSITIVE' : 'NEGATIVE', box = el('blockquote', {id: 'words', tabindex: -1});
+	const label = (w) => (w.influence > 0 ? 'POSITIVE' : 'NEGATIVE'),
+		box = el('blockquote', {id: 'words', tabindex: -1});
 	let end = 0;
 	for (const w of [...telling].sort((x, y) => x.start - y.start)) {
-		box.append(say(end, w.start), el(weight(w) > most / 2 ? 'mark.strong' : 'mark', {'data-label': label(w)}, say(w.start, w.end)));
+		box.append(
+			say(end, w.start),
+			el(weight(w) > most / 2 ? 'mark.strong' : 'mark', {'data-label': label(w)}, say(w.start, w.end))
+		);
 		end = w.end;
 	}
 	box.append(say(end));
 	const points = (w) => `${say(w.start, w.end)} ${w.influence > 0 ? '+' : '−'}${(weight(w) * 100).toFixed(0)}`;
-	const side = (s) => { const found = telling.filter((w) => label(w) === s); return found[0] && el('p', el('b', `${sign(s)} For ${s.toLowerCase()}: `), found.map(points).join(', ')); };
-	return el('div.why', box, side('POSITIVE'), side('NEGATIVE'), el('p.small', telling.length
-		? 'Points: how far “positive” falls (+) or rises (−) without the word.'
-		: p.partial ? '' : 'No single word decides: without any of them, the answer stays.',
-	p.partial ? ` Time ran out: ${Math.floor(p.explained * 100)} % of the words were tried.` : ''));
+	const side = (s) => {
+		const found = telling.filter((w) => label(w) === s);
+		return found[0] && el('p', el('b', `${sign(s)} For ${s.toLowerCase()}: `), found.map(points).join(', '));
+	};
+	return el(
+		'div.why',
+		box,
+		side('POSITIVE'),
+		side('NEGATIVE'),
+		el(
+			'p.small',
+			telling.length
+				? 'Points: how far “positive” falls (+) or rises (−) without the word.'
+				: p.partial
+					? ''
+					: 'No single word decides: without any of them, the answer stays.',
+			p.partial ? ` Time ran out: ${Math.floor(p.explained * 100)} % of the words were tried.` : ''
+		)
+	);
 }
 async function why({text: review}) {
-	const button = $('why'), here = () => button.isConnected; // false: another answer is shown
+	const button = $('why'),
+		here = () => button.isConnected; // false: another answer is shown
 	if (app.reading || button.ariaDisabled === 'true') return;
-	busy('why', 'Looking …'); text('tool-text', '');
+	busy('why', 'Looking …');
+	text('tool-text', '');
 	try {
-		const tell = (why) => { if (here()) text('tool-text', why); };
-		const {predictions: [p], latencyMs: latency, modelVersion: version} = await patiently([review], tell, {explain: true});
+		const tell = (why) => {
+			if (here()) text('tool-text', why);
+		};
+		const {
+			predictions: [p],
+			latencyMs: latency,
+			modelVersion: version
+		} = await patiently([review], tell, {explain: true});
 		if (!Array.isArray(p.explanation)) throw new Problem('gateway', 'This model cannot explain its answers.');
 		if (!here()) return;
 		answer([{...p, text: review}], {latency, version}, true);
 		$('words').focus();
 	} catch (e) {
 		const {reason} = said(e);
-		if (here()) { busy('why'); text('tool-text', reason); }
+		if (here()) {
+			busy('why');
+			text('tool-text', reason);
+		}
 		if (e.status === 409) look();
 	}
 }
 function several(list) {
-	const sum = Object.keys(SIGNS).filter((l) => count(list, l)).map((l) => `${count(list, l)} ${l === 'UNSURE' ? 'not sure' : l.toLowerCase()}`).join(', ');
+	const sum = Object.keys(SIGNS)
+		.filter((l) => count(list, l))
+		.map((l) => `${count(list, l)} ${l === 'UNSURE' ? 'not sure' : l.toLowerCase()}`)
+		.join(', ');
 	const row = (cell, ...cells) => el('tr', ...cells.map((c) => el(cell, c)));
 	return [
 		el('p.verdict', el('strong', plural(list.length, 'review')), el('span.share', sum)),
-		el('div.scroll', {tabindex: 0, role: 'region', 'aria-label': 'Answers, one per review'}, el('table', el('thead', row('th', 'Review', 'Answer', 'Share')),
-			el('tbody', ...list.map((p) => row('td', p.text, tag(p), percent(p.score)))))),
+		el(
+			'div.scroll',
+			{tabindex: 0, role: 'region', 'aria-label': 'Answers, one per review'},
+			el(
+				'table',
+				el('thead', row('th', 'Review', 'Answer', 'Share')),
+				el('tbody', ...list.map((p) => row('td', p.text, tag(p), percent(p.score))))
+			)
+		)
 	];
 }
-function answer(list, facts, again = false) { // facts: latency, version, stored
-	const {latency, version, stored} = facts, [p] = list, one = list.length === 1, box = $('answer');
+function answer(list, facts, again = false) {
+	// facts: latency, version, stored
+	const {latency, version, stored} = facts,
+		[p] = list,
+		one = list.length === 1,
+		box = $('answer');
 	const meta = [number(latency) && `${one ? '' : 'together '}${Math.round(latency)} ms`, version && `model ${version}`];
 	const inputs = JSON.stringify(one ? p.text : list.map((r) => r.text));
-	const tools = el('p.row', one ? (p.explanation ? null : button('Which words count?', () => why(p), {id: 'why'})) : button('Download as CSV', () => download(list)),
-		...Object.entries({link: linkTo(list), curl: asCurl(inputs), Python: asPython(inputs)}).map(([what, value]) => button(`Copy ${what}`, () => copy(what, value))),
-		el('span.small', {id: 'tool-text', role: 'status'}));
-	box.replaceChildren(stored ? el('p.stored', 'Stored: the model gave this answer earlier') : '', ...(one ? single(p) : several(list)).filter(Boolean), el('p.small', {id: 'meta'}, meta.filter(Boolean).join(' · ')), tools);
+	const tools = el(
+		'p.row',
+		one
+			? p.explanation
+				? null
+				: button('Which words count?', () => why(p), {id: 'why'})
+			: button('Download as CSV', () => download(list)),
+		...Object.entries({link: linkTo(list), curl: asCurl(inputs), Python: asPython(inputs)}).map(([what, value]) =>
+			button(`Copy ${what}`, () => copy(what, value))
+		),
+		el('span.small', {id: 'tool-text', role: 'status'})
+	);
+	box.replaceChildren(
+		stored ? el('p.stored', 'Stored: the model gave this answer earlier') : '',
+		...(one ? single(p) : several(list)).filter(Boolean),
+		el('p.small', {id: 'meta'}, meta.filter(Boolean).join(' · ')),
+		tools
+	);
 	box.hidden = false;
 	root.dataset.mood = ['sad', 'calm', 'glad'][1 + Math.sign(count(list, 'POSITIVE') - count(list, 'NEGATIVE'))];
 	if (again) return;
 	box.scrollIntoView({block: 'nearest'});
-	announce(one ? `${stored ? 'Stored: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`);
+	announce(
+		one ? `${stored ? 'Stored: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`
+	);
 }
 
 async function copy(what, value) {
-	try { await navigator.clipboard.writeText(value); text('tool-text', `Copied: ${what}.`); } catch { text('tool-text', 'This browser does not allow copying.'); }
+	try {
+		await navigator.clipboard.writeText(value);
+		text('tool-text', `Copied: ${what}.`);
+	} catch {
+		text('tool-text', 'This browser does not allow copying.');
+	}
 }
 // What follows # stays in the browser.
-const linkTo = (list) => `${location.href.split('#')[0]}#review${list[1] ? 's' : ''}=${encodeURIComponent(list.map((p) => p.text).join('\n'))}`;
-const asCurl = (inputs) => `curl '${app.api}/predict' -H 'content-type: application/json' -d '${`{"inputs": ${inputs}}`.replaceAll("'", "'\\''")}'`;
+const linkTo = (list) =>
+	`${location.href.split('#')[0]}#review${list[1] ? 's' : ''}=${encodeURIComponent(list.map((p) => p.text).join('\n'))}`;
+const asCurl = (inputs) =>
+	`curl '${app.api}/predict' -H 'content-type: application/json' -d '${`{"inputs": ${inputs}}`.replaceAll("'", "'\\''")}'`;
 const asPython = (inputs) => `import json
 from urllib.request import Request, urlopen
 body = json.dumps({"inputs": ${inputs}}).encode()
 print(json.load(urlopen(Request("${app.api}/predict", body, {"content-type": "application/json"}))))
 `;
 function download(list) {
-	const cell = (v) => { const s = String(v); return `"${(/^[=+\-@\t\r]/.test(s) ? `'${s}` : s).replaceAll('"', '""')}"`; };
+	const cell = (v) => {
+		const s = String(v);
+		return `"${(/^[=+\-@\t\r]/.test(s) ? `'${s}` : s).replaceAll('"', '""')}"`;
+	};
 	const labels = Object.keys(list[0].scores);
-	const rows = [['review', 'label', 'score', 'sure', ...labels], ...list.map((p) => [p.text, p.label, p.score.toFixed(6), p.sure ?? '', ...labels.map((l) => p.scores[l].toFixed(6))])];
-	const url = URL.createObjectURL(new Blob(['\ufeff', rows.map((r) => r.map(cell).join(',')).join('\r\n'), '\r\n'], {type: 'text/csv'}));
+	const rows = [
+		['review', 'label', 'score', 'sure', ...labels],
+		...list.map((p) => [
+			p.text,
+			p.label,
+			p.score.toFixed(6),
+			p.sure ?? '',
+			...labels.map((l) => p.scores[l].toFixed(6))
+		])
+	];
+	const url = URL.createObjectURL(
+		new Blob(['\ufeff', rows.map((r) => r.map(cell).join(',')).join('\r\n'), '\r\n'], {type: 'text/csv'})
+	);
 	el('a', {href: url, download: 'sentiment.csv'}).click();
 	setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
 // reviews from a file or a link
 
-function table(csv, cuts) { // the first row determines which of `cuts` it uses
+function table(csv, cuts) {
+	// the first row determines which of `cuts` it uses
 	csv = csv.replace(/\r+\n?/g, '\n');
-	const first = csv.match(/^[^"\n]*("[^"]*"[^"\n]*)*/)[0].replace(/"[^"]*"/g, ''), count = (cut) => first.split(cut).length, rows = [[]];
+	const first = csv.match(/^[^"\n]*("[^"]*"[^"\n]*)*/)[0].replace(/"[^"]*"/g, ''),
+		count = (cut) => first.split(cut).length,
+		rows = [[]];
 	const cut = [...cuts].filter((c) => first.includes(c)).sort((x, y) => count(y) - count(x))[0] ?? '\0';
-	for (const [, quoted, plain, end] of csv.matchAll(new RegExp(`(?:"([^"]*(?:""[^"]*)*)"|([^${cut}\\n]*))(${cut}|\\n|$)`, 'g'))) {
+	for (const [, quoted, plain, end] of csv.matchAll(
+		new RegExp(`(?:"([^"]*(?:""[^"]*)*)"|([^${cut}\\n]*))(${cut}|\\n|$)`, 'g')
+	)) {
 		rows.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/\s+/g, ' ').trim());
 		if (end !== cut) rows.push([]);
 	}
 	return rows.filter((row) => row.some(Boolean));
 }
 async function take(file) {
-	const no = (reason) => { text('review-error', reason); text('file-text', ''); };
+	const no = (reason) => {
+		text('review-error', reason);
+		text('file-text', '');
+	};
 	if (file.size > 5e6) return no('This file is too large: 5 MB at most.');
 	let csv, rows;
-	try { csv = await file.text(); rows = table(csv, /\.txt$/i.test(file.name) ? '\t' : ',;\t'); } catch { return no('This file cannot be read.'); }
+	try {
+		csv = await file.text();
+		rows = table(csv, /\.txt$/i.test(file.name) ? '\t' : ',;\t');
+	} catch {
+		return no('This file cannot be read.');
+	}
 	const head = rows[0] ?? [];
 	const named = head.findIndex((cell) => /^(comment|content|feedback)s?$|(review|text|body)s?$/i.test(cell));
 	const size = (i) => rows.reduce((sum, row) => sum + (row[i]?.length ?? 0), 0); // otherwise the longest column
 	const column = named >= 0 ? named : [...head.keys()].sort((x, y) => size(y) - size(x))[0];
-	const list = rows.slice(named >= 0 ? 1 : 0).map((row) => row[column]).filter(Boolean);
+	const list = rows
+		.slice(named >= 0 ? 1 : 0)
+		.map((row) => row[column])
+		.filter(Boolean);
 	if (!list.length) return no('No reviews were found in this file.');
 	const wide = rows.filter((row) => row.slice(head.length).some(Boolean)).length;
 	put(list.join('\n'), true);
-	text('file-text', `${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.${wide ? ` ${plural(wide, 'row has', 'rows have')} more cells than the first: quote text with commas.` : ''}${csv.includes('\ufffd') ? ' Some letters were lost: save the file as UTF-8.' : ''}`);
+	text(
+		'file-text',
+		`${plural(list.length, 'review')} from ${file.name}, column ${column + 1}.${wide ? ` ${plural(wide, 'row has', 'rows have')} more cells than the first: quote text with commas.` : ''}${csv.includes('\ufffd') ? ' Some letters were lost: save the file as UTF-8.' : ''}`
+	);
 }
 function takeLink() {
 	let [, many, coded] = /^#review(s?)=(.*)$/.exec(location.hash) ?? [];
 	if (coded == null) return;
 	history.replaceState(null, '', location.pathname); // or a reload brings it back
-	try { coded = decodeURIComponent(coded); } catch { coded = ''; }
+	try {
+		coded = decodeURIComponent(coded);
+	} catch {
+		coded = '';
+	}
 	if (!coded) return text('review-error', 'This link is incomplete.');
 	const mine = [$('review').value, $('lines').checked];
 	put(coded, Boolean(many), !mine[0]);
-	if (mine[0]) $('file-text').replaceChildren('This came with the link. ', button('Back to my text', () => put(...mine)));
+	if (mine[0])
+		$('file-text').replaceChildren(
+			'This came with the link. ',
+			button('Back to my text', () => put(...mine))
+		);
 }
 
 // what was asked before
 
 function past() {
 	const kept = memory.read('past');
-	return Array.isArray(kept) ? kept.filter((p) => [p?.text, p?.label].every((each) => typeof each === 'string') && number(p.score)) : [];
+	return Array.isArray(kept)
+		? kept.filter((p) => [p?.text, p?.label].every((each) => typeof each === 'string') && number(p.score))
+		: [];
 }
 function remember(list, version) {
 	memory.write('past', [...list.map((p) => ({...p, version})).reverse(), ...past()].slice(0, KEPT));
@@ -589,74 +981,185 @@ function remember(list, version) {
 function renderPast() {
 	const list = past();
 	show('past', list.length);
-	$('history').replaceChildren(...list.map((p) => el('li', el('button.entry', {type: 'button', onclick: () => { put(p.text); answer([p], {version: p.version, stored: true}); }},
-		tag(p, ` ${percent(p.score)}`), el('span.clamp', p.text)))));
+	$('history').replaceChildren(
+		...list.map((p) =>
+			el(
+				'li',
+				el(
+					'button.entry',
+					{
+						type: 'button',
+						onclick: () => {
+							put(p.text);
+							answer([p], {version: p.version, stored: true});
+						}
+					},
+					tag(p, ` ${percent(p.score)}`),
+					el('span.clamp', p.text)
+				)
+			)
+		)
+	);
 }
 function put(value, lines = false, keep = true) {
-	$('review').value = value; $('lines').checked = lines;
-	text('review-error', ''); text('file-text', ''); renderCompose();
+	$('review').value = value;
+	$('lines').checked = lines;
+	text('review-error', '');
+	text('file-text', '');
+	renderCompose();
 	if (keep) keepDraft();
 }
-function keepDraft() { memory.write('draft', {text: $('review').value, lines: $('lines').checked}); }
+function keepDraft() {
+	memory.write('draft', {text: $('review').value, lines: $('lines').checked});
+}
 
 function renderExamples({examples, modelVersion: version}) {
-	$('examples').replaceChildren(...examples.map((x) => el('li', el('button.example', {type: 'button', onclick: () => {
-		put(x.text);
-		if (app.view === 'awake') send();
-		else if (x.answer) answer([{...x.answer, ...best(x.answer.scores), text: x.text, explanation: x.answer.words?.map(([start, end, influence]) => ({start, end, influence}))}], {version, stored: true});
-		else { $('answer').replaceChildren(); renderCompose(); $('review').focus(); }
-	}}, el('b', x.name), el('span', x.text)))));
+	$('examples').replaceChildren(
+		...examples.map((x) =>
+			el(
+				'li',
+				el(
+					'button.example',
+					{
+						type: 'button',
+						onclick: () => {
+							put(x.text);
+							if (app.view === 'awake') send();
+							else if (x.answer)
+								answer(
+									[
+										{
+											...x.answer,
+											...best(x.answer.scores),
+											text: x.text,
+											explanation: x.answer.words?.map(([start, end, influence]) => ({start, end, influence}))
+										}
+									],
+									{version, stored: true}
+								);
+							else {
+								$('answer').replaceChildren();
+								renderCompose();
+								$('review').focus();
+							}
+						}
+					},
+					el('b', x.name),
+					el('span', x.text)
+				)
+			)
+		)
+	);
 }
 
 // setting up
 
 async function setUp() {
 	let config, url;
-	try { config = await call('config.json'); } catch (e) {
+	try {
+		config = await call('config.json');
+	} catch (e) {
 		said(e);
 		if (e.kind !== 'refused' && e.status !== 200) return fail(e);
 	}
-	try { url = new URL(config.apiUrl); } catch { /* shown below */ }
+	try {
+		url = new URL(config.apiUrl);
+	} catch {
+		/* shown below */
+	}
 	if (!/^https?:$/.test(url?.protocol)) {
 		root.dataset.view = 'setup';
 		text('title', 'This page is not set up');
-		text('lead', 'Its config.json must contain the service’s address as apiUrl. The notebook 06_website publishes both.');
+		text(
+			'lead',
+			'Its config.json must contain the service’s address as apiUrl. The notebook 06_website publishes both.'
+		);
 		for (const id of ['state', 'cost', 'version']) text(`sign-${id}`, 'Unknown');
 		document.title = `Not set up · ${NAME}`;
 		return;
 	}
-	if (/^https?:/.test(config.inboxUrl)) { $('inbox').href = config.inboxUrl; show('inbox', true); }
-	call('examples.json').then(renderExamples).catch(() => show('examples-box', false));
-	app.provider = config.provider; app.api = url.href.replace(/\/+$/, '');
+	if (/^https?:/.test(config.inboxUrl)) {
+		$('inbox').href = config.inboxUrl;
+		show('inbox', true);
+	}
+	call('examples.json')
+		.then(renderExamples)
+		.catch(() => show('examples-box', false));
+	if (config.version) text('version', `Engine ${config.version}.`);
+	app.provider = config.provider;
+	app.api = url.href.replace(/\/+$/, '');
 	look();
 }
 
 const draft = memory.read('draft');
 if (typeof draft?.text === 'string') put(draft.text, draft.lines === true, false);
 $('start-form').onsubmit = start;
-$('phone').oninput = () => { app.refusal = ''; checkPhone(); };
+$('phone').oninput = () => {
+	app.refusal = '';
+	checkPhone();
+};
 $('phone').onchange = () => checkPhone(phoneFault(tidyPhone($('phone').value)) !== '');
 $('consent').onchange = () => checkPhone();
 $('review-form').onsubmit = send;
-$('review').oninput = () => { text('review-error', ''); keepDraft(); renderCompose(); };
-$('lines').onchange = () => { keepDraft(); renderCompose(); };
-$('file').onchange = () => { const [file] = $('file').files; $('file').value = ''; if (file) take(file); }; // or the same file changes nothing
-$('review').onkeydown = (e) => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e); };
+$('review').oninput = () => {
+	text('review-error', '');
+	keepDraft();
+	renderCompose();
+};
+$('lines').onchange = () => {
+	keepDraft();
+	renderCompose();
+};
+$('file').onchange = () => {
+	const [file] = $('file').files;
+	$('file').value = '';
+	if (file) take(file);
+}; // or the same file changes nothing
+$('review').onkeydown = (e) => {
+	if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e);
+};
 $('extend').onclick = extend;
-$('retry').onclick = () => { text('retry-in', 'Trying …'); look(); };
-$('notify').onclick = async () => { await Notification.requestPermission(); renderNotify(); };
-$('forget').onclick = () => { memory.write('past', []); renderPast(); $('answer').replaceChildren(); put(''); $('title').focus(); };
-onstorage = (e) => { if (e.key === 'past') renderPast(); };
-ononline = look;
-onoffline = () => fail(new Problem('offline'));
-onhashchange = takeLink;
-ondragover = (e) => { if (e.dataTransfer.types.includes('Files')) e.preventDefault(); };
-ondrop = (e) => { const [file] = e.dataTransfer.files; if (file) { e.preventDefault(); take(file); } };
-document.onvisibilitychange = () => { if (!document.hidden && Date.now() - app.at > 3000) look(); };
+$('retry').onclick = () => {
+	text('retry-in', 'Trying …');
+	look();
+};
+$('notify').onclick = async () => {
+	await Notification.requestPermission();
+	renderNotify();
+};
+$('forget').onclick = () => {
+	memory.write('past', []);
+	renderPast();
+	$('answer').replaceChildren();
+	put('');
+	$('title').focus();
+};
+Object.assign(window, {
+	onstorage(e) {
+		if (e.key === 'past') renderPast();
+	},
+	ononline: look,
+	onoffline() {
+		fail(new Problem('offline'));
+	},
+	onhashchange: takeLink,
+	ondragover(e) {
+		if (e.dataTransfer.types.includes('Files')) e.preventDefault();
+	},
+	ondrop(e) {
+		const [file] = e.dataTransfer.files;
+		if (file) {
+			e.preventDefault();
+			take(file);
+		}
+	}
+});
+document.onvisibilitychange = () => {
+	if (!document.hidden && Date.now() - app.at > 3000) look();
+};
 setInterval(tick, 1000);
 if (notices() === 'default') notified(NAME); // does the browser allow it?
 checkPhone();
 renderPast();
 takeLink();
 setUp();
-}

@@ -28,6 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from sentiment_engine import __version__
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, at_least, profile, region
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
 from sentiment_engine.deploy.acceptance_checks import GONE_LIMIT, START_LIMIT, check_page, check_plan, visit
 from sentiment_engine.deploy.acceptance_record import Busy, Check, Failure, Memory, Record, report, verdict
@@ -391,19 +392,20 @@ class Acceptance:
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     "Read the command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--profile", metavar="NAME", help="profile of the AWS command line")
-    add("--region", metavar="NAME", help="AWS region, such as us-east-1")
+    add("--profile", type=profile, metavar="NAME", help="profile of the AWS command line")
+    add("--region", type=region, metavar="NAME", help="AWS region, such as us-east-1")
     add("--stack-prefix", metavar="NAME", help="name of the engine, which must be unused (random by default)")
     add("--permissions-boundary", metavar="ARN", help="a policy that limits every role of the engine")
     add("--yes", action="store_true", help="do not ask")
     add("--dry-run", action="store_true", help="only print the plan and its costs; needs no account")
     add("--finish", action="store_true", help="only tear down what an earlier acceptance has left")
     add("--series", action="store_true", help="the whole series: clean made-up reviews, train on them, then the rest")
-    add("--rows", type=int, metavar="N", help=f"reviews to make up for --series ({SERIES_ROWS:,})")
+    add("--rows", type=at_least(100), metavar="N", help=f"reviews to make up for --series ({SERIES_ROWS:,})")
     add("--phone", metavar="NUMBER", help="send one SMS to this number; it is written nowhere")
-    add("--idle-minutes", type=float, default=3, metavar="M", help="minutes until the model falls asleep (%(default)g)")
+    minutes = at_least(0.1, float)
+    add("--idle-minutes", type=minutes, default=3, metavar="M", help="minutes until the model falls asleep (3)")
     add("--instance-types", metavar="NAMES", help="of the endpoint, in order of preference, with commas")
     add("--sms-provider", choices=("textbelt", "sns"), help="the provider of the SMS")
     add("--textbelt-url", metavar="URL", help="address of a server that is compatible with Textbelt")
@@ -412,7 +414,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add("--report", default="acceptance-report.md", metavar="FILE", help="where to write the report (%(default)s)")
     options = parser.parse_args(words)
     if options.rows and not options.series:
-        parser.error("--rows is for --series")
+        parser.error("--rows needs --series")
     options.rows = options.rows or SERIES_ROWS
     try:
         options.phone = options.phone and e164(options.phone, Settings().sms_countries)

@@ -5,7 +5,6 @@ installed, and run in `make test` (--offline). pip-audit asks PyPI what has beco
 yesterday, so its answer changes while nothing here does: it is part of `make audit` only.
 """
 
-import argparse
 import hashlib
 import json
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.policies import policies_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,7 +181,7 @@ def audit_packages() -> list[str]:  # what is wrong
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--offline", action="store_true", help="leave out what asks a network")
     options = parser.parse_args()
     try:

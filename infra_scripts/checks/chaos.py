@@ -13,7 +13,6 @@ Not claimed: that everybody is told. A Lambda that is killed while it tells some
 failed, because a second one would be worse; the table says how many of those who were promised one got it.
 """
 
-import argparse
 import contextlib
 import json
 import random
@@ -29,6 +28,7 @@ import psutil
 from botocore.exceptions import BotoCoreError, ClientError
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, at_least
 from sentiment_engine.service.model_state import FAILED, STOPPED, StateTable, read_row
 
 # The engine of the tests: deployed by the real templates, with a model that needs no training.
@@ -180,8 +180,8 @@ def left_behind(folder: Path) -> list[str]:
 
 @tells_cause
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="duration of the run (60)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--seconds", type=at_least(1, float), default=60, help="duration of the run (60)")
     parser.add_argument(
         "--seed", type=int, default=int(time.time()), help="seed of the random choices, for a similar run"
     )

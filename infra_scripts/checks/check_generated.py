@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -24,6 +25,7 @@ def snapshot() -> dict[str, str]:
 
 @tells_cause
 def main():
+    Parser(description=__doc__).parse_args()
     before = snapshot()
     figures, readme = ["python", "-m", "benchmarks.figures"], ["python", "infra_scripts/make/render_readme.py"]
     for command in (["nbdev_clean"], ["nbdev_export"], figures, readme):

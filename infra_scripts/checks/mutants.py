@@ -3,7 +3,6 @@
 The changes are in mutants/<area>.toml: a unique name, the file, its text before and after, and the test that must fail.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from sentiment_engine.commands import Parser, at_least
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = Path(__file__).with_name("mutants")
@@ -114,11 +115,11 @@ def main() -> int:
     "Run the script."
     mutants = read_mutants()
     areas = list(dict.fromkeys(mutant.area for mutant in mutants))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--area", action="append", choices=areas, help="the mutants of this area; may be repeated")
     parser.add_argument("--only", action="append", metavar="NAME", help="this mutant; may be repeated")
-    parser.add_argument("--examples", type=int, default=1000, help="lives played on each of two seeds at most")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--examples", type=at_least(1), default=1000, help="lives played on each of two seeds at most")
+    parser.add_argument("--jobs", type=at_least(1), default=2, help="mutants at a time")
     args = parser.parse_args()
     if unknown := set(args.only or ()) - {mutant.name for mutant in mutants}:
         parser.error(f"no such mutant: {', '.join(sorted(unknown))}")

@@ -22,6 +22,7 @@ import boto3
 import httpx
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, at_least
 from sentiment_engine.deploy.phases import FAILURES, explain, stop_on_signals
 from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.deploy.target import ROOT
@@ -125,10 +126,10 @@ def print_calls(lines: list[dict]) -> list[str]:  # what went wrong
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     "Read the command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--as", dest="who", choices=list(PREFIXES), help="rehearse as one of the two only")
     parser.add_argument("--quick", action="store_true", help="deploy the released model: nothing is cleaned or trained")
-    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="reviews to make up (%(default)s)")
+    parser.add_argument("--rows", type=at_least(100), default=ROWS, metavar="N", help=f"reviews to make up ({ROWS:,})")
     parser.add_argument("--keep", action="store_true", help=f"keep {PLACE.name}, with the recording and the logs")
     return parser.parse_args(words)
 

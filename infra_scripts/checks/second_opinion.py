@@ -23,7 +23,6 @@ Some values differ between two clouds, so the script replaces them:
 moto runs in an environment of its own (.moto) and forgets everything when it ends.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -50,6 +49,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.plan import read_template
 from sentiment_engine.deploy.template_calls import Made, Stack, calls_of, deletions_of, unmade
 from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
@@ -371,7 +371,7 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
 @tells_cause
 def main(argv: list[str] | None = None) -> int:
     "Play a recording to moto and report; return the exit status."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("recording", type=Path, nargs="?", help="without one, our templates are judged")
     recording = parser.parse_args(argv).recording
     lines = read_recording(recording) if recording else lines_of_templates()

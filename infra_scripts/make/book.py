@@ -1,6 +1,5 @@
 """Run every notebook against a fresh local cloud and keep its outputs in nbs/, as they are read and rendered."""
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.kernels import OwnKernel
 from sentiment_engine.local.cloud import LocalCloud
 
@@ -50,7 +50,7 @@ def run(path: Path):
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "notebooks", nargs="*", help="paths in nbs/ such as model/inference.ipynb; all if none is given"
     )

@@ -1,6 +1,5 @@
 """Build the site of the notebooks and documents into _docs/site. A link that leads nowhere fails the build."""
 
-import argparse
 import json
 import os
 import re
@@ -10,6 +9,8 @@ import sys
 import webbrowser
 from configparser import ConfigParser
 from pathlib import Path
+
+from sentiment_engine.commands import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {  # the sidebar: caption and documents
@@ -95,7 +96,7 @@ def lay_out(folder: Path):
 
 def main() -> int:
     "Run the script."
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "_docs", help="the folder to write to (default: _docs)")
     parser.add_argument("--open", action="store_true", help="open the site in a browser")
     args = parser.parse_args()

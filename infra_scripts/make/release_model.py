@@ -5,7 +5,6 @@ it. What is done is kept in the work folder: a second run goes on there. --teach
 minutes of two cores.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, at_least, folder
 from sentiment_engine.model.behaviour import score_suite, served
 from sentiment_engine.model.calibration import calibration_of, doubt_by_stars, served_logits, shares, wilson_lower
 from sentiment_engine.model.evaluation import expected_calibration_error, majority_baseline, scores
@@ -190,13 +190,6 @@ def work_folder(sample: dict[str, pd.DataFrame], teachers: int, root: Path) -> P
     return root / digest.hexdigest()[:12]
 
 
-def existing_folder(text: str) -> Path:
-    "Read an option that names a folder. Raises ArgumentTypeError if it does not exist."
-    if not (text and Path(text).is_dir()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
-    return Path(text)
-
-
 def accuracy_of(logits: np.ndarray, rows: pd.DataFrame) -> float:
     return round(float((logits.argmax(1) == rows["label"]).mean()), 4)
 
@@ -352,15 +345,15 @@ def write_card(metrics: dict, calibration: dict, suite: pd.DataFrame, folder: Pa
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=existing_folder, help="folder with *.jsonl.gz of reviews")
+    what.add_argument("--data", type=folder, help="folder with *.jsonl.gz of reviews")
     what.add_argument("--pack", type=Path, metavar="FILE", help="only pack the release as a model.tar.gz for SageMaker")
     parser.add_argument(
         "--work", type=Path, default=ROOT / ".release", help="for checkpoints; a second run goes on there"
     )
-    parser.add_argument("--teachers", type=int, default=8, help="0, or at least 2; default: 8")
-    parser.add_argument("--trained", type=existing_folder, help="release these weights instead of training")
+    parser.add_argument("--teachers", type=at_least(0), default=8, help="0, or at least 2; default: 8")
+    parser.add_argument("--trained", type=folder, help="release these weights instead of training")
     parser.add_argument("--measure", action="store_true", help="only calibrate and measure what stands in --out again")
     parser.add_argument("--minutes", type=float, default=0, help="that training them took, for the card")
     parser.add_argument("--device", help="on what they were trained, for the card; default: this machine")
@@ -373,8 +366,8 @@ def main():
             raise SystemExit(f"nothing was packed: {e}") from None
         print(f"[done] {options.pack} {options.pack.stat().st_size / 1e6:.1f} MB")
         return
-    if options.teachers == 1 or options.teachers < 0:
-        parser.error("one teacher has read what it is asked: 0, or at least 2")
+    if options.teachers == 1:
+        parser.error("--teachers must be 0 or at least 2: a single teacher would judge what it has learnt")
     print("[data] choosing the texts", flush=True)
     counts: Counter[str] = Counter()
     sample = release_sample(options.data, counts)

@@ -1,6 +1,5 @@
 """Write README.md from nbs/index.ipynb: hidden cells dropped, directives stripped, links made relative to the root."""
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTE = "<!-- Written from nbs/index.ipynb by `make docs`: edit the notebook. -->\n\n"
@@ -30,7 +30,7 @@ def readme() -> str:
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if README.md would change")
     path, text = ROOT / "README.md", readme()
     if not parser.parse_args().check:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import boto3
 
+from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.account import check_region, missing_images
 from sentiment_engine.deploy.phases import TARGET_PARAMETERS
 from sentiment_engine.settings import Settings
@@ -47,4 +48,5 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    Parser(description=__doc__).parse_args()
     PAGE.write_text(page(), encoding="utf-8")

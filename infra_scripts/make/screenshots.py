@@ -5,7 +5,6 @@ visit; images/ shows what a visitor sees. Only faults of the network and the gat
 and an endpoint that cannot be deleted.
 """
 
-import argparse
 import tempfile
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser
 from tests.doubles.chromium import open_browser
 from tests.doubles.engine import Engine, running_engine
 
@@ -190,7 +190,7 @@ def side_by_side(folder: Path, names: list[str], into: str):
 
 @tells_cause
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--into", type=Path, default=ROOT / "images", help="folder of the pictures (images/)")
     folder = parser.parse_args().into
     folder.mkdir(parents=True, exist_ok=True)

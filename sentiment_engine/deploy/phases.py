@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,9 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from ..causes import cause, with_cause
+from ..commands import at_least, port
 from ..data.ingest import category_addresses
-from ..data.reviews import check_reviews, find_files
+from ..data.reviews import DataError, check_reviews, find_files
 from .account import mask_accounts
 from .endpoint import trial_machines
 from .foundation import site_parameters
@@ -345,31 +346,16 @@ def deploy_given(
     return deploy(target, start="04", asked=asked, **chosen)
 
 # %% ../../nbs/deploy/phases.ipynb #199388be
-def _at_least(least: float, kind: type) -> Callable[[str], float]:
-    "Return the argparse type of a number that is at least `least`."
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is too small: at least {least}")
-        return value
-
-    return read
-
-
 def _instance_type(text: str) -> str:
     "Parse a SageMaker instance type."
     if not re.fullmatch(r"ml\.[a-z0-9-]+\.[a-z0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a SageMaker instance type, such as ml.g4dn.xlarge")
+        raise argparse.ArgumentTypeError(f"must be a SageMaker instance type, such as ml.g4dn.xlarge, not {text}")
     return text
 
 # %% ../../nbs/deploy/phases.ipynb #26584b8e
 def add_options(parser: argparse.ArgumentParser):
     "Add the options for data, model and sizes."
-    rows, minutes = _at_least(100, int), _at_least(0.1, float)
+    rows, minutes = at_least(100), at_least(0.1, float)
     reviews = parser.add_mutually_exclusive_group()
     reviews.add_argument("--data", metavar="DIR", help="folder of *.jsonl(.gz) in the Amazon Reviews 2023 schema")
     reviews.add_argument("--categories", metavar="NAMES", help="categories of Amazon Reviews 2023, separated by commas")
@@ -390,15 +376,18 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
     of_training = {name: getattr(options, name) for name in (*REVIEWS, *TRAINING)}
     if options.model == "released" and (useless := [name for name, value in of_training.items() if value]):
         said = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-        raise SystemExit(f"--model released is not trained: leave {said} out")
+        raise SystemExit(f"--model=released is not trained: leave {said} out")
     data = str(Path(options.data).expanduser().resolve()) if options.data else None
     if data and not Path(data).is_dir():
-        raise SystemExit(f"--data: {options.data} is not a folder")
+        raise SystemExit(f"--data must be a folder that exists, not {options.data}")
     if data:
         check_reviews(data)  # a wrong folder must show before anything starts
     categories = "" if data or options.rows else options.categories  # "" also overrides the default of the target
     if categories:
-        category_addresses(categories, options.source)
+        try:
+            category_addresses(categories, options.source)
+        except DataError as e:
+            raise SystemExit(f"--categories: {e}") from None
     reviews = {"data": data, "categories": categories}
     return of_training | reviews | {"idle_minutes": options.idle_minutes, "deploy_model": options.model}
 
@@ -406,8 +395,8 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
 def add_ports(parser: argparse.ArgumentParser):
     "Add the options for the ports of the local cloud."
     free = "default: the usual one, or a free one if it is taken"
-    parser.add_argument("--port", type=int, metavar="N", help=f"port of AWS; {free}")
-    parser.add_argument("--site-port", type=int, metavar="N", help=f"port of the page; {free}")
+    parser.add_argument("--port", type=port, metavar="N", help=f"port of AWS; {free}")
+    parser.add_argument("--site-port", type=port, metavar="N", help=f"port of the page; {free}")
 
 # %% ../../nbs/deploy/phases.ipynb #1e847e73
 @contextmanager

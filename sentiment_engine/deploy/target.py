@@ -20,6 +20,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 import sentiment_engine
+from ..commands import profile, region
 from sentiment_engine.deploy.account import (
     Finding,
     check_account,
@@ -52,8 +53,8 @@ ROOT = Path(sentiment_engine.__file__).resolve().parents[1]
 # %% ../../nbs/deploy/target.ipynb #89248645
 def add_account_options(parser: argparse.ArgumentParser):
     "Add the options that select the account and the engine in it."
-    parser.add_argument("--profile", metavar="NAME", help="profile of the AWS command line")
-    parser.add_argument("--region", metavar="NAME", help="AWS region, such as us-east-1")
+    parser.add_argument("--profile", type=profile, metavar="NAME", help="profile of the AWS command line")
+    parser.add_argument("--region", type=region, metavar="NAME", help="AWS region, such as us-east-1")
     parser.add_argument("--stack-prefix", metavar="NAME", help="first part of every resource's name, and its tag")
 
 # %% ../../nbs/deploy/target.ipynb #bb99045c

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .. import __version__
 from ..s3 import delete_objects, listed_objects
 
 # %% ../../nbs/deploy/website.ipynb #33881482
@@ -98,16 +99,22 @@ def _site_file(key: str, body: bytes, keep: str) -> SiteFile:
     return SiteFile(key, body, CONTENT_TYPES[Path(key).suffix], keep)
 
 # %% ../../nbs/deploy/website.ipynb #3c23dbe9
+def _without_indent(script: bytes) -> bytes:
+    "Remove the tabs at the start of lines. They help people only, and a visitor need not load them."
+    return b"\n".join(line.lstrip(b"\t") for line in script.split(b"\n"))
+
+
 def site_files(
     folder: Path,
-    config: Mapping[str, object],  # content of config.json; apiUrl is required
+    config: Mapping[str, object],  # of config.json, which also gets the version; apiUrl is required
     examples: Mapping | None = None,  # content of examples.json; None: the file in the folder
 ) -> list[SiteFile]:  # in the order of upload: each file before the page that refers to it
     "List the objects of the site. Raises FileNotFoundError without a page, ValueError for a wrong apiUrl."
     found = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in CONTENT_TYPES}
     if not (pages := [name for name in found if name.endswith(".html")]):
         raise FileNotFoundError(f"{Path(folder).name} holds no .html file to publish")
-    found["config.json"] = json.dumps(dict(config)).encode()
+    found |= {name: _without_indent(body) for name, body in found.items() if name.endswith(".js")}
+    found["config.json"] = json.dumps({"version": __version__, **config}).encode()
     if examples is not None:
         found["examples.json"] = json.dumps(examples, ensure_ascii=False, separators=(",", ":")).encode()
     names = {name: hashed_name(name, body) for name, body in found.items() if name not in pages}

@@ -218,12 +218,16 @@ def ended(monkeypatch, *words: str) -> str:
     [
         ((), "no region is chosen: give --region, such as us-east-1"),
         (("--region", "us-east-1"), "Unable to locate credentials\nConfigure the AWS command line (aws configure"),
-        (("--region", "us-east-1", "--profile", "nobody"), "The config profile (nobody) could not be found"),
     ],
 )
 def test_without_credentials_it_stops_and_says_what_to_do(shell, tmp_path, words, said):
     end = ended(shell, "--state", str(tmp_path), *words)
     assert end.startswith("Nothing was changed: ") and said in end
+
+
+def test_a_profile_that_is_not_there_is_refused(shell, capsys):
+    assert ended(shell, "--region", "us-east-1", "--profile", "nobody") == "2"
+    assert "--profile must be a profile of the AWS command line, not nobody" in capsys.readouterr().err
 
 
 def test_an_emulator_is_not_mistaken_for_aws(shell, tmp_path):

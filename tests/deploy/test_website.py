@@ -11,6 +11,7 @@ import boto3
 import httpx
 import pytest
 
+from sentiment_engine import __version__
 from sentiment_engine.deploy import website
 from sentiment_engine.deploy.website import KEEP_LONG, KEEP_SHORT, MARK, publish, site_files, unpublish, with_answers
 from tests import ROOT
@@ -50,7 +51,7 @@ def test_nothing_is_loaded_from_elsewhere():
 
 def test_nothing_in_the_page_is_inline():
     assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:", HTML)
-    assert re.findall(r"<script[^>]*>", HTML) == ['<script src="sentiment.js" defer>']
+    assert re.findall(r"<script[^>]*>", HTML) == ['<script src="sentiment.js" type="module">']
 
 
 def test_nothing_is_set_as_html():
@@ -176,7 +177,7 @@ def test_the_published_page_asks_for_what_is_there(s3, bucket):
     (style,) = re.findall(r'href="/([^"]+\.css)"', unknown)
     assert style in keys(s3, bucket)
     assert "connect-src 'self' https://api.example.com;" in html and "app.py" not in keys(s3, bucket)
-    assert json.load(s3.get_object(Bucket=bucket, Key="config.json")["Body"]) == CONFIG
+    assert json.load(s3.get_object(Bucket=bucket, Key="config.json")["Body"]) == CONFIG | {"version": __version__}
 
 
 def test_publishing_twice_changes_nothing(s3, bucket):

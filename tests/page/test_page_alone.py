@@ -48,7 +48,7 @@ class Service:
     "A page and what its service says: `status` always, `replies` one by one to /predict, then what `predict` makes."
 
     def __init__(self, page: Page):
-        self.page, self.status, self.replies = page, ASLEEP, []
+        self.page, self.status, self.replies, self.config = page, ASLEEP, [], {}
         self.predict = answer
         self.looks, self.asked = 0, []  # requests of /status, and the bodies of /predict
         page.add_init_script(HIDING)
@@ -65,7 +65,7 @@ class Service:
             status, body = self.replies.pop(0) if self.replies else (200, self.predictions(self.asked[-1]["inputs"]))
             route.fulfill(status=status, json=body)
         elif name == "config.json":
-            route.fulfill(json={"apiUrl": f"{HOME}api", "provider": "Textbelt"})
+            route.fulfill(json={"apiUrl": f"{HOME}api", "provider": "Textbelt"} | self.config)
         else:
             route.fulfill(path=SITE / name)
 
@@ -115,6 +115,14 @@ def test_the_service_that_is_made_up_keeps_to_the_contract(service):
     for status in (ASLEEP, WAKING, AWAKE, STOPPING):
         contract.check("GET", "/status", 200, headers, status)
     contract.check("POST", "/predict", 200, headers, service.predictions(["good", "bad"]))
+
+
+def test_the_version_stands_at_the_foot_of_the_page_if_it_is_known(service):
+    page = service.arrive(ASLEEP)
+    assert text_of(page, "footer #version") == ""
+    service.config = {"version": "1.2.3"}
+    page.reload()
+    expect(page.locator("footer #version")).to_have_text("Engine 1.2.3.")
 
 
 # ---- figures

@@ -17,6 +17,7 @@ from streamlit.delta_generator import DeltaGenerator
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.local_script_runner import LocalScriptRunner
 
+from sentiment_engine import __version__
 from tests import ROOT
 from tests.doubles.engine_double import free_port
 from tests.doubles.local_models import until
@@ -102,6 +103,7 @@ def test_a_visit(open_app, engine):
     engine.sleep()
     app = open_app(engine.api_url)
     assert headings(app) == "Stopped: asleep: no machine is running"
+    assert f"Engine {__version__}" in [caption.value for caption in app.sidebar.caption]
 
     app.text_input(key="name").input("Ada")
     app = press(app, "Wake the model")

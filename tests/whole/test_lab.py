@@ -9,10 +9,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from jupyter_client import BlockingKernelClient
+from playwright.sync_api import expect
 
 from tests import ROOT
 from tests.doubles.local_models import until
@@ -44,7 +47,7 @@ def answers(url: str) -> bool:
 def ask_kernel(address: str, token: str, runtime: Path) -> list:
     "Open a notebook's kernel and return what it says of its surroundings."
     until(lambda: answers(f"{address}/api"))
-    about = {"path": "index.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+    about = {"path": "nbs/index.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
     request = urllib.request.Request(f"{address}/api/sessions", json.dumps(about).encode())
     request.add_header("Authorization", f"token {token}")
     kernel = json.load(urllib.request.urlopen(request, timeout=30))["kernel"]["id"]
@@ -70,28 +73,60 @@ WAYS = {  # the terminal tells every program of the group
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_lab_shows_the_notebooks_over_a_running_cloud_and_ends_with_it(tmp_path, way):
-    folder, runtime, log = tmp_path / "a folder ä", tmp_path / "runtime", tmp_path / "log"
+@contextmanager
+def running_lab(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, Path, str]]:  # the program, its log, its address
+    "Open the notebooks of a checkout with only the index in it, and without a browser."
+    folder, log = tmp_path / "a folder ä", tmp_path / "log"
     (folder / "nbs").mkdir(parents=True)
     shutil.copy(ROOT / "nbs/index.ipynb", folder / "nbs")
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws/config").write_text("[profile work]\nendpoint_url = http://127.0.0.1:9\n")
-    own = {"JUPYTER_RUNTIME_DIR": str(runtime), "HOME": str(tmp_path), "AWS_PROFILE": "work", "PYTHONPATH": str(ROOT)}
+    own = {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "HOME": str(tmp_path), "AWS_PROFILE": "work"}
     words = [sys.executable, "-c", LAB, str(folder), "--port", "0", "--site-port", "0", "--no-browser"]
     with log.open("wb") as out:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
-        lab = subprocess.Popen(words, cwd=ROOT, env=os.environ | own, start_new_session=True, **streams)
+        env = os.environ | own | {"PYTHONPATH": str(ROOT)}
+        lab = subprocess.Popen(words, cwd=ROOT, env=env, start_new_session=True, **streams)
     try:
-        found = until(lambda: re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*token=(\w+)\s", log.read_text()), 90)
-        place = json.loads((folder / ".local-cloud/cloud.json").read_text())
-        url = f"http://127.0.0.1:{place['port']}"
-        kernel, *told = ask_kernel(*found.groups(), runtime)
-        assert told == ["arn:aws:iam::000000000000:root", f"{url}/_textbelt", url]
-        WAYS[way](lab.pid)
-        assert lab.wait(30) == 0 and "Stopped." in log.read_text(), log.read_text()
+        address = r"(http://127\.0\.0\.1:\d+/lab\S*token=\w+)\s"
+        yield lab, log, until(lambda: re.search(address, log.read_text()), 90)[1]
     finally:
         lab.terminate()
         lab.wait(60)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_lab_shows_the_notebooks_over_a_running_cloud_and_ends_with_it(tmp_path, way):
+    runtime = tmp_path / "runtime"
+    with running_lab(tmp_path) as (lab, log, found):
+        place = json.loads((tmp_path / "a folder ä/.local-cloud/cloud.json").read_text())
+        url = f"http://127.0.0.1:{place['port']}"
+        kernel, *told = ask_kernel(found.partition("/lab")[0], found.partition("token=")[2], runtime)
+        assert told == ["arn:aws:iam::000000000000:root", f"{url}/_textbelt", url]
+        WAYS[way](lab.pid)
+        assert lab.wait(30) == 0 and "Stopped." in log.read_text(), log.read_text()
     assert not lives(kernel) and not lives(place["pid"])
     assert not list(runtime.glob("jpserver-*")) and not list(runtime.glob("kernel-*"))
+
+
+def test_a_jupyterlab_that_does_not_end_is_ended():
+    stubborn = "from signal import *; import time; signal(SIGTERM, SIG_IGN); print(1, flush=True); time.sleep(600)"
+    command = f"import sys, lab; lab.open_lab([sys.executable, '-c', {stubborn!r}], patience=0.1)"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "infra_scripts")])}
+    words = [sys.executable, "-c", command]
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+        program.stdout.readline()  # it runs
+        program.send_signal(signal.SIGINT)
+        program.wait(60)
+        assert program.stdout.read() == b""  # its end is closed, as nobody has it open any more
+
+
+@pytest.mark.browser
+def test_the_address_that_the_lab_prints_opens_the_index(tmp_path, browser):
+    with running_lab(tmp_path) as (_, _, address):
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.locator(".jp-NotebookPanel h1").first).to_contain_text("sentiment-engine")
+        assert page.title().startswith("index.ipynb")
+        expect(page.locator(".jp-Notebook-ExecutionIndicator").first).to_have_attribute("data-status", "idle")
+        page.close()

@@ -16,7 +16,7 @@ from tests import ROOT
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 SCRIPTS = sorted((ROOT / "infra_scripts").rglob("*.py"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
-SHARED = {"settings", "aws_errors", "polling", "s3", "sagemaker", "spark", "plots", "causes"}
+SHARED = {"settings", "aws_errors", "polling", "s3", "sagemaker", "spark", "plots", "causes", "commands"}
 MAY_USE = {  # folder: what its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
@@ -27,6 +27,7 @@ MAY_USE = {  # folder: what its modules may import, besides each other
     **{name: set() for name in SHARED},
     "s3": {"aws_errors"},
     "sagemaker": {"settings", "aws_errors", "polling"},
+    "commands": {"causes"},
 }
 
 
