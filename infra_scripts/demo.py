@@ -16,7 +16,7 @@ from sentiment_engine.deploy.phases import (
     add_ports,
     chosen_parameters,
     deploy,
-    explain,
+    explain_failure,
     local_cloud,
     stop_on_signals,
 )
@@ -81,7 +81,7 @@ def main():
             if not options.exit:
                 serve(cloud, started, ours)
     except FAILURES as e:
-        sys.exit(explain(e))
+        sys.exit(explain_failure(e))
     except KeyboardInterrupt:
         print("\nStopped; " + ("nothing is running any more." if ours else "what was running before goes on."))
 

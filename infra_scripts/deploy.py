@@ -11,7 +11,7 @@ from sentiment_engine.deploy.phases import (
     add_options,
     deploy_locally,
     deploy_to_aws,
-    explain,
+    explain_failure,
     stop_on_signals,
 )
 from sentiment_engine.deploy.target import add_account_options, add_variant_options, check_options
@@ -34,7 +34,7 @@ def main():
     try:
         outputs = deploy_locally(options) if options.target == "local" else deploy_to_aws(parser, options)
     except FAILURES as e:
-        raise SystemExit(explain(e)) from None
+        raise SystemExit(explain_failure(e)) from None
     except KeyboardInterrupt:
         raise SystemExit("\nInterrupted. Completed phases are kept, and the next run continues from here.") from None
     for name in ("SiteUrl", "ApiUrl"):

@@ -16,7 +16,7 @@ from sentiment_engine.deploy.kernels import check_kernelspec
 from sentiment_engine.deploy.phases import (
     FAILURES,
     add_ports,
-    explain,
+    explain_failure,
     local_cloud,
     stop_on_signals,
 )
@@ -58,7 +58,7 @@ def main():
             print(f"the local cloud is at {cloud.url}, the page at {cloud.site_url}", flush=True)
             sys.exit(open_lab(command))
     except FAILURES as e:
-        sys.exit(f"lab: {explain(e)}")
+        sys.exit(f"lab: {explain_failure(e)}")
     except KeyboardInterrupt:
         print("\nStopped.")
 

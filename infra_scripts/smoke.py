@@ -22,12 +22,21 @@ from sentiment_engine.deploy.phases import (
     add_ports,
     chosen_parameters,
     deploy,
-    explain,
+    explain_failure,
     local_cloud,
     stop_on_signals,
 )
 from sentiment_engine.deploy.stacks import stack_outputs
-from sentiment_engine.deploy.visit import StepFailed, Visit, ask_serverless, local_visit, sleep, tidy, use, wake
+from sentiment_engine.deploy.visit import (
+    LiveVisit,
+    StepFailed,
+    ask_serverless,
+    end_visit,
+    local_visit,
+    sleep,
+    use,
+    wake,
+)
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import engine_stack, settings_from
 
@@ -56,16 +65,16 @@ def main():
             asleep = partial(sleep, sagemaker=boto3.client("sagemaker"), prefix=settings_from(os.environ).prefix)
             serverless = visit.call("GET", "/status")[1].get("endpoint") == "serverless"
             try:
-                acts: list[Callable[[Visit], None]] = [ask_serverless] if serverless else [wake, use, asleep]
+                acts: list[Callable[[LiveVisit], None]] = [ask_serverless] if serverless else [wake, use, asleep]
                 for act in acts:
                     act(visit)
             except StepFailed as e:
                 sys.exit(f"smoke: {e}; the local cloud's log is {cloud.log}")
             finally:
-                tidy(visit)
+                end_visit(visit)
             print(f"smoke: {visit.step_number} passed, 0 failed")
     except (*FAILURES, httpx.HTTPError) as e:
-        sys.exit(f"smoke: {explain(e)}")
+        sys.exit(f"smoke: {explain_failure(e)}")
     except KeyboardInterrupt:
         sys.exit("\nsmoke: interrupted")
 

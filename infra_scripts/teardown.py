@@ -1,4 +1,4 @@
-"""Delete everything that deployments created, endpoints first, and say what is kept and why; safe to repeat.
+"""Delete everything that deployments created, endpoints first, and tell what is kept and why; safe to repeat.
 
 Only resources of this engine are deleted: nbs/deploy/teardown.ipynb explains how they are recognized.
 """
@@ -11,8 +11,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.account import mask_accounts
-from sentiment_engine.deploy.loose_ends import say
-from sentiment_engine.deploy.phases import FAILURES, add_ports, explain, local_cloud, stop_on_signals
+from sentiment_engine.deploy.loose_ends import tell
+from sentiment_engine.deploy.phases import FAILURES, add_ports, explain_failure, local_cloud, stop_on_signals
 from sentiment_engine.deploy.target import add_account_options, check_options, chosen_environment, enter, whose
 from sentiment_engine.deploy.teardown import teardown
 from sentiment_engine.settings import settings_from
@@ -30,7 +30,7 @@ def _make_sure(yes: bool):  # yes: without a question
     "Say what will be deleted in which account. Ends the program without a confirmation."
     prefix = settings_from(os.environ).prefix
     try:
-        say(f"This deletes everything of the engine {prefix!r}, including its reviews and models, as {whose()}.")
+        tell(f"This deletes everything of the engine {prefix!r}, including its reviews and models, as {whose()}.")
     except (ValueError, ClientError, BotoCoreError) as e:
         sys.exit(f"nothing was deleted: {mask_accounts(str(e))}")
     except KeyboardInterrupt:
@@ -66,10 +66,10 @@ def main():
     except ValueError as e:
         sys.exit(str(e))
     except FAILURES as e:
-        sys.exit(f"{explain(e)}\nRun the command again to delete the rest.")
+        sys.exit(f"{explain_failure(e)}\nRun the command again to delete the rest.")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Run the command again to delete the rest.")
-    say(f"{len(deleted)} things deleted." if deleted else "Nothing is left to delete.")
+    tell(f"{len(deleted)} things deleted." if deleted else "Nothing is left to delete.")
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ from sentiment_engine import __version__
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, at_least, profile, region
 from sentiment_engine.costs import GLUE_DPU_HOUR, HOURS_PER_MONTH, price_per_hour, resting_cost, standing_cost
-from sentiment_engine.deploy.acceptance_checks import GONE_LIMIT, START_LIMIT, check_page, check_plan, visit
-from sentiment_engine.deploy.acceptance_record import Busy, Check, Failure, Memory, Record, report, verdict
+from sentiment_engine.deploy.acceptance_checks import GONE_LIMIT, READY_LIMIT, check_page, check_plan, visit
+from sentiment_engine.deploy.acceptance_record import CheckResult, Failure, InProgress, Memory, Record, report, verdict
 from sentiment_engine.deploy.account import Finding, check_account, stack_names
 from sentiment_engine.deploy.child_program import Abandoned, Interrupts, run_program
 from sentiment_engine.deploy.endpoint import trial_machines
-from sentiment_engine.deploy.loose_ends import say
+from sentiment_engine.deploy.loose_ends import tell
 from sentiment_engine.deploy.phases import stop_on_signals
 from sentiment_engine.deploy.plan import Plan
 from sentiment_engine.deploy.stacks import find_stack
@@ -94,20 +94,20 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
     "Print the steps, the place, the duration and the costs."
     parts = list(costs(plan, settings, options.series))
     stacks = len({change.stack for change in plan.changes})
-    hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + START_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
-    say(f"This tries the whole engine once in AWS, as {whose}, region {region}.\n")
-    say(f"  makes    an engine {settings.prefix!r} of its own: {stacks} stacks with {len(plan.resources)} resources")
+    hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + READY_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
+    tell(f"This tries the whole engine once in AWS, as {whose}, region {region}.\n")
+    tell(f"  makes    an engine {settings.prefix!r} of its own: {stacks} stacks with {len(plan.resources)} resources")
     work = f"cleans {options.rows:,} made-up reviews, trains on {SERIES_INSTANCE}" if options.series else ""
-    say(f"  does     {work or 'deploys the released model'}, wakes it, asks it, lets it fall asleep")
+    tell(f"  does     {work or 'deploys the released model'}, wakes it, asks it, lets it fall asleep")
     if options.phone:
-        say("  sends    one SMS to the number that you gave")
-    say("  deletes  all of it again, also after a failure or Ctrl-C, and lists what is left")
-    say(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at most")
+        tell("  sends    one SMS to the number that you gave")
+    tell("  deletes  all of it again, also after a failure or Ctrl-C, and lists what is left")
+    tell(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at most")
     usual, most = sum(part.usual for part in parts), sum(part.most for part in parts)
-    say(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/costs.ipynb (us-east-1):")
+    tell(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/costs.ipynb (us-east-1):")
     for part in parts:
-        say(f"             {part.what}: ${part.usual:.3f}, at most ${part.most:.2f}")
-    say(f"  writes   {options.report}, without account ids, addresses or names\n")
+        tell(f"             {part.what}: ${part.usual:.3f}, at most ${part.most:.2f}")
+    tell(f"  writes   {options.report}, without account ids, addresses or names\n")
 
 
 def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
@@ -121,7 +121,7 @@ def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
 
 
 class Broken(RuntimeError):
-    "Raised for a failed program; its last lines say why."
+    "Raised for a failed program; its last lines tell why."
 
     def __init__(self, text: str, lines: list[str]):
         super().__init__(text)
@@ -159,7 +159,7 @@ class Acceptance:
         "Print a line without the phone number."
         for secret in self.secrets:
             text = text.replace(secret, "<phone>")
-        say(text)
+        tell(text)
 
     def now_and_then(self, text: str, passed: float):
         "Print a line once a minute; `passed` seconds after the beginning of what is waited for."
@@ -179,7 +179,7 @@ class Acceptance:
     def check(self, title: str, passed: object, seen: object = ""):
         "Record whether a check holds."
         at = time.monotonic() - self.begun
-        self.record.checks.append(Check(title, bool(passed), str(seen), round(at, 1)))
+        self.record.checks.append(CheckResult(title, bool(passed), str(seen), round(at, 1)))
         self.remember()
         self.say(f"{'ok  ' if passed else 'FAIL'} {title:52} {at:7.0f} s   {seen}")
 
@@ -457,8 +457,8 @@ def new_prefix(session: boto3.Session, wanted: str = "") -> str:
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
-        say(f"Another acceptance, {other}, exists in this account. If no process works on it, delete it:")
-        say(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
+        tell(f"Another acceptance, {other}, exists in this account. If no process works on it, delete it:")
+        tell(f"  .venv/bin/python {TEARDOWN} --target aws --region {session.region_name} --stack-prefix {other}\n")
     while not wanted:
         prefix = f"accept-{uuid.uuid4().hex[:4]}"
         if not any(name.startswith(prefix) for name in names):
@@ -478,17 +478,17 @@ def check_prefix(session: boto3.Session, prefix: str):
 
 
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
-    "List the problems of the account. Leave out what the acceptance can do without, and say so."
+    "List the problems of the account. Leave out what the acceptance can do without, and tell so."
     settings = settings_from(os.environ)
     findings = check_account(connect("aws"), settings, SERIES_INSTANCE if options.series else "", trial=True)
     problems = {finding.what: finding for finding in findings if finding.fine is False}
     if problems.pop("Lambda concurrency", None):
         options.reserved_concurrency = False
-        say("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
+        tell("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
     if not options.phone and "SMS" in problems:
         del problems["SMS"]
         options.sms_provider = "textbelt"  # which deploy.py takes without asking for more than its public key
-        say("No SMS could be sent. None is to be sent, so the engine is deployed with Textbelt's public key.\n")
+        tell("No SMS could be sent. None is to be sent, so the engine is deployed with Textbelt's public key.\n")
     if options.phone and settings.sms_provider == "textbelt" and no_message_left(settings):
         advice = "try tomorrow, leave --phone out, or use --sms-provider sns"
         problems["SMS"] = Finding("SMS", False, f"Textbelt's public key has sent its message of today: {advice}")
@@ -533,13 +533,13 @@ def dry_run(options: argparse.Namespace) -> int:  # exit status
         whose = caller(session)[0]
     except ValueError as e:
         whose = "the credentials that you will have"
-        say(f"{e}\n")
+        tell(f"{e}\n")
         options.region = session.region_name or "us-east-1"
         lead(options, options.stack_prefix)
     settings = settings_from(os.environ)
     region = connect("aws").region_name
     explain(options, settings, planned(options, settings, connect("aws"), False), whose, region)
-    say("What the deployment would say:\n")
+    tell("What the deployment would tell:\n")
     words = ["--target", "aws", "--dry-run", "--stack-prefix", settings.prefix, "--region", region]
     words += ["--profile", options.profile] if options.profile else []
     words += [] if options.series else ["--model", "released"]
@@ -549,15 +549,17 @@ def dry_run(options: argparse.Namespace) -> int:  # exit status
 def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, record: Record):
     "Offer to tear down what an earlier acceptance has left. Ends the program if that is declined or fails."
     hours = (time.time() - record.started) / 3600
-    say(f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours")
-    say(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
+    tell(
+        f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours"
+    )
+    tell(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
     given, shell = vars(options).copy(), dict(os.environ)
     options.region, options.profile = record.region, options.profile or record.profile or None
     lead(options, record.prefix)
     whose, last = caller(connect("aws"))
     if last != record.account:
         raise ValueError(f"it is in an account that ends in {record.account}, and you act as {whose}")
-    say(f"This deletes everything of {record.prefix}, as {whose}.")
+    tell(f"This deletes everything of {record.prefix}, as {whose}.")
     if not agreed(options, record.prefix):
         raise ValueError(f"{record.prefix} still stands")
     path, record.process = Path(options.report), os.getpid()
@@ -604,9 +606,9 @@ def main():
                 finish_earlier(options, memory, lock, earlier)
                 unchanged = f"{earlier.prefix} was deleted, and nothing else was changed"
             elif options.finish:
-                say("There is no unfinished acceptance.")
+                tell("There is no unfinished acceptance.")
             sys.exit(0 if options.finish or begin(options, memory, lock) else 1)
-    except Busy as e:
+    except InProgress as e:
         sys.exit(f"An acceptance is at work already: {e}. Wait until it ends.")
     except Abandoned:
         sys.exit("\nThe teardown was left. `make aws-acceptance` offers to finish it.")

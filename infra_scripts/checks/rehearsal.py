@@ -23,7 +23,7 @@ import httpx
 
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, at_least
-from sentiment_engine.deploy.phases import FAILURES, explain, stop_on_signals
+from sentiment_engine.deploy.phases import FAILURES, explain_failure, stop_on_signals
 from sentiment_engine.deploy.stacks import deploy_stack
 from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.deploy.visit import PHONE
@@ -158,7 +158,7 @@ def main() -> int:  # exit status
         wrong += print_calls(list(read_recording(recording)))
         wrong += second_opinion(recording)
     except FAILURES as e:
-        sys.exit(f"rehearsal: {explain(e)}")
+        sys.exit(f"rehearsal: {explain_failure(e)}")
     except KeyboardInterrupt:
         sys.exit("\nrehearsal: interrupted. The local cloud is stopped; AWS was never asked.")
     print(

@@ -16,7 +16,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from ..aws_errors import is_missing
-from .loose_ends import glue_runs, say, stop_glue, training_jobs
+from .loose_ends import glue_runs, stop_glue, tell, training_jobs
 from .stacks import delete_stack, find_stack, is_our_stack
 from .target import ROOT
 from ..polling import polls
@@ -204,6 +204,6 @@ def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was 
     for step in steps:
         for kind, names in step(session, settings):
             for name in names:
-                say(f"kept     {name}" if kind == KEPT else f"deleted  {kind:24} {name}")
+                tell(f"kept     {name}" if kind == KEPT else f"deleted  {kind:24} {name}")
                 deleted += [] if kind == KEPT else [(kind, name)]
     return deleted

@@ -75,8 +75,8 @@ class Stack:
             return [item for part in value if (item := self.worked_out(part)) is not _NOTHING]
         if not isinstance(value, dict):
             return value
-        if len(value) == 1 and (name := next(iter(value))) in _FUNCTIONS:
-            return _FUNCTIONS[name](self, value[name])
+        if len(value) == 1 and (name := next(iter(value))) in _INTRINSICS:
+            return _INTRINSICS[name](self, value[name])
         parts = {key: self.worked_out(part) for key, part in value.items()}
         return {key: part for key, part in parts.items() if part is not _NOTHING}
 
@@ -127,7 +127,7 @@ class Stack:
         return re.sub(r"\$\{([\w:.]+)\}", value, text)
 
 # %% ../../nbs/deploy/template_calls.ipynb #9c73691e
-_FUNCTIONS: dict[str, Callable[[Stack, Any], Any]] = {
+_INTRINSICS: dict[str, Callable[[Stack, Any], Any]] = {
     "Ref": Stack.reference,
     "Condition": Stack.holds,
     "Fn::Sub": Stack.text,
@@ -141,7 +141,7 @@ _FUNCTIONS: dict[str, Callable[[Stack, Any], Any]] = {
 }
 
 # %% ../../nbs/deploy/template_calls.ipynb #cb327196
-def _given(props: Mapping, *names: str, **renamed: str) -> dict:  # name of a property → name of a parameter
+def _call_parameters(props: Mapping, *names: str, **renamed: str) -> dict:  # name of a property → name of a parameter
     "Select the properties that are set."
     pairs = {name: name for name in names} | renamed
     return {to: props[name] for name, to in pairs.items() if name in props}
@@ -174,9 +174,9 @@ def _bucket_policy(_: str, props: dict, stack: Stack) -> Iterator[Made]:
     yield "s3", "PutBucketPolicy", {"Bucket": props["Bucket"], "Policy": json.dumps(props["PolicyDocument"])}
 
 # %% ../../nbs/deploy/template_calls.ipynb #334d0f12
-def _table(name: str, props: dict, stack: Stack) -> Iterator[Made]:
+def _dynamodb_table(name: str, props: dict, stack: Stack) -> Iterator[Made]:
     same = ("AttributeDefinitions", "KeySchema", "BillingMode", "StreamSpecification", "SSESpecification", "Tags")
-    yield "dynamodb", "CreateTable", {"TableName": name} | _given(props, *same)
+    yield "dynamodb", "CreateTable", {"TableName": name} | _call_parameters(props, *same)
     for given, operation in (
         ("TimeToLiveSpecification", "UpdateTimeToLive"),
         ("PointInTimeRecoverySpecification", "UpdateContinuousBackups"),
@@ -193,7 +193,7 @@ def _inline(role: str, policy: Mapping) -> Iterator[Made]:
 def _role(name: str, props: dict, stack: Stack) -> Iterator[Made]:
     document = {"AssumeRolePolicyDocument": json.dumps(props["AssumeRolePolicyDocument"])}
     same = ("Description", "MaxSessionDuration", "Path", "PermissionsBoundary", "Tags")
-    yield "iam", "CreateRole", {"RoleName": name} | document | _given(props, *same)
+    yield "iam", "CreateRole", {"RoleName": name} | document | _call_parameters(props, *same)
     for policy in props.get("Policies", ()):
         yield from _inline(name, policy)
     for arn in props.get("ManagedPolicyArns", ()):
@@ -207,20 +207,20 @@ def _policy(_: str, props: dict, stack: Stack) -> Iterator[Made]:
 # %% ../../nbs/deploy/template_calls.ipynb #a760bb62
 def _managed_policy(name: str, props: dict, stack: Stack) -> Iterator[Made]:
     document = {"PolicyDocument": json.dumps(props["PolicyDocument"])}
-    yield "iam", "CreatePolicy", {"PolicyName": name} | document | _given(props, "Description", "Path")
+    yield "iam", "CreatePolicy", {"PolicyName": name} | document | _call_parameters(props, "Description", "Path")
 
 # %% ../../nbs/deploy/template_calls.ipynb #c0b7591e
 def _provider(_: str, props: dict, stack: Stack) -> Iterator[Made]:
-    given = _given(props, "Url", "Tags", ClientIdList="ClientIDList", ThumbprintList="ThumbprintList")
+    given = _call_parameters(props, "Url", "Tags", ClientIdList="ClientIDList", ThumbprintList="ThumbprintList")
     yield "iam", "CreateOpenIDConnectProvider", given
 
 # %% ../../nbs/deploy/template_calls.ipynb #6b57f5a1
 def _topic(name: str, props: dict, stack: Stack) -> Iterator[Made]:
-    yield "sns", "CreateTopic", {"Name": name} | _given(props, "Tags")
+    yield "sns", "CreateTopic", {"Name": name} | _call_parameters(props, "Tags")
 
 
-def _subscription(_: str, props: dict, stack: Stack) -> Iterator[Made]:
-    yield "sns", "Subscribe", _given(props, "TopicArn", "Protocol", "Endpoint")
+def _topic_subscription(_: str, props: dict, stack: Stack) -> Iterator[Made]:
+    yield "sns", "Subscribe", _call_parameters(props, "TopicArn", "Protocol", "Endpoint")
 
 # %% ../../nbs/deploy/template_calls.ipynb #a6b532a0
 def _queue(name: str, props: dict, stack: Stack) -> Iterator[Made]:
@@ -244,17 +244,17 @@ def _log_group(name: str, props: dict, stack: Stack) -> Iterator[Made]:
 # %% ../../nbs/deploy/template_calls.ipynb #b01aa324
 def _rule(name: str, props: dict, stack: Stack) -> Iterator[Made]:
     pattern = {"EventPattern": json.dumps(props["EventPattern"])} if "EventPattern" in props else {}
-    given = _given(props, "Description", "ScheduleExpression", "State", "Tags")
+    given = _call_parameters(props, "Description", "ScheduleExpression", "State", "Tags")
     yield "events", "PutRule", {"Name": name} | pattern | given
     yield "events", "PutTargets", {"Rule": name, "Targets": props["Targets"]}
 
 # %% ../../nbs/deploy/template_calls.ipynb #14ae313b
 def _schedule_group(name: str, props: dict, stack: Stack) -> Iterator[Made]:
-    yield "scheduler", "CreateScheduleGroup", {"Name": name} | _given(props, "Tags")
+    yield "scheduler", "CreateScheduleGroup", {"Name": name} | _call_parameters(props, "Tags")
 
 # %% ../../nbs/deploy/template_calls.ipynb #6c26151a
 MAKERS: dict[str, Callable[[str, dict, Stack], Iterator[Made]]] = {
-    "AWS::DynamoDB::Table": _table,
+    "AWS::DynamoDB::Table": _dynamodb_table,
     "AWS::Events::Rule": _rule,
     "AWS::IAM::ManagedPolicy": _managed_policy,
     "AWS::IAM::OIDCProvider": _provider,
@@ -263,7 +263,7 @@ MAKERS: dict[str, Callable[[str, dict, Stack], Iterator[Made]]] = {
     "AWS::Logs::LogGroup": _log_group,
     "AWS::S3::Bucket": _bucket,
     "AWS::S3::BucketPolicy": _bucket_policy,
-    "AWS::SNS::Subscription": _subscription,
+    "AWS::SNS::Subscription": _topic_subscription,
     "AWS::SNS::Topic": _topic,
     "AWS::SQS::Queue": _queue,
     "AWS::SQS::QueuePolicy": _queue_policy,

@@ -22,7 +22,16 @@ from hypothesis import strategies as st
 from infra_scripts.checks import acceptance
 from sentiment_engine.costs import price_per_hour
 from sentiment_engine.deploy import acceptance_checks, child_program, standing
-from sentiment_engine.deploy.acceptance_record import Busy, Check, Failure, Memory, Record, record_from, report, verdict
+from sentiment_engine.deploy.acceptance_record import (
+    CheckResult,
+    Failure,
+    InProgress,
+    Memory,
+    Record,
+    record_from,
+    report,
+    verdict,
+)
 from sentiment_engine.deploy.account import Finding
 from sentiment_engine.deploy.child_program import Abandoned, Interrupts, Late, run_program
 from sentiment_engine.deploy.scrub import scrub
@@ -174,7 +183,7 @@ WORDS = ("123456789012", "lovelace", "ada@", "AKIA", "555", "E04R52WAIX6UXT", "a
 def test_the_report_names_no_person():
     record = Record("accept-1a2b", "us-east-1", "9012", "ada-s-profile", known=["abcdef0123"])
     told = f"{'x' * 255} {SECRET} abcdef0123"  # cut off in the middle of something
-    record.checks, record.failures = [Check(told, False, told, 1.0)], [Failure("deploy", [told])]
+    record.checks, record.failures = [CheckResult(told, False, told, 1.0)], [Failure("deploy", [told])]
     record.answers = record.figures = record.left = record.kept = record.unknown = [told]
     record.versions, record.seconds = {"boto3": told}, {f"deploy: {told}": 1.0}
     text = report(record)
@@ -183,7 +192,9 @@ def test_the_report_names_no_person():
 
 
 def test_a_row_of_the_report_stays_a_row():
-    record = Record("accept-1a2b", "us-east-1", "9012", checks=[Check("a | b", True, "two\nlines", 1.0)], gone=True)
+    record = Record(
+        "accept-1a2b", "us-east-1", "9012", checks=[CheckResult("a | b", True, "two\nlines", 1.0)], gone=True
+    )
     assert "| yes | a \\| b | two lines | 1 s |" in report(record) and verdict(record).startswith(
         "Passed: all 1 checks"
     )
@@ -455,7 +466,7 @@ def test_a_second_ctrl_c_explains_and_a_third_leaves_it_to_the_next_call(world, 
     monkeypatch.setattr(world, "event", impatient)
     assert "`make aws-acceptance` offers to finish it" in begin(world)
     said = capfd.readouterr().err
-    assert said.count("costs money by the hour") == 1
+    assert said.count("costs money every hour") == 1
     assert "teardown.py --target aws --region us-east-1 --stack-prefix accept-1a2b" in said
     assert world.up.exists() and unfinished(world).prefix == "accept-1a2b"
     monkeypatch.setattr(world, "event", lambda *_: None)
@@ -614,7 +625,7 @@ def test_without_sms_credit_it_ends_before_anything_is_created(world, monkeypatc
     assert not world.calls.exists() and not unfinished(world)
 
 
-@pytest.mark.parametrize("kind", [look.kind for look in standing.LOOKS])
+@pytest.mark.parametrize("kind", [look.kind for look in standing.QUERIES])
 def test_a_prefix_in_use_is_refused(world, kind):
     "Otherwise it would count as left, and no acceptance could ever end."
     world.foreign = [standing.Thing(kind, "accept-1a2b-holiday-photos")]
@@ -648,7 +659,7 @@ def test_resources_of_others_with_the_same_name_do_not_block_the_end(world, monk
     assert begin(world, "--finish") == "0" and unfinished(world) is None
 
 
-EVERYTHING = [look.kind for look in standing.LOOKS]
+EVERYTHING = [look.kind for look in standing.QUERIES]
 
 
 @pytest.mark.parametrize("blind", [*([kind] for kind in sorted(standing.ESSENTIAL)), EVERYTHING], ids=",".join)
@@ -789,7 +800,7 @@ def test_a_program_that_takes_too_long_is_stopped(tidy):
 
 
 def test_a_program_that_does_not_stop_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(child_program, "STOPPING", 0.5)
+    monkeypatch.setattr(child_program, "STOP_SECONDS", 0.5)
     (tmp_path / "deaf.py").write_text("import signal, time\nsignal.signal(2, signal.SIG_IGN)\ntime.sleep(6000)")
     with Interrupts("wait") as interrupts, pytest.raises(Late):
         run_program([str(tmp_path / "deaf.py")], os.environ, 1.0, interrupts, print)
@@ -848,12 +859,12 @@ def test_it_does_not_run_beside_a_program_of_a_killed_acceptance(tmp_path, tidy)
         assert process.stdout.readline() == "at work\n"
         orphan = int(subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True))
         process.kill()
-    with pytest.raises(Busy), Memory(tmp_path).locked():
+    with pytest.raises(InProgress), Memory(tmp_path).locked():
         pass
     os.kill(orphan, signal.SIGINT)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        with suppress(Busy), Memory(tmp_path).locked():
+        with suppress(InProgress), Memory(tmp_path).locked():
             return
         time.sleep(0.1)
     pytest.fail("the lock was never free")
@@ -861,7 +872,7 @@ def test_it_does_not_run_beside_a_program_of_a_killed_acceptance(tmp_path, tidy)
 
 def test_a_record_is_read_back_as_it_was(tmp_path):
     record = Record(
-        "accept-1a2b", "us-east-1", "9012", checks=[Check("a", True, "b", 1.0)], failures=[Failure("c", ["d"])]
+        "accept-1a2b", "us-east-1", "9012", checks=[CheckResult("a", True, "b", 1.0)], failures=[Failure("c", ["d"])]
     )
     memory = Memory(tmp_path / "state")
     with memory.locked():
@@ -882,7 +893,7 @@ def walk(shape, path: str):
     return shape
 
 
-@pytest.mark.parametrize("look", standing.LOOKS, ids=lambda look: look.kind)
+@pytest.mark.parametrize("look", standing.QUERIES, ids=lambda look: look.kind)
 def test_every_question_is_one_that_aws_answers(look):
     service = botocore.session.get_session().get_service_model(look.service)
     names = {botocore.xform_name(name): name for name in service.operation_names}
@@ -920,7 +931,7 @@ def test_denied_lookups_are_reported():
             return refuse
 
     found, unseen = standing.by_name(Denied(), "accept-1a2b")
-    assert not found and len(unseen) == len(standing.LOOKS) and str(unseen[0]).startswith("stacks: ")
+    assert not found and len(unseen) == len(standing.QUERIES) and str(unseen[0]).startswith("stacks: ")
     assert {each.kind for each in unseen if each.essential} == standing.ESSENTIAL
 
 

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from infra_scripts import deploy as deploy_command
 from infra_scripts import teardown as teardown_command
 from sentiment_engine.deploy import loose_ends, phases, teardown
-from sentiment_engine.deploy.acceptance_record import Busy, Memory
+from sentiment_engine.deploy.acceptance_record import InProgress, Memory
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.stacks import deploy_stack, upload_template
 from sentiment_engine.s3 import empty_bucket
@@ -416,7 +416,7 @@ def test_a_teardown_outlives_the_acceptance_that_began_it(cloud, standing, tmp_p
         parent.kill()
     deadline, memory = time.monotonic() + 60, Memory(tmp_path / "state")
     while time.monotonic() < deadline:
-        with suppress(Busy), memory.locked():  # free once the teardown has ended
+        with suppress(InProgress), memory.locked():  # free once the teardown has ended
             break
         time.sleep(0.1)
     stacks = cloud.client("cloudformation").list_stacks()["StackSummaries"]

@@ -381,7 +381,7 @@ def test_an_address_without_an_answer(open_app, address):
     "status, body, said",
     [
         (200, b"<html>hello", "no explanation"),
-        (200, b"{}", "names no state that is known"),
+        (200, b"{}", "has no known state"),
         (404, b'{"message": "Not Found"}', "HTTP 404"),
         (429, b'{"message": "Too Many Requests"}', "Too many requests"),
         (503, b'{"error": {"code": "unavailable", "message": "Try again soon."}}', "Try again soon."),
