@@ -17,8 +17,10 @@ given = $(foreach name,$(1),$(if $($(name)),$(call option,$(name)) $(call quoted
 switched = $(foreach name,$(1),$(if $(filter-out 0 no,$($(name))),$(call option,$(name))))
 REVIEWS = $(call given,DATA CATEGORIES ROWS MODEL IDLE PORT)
 
-# A variable that a command does not take is most likely misspelt. These mean something everywhere.
-EVERYWHERE := PYTHON CHROMIUM SHELL MAKE% PIP_% AWS_% SENTIMENT_%
+# A variable that a command does not take is probably misspelt. These mean something everywhere: make passes them on to
+# programs, which read them from the environment.
+EVERYWHERE := PYTHON CHROMIUM SHELL MAKE% PIP_% UV_% AWS_% SENTIMENT_% PYTEST_% HYPOTHESIS_% RUFF_% MYPY% XDG_% CI NO_COLOR \
+	JAVA_HOME TMPDIR BROWSER %_proxy %_PROXY
 TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 ifneq ($(and $(MAKECMDGOALS),$(filter-out $(EVERYWHERE),$(TYPED))),)
 WRONG := $(shell awk -v goals='$(MAKECMDGOALS)' -v given='$(filter-out $(EVERYWHERE),$(TYPED))' \

@@ -104,6 +104,7 @@ def test_a_variable_that_a_command_does_not_take_ends_it(words, said):
 
 def test_what_means_something_everywhere_is_no_mistake():
     words = "PYTHON=python3", "CHROMIUM=chrome", "PIP_INDEX_URL=x", "AWS_PROFILE=x", "SENTIMENT_PREFIX=x"
+    words += "PYTEST_ADDOPTS=-x", "UV_CACHE_DIR=x", "RUFF_NO_CACHE=1", "https_proxy=x", "NO_PROXY=x", "JAVA_HOME=x"
     assert make("-n", "check", "notebooks", *words).returncode == 0
 
 
