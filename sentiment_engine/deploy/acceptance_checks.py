@@ -269,7 +269,9 @@ def visit(at: Acceptance):
 
 # %% ../../nbs/deploy/acceptance_checks.ipynb #c5d12a93
 # Tagged, but in no stack: the stacks themselves, what notebooks and the engine create in SageMaker, and the deployer.
-OUTSIDE = re.compile(r":cloudformation:|:sagemaker:.*:(model|endpoint(-config)?|training-job)/|-(deployer|boundary)$")
+OUTSIDE = re.compile(
+    r":cloudformation:|:sagemaker:[\w-]*:\d*:(model|endpoint(-config)?|training-job)/|-(deployer|boundary)$"
+)
 
 
 def check_plan(at: Acceptance, plan: Plan, session: boto3.Session):

@@ -53,7 +53,7 @@ def filled(
     if name == "Ref":
         return NOTHING if of == "AWS::NoValue" else known.get(of, of)
     if name == "Fn::Sub":
-        return re.sub(r"\$\{([^}]+)\}", lambda m: known.get(m[1]) or arn_of(*m[1].split(".")), of)
+        return re.sub(r"\$\{([^${}]+)\}", lambda m: known.get(m[1]) or arn_of(*m[1].split(".")), of)
     if name == "Fn::GetAtt":
         return arn_of(*of)
     if name == "Fn::If":

@@ -472,7 +472,7 @@ def test_a_run_leaves_the_files_of_another_that_goes_on_and_the_later_one_gives_
     "The other one starts first and is overtaken, by one run or by two."
     lake.put("Books.jsonl", good_lines())
     for overtaken in (1, 1, 2):
-        measure, ran = etl.measure, []
+        measure, ran = etl.measure_quality, []
 
         def slowly(staged, measure=measure, ran=ran, overtaken=overtaken):
             if not ran:

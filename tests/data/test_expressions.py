@@ -26,6 +26,10 @@ AT_RUN_TIME = {  # expressions that need a value to be one: by how they are writ
     "re.escape(settings.prefix) + '-([0-9a-f]{12})'": "sentiment-([0-9a-f]{12})",
     "f'{prefix}-((trial-)?[0-9a-f]{{12}}|{STANDING})'": "sentiment-((trial-)?[0-9a-f]{12}|serverless)",
     "f'\"(/?)({pattern})\"'": r'"(/?)(a\.js|b\.css)"',
+    "f'(?<![A-Za-z0-9-]){re.escape(prefix)}(?![A-Za-z0-9])'": "(?<![A-Za-z0-9-])lab(?![A-Za-z0-9])",
+    "f'/aws/lambda/{prefix}-({functions})|/aws/sagemaker/Endpoints/{prefix}-({run})'": (
+        "/aws/lambda/lab-(start-model-service|shutdown-endpoint)|/aws/sagemaker/Endpoints/lab-((trial-)?[0-9a-f]{12}|serverless)"
+    ),
 }
 CELL = '(?:"([^"]*(?:""[^"]*)*)"|([^,\\n]*))(,|\\n|%s)'  # of a table, at both pages
 AT_RUN_TIME |= {
@@ -37,12 +41,14 @@ NOT_FOR_VISITORS = {  # what these read comes from the owner or from the machine
     r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)\s": "what the graphics driver says of itself",
     r"\/+$": "the address of the API, from config.json",
 }
+OWN_WORDS = {"scrub.py": "the report of an acceptance, which this project and AWS write"}
 
 
 def known_expressions() -> dict[tuple[str, str, str], str]:
     "Find every expression of the package, the scripts and the page: file, kind and how it is written, to what it is."
     found = {}
-    ours = [p for p in sorted((ROOT / "sentiment_engine").rglob("*.py")) if p.parent.name != "local"]
+    read = [p for p in sorted((ROOT / "sentiment_engine").rglob("*.py")) if p.parent.name != "local"]
+    ours = [path for path in read if path.name not in OWN_WORDS]
     for path in [*ours, *SCRIPTS]:
         names = {}
         if path in ours:

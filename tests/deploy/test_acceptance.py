@@ -386,10 +386,10 @@ def world(tmp_path, shell):
     shell.setattr(acceptance, "visit", lambda at: at.attempt("idle shutdown", lambda: found.event()))
     shell.setattr(acceptance, "connect", lambda _: Fake())  # what is slow, and not what is tested here
     shell.setattr(os, "fsync", lambda _: None)
-    told, kept, end, work = acceptance.say, Memory.write, acceptance.Acceptance.end, acceptance.Acceptance.work
+    told, kept, end, work = acceptance.tell, Memory.write, acceptance.Acceptance.end, acceptance.Acceptance.work
     shell.setattr(acceptance.Acceptance, "work", lambda at: (setattr(found, "working", True), work(at)))
     shell.setattr(acceptance.Acceptance, "end", lambda at: (setattr(found, "working", False), end(at)))
-    shell.setattr(acceptance, "say", lambda text="": (None if found.quiet else found.event(), told(text)))
+    shell.setattr(acceptance, "tell", lambda text="": (None if found.quiet else found.event(), told(text)))
     shell.setattr(Memory, "write", lambda memory, record: (found.event(), kept(memory, record), found.event()))
     yield found
     for number, handler in handlers.items():

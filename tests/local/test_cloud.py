@@ -364,7 +364,7 @@ def test_the_command_line(tmp_path):
     try:
         assert started.returncode == 0 and "http://127.0.0.1:" in started.stdout
         again = run("start", *state, "--port", "0", "--site-port", "0")
-        assert again.returncode == 0 and "runs already" in again.stdout
+        assert again.returncode == 0 and "already runs" in again.stdout
         lines = run("env", *state).stdout.replace(";\n", "\n").splitlines()
         exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
         assert exports["AWS_ENDPOINT_URL"] in run("status", *state).stdout

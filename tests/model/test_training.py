@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,6 +205,7 @@ def test_all_processes_of_a_training_have_one_clock(tmp_path):
 
 
 MARK = "0f3c5a7e9b1d2a4c"
+MADE = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, monkeypatch):
@@ -404,7 +406,9 @@ class Account:
     def get_paginator(self, operation: str):
         if operation == "filter_log_events":
             return SimpleNamespace(paginate=self._events)
-        found = [{"TrainingJobName": name, "TrainingJobArn": name} for name in reversed(self.jobs)]
+        found = [
+            {"TrainingJobName": name, "TrainingJobArn": name, "CreationTime": MADE} for name in reversed(self.jobs)
+        ]
         return SimpleNamespace(paginate=lambda **_: [{"TrainingJobSummaries": found}])
 
     def _events(self, startTime: int, **_):

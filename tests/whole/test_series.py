@@ -51,7 +51,7 @@ def test_one_visit(series):
     visit = local_visit(cloud, outputs["ApiUrl"])
     wake(visit)
     use(visit)
-    sleep(visit, cloud.client("sagemaker"), settings_from(os.environ).prefix)
+    sleep(visit, connect("local").client("sagemaker"), settings_from(os.environ).prefix)
     assert visit.step_number == 13
 
 
