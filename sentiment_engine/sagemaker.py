@@ -13,6 +13,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from .aws_errors import unless_missing, unless_there
 from .polling import polls
 from .settings import Settings
@@ -85,7 +87,11 @@ def create_endpoint(
 
 def delete_endpoint(sagemaker, name: str):
     "Request the deletion of an endpoint, and delete its config. What is gone already is no error."
-    unless_missing(sagemaker.delete_endpoint, EndpointName=name)
+    try:
+        unless_missing(sagemaker.delete_endpoint, EndpointName=name)
+    except ClientError:  # SageMaker refuses to delete an endpoint twice
+        if describe_endpoint(sagemaker, name).get("EndpointStatus") != "Deleting":
+            raise
     unless_missing(sagemaker.delete_endpoint_config, EndpointConfigName=name)
 
 

@@ -292,7 +292,7 @@ def try_delete_endpoint(
         status, why = "Unknown", str(e)
     if status or why:
         logger.warning("not deleted yet", run_id=run_id, status=status, error=why)
-    return status or ("Unknown" if why else "")
+    return "Unknown" if why and status in GOING else status  # the endpoint goes, but its config may be left
 
 # %% ../../nbs/service/lifecycle.ipynb #53a09bff
 def _cleared(engine: Engine, row: Row, model: Mapping[str, Any]) -> Row | None:  # None: not gone yet

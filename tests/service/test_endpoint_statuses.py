@@ -96,6 +96,13 @@ def test_an_endpoint_that_is_being_deleted_holds_up_the_next_one_until_it_is_gon
     assert world.start()[0] == 202
 
 
+def test_the_config_of_an_endpoint_that_is_being_deleted_need_not_wait(world):
+    world.in_service(ADA)
+    set_status(world, "Deleting")  # and SageMaker refuses to delete it once more
+    world.pass_time(600, reconcile=True)
+    assert world.sagemaker.endpoints and not world.sagemaker.configs
+
+
 def test_a_deletion_that_lasts_is_no_end(world):
     world.sagemaker.slow = True
     world.in_service(ADA)

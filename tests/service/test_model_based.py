@@ -168,3 +168,18 @@ def test_a_thousand_lives(half):
 @pytest.mark.parametrize("tenth", range(10))
 def test_twenty_thousand_lives(tenth):
     live(Life, 2 * EXAMPLES, 100 + tenth)
+
+
+LIFE = [("start", None), ("up", 0), ("deliver", -1, False), ("clock", 1801), ("wake", 0, False), ("reconcile",)]
+
+
+@pytest.mark.parametrize("deleting", [0, 240])
+@pytest.mark.parametrize("spoilt", [action for action in LIFE if action[0] in ("start", "deliver", "wake", "reconcile")])
+def test_one_fault_at_any_call_of_a_usual_run(deleting, spoilt):
+    "Random lives meet some faults rarely: here each fault meets each of the first calls of each function."
+    for at in range(15):
+        for fault in FAULTS:
+            with FaultWorld(1, deleting, 0, False, **OFF) as world:
+                for action in LIFE:
+                    world.do(action, {at: fault} if action == spoilt else {})
+                    world.check()
