@@ -174,7 +174,7 @@ LIFE = [("start", None), ("up", 0), ("deliver", -1, False), ("clock", 1801), ("w
 
 
 @pytest.mark.parametrize("deleting", [0, 240])
-@pytest.mark.parametrize("spoilt", [action for action in LIFE if action[0] in ("start", "deliver", "wake", "reconcile")])
+@pytest.mark.parametrize("spoilt", [action for action in LIFE if action[0] not in ("up", "clock")])
 def test_one_fault_at_any_call_of_a_usual_run(deleting, spoilt):
     "Random lives meet some faults rarely: here each fault meets each of the first calls of each function."
     for at in range(15):
