@@ -1,8 +1,8 @@
-"""Try the whole engine once in a real AWS account: deploy it, visit it, check it, delete it, and write a report.
+"""Test the whole engine once in a real AWS account: deploy it, visit it, check it, delete it, and write a report.
 
-The engine has a random prefix of its own, such as accept-1a2b, and cheap settings. Nothing else in the account is
-touched. The engine is always deleted again: after a failure, after Ctrl-C, and after a kill by the next call, which
-finds what was left. The report names no account, person or address, so you can attach it to an issue.
+The engine has its own random prefix, such as accept-1a2b, and cheap settings. Nothing else in the account changes. The
+engine is always deleted, even after a failure or Ctrl-C. If this program is killed, its next run finds what was left
+and deletes it. The report names no account, person or address, so you can attach it to an issue.
 """
 
 import argparse
@@ -45,14 +45,14 @@ from sentiment_engine.deploy.visit import StepFailed
 from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 
-# deploy.py and teardown.py run as programs, not as functions. Their command lines are what a person uses, so that is
-# what is accepted. A program can also be stopped and waited for, and its crash leaves this one able to tear down.
+# deploy.py and teardown.py run as programs, because this tests the command lines that people use. A program can also be
+# stopped and waited for, and if it crashes, this one can still tear down.
 DEPLOY, TEARDOWN = "infra_scripts/deploy.py", "infra_scripts/teardown.py"
 MEMORY = ROOT / ".acceptance"
 MINUTE = 60.0
-# How long each part may take, in seconds. CloudFront alone may take a quarter of an hour each way.
+# How long each part may take, in seconds. CloudFront alone may take 15 minutes to create and 15 to delete.
 DEPLOY_LIMIT, SERIES_LIMIT, TEARDOWN_LIMIT = 90 * MINUTE, 150 * MINUTE, 120 * MINUTE
-# Even if this program is killed and never called again, the endpoint ends by itself, and no further one starts.
+# Even if this program is killed and never runs again, the endpoint is deleted on time, and no other one starts.
 SAFETY = {"SENTIMENT_MAX_RUN_MINUTES": "75", "SENTIMENT_MONTHLY_BUDGET": "1"}
 SERIES_ROWS, SERIES_INSTANCE = 10_000, "ml.m5.xlarge"
 
@@ -70,7 +70,7 @@ class Cost:
 
 
 def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
-    "Price the acceptance by the price table. Raises ValueError for an instance type that is not in it."
+    "Price the acceptance from the price table. Raises ValueError for an instance type that is not in it."
 
     def hourly(kind: str) -> float:
         if (price := price_per_hour(kind)) is None:
@@ -91,7 +91,7 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
 
 def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: str, region: str):
-    "Print the steps, the place, the duration and the costs."
+    "Print the steps, the account and region, the duration and the costs."
     parts = list(costs(plan, settings, options.series))
     stacks = len({change.stack for change in plan.changes})
     hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + READY_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
@@ -111,7 +111,7 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
 
 
 def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
-    "List the spellings of a number, so that none of them is printed."
+    "List the ways to write a phone number, so that none of them is printed."
     parsed, forms = phonenumbers.parse(number), phonenumbers.PhoneNumberFormat
     ways = [phonenumbers.format_number(parsed, way) for way in (forms.INTERNATIONAL, forms.NATIONAL, forms.RFC3966)]
     return (number, number.lstrip("+"), str(parsed.national_number), *ways)
@@ -121,7 +121,7 @@ def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
 
 
 class Broken(RuntimeError):
-    "Raised for a failed program; its last lines tell why."
+    "Raised for a failed program; its last lines explain why."
 
     def __init__(self, text: str, lines: list[str]):
         super().__init__(text)
@@ -144,16 +144,16 @@ class Acceptance:
 
     @property
     def by_hand(self) -> str:
-        "The command that deletes this engine."
+        "The command with which a person deletes this engine."
         return f".venv/bin/python {shlex.join([TEARDOWN, *self.place])}"
 
     @property
     def place(self) -> list[str]:
-        "The options that lead deploy.py and teardown.py to this engine."
+        "The options that point deploy.py and teardown.py at this engine."
         words = ["--target", "aws", "--region", self.record.region, "--stack-prefix", self.record.prefix]
         return words + (["--profile", self.record.profile] if self.record.profile else [])
 
-    # Telling and remembering
+    # Output and memory
 
     def say(self, text: str):
         "Print a line without the phone number."
@@ -162,7 +162,7 @@ class Acceptance:
         tell(text)
 
     def now_and_then(self, text: str, passed: float):
-        "Print a line once a minute; `passed` seconds after the beginning of what is waited for."
+        "Print a line once a minute; `passed` is how long this wait has lasted, in seconds."
         if passed < 1:
             self._said = 0.0
         if passed - self._said >= MINUTE:
@@ -236,7 +236,7 @@ class Acceptance:
             self.interrupts,
             hear,
             lambda passed: self.now_and_then(f"{Path(script).name} is at work", passed),
-            [self.lock],  # whoever comes next sees that it still runs, also after this process was killed
+            [self.lock],  # the next acceptance sees that it still runs, even if this process was killed
         )
         if status:
             raise Broken(f"{Path(script).name} ended with status {status}", printed)
@@ -262,7 +262,7 @@ class Acceptance:
         "Return a boto3 client for a service."
         return boto3.client(service)
 
-    def stacks(self) -> dict[str, dict]:  # name: as describe_stacks tells
+    def stacks(self) -> dict[str, dict]:  # name: its description, as from describe_stacks
         "Describe the engine's existing stacks."
         cloudformation = self.client("cloudformation")
         found = {name: find_stack(cloudformation, name) for name in stack_names(self.settings)}
@@ -273,7 +273,7 @@ class Acceptance:
         return self.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
 
     def read_stacks(self):
-        "Read the addresses of page and API, and the ids that the report must not contain."
+        "Read the addresses of the page and the API, and the ids that the report must not contain."
         outputs = [o for stack in self.stacks().values() for o in stack.get("Outputs", [])]
         self.outputs = {output["OutputKey"]: output["OutputValue"] for output in outputs}
         identify = ("AWS::ApiGatewayV2::Api", "AWS::CloudFront::Distribution", "AWS::CloudFront::OriginAccessControl")
@@ -282,7 +282,7 @@ class Acceptance:
         ids |= {urlsplit(self.outputs.get(name, "")).hostname or "" for name in ("SiteUrl", "ApiUrl")}
         self.record.known = sorted(ids - {""})
 
-    # The course of an acceptance
+    # The phases of an acceptance
 
     def work(self):
         "Run everything up to the teardown."
@@ -292,7 +292,7 @@ class Acceptance:
             self.attempt("plan and reality", self.compare_plan)
 
     def compare_plan(self):
-        "Compare the engine with what its plan announced."
+        "Compare the engine with its plan."
         session = connect("aws")
         check_plan(self, planned(self.options, self.settings, session, False), session)
 
@@ -332,7 +332,7 @@ class Acceptance:
         except (ClientError, BotoCoreError) as e:
             self.record.unseen.append(f"what carries the engine's tag: {e}")
         else:
-            # The index of tags goes on naming for hours what is deleted, so this is no check.
+            # The tag index lists deleted resources for hours, so this is not a check.
             self.record.kept += [f"in the index of tags, which lags behind: {arn}" for arn in tagged]
 
     def write_report(self) -> Path:
@@ -358,7 +358,7 @@ class Acceptance:
             self.say(
                 "The engine is not wholly deleted. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
             )
-            if self.record.left:  # somebody else may have given such a name meanwhile
+            if self.record.left:  # another user may have created something with such a name meanwhile
                 self.say(f"If all that is left belongs to somebody else, delete {self.memory.file} instead.")
 
     def accept(self) -> bool:
@@ -369,7 +369,7 @@ class Acceptance:
                     self.memory.write(self.record)  # before anything is made
                     self.work()
                 finally:
-                    self.interrupts.ending = True  # from here on a signal explains, and ends nothing
+                    self.interrupts.ending = True  # from here on, a signal prints an explanation and ends nothing
             except Abandoned:
                 self.attempt("report", self.write_report)
                 raise
@@ -380,7 +380,7 @@ class Acceptance:
         return self.record.passed
 
     def finish(self) -> bool:
-        "Finish an acceptance that an earlier process has left."
+        "Finish an acceptance that an earlier process left behind."
         with self.interrupts:
             self.record.failures.append(Failure(self.record.phase, ["The process ended here, in whatever way."]))
             self.end()
@@ -420,13 +420,13 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         options.phone = options.phone and e164(options.phone, Settings().sms_countries)
     except BadPhone as e:
         parser.error(f"--phone: {e}")
-    # Options of deploy.py that its plan reads and an acceptance never uses.
+    # Options of deploy.py that the plan reads but an acceptance never uses.
     options.domain = options.reserved_concurrency = None
     return options
 
 
 def lead(options: argparse.Namespace, prefix: str):
-    "Point boto3, the settings and the programs to one engine. Settings of another engine in the shell are dropped."
+    "Point boto3, the settings and the programs at one engine. Settings of another engine in the shell are dropped."
     for name in [name for name in os.environ if name.startswith("SENTIMENT_")]:
         del os.environ[name]
     options.stack_prefix = prefix
@@ -447,13 +447,13 @@ def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which acco
 
 
 def effective_profile(options: argparse.Namespace) -> str:
-    "Name the profile that acts; empty if it is no profile but keys or a role."
+    "Return the profile in use; empty if keys or a role are used instead."
     by_keys = "AWS_ACCESS_KEY_ID" in os.environ
     return options.profile or ("" if by_keys else os.environ.get("AWS_PROFILE", ""))
 
 
 def new_prefix(session: boto3.Session, wanted: str = "") -> str:
-    "Choose a prefix that no stack uses, unless one is wanted, and name other acceptances."
+    "Choose a prefix that no stack uses, unless one was requested, and list other acceptances."
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
@@ -467,9 +467,9 @@ def new_prefix(session: boto3.Session, wanted: str = "") -> str:
 
 
 def check_prefix(session: boto3.Session, prefix: str):
-    "See that nothing has the prefix yet. Raises ValueError, also if AWS does not answer what matters."
+    "Check that nothing has the prefix yet. Raises ValueError, also if AWS does not answer an essential call."
     found, unseen = by_name(session, prefix)
-    key = textbelt_key_parameter(settings_from(os.environ, prefix=prefix))  # may be stored before; goes with the engine
+    key = textbelt_key_parameter(settings_from(os.environ, prefix=prefix))  # may exist already; goes with the engine
     if taken := [str(thing) for thing in found if not thing.kept and thing.name != key]:
         said = f"{prefix} is taken. An acceptance could not tell what it has left from what stands already"
         raise ValueError(f"{said}: {', '.join(taken)}. Choose another --stack-prefix, or none")
@@ -478,7 +478,7 @@ def check_prefix(session: boto3.Session, prefix: str):
 
 
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
-    "List the problems of the account. Leave out what the acceptance can do without, and tell so."
+    "List the problems of the account. Print those that the acceptance can work around, and leave them out."
     settings = settings_from(os.environ)
     findings = check_account(connect("aws"), settings, SERIES_INSTANCE if options.series else "", trial=True)
     problems = {finding.what: finding for finding in findings if finding.fine is False}
@@ -487,7 +487,7 @@ def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
         tell("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
     if not options.phone and "SMS" in problems:
         del problems["SMS"]
-        options.sms_provider = "textbelt"  # which deploy.py takes without asking for more than its public key
+        options.sms_provider = "textbelt"  # deploy.py accepts this and checks only the public key
         tell("No SMS could be sent. None is to be sent, so the engine is deployed with Textbelt's public key.\n")
     if options.phone and settings.sms_provider == "textbelt" and no_message_left(settings):
         advice = "try tomorrow, leave --phone out, or use --sms-provider sns"
@@ -497,7 +497,7 @@ def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
 
 
 def no_message_left(settings: Settings) -> bool:
-    "Tell whether Textbelt's public key, which is the one of a new engine, pays for no more today."
+    "Check whether Textbelt's public key, which a new engine uses, has no message left today."
     return Textbelt(settings.textbelt_url, FREE_KEY).quota() == 0
 
 
@@ -547,7 +547,7 @@ def dry_run(options: argparse.Namespace) -> int:  # exit status
 
 
 def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, record: Record):
-    "Offer to tear down what an earlier acceptance has left. Ends the program if that is declined or fails."
+    "Offer to tear down what an earlier acceptance left. Ends the program if the user declines or the teardown fails."
     hours = (time.time() - record.started) / 3600
     tell(
         f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours"
@@ -572,7 +572,7 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     os.environ.update(shell)
 
 
-def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether everything held
+def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether every check passed
     "Explain, ask and accept."
     wanted = options.stack_prefix
     lead(options, "accept")  # for the first questions only

@@ -1,4 +1,4 @@
-"""Check that nothing generated differs from its source: notebooks are clean, package and documents up to date."""
+"""Check that no generated file differs from its source: notebooks are clean, package and documents up to date."""
 
 import hashlib
 import subprocess

@@ -1,4 +1,4 @@
-"Write docs/regions.md: in which regions of AWS the engine can be deployed."
+"Write docs/regions.md, which lists the AWS regions where the engine can be deployed."
 
 from pathlib import Path
 
