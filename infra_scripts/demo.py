@@ -75,7 +75,7 @@ def main():
         parameters = chosen_parameters(options)
         with local_cloud(ports=options) as cloud:
             since = f"is up at {cloud.url} after {time.monotonic() - started:.1f} s"
-            print(f"the local cloud {since if ours else f'runs already at {cloud.url}'}", flush=True)
+            print(f"the local cloud {since if ours else f'is already running at {cloud.url}'}", flush=True)
             deploy("local", **parameters)
             tell(taught=options.model != "released")
             if not options.exit:
@@ -83,7 +83,7 @@ def main():
     except FAILURES as e:
         sys.exit(explain_failure(e))
     except KeyboardInterrupt:
-        print("\nStopped; " + ("nothing is running any more." if ours else "what was running before goes on."))
+        print("\nStopped; " + ("nothing is running any more." if ours else "the local cloud keeps running."))
 
 
 if __name__ == "__main__":

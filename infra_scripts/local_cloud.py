@@ -64,17 +64,17 @@ def main(argv: list[str] | None = None) -> int:
         cloud = LocalCloud(*places, options.endpoint_delay, record=options.record)
         ran = cloud.running
         cloud.start()
-        print(("The local cloud already runs.\n" if ran else "The local cloud runs.\n") + describe(cloud))
+        print(("The local cloud is already running.\n" if ran else "The local cloud is running.\n") + describe(cloud))
         return 0
     cloud = LocalCloud(options.state)
     if options.command in ("stop", "reset"):
         ran = cloud.running
         cloud.stop() if options.command == "stop" else cloud.reset()
         done = "stopped" if options.command == "stop" else "empty: its state is deleted"
-        print(f"The local cloud is {done}." if ran or options.command == "reset" else "The local cloud did not run.")
+        print(f"The local cloud is {done}." if ran or options.command == "reset" else "The local cloud was not up.")
         return 0
     if not cloud.running:
-        print("The local cloud does not run: python infra_scripts/local_cloud.py start", file=sys.stderr)
+        print("The local cloud is not running. Start it: python infra_scripts/local_cloud.py start", file=sys.stderr)
         return 1
     if options.command == "env":
         own = cloud.environment

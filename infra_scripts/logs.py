@@ -72,7 +72,7 @@ def follow(cloud: LocalCloud, options: argparse.Namespace):
         now = all_lines(cloud, options)
         show(list((Counter(now) - Counter(shown)).elements()))
         shown = now
-    print("The local cloud has ended.")
+    print("The local cloud has stopped.")
 
 
 @tells_cause
@@ -85,7 +85,7 @@ def main():
     options = parser.parse_args()
     cloud = LocalCloud(options.state)
     if not cloud.running:
-        sys.exit(f"No local cloud runs: `make demo` starts it. The log of the last one is {cloud.log}.")
+        sys.exit(f"No local cloud is running: `make demo` starts one. The last one's log is {cloud.log}.")
     with suppress(KeyboardInterrupt):
         follow(cloud, options) if options.follow else show(all_lines(cloud, options)[: -options.lines - 1 : -1])
 

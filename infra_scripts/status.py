@@ -25,7 +25,7 @@ from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import connect, engine_stack, settings_from
 
-NOTHING = "Nothing runs on this machine. `make demo` starts the engine, `make lab` the notebooks."
+NOTHING = "Nothing is running on this machine. `make demo` starts the engine, `make lab` the notebooks."
 EMPTY = "The local cloud contains no engine yet: `make demo` deploys one."
 
 
@@ -43,7 +43,7 @@ def minutes(seconds: float) -> str:
 def model_row(status: Mapping) -> str:
     "Describe the model's state and deadline."
     if status["state"] == "CREATING":
-        return f"waking up for {minutes(status['elapsedSeconds'])}; about {minutes(status['etaSeconds'])} to go"
+        return f"waking up for {minutes(status['elapsedSeconds'])}; about {minutes(status['etaSeconds'])} left"
     if status["state"] == "IN_SERVICE" and status["secondsLeft"] is not None:
         until = datetime.fromisoformat(status["shutdownAt"]).astimezone()
         return f"awake until {until:%H:%M}, for {minutes(status['secondsLeft'])}, or longer if used"

@@ -69,7 +69,7 @@ def main():
         sys.exit(f"{explain_failure(e)}\nRun the command again to delete the rest.")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Run the command again to delete the rest.")
-    tell(f"{len(deleted)} things deleted." if deleted else "Nothing is left to delete.")
+    tell(f"{len(deleted)} resources deleted." if deleted else "Nothing is left to delete.")
 
 
 if __name__ == "__main__":

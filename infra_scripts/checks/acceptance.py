@@ -95,9 +95,9 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
     parts = list(costs(plan, settings, options.series))
     stacks = len({change.stack for change in plan.changes})
     hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + READY_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
-    tell(f"This tries the whole engine once in AWS, as {whose}, region {region}.\n")
+    tell(f"This tests the whole engine once in AWS, as {whose}, region {region}.\n")
     tell(f"  makes    an engine {settings.prefix!r} of its own: {stacks} stacks with {len(plan.resources)} resources")
-    work = f"cleans {options.rows:,} made-up reviews, trains on {SERIES_INSTANCE}" if options.series else ""
+    work = f"cleans {options.rows:,} generated reviews, trains on {SERIES_INSTANCE}" if options.series else ""
     tell(f"  does     {work or 'deploys the released model'}, wakes it, asks it, lets it fall asleep")
     if options.phone:
         tell("  sends    one SMS to the number that you gave")
@@ -321,7 +321,7 @@ class Acceptance:
             blind = [f"not looked at: {each}" for each in unseen if each.essential]
             if not left + blind or (passed := time.monotonic() - start) > GONE_LIMIT:
                 break
-            self.now_and_then(f"{len(left)} things are still listed, {len(blind)} lists are not answered", passed)
+            self.now_and_then(f"{len(left)} resources are still listed, {len(blind)} lists got no answer", passed)
             time.sleep(5)
         self.record.left, self.record.gone = left, self.record.gone and not left + blind
         self.record.kept += [str(thing) for thing in found if thing.kept]
@@ -356,7 +356,7 @@ class Acceptance:
             self.memory.forget()
         else:
             self.say(
-                "The engine is not wholly deleted. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
+                "Parts of the engine are left. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
             )
             if self.record.left:  # another user may have created something with such a name meanwhile
                 self.say(f"If all that is left belongs to somebody else, delete {self.memory.file} instead.")
@@ -382,7 +382,7 @@ class Acceptance:
     def finish(self) -> bool:
         "Finish an acceptance that an earlier process left behind."
         with self.interrupts:
-            self.record.failures.append(Failure(self.record.phase, ["The process ended here, in whatever way."]))
+            self.record.failures.append(Failure(self.record.phase, ["The process ended here for an unknown reason."]))
             self.end()
         return self.record.gone
 
@@ -400,9 +400,9 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add("--permissions-boundary", metavar="ARN", help="a policy that limits every role of the engine")
     add("--yes", action="store_true", help="do not ask")
     add("--dry-run", action="store_true", help="only print the plan and its costs; needs no account")
-    add("--finish", action="store_true", help="only tear down what an earlier acceptance has left")
-    add("--series", action="store_true", help="the whole series: clean made-up reviews, train on them, then the rest")
-    add("--rows", type=at_least(100), metavar="N", help=f"reviews to make up for --series ({SERIES_ROWS:,})")
+    add("--finish", action="store_true", help="only tear down what an earlier acceptance left")
+    add("--series", action="store_true", help="the whole series: clean generated reviews and train on them first")
+    add("--rows", type=at_least(100), metavar="N", help=f"number of generated reviews for --series ({SERIES_ROWS:,})")
     add("--phone", metavar="NUMBER", help="send one SMS to this number; it is written nowhere")
     minutes = at_least(0.1, float)
     add("--idle-minutes", type=minutes, default=3, metavar="M", help="minutes until the model falls asleep (3)")
@@ -436,7 +436,7 @@ def lead(options: argparse.Namespace, prefix: str):
 def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which account, and the account's last four digits
     "Describe the caller. Raises ValueError with advice if AWS does not know one."
     if not session.region_name:
-        raise ValueError("no region is chosen: give --region, such as us-east-1")
+        raise ValueError("no region is set: use --region, such as us-east-1")
     try:
         found = session.client("sts").get_caller_identity()
     except (ClientError, BotoCoreError) as e:
@@ -471,7 +471,7 @@ def check_prefix(session: boto3.Session, prefix: str):
     found, unseen = by_name(session, prefix)
     key = textbelt_key_parameter(settings_from(os.environ, prefix=prefix))  # may exist already; goes with the engine
     if taken := [str(thing) for thing in found if not thing.kept and thing.name != key]:
-        said = f"{prefix} is taken. An acceptance could not tell what it has left from what stands already"
+        said = f"{prefix} is taken. An acceptance could not tell its own leftovers from existing resources"
         raise ValueError(f"{said}: {', '.join(taken)}. Choose another --stack-prefix, or none")
     if blind := [str(each) for each in unseen if each.essential]:
         raise ValueError(f"an acceptance could not see whether everything is deleted: {'; '.join(blind)}")
@@ -488,10 +488,10 @@ def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
     if not options.phone and "SMS" in problems:
         del problems["SMS"]
         options.sms_provider = "textbelt"  # deploy.py accepts this and checks only the public key
-        tell("No SMS could be sent. None is to be sent, so the engine is deployed with Textbelt's public key.\n")
+        tell("The SMS provider is not ready. This run sends no SMS, so the engine gets Textbelt's public key.\n")
     if options.phone and settings.sms_provider == "textbelt" and no_message_left(settings):
         advice = "try tomorrow, leave --phone out, or use --sms-provider sns"
-        problems["SMS"] = Finding("SMS", False, f"Textbelt's public key has sent its message of today: {advice}")
+        problems["SMS"] = Finding("SMS", False, f"Textbelt's public key has already sent today's message: {advice}")
     lead(options, options.stack_prefix)
     return list(problems.values())
 
@@ -539,7 +539,7 @@ def dry_run(options: argparse.Namespace) -> int:  # exit status
     settings = settings_from(os.environ)
     region = connect("aws").region_name
     explain(options, settings, planned(options, settings, connect("aws"), False), whose, region)
-    tell("What the deployment would tell:\n")
+    tell("The deployment would print:\n")
     words = ["--target", "aws", "--dry-run", "--stack-prefix", settings.prefix, "--region", region]
     words += ["--profile", options.profile] if options.profile else []
     words += [] if options.series else ["--model", "released"]
@@ -552,7 +552,7 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     tell(
         f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours"
     )
-    tell(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
+    tell(f"ago during {record.phase!r}, and its resources cost money. It must be deleted before a new one starts.\n")
     given, shell = vars(options).copy(), dict(os.environ)
     options.region, options.profile = record.region, options.profile or record.profile or None
     lead(options, record.prefix)
@@ -609,7 +609,7 @@ def main():
                 tell("There is no unfinished acceptance.")
             sys.exit(0 if options.finish or begin(options, memory, lock) else 1)
     except InProgress as e:
-        sys.exit(f"An acceptance is at work already: {e}. Wait until it ends.")
+        sys.exit(f"An acceptance is already running: {e}. Wait until it ends.")
     except Abandoned:
         sys.exit("\nThe teardown was left. `make aws-acceptance` offers to finish it.")
     except KeyboardInterrupt:

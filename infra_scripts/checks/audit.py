@@ -55,7 +55,7 @@ def template_findings(folder: Path) -> set[tuple[str, str]]:  # (check, name of 
     command = [tool("checkov"), "--framework", "cloudformation", "-d", str(folder)]
     found = _json([*command, "--skip-download", "--compact", "--quiet", "-o", "json"])
     if not found.get("results") and not found.get("passed"):
-        raise RuntimeError(f"checkov looked at nothing in {folder}")
+        raise RuntimeError(f"checkov checked nothing in {folder}")
     failed = found.get("results", {}).get("failed_checks", [])
     return {(f["check_id"], f["resource"].rpartition(".")[2]) for f in failed}
 
@@ -74,7 +74,7 @@ def policy_findings(folder: Path) -> set[tuple[str, str, str]]:  # (check, name 
             for i, (resource, what, document) in enumerate(policies_of(template)):
                 (Path(place) / f"{template.stem}.{what}.{i}.{resource}.json").write_text(json.dumps(document))
         if not list(Path(place).iterdir()):
-            raise RuntimeError(f"parliament looked at nothing in {folder}")
+            raise RuntimeError(f"parliament checked nothing in {folder}")
         done = subprocess.run(
             [tool("parliament"), "--directory", place, "--json"], capture_output=True, text=True, check=False
         )
@@ -160,14 +160,14 @@ def package_findings(packages: list[dict]) -> list[str]:  # as in pip-audit's re
     "List the packages with known faults, and those that could not be checked."
     known = [(p, fault) for p in packages for fault in p.get("vulns", ())]
     wrong = [
-        f"{p['name']} {p['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions']) or 'no version yet'}"
+        f"{p['name']} {p['version']}: {fault['id']}, fixed in {', '.join(fault['fix_versions']) or 'no version yet'}"
         for p, fault in known
     ]
     if known:
         wrong.append("Raise the versions in settings.ini and constraints.txt.")
     if unasked := [p for p in packages if "skip_reason" in p]:
         wrong.append(
-            f"PyPI said nothing about {len(unasked)} of {len(packages)} packages, so this is not known: "
+            f"PyPI has no answer for {len(unasked)} of {len(packages)} packages, so their faults are unknown: "
             f"{unasked[0]['name']} ({unasked[0]['skip_reason']}) …"
         )
     return wrong
@@ -182,7 +182,7 @@ def audit_packages() -> list[str]:  # problems
 @tells_cause
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("--offline", action="store_true", help="leave out what asks a network")
+    parser.add_argument("--offline", action="store_true", help="skip the check that needs a network")
     options = parser.parse_args()
     try:
         wrong = audit_offline()
@@ -199,7 +199,7 @@ def main():
         sys.exit(str(e))
     if wrong:
         sys.exit("pip-audit:\n" + "\n".join(wrong))
-    print("pip-audit: nothing is known about the pinned packages")
+    print("pip-audit: the pinned packages have no known faults")
 
 
 if __name__ == "__main__":

@@ -407,7 +407,7 @@ def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
     python, base = make_environment(folder / "environment"), folder / "opt-ml"
     model = lay_out(artifact, base)
     if not (model / "code" / "requirements.txt").is_file():
-        raise SystemExit(f"{artifact} has no code/requirements.txt; `make artifact` packs the released model with it")
+        raise SystemExit(f"{artifact} has no code/requirements.txt: pack the released model with `make artifact`")
     if artifact is None:
         add_wheels(model, fetch_wheels())
     installed = list(install(python, base))

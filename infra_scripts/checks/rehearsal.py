@@ -115,7 +115,7 @@ def print_calls(lines: list[dict]) -> list[str]:  # what went wrong
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"]]
         if line["error"].startswith(REFUSED):
             denied[line["service"]][line["operation"]] += 1
-    print("\n== Calls that the strict cloud got\n")
+    print("\n== Calls to the strict cloud\n")
     print(f"{'service':22}{'calls':>8}{'refused':>9}{'against the rules':>19}   denied by a policy")
     for service in sorted(made):
         names = ", ".join(f"{name} ({count})" for name, count in sorted(denied[service].items()))
@@ -127,8 +127,8 @@ def print_calls(lines: list[dict]) -> list[str]:  # what went wrong
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     "Read the command line."
     parser = Parser(description=__doc__)
-    parser.add_argument("--as", dest="who", choices=list(PREFIXES), help="rehearse as one of the two only")
-    parser.add_argument("--quick", action="store_true", help="deploy the released model: nothing is cleaned or trained")
+    parser.add_argument("--as", dest="who", choices=list(PREFIXES), help="rehearse as only one of the two")
+    parser.add_argument("--quick", action="store_true", help="deploy the released model, without cleaning and training")
     parser.add_argument("--rows", type=at_least(100), default=ROWS, metavar="N", help=f"reviews to make up ({ROWS:,})")
     parser.add_argument("--keep", action="store_true", help=f"keep {PLACE.name}, with the recording and the logs")
     return parser.parse_args(words)
@@ -139,7 +139,7 @@ def second_opinion(recording: Path) -> list[str]:  # what went wrong
     print("\n== A second opinion\n", flush=True)
     script = ROOT / "infra_scripts/checks/second_opinion.py"
     status = subprocess.run([sys.executable, str(script), str(recording)], env=bare({}), check=False).returncode
-    return ["moto refuses calls that the strict cloud took"] if status else []
+    return ["moto refuses calls that the strict cloud accepted"] if status else []
 
 
 @tells_cause
@@ -163,7 +163,7 @@ def main() -> int:  # exit status
         sys.exit("\nrehearsal: interrupted. The local cloud is stopped; AWS was never asked.")
     print(
         f"\nRehearsal: {time.monotonic() - start:.0f} s, "
-        + ("everything held." if not wrong else "not everything held:")
+        + ("everything passed." if not wrong else "not everything passed:")
     )
     print(*(f"  {text}" for text in wrong), sep="\n")
     if not wrong and not options.keep:

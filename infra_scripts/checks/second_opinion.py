@@ -305,7 +305,7 @@ def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict],
         made = (line["service"], line["operation"], line["params"])
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"] if not line["error"]]
         if line["operation"] == UNREAD:
-            left["requests that the gate could not read"] += 1
+            left["requests that the gate could not parse"] += 1
         elif line["service"] in JUDGED:
             verdicts.append(replay.ask(made, line["error"], line["ids"]))
         else:
@@ -360,7 +360,7 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
         ("Refused by moto only", counting),
         ("Forbidden by botocore's description", sorted(set(wrong))),
         ("Refused by moto only, and known", known),
-        ("Not known to moto", unknown),
+        ("Unknown to moto", unknown),
         ("Judged by neither", [f"{count:4} {what}" for what, count in sorted(left.items())]),
     ):
         if entries:
@@ -372,7 +372,7 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
 def main(argv: list[str] | None = None) -> int:
     "Play a recording to moto and print the report; return the exit status."
     parser = Parser(description=__doc__)
-    parser.add_argument("recording", type=Path, nargs="?", help="without one, our templates are judged")
+    parser.add_argument("recording", type=Path, nargs="?", help="default: a recording of our templates")
     recording = parser.parse_args(argv).recording
     lines = read_recording(recording) if recording else lines_of_templates()
     account = account_of(lines)

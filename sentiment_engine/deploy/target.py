@@ -123,7 +123,7 @@ def whose() -> str:
     "Describe caller, account and region. Raises ValueError, ClientError or BotoCoreError without usable credentials."
     session = connect("aws")
     if not session.region_name:
-        raise ValueError("no region is chosen: give --region, such as us-east-1")
+        raise ValueError("no region is set: use --region, such as us-east-1")
     return f"{check_credentials(session).text}, region {session.region_name}"
 
 # %% ../../nbs/deploy/target.ipynb #0d5746f1

@@ -227,7 +227,7 @@ def ended(monkeypatch, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "no region is chosen: give --region, such as us-east-1"),
+        ((), "no region is set: use --region, such as us-east-1"),
         (("--region", "us-east-1"), "Unable to locate credentials\nConfigure the AWS command line (aws configure"),
     ],
 )
@@ -269,7 +269,7 @@ def test_the_whole_series_has_a_price_too(shell, capsys):
     shell.setattr(acceptance.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0))
     assert ended(shell, "--dry-run", "--series") == "0"
     said = capsys.readouterr().out
-    assert "cleans 10,000 made-up reviews, trains on ml.m5.xlarge" in said and "\n             Glue: $" in said
+    assert "cleans 10,000 generated reviews, trains on ml.m5.xlarge" in said and "\n             Glue: $" in said
 
 
 def test_variables_of_another_engine_are_ignored(shell):
@@ -997,7 +997,7 @@ def test_an_acceptance_killed_during_deployment_is_cleaned_up(rehearsal, tmp_pat
         while True:  # until the deployment has noticed that nobody listens
             with start("--finish") as process:
                 said = process.communicate(timeout=300)[0]
-            if "is at work already" not in said or time.monotonic() > deadline:
+            if "is already running" not in said or time.monotonic() > deadline:
                 break
             time.sleep(2)
         assert process.returncode == 0, said

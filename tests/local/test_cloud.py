@@ -364,7 +364,7 @@ def test_the_command_line(tmp_path):
     try:
         assert started.returncode == 0 and "http://127.0.0.1:" in started.stdout
         again = run("start", *state, "--port", "0", "--site-port", "0")
-        assert again.returncode == 0 and "runs already" in again.stdout
+        assert again.returncode == 0 and "is already running" in again.stdout
         lines = run("env", *state).stdout.replace(";\n", "\n").splitlines()
         exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
         assert exports["AWS_ENDPOINT_URL"] in run("status", *state).stdout
@@ -372,7 +372,7 @@ def test_the_command_line(tmp_path):
         other = run("start", "--state", tmp_path / "other", "--port", port, "--site-port", "0")
         assert other.returncode == 1 and f"port {port} is in use" in other.stderr
         assert "Traceback" not in other.stderr
-        assert "stopped" in run("stop", *state).stdout and "did not run" in run("stop", *state).stdout
+        assert "stopped" in run("stop", *state).stdout and "was not up" in run("stop", *state).stdout
     finally:
         assert run("reset", *state).returncode == 0
     assert not (tmp_path / "state").exists()

@@ -33,7 +33,7 @@ def rows(done: subprocess.CompletedProcess) -> dict[str, str]:
 
 def test_where_nothing_runs_it_says_what_to_do(tmp_path):
     told = run(STATUS, "--state", tmp_path)
-    assert told.returncode == 0 and "Nothing runs" in told.stdout and "make demo" in told.stdout
+    assert told.returncode == 0 and "Nothing is running" in told.stdout and "make demo" in told.stdout
     for words in ((STATUS, "--open"), (LOGS,)):
         done = run(*words, "--state", tmp_path)
         assert done.returncode == 1 and "make demo" in done.stderr and not done.stdout
