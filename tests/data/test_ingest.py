@@ -1,4 +1,4 @@
-"""Categories on their way to the lake: from a real HTTP server that fails, cuts off, changes and damages its files."""
+"""Copying categories into the lake from a real HTTP server that fails, disconnects, changes and damages its files."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"What the audit finds, and what it says of an exception that nothing needs."
+"What the audit finds, and what it reports about an unused exception."
 
 import pytest
 import yaml
@@ -16,7 +16,7 @@ Resources:
 def test_an_open_bucket_is_found(tmp_path):
     (tmp_path / "open.yaml").write_text(OPEN)
     found = audit.template_findings(tmp_path)
-    assert ("CKV_AWS_20", "Everybodys") in found  # it may be read by everybody
+    assert ("CKV_AWS_20", "Everybodys") in found  # everybody may read it
 
 
 def test_a_folder_without_templates_is_no_clean_bill(tmp_path):
@@ -47,7 +47,7 @@ def test_a_policy_that_names_the_wrong_thing_is_found_on_either_side_of_a_condit
     (tmp_path / "role.yaml").write_text(POLICY)
     found = audit.policy_findings(tmp_path)
     assert found == {
-        ("RESOURCE_MISMATCH", "Reader", "s3:GetObject"),  # an object is in a bucket, and is not one
+        ("RESOURCE_MISMATCH", "Reader", "s3:GetObject"),  # an object in a bucket, not the bucket
         ("UNKNOWN_ACTION", "Reader", "Unknown action s3:ReadAll"),
     }
     allowed = [{"resources": ["Reader"], "what": ["s3:Get*", "s3:Put*"], "why": "a test"}]

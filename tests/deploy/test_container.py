@@ -1,4 +1,4 @@
-"The artifact outside of our own server: in plain transformers, and in the software of the AWS container."
+"The artifact outside our own server: in plain transformers, and in the software of the AWS container."
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def test_an_artifact_loads_with_plain_transformers_and_says_the_same(artifact):
     spread = set()
     for text, answer in zip(TEXTS, answers, strict=True):
         if answer.get("windows", 1) > 1:
-            continue  # more was read than plain transformers reads
+            continue  # longer than plain transformers reads
         with torch.inference_mode():
             logits = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=512)).logits[0]
         shares = dict(zip(("NEGATIVE", "POSITIVE"), torch.softmax(logits, 0).tolist(), strict=True))
@@ -65,7 +65,7 @@ def test_versions_other_than_those_of_the_lock_are_found(lines, passed):
 
 @pytest.mark.slow
 def test_the_container_answers_as_the_local_server(tmp_path_factory):
-    "Installs gigabytes once; they are kept under .container-test."
+    "Installs gigabytes once and keeps them in .container-test."
     found = {check.name: check for check in container_test.checks(None)}
     assert len(found) == len(container_test.REQUESTS) + 5
     assert not [str(check) for check in found.values() if not check.passed]
