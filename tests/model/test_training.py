@@ -55,12 +55,12 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    "What the container would get: nothing of the project but this folder is imported."
+    "The container's code: nothing else of the project is imported."
     return training_source(ROOT / "infra_scripts/train.py", tmp_path_factory.mktemp("source"))
 
 
 def prepare_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> dict:
-    "Lay out what SageMaker gives a job, with `root` for /opt/ml; return how to start it."
+    "Write the files that SageMaker gives a job, with `root` as /opt/ml; return how to start it."
     env = {"SM_CHANNEL_BASE": base, "SM_MODEL_DIR": root / "model", "SM_OUTPUT_DATA_DIR": root / "output/data"}
     for name, rows in {"train": train, "validation": reviews(12), "test": reviews(12)}.items():
         env[f"SM_CHANNEL_{name.upper()}"] = folder = root / "input/data" / name
@@ -72,13 +72,13 @@ def prepare_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *argu
 
 
 def run_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> subprocess.CompletedProcess:
-    "Run train.py as SageMaker does."
+    "Run train.py like SageMaker."
     return subprocess.run(**prepare_job(source, root, base, train, *arguments), capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, source, base) -> tuple[Path, str]:
-    "A model trained for a few steps: its /opt/ml and what the job printed."
+    "A model trained for a few steps: its /opt/ml and the job's output."
     root = tmp_path_factory.mktemp("job")
     done = run_job(source, root, base, reviews(64), "--max_steps", "6", "--max-length", "32")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -166,7 +166,7 @@ def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
 
 
 def test_torchrun_trains_one_model_in_two_processes(source, base, tmp_path):
-    "As on a machine with several GPUs: both train, the first alone writes."
+    "As on a machine with several GPUs: both train, only the first one writes."
     job = prepare_job(source, tmp_path, base, reviews(64), "--max-length", "16", "--time-budget", "600")
     job["args"][:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(**job, capture_output=True, timeout=300)
@@ -191,7 +191,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_all_processes_of_a_training_have_one_clock(tmp_path):
-    "A budget of time that each kept by its own clock would end at different steps, and the others wait for ever."
+    "With a time budget on separate clocks, processes would stop at different steps, and some would wait for ever."
     (tmp_path / "clocks.py").write_text(CLOCKS)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -237,7 +237,7 @@ def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, mon
 
 
 class Aws:
-    "AWS as an administrator meets it who has credentials and a region: every call is noted, and IAM denies."
+    "AWS for an administrator with credentials and a region: it records every call, and IAM denies."
 
     def __init__(self, refusal: ClientError | None = None):
         self.session = boto3.Session("id", "key", region_name="eu-central-1")
@@ -264,7 +264,7 @@ class Aws:
 
 @pytest.fixture
 def no_settings(monkeypatch):
-    "An environment with nothing in it that the SDK or boto3 would heed, and statistics that nobody may send."
+    "An environment without variables for the SDK or boto3; telemetry fails the test."
     for name in [name for name in os.environ if name.startswith(("SAGEMAKER_", "AWS_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr("requests.get", lambda *given, **_: pytest.fail(f"something was reported to {given}"))
@@ -276,7 +276,7 @@ def sent(thread: threading.Thread):
 
 
 def wanted(source: Path, kind: str = "ml.g4dn.xlarge", **more) -> TrainingJob:
-    "Ask for a job as the notebook does."
+    "Request a job like the notebook."
     place = {"role": "arn:aws:iam::111122223333:role/training", "bucket": "artifacts"}
     return TrainingJob(
         source, {"train": "s3://lake/sample/train.parquet"}, {"epochs": 1}, kind, **place, mark=MARK, **more
@@ -347,7 +347,7 @@ def test_the_local_cloud_has_no_gpu_either_unless_this_machine_has_one(cloud, so
 
 
 def machine(root: Path, driver: str) -> Path:
-    "Lay out an image that brings CUDA's compatibility libraries, on a machine with a driver."
+    "Simulate an image with CUDA's compatibility libraries on a machine with a driver."
     (root / COMPAT).mkdir(parents=True)
     (root / COMPAT / "libcuda.so.580.65.06").touch()
     (root / COMPAT / "libcuda.so.1").symlink_to("libcuda.so.580.65.06")
@@ -361,10 +361,10 @@ def machine(root: Path, driver: str) -> Path:
     [
         ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "/lib", "{compat}:/lib"),
         ("Open Kernel Module for x86_64  570.9", "ml.g6.xlarge", "", "{compat}"),
-        ("x86_64 Kernel Module  580.65.06", "ml.g4dn.xlarge", "/lib", None),  # as new: the libraries are for older ones
+        ("x86_64 Kernel Module  580.65.06", "ml.g4dn.xlarge", "/lib", None),  # equally new
         ("x86_64 Kernel Module  1000.1", "ml.g4dn.xlarge", "/lib", None),
         ("x86_64 Kernel Module  550.163.01", "ml.m5.large", "/lib", None),
-        ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "{compat}:/lib", None),  # started so already
+        ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "{compat}:/lib", None),  # already restarted this way
     ],
 )
 def test_libraries_for_an_older_driver_are_used_as_the_images_own_entrypoint_does(
@@ -395,7 +395,7 @@ def test_a_base_model_that_was_tampered_with_is_replaced(cloud, base, monkeypatc
 
 
 class Account:
-    "SageMaker, its logs and S3, with the jobs that they know; what is in `faults` is raised first."
+    "SageMaker, its logs and S3, with known jobs; they first raise the errors in `faults`."
 
     def __init__(self, *jobs: dict):
         self.jobs, self.faults, self.asked, self.objects = {j["TrainingJobName"]: j for j in jobs}, [], [], {}
@@ -427,7 +427,7 @@ class Account:
 
 
 def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MARK, **more) -> dict:
-    "Describe a training job as SageMaker does."
+    "Describe a training job like SageMaker."
     name, place = f"{job_start(Settings(), mark)}{number}", f"s3://{bucket}/models"
     found = {"TrainingJobName": name, "TrainingJobStatus": status, "OutputDataConfig": {"S3OutputPath": place}}
     return found | {"ModelArtifacts": {"S3ModelArtifacts": f"{place}/{name}/output/model.tar.gz"}} | more
@@ -438,7 +438,7 @@ def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MAR
     [
         ([], None),
         ([job("InProgress")], 1),
-        ([job("Completed")], 1),  # while nobody watched
+        ([job("Completed")], 1),  # while it was not watched
         ([job("Failed")], None),
         ([job("Stopping")], None),
         ([job("Failed", 1), job("InProgress", 2)], 2),
@@ -476,7 +476,7 @@ def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws(monkeypatch):
     monkeypatch.setattr("sentiment_engine.polling.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
     assert wait_for_training(account, account, name, told.append)["TrainingJobStatus"] == "Completed"
     assert told == ["[train] step=1", "[train] step=2"]
-    assert account.asked[0] == 0 and account.asked[-1] == 5  # not from the beginning each time
+    assert account.asked[0] == 0 and account.asked[-1] == 5  # not from the start each time
 
 
 def test_whoever_waits_for_hours_asks_seldom(monkeypatch):
@@ -582,7 +582,7 @@ def test_a_walkthrough_rejects_a_wrong_parameter_before_it_asks_any_cloud(notebo
 
 
 def steps_told(printed: str) -> list[int]:
-    "Read the numbers of the steps that a job told."
+    "Read the step numbers in a job's output."
     return [int(step) for step in re.findall(r"step=(\d+)/", printed)]
 
 
@@ -593,12 +593,12 @@ def test_a_killed_job_goes_on_where_it_was(source, base, tmp_path):
     with subprocess.Popen(**job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         for line in process.stdout:
             if any(step >= 12 for step in steps_told(line)):
-                process.kill()  # as spare capacity goes: without a word
+                process.kill()  # like lost spare capacity: without a warning
                 break
     assert not (tmp_path / "model/model.onnx").exists()
     whole = (tmp_path / "checkpoints").glob("checkpoint-*/trainer_state.json")  # the file that is written last
     newest = max((state.parent for state in whole), key=lambda path: int(path.name.split("-")[1]))
-    shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-36")  # one whose state arrived before its weights
+    shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-36")  # whose state arrived before its weights
     (tmp_path / "checkpoints/checkpoint-36/model.safetensors").write_bytes(b"killed while it was writ")
     shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-37")
     (tmp_path / "checkpoints/checkpoint-37/optimizer.pt").unlink()
