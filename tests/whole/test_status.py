@@ -1,4 +1,4 @@
-"`make status`, `make open` and `make logs` tell what runs, on this machine and in an account."
+"`make status`, `make open` and `make logs` show what is running, on this machine and in an account."
 
 import os
 import re
@@ -26,7 +26,7 @@ def run(script: Path, *words: object, **env: str) -> subprocess.CompletedProcess
 
 
 def rows(done: subprocess.CompletedProcess) -> dict[str, str]:
-    "Read what status.py prints."
+    "Return the output of status.py."
     assert done.returncode == 0, done.stderr
     return {line[:13].strip(): line[13:] for line in done.stdout.splitlines()}
 
