@@ -136,7 +136,7 @@ def verdict(record: Record) -> str:
     "Return one sentence that says how the acceptance ended."
     wrong = [check for check in record.checks if not check.passed]
     blind = len(record.unknown) + len(record.unseen)
-    rest = f" Could not be looked at: {blind}, listed in the report." if blind else ""
+    rest = f" Could not be checked: {blind}, listed in the report." if blind else ""
     if record.passed:
         return f"Passed: all {len(record.checks)} checks hold, and everything is deleted.{rest}"
     parts = [f"{len(wrong)} of {len(record.checks)} checks failed"] if wrong else []
@@ -169,5 +169,5 @@ def report(record: Record, secrets: tuple[str, ...] = ()) -> str:  # Markdown
         lines += _section(f"Broke off: {failure.phase}", ["```text", *failure.lines, "```"])
     lines += _section("Left, and should not be", [f"- {thing}" for thing in record.left])
     lines += _section("Kept by AWS, free", [f"- {thing}" for thing in record.kept])
-    lines += _section("Could not be looked at", [f"- {thing}" for thing in [*record.unknown, *record.unseen]])
+    lines += _section("Could not be checked", [f"- {thing}" for thing in [*record.unknown, *record.unseen]])
     return scrub("\n".join(lines) + "\n", known)

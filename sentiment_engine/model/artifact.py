@@ -330,7 +330,7 @@ def _see_probes(answers: list[dict]) -> str:
 def _see_long(long: dict, book: dict) -> str:
     "Check the answers to LONG_REVIEW and BOOK."
     _demand(long["truncated"] is False and long["windows"] > 1, "a review of 600 tokens was not read to its end")
-    _demand(book["truncated"] is True, "the answer to a text of 4,800 words does not say that the text was cut")
+    _demand(book["truncated"] is True, "the answer to a text of 4,800 words does not mention that the text was cut")
     for answer in (long, book):
         parts = answer.get("parts", [])
         weights = sum(part["weight"] for part in parts)

@@ -668,13 +668,13 @@ def test_a_teardown_that_cannot_be_checked_is_incomplete(world, blind):
     assert begin(world) == "1" and unfinished(world).prefix == "accept-1a2b"
     text = (world.folder / "report.md").read_text()
     assert "| **NO** | teardown: nothing is left but what AWS keeps | not looked at: " in text
-    assert "not everything is deleted" in text and f"Could not be looked at: {len(blind)}, listed" in text
+    assert "not everything is deleted" in text and f"Could not be checked: {len(blind)}, listed" in text
     assert all(f"- {kind}s: ExpiredToken" in text for kind in blind)
     assert begin(world, "--finish") == "1" and unfinished(world)
     world.blind = []
     assert begin(world, "--finish") == "0" and unfinished(world) is None
     text = (world.folder / "report-accept-1a2b.md").read_text()
-    assert "not everything is deleted" not in text and "Could not be looked at" not in text
+    assert "not everything is deleted" not in text and "Could not be checked" not in text
 
 
 @pytest.mark.parametrize("blind", [*([kind] for kind in sorted(standing.ESSENTIAL)), EVERYTHING], ids=",".join)
@@ -700,7 +700,7 @@ def test_other_failed_checks_are_counted_and_listed(world, monkeypatch, capsys):
     world.blind = sorted({*EVERYTHING} - standing.ESSENTIAL)
     monkeypatch.setattr(acceptance, "by_tag", denied)
     assert begin(world) == "0" and unfinished(world) is None
-    text, said = (world.folder / "report.md").read_text(), f"Could not be looked at: {len(world.blind) + 1}, listed"
+    text, said = (world.folder / "report.md").read_text(), f"Could not be checked: {len(world.blind) + 1}, listed"
     assert f"Passed: all 3 checks hold, and everything is deleted. {said}" in text and said in capsys.readouterr().out
     assert all(f"- {kind}s: ExpiredToken" in text for kind in world.blind) and "- what carries the engine's tag" in text
 
