@@ -101,7 +101,7 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
     tell(f"  does     {work or 'deploys the released model'}, wakes it, asks it, lets it fall asleep")
     if options.phone:
         tell("  sends    one SMS to the number that you gave")
-    tell("  deletes  all of it again, also after a failure or Ctrl-C, and lists what is left")
+    tell("  deletes  everything again, also after a failure or Ctrl-C, and lists leftovers")
     tell(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at most")
     usual, most = sum(part.usual for part in parts), sum(part.most for part in parts)
     tell(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/costs.ipynb (us-east-1):")
@@ -173,11 +173,11 @@ class Acceptance:
         "Keep the record on disk. A full disk must not end a teardown."
         try:
             self.memory.write(self.record)
-        except Exception as e:  # noqa: BLE001 -- a teardown goes on whatever a note about it does
+        except Exception as e:  # noqa: BLE001 -- a teardown continues even if its record fails
             self.say(f"     … {self.memory.file.name} could not be written: {e}")
 
     def check(self, title: str, passed: object, seen: object = ""):
-        "Record whether a check holds."
+        "Record whether a check passes."
         at = time.monotonic() - self.begun
         self.record.checks.append(CheckResult(title, bool(passed), str(seen), round(at, 1)))
         self.remember()
@@ -359,7 +359,7 @@ class Acceptance:
                 "Parts of the engine are left. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
             )
             if self.record.left:  # another user may have created something with such a name meanwhile
-                self.say(f"If all that is left belongs to somebody else, delete {self.memory.file} instead.")
+                self.say(f"If everything that is left belongs to another user, delete {self.memory.file} instead.")
 
     def accept(self) -> bool:
         "Run the acceptance, and leave nothing behind."
@@ -433,7 +433,7 @@ def lead(options: argparse.Namespace, prefix: str):
     enter(chosen_environment(options) | SAFETY)
 
 
-def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which account, and the account's last four digits
+def caller(session: boto3.Session) -> tuple[str, str]:  # caller and account, and the account's last four digits
     "Describe the caller. Raises ValueError with advice if AWS does not know one."
     if not session.region_name:
         raise ValueError("no region is set: use --region, such as us-east-1")

@@ -150,11 +150,11 @@ class Chaos:
         left += [c["EndpointConfigName"] for c in sagemaker.list_endpoint_configs()["EndpointConfigs"]]
         self.told = sum(number in told for number in self.promised)
         promises = {
-            f"the model sleeps (the row says {row.state})": row.state in (STOPPED, FAILED),
+            f"the model is asleep (state {row.state})": row.state in (STOPPED, FAILED),
             f"no endpoint or config is left ({len(left)} are)": not left,
             f"never two endpoints in service (at most {self.most})": self.most <= 1,
             f"no number is stored ({len(row.subscribers)} are)": not row.subscribers,
-            "nobody is told twice": max(told.values(), default=0) <= 1,
+            "no number gets two messages": max(told.values(), default=0) <= 1,
         }
         self.broken += [promise for promise, kept in promises.items() if not kept]
 

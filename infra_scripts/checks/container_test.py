@@ -121,7 +121,7 @@ def make_environment(folder: Path) -> Path:  # its python
     python, stamp, base = folder / "bin" / "python", folder / "installed", container_python()
     wanted = hashlib.sha256(repr((TOOLKIT, PACKAGES, str(base), version_of(base))).encode()).hexdigest()
     if not (stamp.is_file() and stamp.read_text() == wanted):
-        say(f"Installing {len(PACKAGES) + 1} packages and what they need into {folder}")
+        say(f"Installing {len(PACKAGES) + 1} packages and their requirements into {folder}")
         shutil.rmtree(folder, ignore_errors=True)
         run(base, "-m", "venv", folder)
         pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
@@ -282,7 +282,7 @@ def wait_for(process: subprocess.Popen, address: str, log: Path, patience: float
     deadline = time.monotonic() + patience
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{address}/ping", timeout=5)  # noqa: S310 -- an address of ours
+            urllib.request.urlopen(f"{address}/ping", timeout=5)  # noqa: S310 -- our own address
             return
         except OSError:
             time.sleep(0.2)
@@ -292,9 +292,9 @@ def wait_for(process: subprocess.Popen, address: str, log: Path, patience: float
 def ask(address: str, content_type: str, accept: str | None, body: bytes) -> tuple[int, bytes]:
     "Send a request as InvokeEndpoint does; return status and body."
     headers = {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
-    request = urllib.request.Request(f"{address}/invocations", body, headers)  # noqa: S310 -- an address of ours
+    request = urllib.request.Request(f"{address}/invocations", body, headers)  # noqa: S310 -- our own address
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 -- an address of ours
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 -- our own address
             return answer.status, answer.read()
     except urllib.error.HTTPError as e:
         return e.code, e.read()
@@ -399,7 +399,7 @@ def check_versions(
         wrong = sorted(f"{name} {wanted[name]}" for name in known if logged[name] != wanted[name])
         if wrong or len(known) < 2:  # Python and at least one package of the lock
             return Check("versions", False, f"{line}; expected {', '.join(wrong) or 'a package of the lock'}")
-    return Check("versions", bool(said), said[0] if said else "the log does not say which versions answer")
+    return Check("versions", bool(said), said[0] if said else "the log does not show the versions")
 
 
 def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:

@@ -160,7 +160,7 @@ def main() -> int:  # exit status
     except FAILURES as e:
         sys.exit(f"rehearsal: {explain_failure(e)}")
     except KeyboardInterrupt:
-        sys.exit("\nrehearsal: interrupted. The local cloud is stopped; AWS was never asked.")
+        sys.exit("\nrehearsal: interrupted. The local cloud is stopped; No call went to AWS.")
     print(
         f"\nRehearsal: {time.monotonic() - start:.0f} s, "
         + ("everything passed." if not wrong else "not everything passed:")

@@ -353,7 +353,7 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
     "Print both opinions."
     counting, known = findings(verdicts, allowed)
     print(table(verdicts))
-    print("accepted: by both.  agreed: refused by both.  milder: moto accepted, or refused otherwise, what the local")
+    print("accepted: by both.  agreed: refused by both.  milder: moto accepted, or refused differently, what the local")
     print("cloud refused.  refused: by moto only.  unknown: moto does not know the operation.")
     unknown = sorted({_call(v) for v in verdicts if v.outcome == "unknown"})
     for title, entries in (

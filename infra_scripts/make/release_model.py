@@ -367,7 +367,7 @@ def main():
         print(f"[done] {options.pack} {options.pack.stat().st_size / 1e6:.1f} MB")
         return
     if options.teachers == 1:
-        parser.error("--teachers must be 0 or at least 2: a single teacher would judge what it has learnt")
+        parser.error("--teachers must be 0 or at least 2: a single teacher would label the texts that it learnt from")
     print("[data] choosing the texts", flush=True)
     counts: Counter[str] = Counter()
     sample = release_sample(options.data, counts)

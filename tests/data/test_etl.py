@@ -386,7 +386,7 @@ OTHERS = {  # another program's files beside the output
 
 
 class World:
-    "A lake in the store that holds the output of one run, and the raw reviews of the next."
+    "A lake in the store with the output of one run and the raw reviews of the next."
 
     places = ("s3://lake/raw", "s3://lake/processed", "s3://lake/rejected", "s3://lake/reports/etl.json")
 
@@ -667,7 +667,7 @@ def test_no_argument_can_be_taken_for_another():
 
 
 def test_the_script_imports_only_what_glue_has(tmp_path):
-    "The package comes from the zip; beside it there are Python, Spark and boto3."
+    "The package comes from the zip; the only other imports are Python, Spark and boto3."
     (tmp_path / "sentiment_engine.zip").write_bytes(job_zip(SCRIPT))
     code = """
 import sys

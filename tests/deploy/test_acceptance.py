@@ -339,7 +339,7 @@ class World:
             file.write(f"{script}\n")
 
     def program(self, words, env, limit, interrupts, hear, idle, held):
-        "Stand for deploy.py and teardown.py."
+        "A stand-in for deploy.py and teardown.py."
         script = Path(words[0]).name
         self.note(script)
         self.event()

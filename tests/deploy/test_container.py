@@ -38,9 +38,9 @@ def test_an_artifact_loads_with_plain_transformers_and_says_the_same(artifact):
         with torch.inference_mode():
             logits = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=512)).logits[0]
         shares = dict(zip(("NEGATIVE", "POSITIVE"), torch.softmax(logits, 0).tolist(), strict=True))
-        assert answer["scores"] == pytest.approx(shares, abs=0.005)  # the weights beside the ONNX have 16 bits
+        assert answer["scores"] == pytest.approx(shares, abs=0.005)  # the weights next to the ONNX have 16 bits
         spread.add(round(shares["POSITIVE"], 2))
-    assert len(spread) > 2, "a model that says one thing about everything proves nothing"
+    assert len(spread) > 2, "a model with one answer to everything proves nothing"
     assert np.ptp(list(spread)) > 0.02
 
 
@@ -91,7 +91,7 @@ def test_the_container_answers_with_the_released_model(tmp_path):
     commands = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
     left = {pid for pid, command in commands.items() if "model_service_worker" in command}
     assert not left - before, "the workers of the server have outlived it"
-    assert len(found) == len(container_test.REQUESTS) + 4, "all but plain transformers, for which it has no weights"
+    assert len(found) == len(container_test.REQUESTS) + 4, "all except plain transformers, for which it has no weights"
     assert not [str(check) for check in found if not check.passed]
 
 

@@ -113,7 +113,7 @@ def live(world: Watched):
     world.awake(ADA)
     do(("clock", 2000))
     stopped = [n for n in range(4) if not _dies_stopping(world, n)]
-    assert stopped, "the wake-up never came as far as the deletion"
+    assert stopped, "the wake-up never reached the deletion"
     do(("start", None))  # the next start finishes the shutdown
     world.settle(60)
     do(("reconcile",))

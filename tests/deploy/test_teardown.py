@@ -34,7 +34,7 @@ class PageIterator(list):
 
 
 class SageMaker:
-    "Holds endpoints, their configs and models by name; an endpoint that is being created cannot be deleted."
+    "Contains endpoints, their configs and models by name; an endpoint cannot be deleted during its creation."
 
     def __init__(self):
         self.things = {"Endpoint": {}, "EndpointConfig": {}, "Model": {}}
@@ -149,7 +149,7 @@ def test_it_shows_the_account_before_it_asks(monkeypatch, capsys):
 
 def test_only_the_engines_training_jobs_are_stopped(sagemaker):
     ours, ended, foreign = f"{OURS.prefix}-training-1", f"{OURS.prefix}-training-0", f"my-{OURS.prefix}-training-1"
-    neighbours = f"{OURS.prefix}-training-training-1"  # of an engine whose prefix begins with ours
+    neighbours = f"{OURS.prefix}-training-training-1"  # of an engine whose prefix starts with ours
     sagemaker.foreign = {neighbours}
     sagemaker.jobs = {ours: "InProgress", ended: "Completed", foreign: "InProgress", neighbours: "InProgress"}
     assert teardown.teardown("aws") == [("running training jobs", ours)]
@@ -358,7 +358,7 @@ def test_log_groups_of_an_engine_whose_prefix_begins_with_ours_are_kept():
 
 @pytest.fixture
 def standing(cloud, monkeypatch):
-    "A foundation on the local cloud with an object in each bucket, beside other users' resources."
+    "A foundation on the local cloud with an object in each bucket, next to other users' resources."
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SENTIMENT_PREFIX", "tear")

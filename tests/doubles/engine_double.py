@@ -77,7 +77,7 @@ def _end(server: subprocess.Popen, folder: tempfile.TemporaryDirectory):
 
 
 def session(address: str) -> boto3.Session:
-    "Return a session that always uses ministack, whatever the environment."
+    "Return a session that uses ministack regardless of the environment."
     made = boto3.Session("test", "test", region_name="us-east-1")
     config = Config(max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 4})
     made.client = functools.partial(made.client, endpoint_url=address, config=config)
@@ -106,7 +106,7 @@ def aws_error(code: str, message: str = "") -> ClientError:
 
 
 def logged(caplog) -> str:
-    "Return all log output, the fields beside the messages included."
+    "Return all log output, including the fields of the messages."
     return " ".join(str(vars(record)) for record in caplog.records)
 
 

@@ -59,7 +59,7 @@ class Visitor:
         return page
 
     def hear(self, engine, state: str, **status) -> dict:  # answer of /status; may be changed
-        "Make the service report a state, whatever its real one."
+        "Make the service report a state, regardless of its real one."
         said = engine.call("GET", "/status") | STATUS | {"state": state} | status
         self.page.route("**/status", lambda route: route.fulfill(json=said))
         return said

@@ -199,7 +199,7 @@ def is_environment(node: ast.expr) -> bool:
 
 
 def set_by(node: ast.AST, module: str) -> Iterator[str]:
-    "List the variables of its own process that a statement or a call sets."
+    "List the variables that a statement or a call sets in its own process."
     if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(target, ast.Subscript) and is_environment(target.value):

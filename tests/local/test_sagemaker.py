@@ -411,7 +411,7 @@ def test_the_sdks_model_trainer_trains_and_shows_the_log(cloud, tmp_path):
     import sys
 
     env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | cloud.environment
-    env |= {"SAGEMAKER_VALIDATE_ROLE": "false"}  # this script's role has only what a job needs, on AWS as well
+    env |= {"SAGEMAKER_VALIDATE_ROLE": "false"}  # this script's role has only a job's permissions, on AWS as well
     trained = subprocess.run(
         [sys.executable, "-c", SDK], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
@@ -438,7 +438,7 @@ def test_a_request_and_an_answer_have_25_mb_at_most(cloud):
     assert error(ask, Body=b"x" * (most + 1))[0] == "ValidationError"
 
 
-# What is not served, and what does not exist --------------------------------------------------------------------------
+# Unsupported operations and missing resources ------------------------------------------------------------------------
 
 
 def answer_to(client, operation: str, params: dict) -> dict:  # Error in the answer; empty: none

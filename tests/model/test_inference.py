@@ -364,7 +364,7 @@ def test_a_book_is_answered_at_once(model):
 
 
 def test_the_end_of_a_long_review_counts(model):
-    "The first 512 tokens alone would say POSITIVE."
+    "The first 512 tokens alone would give POSITIVE."
     (only,) = answer(model, "love " * 510 + "terrible " * 1500)
     assert only["label"] == "NEGATIVE" and not only["truncated"]
 
@@ -584,7 +584,7 @@ def test_the_most_telling_words_come_first(model_dir):
     assert only["partial"] and 0 < only["explained"] < 0.5
     lengths = {w["end"] - w["start"]: w["influence"] for w in only["explanation"] if w["start"] <= place < w["end"]}
     (length,) = lengths
-    assert length < 100 and lengths[length] < -0.3, "the words around it were looked at one group after the other"
+    assert length < 100 and lengths[length] < -0.3, "the words around it were examined group by group"
     assert max(w["end"] - w["start"] for w in only["explanation"]) > 150, "the rest is known as a whole"
 
 

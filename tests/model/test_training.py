@@ -116,7 +116,7 @@ def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(base)
     trainer = fit(load_model(str(base), recipe), tokenizer, encode(tokenizer, taught, 16), recipe, tmp_path)
     said = predict_rows(trainer, tokenizer, rows)["positive"]
-    assert (said - taught["target"]).abs().max() < 0.1, "a label would have taught it to be sure"
+    assert (said - taught["target"]).abs().max() < 0.1, "a hard label would have made it sure"
 
 
 def test_artifact_is_complete(trained):
@@ -159,7 +159,7 @@ def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
 
     folder = trained[0] / "model"
     found = json.loads((folder / "calibration.json").read_text())
-    assert found["rows"] == 12 and not found["reached"], "twelve answers prove nothing, however right"
+    assert found["rows"] == 12 and not found["reached"], "twelve answers prove nothing, even if all are right"
     assert json.loads((folder / "metrics.json").read_text())["calibration"] == found
     assert "no answer is called sure" in (folder / "README.md").read_text()
     assert predict_fn([KIND[0]], model_fn(folder))[0]["sure"] is False
@@ -272,7 +272,7 @@ def no_settings(monkeypatch):
 
 
 def sent(thread: threading.Thread):
-    assert thread.name != "sagemaker-telemetry", "the SDK reports to AWS what it was asked for"
+    assert thread.name != "sagemaker-telemetry", "the SDK reports its use to AWS"
 
 
 def wanted(source: Path, kind: str = "ml.g4dn.xlarge", **more) -> TrainingJob:
@@ -292,7 +292,7 @@ def test_a_job_is_started_with_credentials_and_a_region_whatever_iam_says_of_the
     assert addresses[0] == "s3://lake/sample/train.parquet" and len(addresses) == 3
     assert all(address.startswith("s3://artifacts/training-code/") for address in addresses[1:])
     assert aws.keys and all(key.startswith("/training-code/") for key in aws.keys)
-    assert not [name for name in os.environ if name.startswith("SAGEMAKER_")], "what was set is restored"
+    assert not [name for name in os.environ if name.startswith("SAGEMAKER_")], "the setting is restored"
 
 
 def test_user_settings_for_the_sdk_are_restored(source, no_settings, monkeypatch):

@@ -153,7 +153,7 @@ def test_the_page_takes_every_way_to_write_a_number_that_the_api_takes(visitor, 
     page.locator("#phone").fill("")
     longest = max(ACCEPTED, key=len)
     page.locator("#phone").focus()
-    page.keyboard.insert_text(longest)  # as pasted: what is too long for the field would be cut off
+    page.keyboard.insert_text(longest)  # as pasted: the field would truncate a longer one
     assert page.locator("#phone").input_value() == longest and len(sent) == len(ACCEPTED) + len(EMPTY)
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
     assert "2025550123" not in kept

@@ -293,7 +293,7 @@ def test_a_busy_container_returns_when_to_retry(world, code, status):
     got = world.handlers["invoke-sagemaker-endpoint"].handler(event, None)
     assert (got["statusCode"], json.loads(got["body"])["error"]["code"]) == (503, "busy")
     assert int(got["headers"]["retry-after"]) > 0
-    assert world.request("POST", "/predict", {"inputs": "good"})[0] == 200, "nothing is stopped because of it"
+    assert world.request("POST", "/predict", {"inputs": "good"})[0] == 200, "it stops nothing"
 
 
 REFUSALS = [

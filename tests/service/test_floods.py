@@ -53,7 +53,7 @@ def test_a_flood_rings_within_its_period():
     assert threshold("held-predictions") < 3600 * 1000 * LIMITS["POST /predict"].at_once
     assert alarm("many-requests")["Period"] == alarm("held-predictions")["Period"] == 3600
     assert all(alarm(f"many-{what}")["AlarmActions"] for what in ("requests", "messages", "page-requests"))
-    assert 24 * site_flood_hour(threshold("many-page-requests") / 3600) < 10  # whatever has no alarm costs little
+    assert 24 * site_flood_hour(threshold("many-page-requests") / 3600) < 10  # a flood below the alarm costs little
 
 
 @pytest.mark.parametrize("daily", [1, 5, 100, 1000])

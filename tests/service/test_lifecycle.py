@@ -845,7 +845,7 @@ def test_an_endpoint_keeps_a_sample_of_its_answers_and_no_text(world):
     (config,) = world.sagemaker.configs.values()
     assert config["capture"]["InitialSamplingPercentage"] == 20
     place = f"s3://artifacts/captures/{config['model']}"
-    assert config["capture"]["DestinationS3Uri"] == place, "answers of one model are not held against another's"
+    assert config["capture"]["DestinationS3Uri"] == place, "a new model's answers are not compared with another's"
     assert config["capture"]["CaptureOptions"] == [{"CaptureMode": "Output"}]
 
 

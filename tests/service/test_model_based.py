@@ -110,7 +110,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(phone=st.sampled_from(PHONES))
     def visit(self, phone):
-        "A start that goes well, so that most lives see an open model."
+        "A successful start, so that most lifecycles see an open model."
         for action in (("start", phone), ("up", 0), ("deliver", -1, False)):
             self.world.do(action, {})
 

@@ -308,7 +308,7 @@ def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_mes
 
 @pytest.mark.parametrize("left", [0, 1, 500, 900, 3000, 6000])
 def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monkeypatch, left):
-    "All of them read the row before any of them writes."
+    "All callers read the row before any of them writes."
     ask(roomy, "long names", 0)
     stale, table = roomy.row, roomy.engine.table
     limit = states.row_size(stale) + states.RESERVE + left

@@ -110,7 +110,7 @@ def test_predictions_beyond_the_budget_are_refused_and_the_status_shows_what_was
     assert world.status()["spentThisMonth"] == 0 and world.status()["monthlyBudget"] == world.settings.monthly_budget
     assert ask(world, 40) == [200] * 30 + [402] * 10
     invoked = [call for call, _ in world.sagemaker.calls if call == "invoke_endpoint"]
-    assert len(invoked) == 30, "what is refused costs nothing"
+    assert len(invoked) == 30, "a refused request costs nothing"
     status, told = world.request("POST", "/predict", {"inputs": "Great value."})
     error = told["error"]
     assert (status, error["code"]) == (402, "over_budget") and "The model answers again from 1 " in error["message"]
