@@ -49,7 +49,7 @@ def folder(text: str) -> Path:
 
 # %% ../nbs/commands.ipynb #7dc67623
 def region(text: str) -> str:
-    "Read the name of an AWS region. Whether AWS has it, AWS says."
+    "Read the name of an AWS region. AWS itself checks whether it exists."
     *area, number = text.split("-")
     if len(area) < 2 or not number.isdecimal() or not all(map(str.isalpha, area)):
         raise argparse.ArgumentTypeError(f"must be an AWS region such as us-east-1, not {text}")

@@ -57,7 +57,7 @@ class Visit:
 
     @property
     def minutes(self) -> float:
-        "Return how long the endpoint is paid for."
+        "Return the billed time of the endpoint."
         return self.start + self.use + self.idle
 
 # %% ../nbs/costs.ipynb #afa6a57c
@@ -151,7 +151,7 @@ def break_even_predictions(
     seconds: float = 0.12,
     memory_gb: float = 3.0,
 ) -> float:  # predictions in one visit
-    "Return from how many predictions on a real-time endpoint is cheaper. Raises KeyError for a type without a price."
+    "Return the number of predictions above which a real-time endpoint is cheaper. Raises KeyError without a price."
     return PRICES[instance_type] * visit.minutes / 60 / serverless_month(1, seconds, memory_gb)
 
 # %% ../nbs/costs.ipynb #dbe5a46b

@@ -200,7 +200,7 @@ def check_costs(at: Acceptance, guest: RealVisit, seconds: float):
     # The two clocks see the start and the end at different moments: allow a minute, and a tenth for a slow network.
     at.check("cost: the engine counts what it uses", abs(spent - expected) <= hourly / 60 + 0.1 * expected, said)
     at.record.figures.append(f"the run: {said}")
-    at.record.figures.append("Cost Explorer was not asked: a question costs $0.01, and the answer is a day late")
+    at.record.figures.append("Cost Explorer was not queried: a query costs $0.01, and its data is a day old")
 
 # %% ../../nbs/deploy/acceptance_checks.ipynb #9e168fb6
 Left = TypeVar("Left")

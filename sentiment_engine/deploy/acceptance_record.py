@@ -138,11 +138,11 @@ def verdict(record: Record) -> str:
     blind = len(record.unknown) + len(record.unseen)
     rest = f" Could not be checked: {blind}, listed in the report." if blind else ""
     if record.passed:
-        return f"Passed: all {len(record.checks)} checks hold, and everything is deleted.{rest}"
+        return f"Passed: all {len(record.checks)} checks, and everything is deleted.{rest}"
     parts = [f"{len(wrong)} of {len(record.checks)} checks failed"] if wrong else []
     parts += [f"{failure.phase} broke off" for failure in record.failures]
     parts += [] if record.gone else ["not everything is deleted"]
-    return f"Not passed: {', '.join(parts) or 'it did not get to its end'}.{rest}"
+    return f"Not passed: {', '.join(parts) or 'it did not reach its end'}.{rest}"
 
 # %% ../../nbs/deploy/acceptance_record.ipynb #d85c9f76
 LONGEST = 300  # characters of what a check has seen

@@ -40,11 +40,11 @@ class Up:
 # %% ../../nbs/deploy/loose_ends.ipynb #f62c608d
 def _hourly(kind: str) -> str:
     price = price_per_hour(kind)
-    return f"{kind}, ${price} an hour" if price else f"{kind}, which the price table does not know"
+    return f"{kind}, ${price} an hour" if price else f"{kind}, which is not in the price table"
 
 
 def _flags(session: boto3.Session) -> str:
-    "Return the options that lead the AWS command line to the same account and region."
+    "Return the options that point the AWS command line at the same account and region."
     profile = os.environ.get("AWS_PROFILE")
     return f" --region {session.region_name}" + (f" --profile {profile}" if profile else "")
 

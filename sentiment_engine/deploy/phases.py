@@ -409,9 +409,9 @@ def local_cloud(
     cloud = LocalCloud(ROOT / ".local-cloud", port=wanted["port"], site_port=wanted["site_port"])
     ran = cloud.running
     if not ran and not start:
-        raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")
+        raise RuntimeError("the local cloud is not running: python infra_scripts/local_cloud.py start")
     if ran and any(port and port != cloud.place[name] for name, port in wanted.items()):
-        raise RuntimeError(f"the local cloud of this folder runs already, with the page at {cloud.site_url}")
+        raise RuntimeError(f"the local cloud of this folder is already running, with the page at {cloud.site_url}")
     cloud.start(detached=False)
     try:
         cloud.enter()

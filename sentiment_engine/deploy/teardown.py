@@ -123,7 +123,7 @@ def _delete_whole(session: boto3.Session, settings: Settings, stack: str) -> Ite
     if not (found := find_stack(cloudformation, stack)):
         return
     if not is_our_stack(found, settings):
-        yield KEPT, [f"stack {stack}: it has no tag Project={settings.prefix}, so it is somebody else's"]
+        yield KEPT, [f"stack {stack}: it has no tag Project={settings.prefix}, so it does not belong to this engine"]
         return
     there = [b for b in _buckets(cloudformation, stack) if _bucket_exists(s3, b)]
     yield f"buckets of {stack}", [f"{b}: {empty_bucket(s3, b)} objects" for b in there]
@@ -181,7 +181,7 @@ def look_at_rest(session: boto3.Session, settings: Settings) -> Iterator[tuple[s
         names = list(pages.search("logGroups[].logGroupName"))
         yield KEPT, [f"log group {name}: all Glue and training jobs of the account write there" for name in names]
     if jobs := list(resources(sagemaker, "training_job", f"{settings.prefix}-training")):
-        yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker lets nobody delete them, and they are free"]
+        yield KEPT, [f"the records of {len(jobs)} training jobs: SageMaker cannot delete them, and they are free"]
 
 # %% ../../nbs/deploy/teardown.ipynb #f23db6df
 def teardown(target: str) -> list[tuple[str, str]]:  # (kind, name) of what was deleted

@@ -424,7 +424,7 @@ def test_a_passed_acceptance_says_so_and_leaves_nothing(world, capsys):
     assert world.calls.read_text().split() == ["deploy.py", "teardown.py"]
     assert not world.up.exists() and unfinished(world) is None
     text = (world.folder / "report.md").read_text()
-    assert "Passed: all 3 checks hold, and everything is deleted." in text and "deploy: 00 settings | 1.9 s" in text
+    assert "Passed: all 3 checks, and everything is deleted." in text and "deploy: 00 settings | 1.9 s" in text
     assert "table backup accept-1a2b-state (free)" in text and "aws-glue" not in text
     assert "| deploy | " in text and "aws-glue" in capsys.readouterr().out
 
@@ -701,7 +701,7 @@ def test_other_failed_checks_are_counted_and_listed(world, monkeypatch, capsys):
     monkeypatch.setattr(acceptance, "by_tag", denied)
     assert begin(world) == "0" and unfinished(world) is None
     text, said = (world.folder / "report.md").read_text(), f"Could not be checked: {len(world.blind) + 1}, listed"
-    assert f"Passed: all 3 checks hold, and everything is deleted. {said}" in text and said in capsys.readouterr().out
+    assert f"Passed: all 3 checks, and everything is deleted. {said}" in text and said in capsys.readouterr().out
     assert all(f"- {kind}s: ExpiredToken" in text for kind in world.blind) and "- what carries the engine's tag" in text
 
 
@@ -974,7 +974,7 @@ def test_an_acceptance_passes_on_the_local_cloud(rehearsal, tmp_path):
         said = process.communicate(timeout=900)[0]
     assert process.returncode == 0, said
     text = (tmp_path / "report.md").read_text()
-    assert re.search(r"^Passed: all 3\d checks hold, and everything is deleted\. Could not be .*: \d", text, re.M)
+    assert re.search(r"^Passed: all 3\d checks, and everything is deleted\. Could not be .*: \d", text, re.M)
     assert "- from Start to in service: " in text and "of 20: " in text and "POSITIVE 0.9" in text
     assert PHONE[1:] not in said + text and "000000000000" not in text and ".cloudfront.net" not in text
     assert [message["to"] for message in httpx.get(f"{cloud.inbox_url}.json").json()] == [PHONE]
