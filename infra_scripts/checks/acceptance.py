@@ -355,9 +355,7 @@ class Acceptance:
         if self.record.gone:
             self.memory.forget()
         else:
-            self.say(
-                "Parts of the engine are left. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
-            )
+            self.say("Parts of the engine are left. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand)
             if self.record.left:  # another user may have created something with such a name meanwhile
                 self.say(f"If everything that is left belongs to another user, delete {self.memory.file} instead.")
 

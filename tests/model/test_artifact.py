@@ -411,7 +411,7 @@ CODE_FAULTS = {  # fault: the check that finds it, the right code, the wrong cod
         "long review",
         '"truncated": reading.truncated',
         '"truncated": False',
-        "does not say that the text was cut",
+        "does not mention that the text was cut",
     ),
     "not read to its end": ("long review", "MAX_WINDOWS = 8", "MAX_WINDOWS = 1", "not read to its end"),
     "counted wrong": ("long review", '"weight": round(weight, 6)', '"weight": 1.0', "do not add up to 1"),
