@@ -654,7 +654,7 @@ def test_resources_of_others_with_the_same_name_do_not_block_the_end(world, monk
     assert begin(world) == "1" and unfinished(world)
     said = capsys.readouterr().out
     assert "bucket accept-1a2b-holiday-photos" in said
-    file = re.search(r"belongs to somebody else, delete (\S+) instead", said)[1]
+    file = re.search(r"belongs to another user, delete (\S+) instead", said)[1]
     Path(file).unlink()
     assert begin(world, "--finish") == "0" and unfinished(world) is None
 
