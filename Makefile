@@ -1,11 +1,11 @@
 # On a fresh machine `make demo` and `make test` do everything, the installation included.
-# `make help` prints the comments below: ##@ begins a group, ## describes a command, [] names the variables that it takes.
+# `make help` prints the comments below: ##@ starts a group, ## describes a command, [] lists the variables it accepts.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 TEMPLATES := $(addprefix infra_scripts/templates/,foundation.yaml site.yaml backend.yaml monitoring.yaml deployer.yaml)
 
-# Each variable becomes an option of a script. The scripts get the table too, to name in errors what was typed.
+# Each variable becomes an option of a script. The scripts get the table too, so that errors name the variable.
 NAMES := DATA=--data CATEGORIES=--categories ROWS=--rows MODEL=--model IDLE=--idle-minutes PORT=--site-port \
 	TEACHERS=--teachers OUT=--pack SECONDS=--seconds SEED=--seed SEEDS=--seeds SIZES=--sizes ARTIFACT=--artifact \
 	KEEP=--keep FUNCTION=--function PROFILE=--profile REGION=--region PHONE=--phone \
@@ -17,8 +17,8 @@ given = $(foreach name,$(1),$(if $($(name)),$(call option,$(name)) $(call quoted
 switched = $(foreach name,$(1),$(if $(filter-out 0 no,$($(name))),$(call option,$(name))))
 REVIEWS = $(call given,DATA CATEGORIES ROWS MODEL IDLE PORT)
 
-# A variable that a command does not take is probably misspelt. These mean something everywhere: make passes them on to
-# programs, which read them from the environment.
+# make refuses variables that a command does not accept, because they are probably misspelt. These are always accepted:
+# make passes them on to programs, which read them from the environment.
 EVERYWHERE := PYTHON CHROMIUM SHELL MAKE% PIP_% UV_% AWS_% SENTIMENT_% PYTEST_% HYPOTHESIS_% RUFF_% MYPY% XDG_% CI NO_COLOR \
 	JAVA_HOME TMPDIR BROWSER %_proxy %_PROXY
 TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -38,7 +38,7 @@ help:
 demo: install ## run the whole engine, and serve the page [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes PORT=n]
 	@$(RUN) infra_scripts/demo.py $(REVIEWS)
 
-status: install ## say what runs, where, and how the model is [PROFILE=name REGION=name]
+status: install ## show what is running, where, and the state of the model [PROFILE=name REGION=name]
 	@$(RUN) infra_scripts/status.py $(call given,PROFILE REGION)
 
 open: install ## open the page in the browser [PROFILE=name REGION=name]
@@ -47,10 +47,10 @@ open: install ## open the page in the browser [PROFILE=name REGION=name]
 logs: install ## print the logs, newest line first [FOLLOW=1 FUNCTION=name]
 	@$(RUN) infra_scripts/logs.py $(call given,FUNCTION) $(call switched,FOLLOW)
 
-smoke: install ## play one visit over HTTP, step by step [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes PORT=n]
+smoke: install ## simulate one visit over HTTP, step by step [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes PORT=n]
 	@$(RUN) infra_scripts/smoke.py $(REVIEWS)
 
-streamlit: install ## open the page for developers; a demo must run, or SENTIMENT_API_URL name an engine
+streamlit: install ## open the page for developers; needs a running demo, or SENTIMENT_API_URL
 	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py
 
 teardown: install ## delete everything that the local deployment created [PORT=n]
@@ -86,17 +86,17 @@ release: install ## make the released model again: half an hour on a GPU, a nigh
 artifact: install ## pack the released model as model.tar.gz for SageMaker, with the packages its container lacks [OUT=file]
 	@$(PY) infra_scripts/make/release_model.py --pack $(call quoted,$(or $(OUT),model.tar.gz))
 
-clean: ## delete what is generated here: the environment, the local cloud's state, runs
+clean: ## delete generated files: the environment, the local cloud's state, runs
 	@test ! -x $(PY) || $(PY) infra_scripts/local_cloud.py stop >/dev/null 2>&1 || true
 	rm -rf $(VENV) .audit .moto .rehearsal .local-cloud .release .node runs _docs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .bench .container-test model.tar.gz
 
 ##@ Check
-test: install ## everything that must hold before a change is merged
+test: install ## run all checks that a change needs before it is merged
 	@infra_scripts/make/install_chromium.sh
 	@$(MAKE) --no-print-directory check notebooks
 	@$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-check: install ## lint Python, templates, JavaScript and CSS; nothing generated may differ from its source
+check: install ## lint Python, templates, JavaScript and CSS; check that generated files match their sources
 	@$(PY) infra_scripts/checks/check_generated.py
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy && $(VENV)/bin/mypy -p lambdas
@@ -104,14 +104,14 @@ check: install ## lint Python, templates, JavaScript and CSS; nothing generated 
 	@$(PY) infra_scripts/checks/audit.py --offline
 	@$(PY) -m infra_scripts.checks.biome
 
-format: install ## format notebooks, scripts and JavaScript, and mend what the linters can
+format: install ## format notebooks, scripts and JavaScript, and apply the linters' fixes
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 	@$(PY) -m infra_scripts.checks.biome --fix
 
 notebooks: install ## run the notebooks' own tests
 	@$(VENV)/bin/nbdev_test --n_workers 2 --timing
 
-test-slow: install ## the long versions of the tests
+test-slow: install ## run the long versions of the tests
 	@infra_scripts/make/install_chromium.sh
 	@$(VENV)/bin/nbdev_test --flags slow --n_workers 1
 	@$(VENV)/bin/pytest -m slow
@@ -126,23 +126,23 @@ lighthouse: install ## print Lighthouse's four scores of the page, asleep and aw
 	@infra_scripts/make/install_chromium.sh
 	@$(RUN) -m infra_scripts.checks.lighthouse $(call given,KEEP)
 
-container-test: install ## ask a model through the software of the AWS container [ARTIFACT=model.tar.gz]
+container-test: install ## query a model through the software of the AWS container [ARTIFACT=model.tar.gz]
 	@$(RUN) infra_scripts/checks/container_test.py $(call given,ARTIFACT)
 
 audit: install ## look for known faults in templates, files and packages; asks PyPI about the packages
 	@$(PY) infra_scripts/checks/audit.py
 
 ##@ Deploy to AWS
-aws-dry-run: install ## say what a deployment would create and cost; needs no account [OPTIONS="--domain …"]
+aws-dry-run: install ## print what a deployment would create and cost; needs no account [OPTIONS="--domain …"]
 	@$(PY) infra_scripts/deploy.py --target aws --dry-run $(OPTIONS)
 
-rehearsal: install ## deploy to a strict local cloud as to AWS, twice, and ask a second emulator [ARGS="--quick"]
+rehearsal: install ## deploy twice to a strict local cloud as to AWS, and check the calls with a second emulator [ARGS="--quick"]
 	@$(PY) infra_scripts/checks/rehearsal.py $(ARGS)
 
-second-opinion: install ## let moto judge the calls for our templates, or a recording [RECORDING=file]
+second-opinion: install ## check the calls for our templates, or a recording, with moto [RECORDING=file]
 	@$(PY) infra_scripts/checks/second_opinion.py $(if $(RECORDING),$(call quoted,$(RECORDING)))
 
-aws-acceptance: install ## try the whole engine once in an AWS account, then delete it [PROFILE=name REGION=name PHONE=+1… SERIES=1 ROWS=n IDLE=minutes DRY=1 YES=1]
+aws-acceptance: install ## test the whole engine once in an AWS account, then delete it [PROFILE=name REGION=name PHONE=+1… SERIES=1 ROWS=n IDLE=minutes DRY=1 YES=1]
 	@$(RUN) infra_scripts/checks/acceptance.py $(call given,PROFILE REGION PHONE ROWS IDLE) $(call switched,SERIES DRY YES)
 
 ##@ Measure
@@ -152,8 +152,8 @@ bench-etl: install ## clean up to 3 million reviews in five ways and compare: ha
 bench-inference: install ## serve one model in five ways and compare: an hour [DATA=folder ARTIFACT=folder QUICK=1]
 	@$(RUN) -m benchmarks.inference $(call given,DATA ARTIFACT) $(call switched,QUICK)
 
-bench-training: install ## train by our recipe and the original: half an hour [DATA=folder ACCURACY=1 QUICK=1]
+bench-training: install ## train with our recipe and the original: half an hour [DATA=folder ACCURACY=1 QUICK=1]
 	@$(RUN) -m benchmarks.training $(call given,DATA) $(call switched,QUICK ACCURACY)
 
-bench-recipe: install ## change one thing of the recipe at a time: half an hour [DATA=folder SEEDS=n QUICK=1]
+bench-recipe: install ## vary one part of the recipe at a time: half an hour [DATA=folder SEEDS=n QUICK=1]
 	@$(RUN) -m benchmarks.recipe $(call given,DATA SEEDS) $(call switched,QUICK)

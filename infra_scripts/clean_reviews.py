@@ -1,7 +1,7 @@
-"""The script of the Glue job: cleans the raw reviews of the lake.
+"""The script of the Glue job: clean the raw reviews of the lake.
 
 Arguments, each an s3:// address: --raw, --processed and --rejected (prefixes) and --report (one JSON file).
-Optional: --drift, how far the stars may move, and the rules, each by its name, as --balance 2.
+Optional: --drift, how far the stars may move, and each rule by its name, such as --balance 2.
 """
 
 import sys
@@ -15,7 +15,7 @@ CHOICES = ("drift", *(rule.name for rule in fields(Rules)))
 
 
 def main(argv: list[str]) -> None:
-    "Clean what is in --raw. Any exception fails the run, and its message is the run's."
+    "Clean what is in --raw. Any exception fails the run and becomes its error message."
     from awsglue.context import GlueContext  # only Glue has this package
     from awsglue.job import Job
     from awsglue.utils import getResolvedOptions

@@ -1,4 +1,4 @@
-"""Run the whole engine on this machine: the local cloud, the life of the model, and the page, until Ctrl-C."""
+"""Run the whole engine on this machine until Ctrl-C: the local cloud, the model's lifecycle and the page."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from sentiment_engine.settings import foundation_stack, settings_from
 
 
 def told_reviews(lake: str) -> str:
-    "Return how many reviews the model was trained on, and why others were dropped."
+    "Describe how many reviews the model was trained on, and why others were dropped."
     report = json.load(boto3.client("s3").get_object(Bucket=lake, Key="reports/etl.json")["Body"])
     left_out = {"repeats": report["repeats"]} | report["rejected"]
     reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in left_out.items() if rows)
@@ -37,7 +37,7 @@ def told_reviews(lake: str) -> str:
 def told_model(model: RegisteredModel) -> str:
     "Return which model a start deploys, and its accuracy."
     which = "the released model" if "/models/released/" in model.artifact else "the model trained here"
-    return f"{which} is the one to wake: accuracy {model.accuracy:.3f} on the reviews it was tested with"
+    return f"you will wake {which}: accuracy {model.accuracy:.3f} on its test reviews"
 
 
 def tell(taught: bool):
@@ -49,7 +49,7 @@ def tell(taught: bool):
         print(told_model(model), flush=True)
 
 
-def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this program has started the cloud
+def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this program started the cloud
     "Print the addresses and wait for Ctrl-C."
     print(f"\nReady after {time.monotonic() - started:.0f} s. The model is asleep: open the page and wake it.\n")
     print(f"  the page   {cloud.site_url}")
@@ -75,7 +75,7 @@ def main():
         parameters = chosen_parameters(options)
         with local_cloud(ports=options) as cloud:
             since = f"is up at {cloud.url} after {time.monotonic() - started:.1f} s"
-            print(f"the local cloud {since if ours else f'runs already at {cloud.url}'}", flush=True)
+            print(f"the local cloud {since if ours else f'is already running at {cloud.url}'}", flush=True)
             deploy("local", **parameters)
             tell(taught=options.model != "released")
             if not options.exit:
@@ -83,7 +83,7 @@ def main():
     except FAILURES as e:
         sys.exit(explain_failure(e))
     except KeyboardInterrupt:
-        print("\nStopped; " + ("nothing is running any more." if ours else "what was running before goes on."))
+        print("\nStopped; " + ("nothing is running any more." if ours else "the local cloud keeps running."))
 
 
 if __name__ == "__main__":

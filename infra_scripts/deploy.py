@@ -1,6 +1,6 @@
 """Deploy the engine to the local cloud or to AWS: run the numbered notebooks that are not up to date.
 
-The notebooks run in order. nbs/deploy/phases.ipynb explains how a deployment knows which ones are up to date.
+The notebooks run in order. nbs/deploy/phases.ipynb explains how a deployment decides which ones are up to date.
 """
 
 from sentiment_engine.causes import tells_cause
@@ -25,8 +25,8 @@ def main():
     add_variant_options(parser)
     add_options(parser)
     steps = parser.add_mutually_exclusive_group()
-    steps.add_argument("--only", choices=PHASES, help="run this one notebook")
-    steps.add_argument("--from", dest="start", choices=PHASES, help="run from this notebook on")
+    steps.add_argument("--only", choices=PHASES, help="run only this notebook")
+    steps.add_argument("--from", dest="start", choices=PHASES, help="run this notebook and the later ones")
     steps.add_argument("--force", action="store_true", help="run every notebook, even unchanged ones")
     options = parser.parse_args()
     check_options(parser, options)

@@ -25,7 +25,7 @@ from sentiment_engine.deploy.target import ROOT
 
 def open_lab(
     command: Sequence[str],
-    patience: float = 30,  # seconds for its end
+    patience: float = 30,  # seconds until it must have ended
 ) -> int:  # exit status
     "Run JupyterLab until it ends. If this program is interrupted, JupyterLab ends its kernels first."
     # Only this program receives Ctrl-C: JupyterLab would ask for confirmation, and repeated signals confuse it.
@@ -36,7 +36,7 @@ def open_lab(
             lab.terminate()
             with suppress(subprocess.TimeoutExpired):
                 lab.wait(patience)
-            lab.kill()  # a kernel that was just starting may hold it up for ever; kernels end with it
+            lab.kill()  # a kernel that was just starting may block it for ever; kernels end with it
             raise
 
 
@@ -47,7 +47,7 @@ def main():
     options, words = parser.parse_known_args()  # other options go to JupyterLab
     if os.geteuid() == 0:
         words.append("--allow-root")  # usual in containers; it listens on this machine only and requires its token
-    # The address that it prints leads to the index too, and the notebooks' links and pictures stay below its root.
+    # The printed address opens the index too, and the notebooks' links and pictures stay below its root.
     first = f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/nbs/index.ipynb"
     command = [sys.executable, "-m", "jupyterlab", *first, *words]
     stop_on_signals()

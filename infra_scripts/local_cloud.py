@@ -1,7 +1,7 @@
 """Start, stop and inspect the local cloud: the AWS of this project on one machine.
 
 python infra_scripts/local_cloud.py start         # usually http://127.0.0.1:4566, the site on :8080
-eval "$(python infra_scripts/local_cloud.py env)" # point boto3 and the AWS CLI to it
+eval "$(python infra_scripts/local_cloud.py env)" # point boto3 and the AWS CLI at it
 python infra_scripts/local_cloud.py stop
 """
 
@@ -17,9 +17,9 @@ from sentiment_engine.local.aws import stray_variables
 from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud
 
 COMMANDS = {
-    "start": "start the cloud unless it runs, and wait until it is ready",
+    "start": "start the cloud unless it is running, and wait until it is ready",
     "stop": "stop the cloud and all its processes; its state is kept",
-    "status": "print whether and where it runs; exit status 1 if not",
+    "status": "print where it is running; exit status 1 if it is not",
     "env": "print shell commands that replace the AWS variables",
     "reset": "stop the cloud and delete everything in it",
 }
@@ -43,7 +43,7 @@ def parser() -> Parser:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="extra time that each endpoint takes to start, to see the waiting page (%(default)s)",
+        help="extra seconds for each endpoint's start, to show the waiting page (%(default)s)",
     )
     start.add_argument("--record", type=Path, metavar="FILE", help="append one line per call to this file")
     return main
@@ -64,17 +64,17 @@ def main(argv: list[str] | None = None) -> int:
         cloud = LocalCloud(*places, options.endpoint_delay, record=options.record)
         ran = cloud.running
         cloud.start()
-        print(("The local cloud already runs.\n" if ran else "The local cloud runs.\n") + describe(cloud))
+        print(("The local cloud is already running.\n" if ran else "The local cloud is running.\n") + describe(cloud))
         return 0
     cloud = LocalCloud(options.state)
     if options.command in ("stop", "reset"):
         ran = cloud.running
         cloud.stop() if options.command == "stop" else cloud.reset()
         done = "stopped" if options.command == "stop" else "empty: its state is deleted"
-        print(f"The local cloud is {done}." if ran or options.command == "reset" else "The local cloud did not run.")
+        print(f"The local cloud is {done}." if ran or options.command == "reset" else "The local cloud was not up.")
         return 0
     if not cloud.running:
-        print("The local cloud does not run: python infra_scripts/local_cloud.py start", file=sys.stderr)
+        print("The local cloud is not running. Start it: python infra_scripts/local_cloud.py start", file=sys.stderr)
         return 1
     if options.command == "env":
         own = cloud.environment

@@ -1,7 +1,7 @@
-"""Print the logs of the local cloud, of the Lambdas and of the endpoints in it, newest line first.
+"""Print the logs of the local cloud and of its Lambdas and endpoints, newest line first.
 
-python infra_scripts/logs.py --function start    # the Lambdas with this in their name, and nothing else
-python infra_scripts/logs.py --follow            # the last lines, then each new one as it comes
+python infra_scripts/logs.py --function start    # only the Lambdas with this in their name
+python infra_scripts/logs.py --follow            # the last lines, then each new one as it arrives
 """
 
 import argparse
@@ -21,12 +21,12 @@ from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import settings_from
 
 GROUPS = "/aws/lambda/", "/aws/sagemaker/Endpoints/"
-NOISE = "START RequestId", "END RequestId"  # REPORT says all that they say
+NOISE = "START RequestId", "END RequestId"  # REPORT repeats their content
 Line = tuple[float, str, str]  # seconds since the epoch, source, text
 
 
 def cloud_lines(cloud: LocalCloud) -> Iterator[Line]:
-    "Read the log of the cloud itself. A line without a time, as in a traceback, has the time of the one before."
+    "Read the log of the cloud itself. A line without a time, as in a traceback, gets the time of the line before it."
     at = 0.0
     for text in cloud.log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -64,7 +64,7 @@ def show(lines: list[Line]):
 
 
 def follow(cloud: LocalCloud, options: argparse.Namespace):
-    "Print the last lines, then each new one, until Ctrl-C or the end of the cloud."
+    "Print the last lines, then each new one, until Ctrl-C or until the cloud stops."
     shown = all_lines(cloud, options)
     show(shown[-options.lines :])
     while cloud.running:
@@ -72,20 +72,20 @@ def follow(cloud: LocalCloud, options: argparse.Namespace):
         now = all_lines(cloud, options)
         show(list((Counter(now) - Counter(shown)).elements()))
         shown = now
-    print("The local cloud has ended.")
+    print("The local cloud has stopped.")
 
 
 @tells_cause
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("--follow", action="store_true", help="print new lines as they come, oldest first")
+    parser.add_argument("--follow", action="store_true", help="print new lines as they arrive, oldest first")
     parser.add_argument("--function", default="", metavar="NAME", help="a Lambda, or a part of its name")
-    parser.add_argument("--lines", type=at_least(1), default=100, metavar="N", help="at most so many (%(default)s)")
+    parser.add_argument("--lines", type=at_least(1), default=100, metavar="N", help="number of lines (%(default)s)")
     parser.add_argument("--state", type=Path, default=ROOT / ".local-cloud", help="folder of the local cloud")
     options = parser.parse_args()
     cloud = LocalCloud(options.state)
     if not cloud.running:
-        sys.exit(f"No local cloud runs: `make demo` starts it. The log of the last one is {cloud.log}.")
+        sys.exit(f"No local cloud is running: `make demo` starts one. The last one's log is {cloud.log}.")
     with suppress(KeyboardInterrupt):
         follow(cloud, options) if options.follow else show(all_lines(cloud, options)[: -options.lines - 1 : -1])
 

@@ -1,8 +1,8 @@
-"""Play one visit over HTTP against the local cloud, and print each step with its time.
+"""Simulate one visit over HTTP against the local cloud, and print each step with its time.
 
 The visit starts the model, waits for it and its SMS, asks for two predictions, keeps it alive, lets it fall asleep, and
-checks that nothing is left that costs money. It uses the running cloud, or starts one and stops it afterwards. It does
-not wait for the half hour of idleness: it moves the local cloud's clock forward.
+checks that nothing left over costs money. It uses the running cloud, or starts one and stops it afterwards. It does
+not wait half an hour for the idle timeout: it moves the local cloud's clock forward.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Say what runs and where: the local cloud, the page and the model; or, with --profile or --region, an engine on AWS.
+"""Show the local cloud, the page and the model on this machine, or, with --profile or --region, an engine on AWS.
 
 python infra_scripts/status.py
 python infra_scripts/status.py --open            # open the page in the browser
@@ -25,25 +25,25 @@ from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import connect, engine_stack, settings_from
 
-NOTHING = "Nothing runs on this machine. `make demo` starts the engine, `make lab` the notebooks."
+NOTHING = "Nothing is running on this machine. `make demo` starts the engine, `make lab` the notebooks."
 EMPTY = "The local cloud contains no engine yet: `make demo` deploys one."
 
 
 def fetch(url: str) -> dict:
     "Return the JSON at an address. Raises httpx.HTTPError or ValueError."
-    here = httpx.URL(url).host == "127.0.0.1"  # no proxy sees a call that stays on this machine
+    here = httpx.URL(url).host == "127.0.0.1"  # calls within this machine must not go through a proxy
     return httpx.get(url, timeout=30, trust_env=not here).raise_for_status().json()
 
 
 def minutes(seconds: float) -> str:
-    "Write a duration."
+    "Format a duration."
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def model_row(status: Mapping) -> str:
     "Describe the model's state and deadline."
     if status["state"] == "CREATING":
-        return f"waking up for {minutes(status['elapsedSeconds'])}; about {minutes(status['etaSeconds'])} to go"
+        return f"waking up for {minutes(status['elapsedSeconds'])}; about {minutes(status['etaSeconds'])} left"
     if status["state"] == "IN_SERVICE" and status["secondsLeft"] is not None:
         until = datetime.fromisoformat(status["shutdownAt"]).astimezone()
         return f"awake until {until:%H:%M}, for {minutes(status['secondsLeft'])}, or longer if used"
@@ -64,7 +64,7 @@ def model_rows(status: Mapping) -> dict[str, str]:
 
 
 def engine_rows(site: str) -> dict[str, str]:  # site: address of the page
-    "Ask the engine behind a page. Raises httpx.HTTPError or ValueError if it does not answer."
+    "Request the status of the engine behind a page. Raises httpx.HTTPError or ValueError if it does not answer."
     config = fetch(f"{site.rstrip('/')}/config.json")
     status = fetch(f"{config['apiUrl']}/status")
     version = {"version": config["version"]} if "version" in config else {}
@@ -83,7 +83,7 @@ def local_rows(cloud: LocalCloud) -> dict[str, str]:
 
 def deployed_rows(options: argparse.Namespace) -> dict[str, str]:
     "Describe the engine in an AWS account. Raises LookupError if it is not deployed there."
-    connect("aws")  # not while the environment leads to the local cloud
+    connect("aws")  # not while the environment points at the local cloud
     session = boto3.Session(profile_name=options.profile, region_name=options.region)
     outputs = stack_outputs(session.client("cloudformation"), engine_stack(settings_from(os.environ)))
     return {"page": outputs["SiteUrl"]} | engine_rows(outputs["SiteUrl"])

@@ -1,4 +1,4 @@
-"""Delete everything that deployments created, endpoints first, and tell what is kept and why; safe to repeat.
+"""Delete everything that deployments created, endpoints first, and list what is kept and why; safe to repeat.
 
 Only resources of this engine are deleted: nbs/deploy/teardown.ipynb explains how they are recognized.
 """
@@ -27,7 +27,7 @@ def _typed(question: str) -> str:
 
 
 def _make_sure(yes: bool):  # yes: without a question
-    "Say what will be deleted in which account. Ends the program without a confirmation."
+    "Show what will be deleted in which account. Ends the program unless the user confirms."
     prefix = settings_from(os.environ).prefix
     try:
         tell(f"This deletes everything of the engine {prefix!r}, including its reviews and models, as {whose()}.")
@@ -69,7 +69,7 @@ def main():
         sys.exit(f"{explain_failure(e)}\nRun the command again to delete the rest.")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Run the command again to delete the rest.")
-    tell(f"{len(deleted)} things deleted." if deleted else "Nothing is left to delete.")
+    tell(f"{len(deleted)} resources deleted." if deleted else "Nothing is left to delete.")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 # %% ../nbs/aws_errors.ipynb #bec5b1fd
 def _tells(error: Exception, codes: tuple[str, ...], texts: tuple[str, ...]) -> bool:
-    "Tell whether the code of an AWS error contains one of `codes`, or the text of a validation error one of `texts`."
+    "Return whether the code of an AWS error contains one of `codes`, or the text of a validation error one of `texts`."
     if not isinstance(error, ClientError):
         return False
     said = error.response["Error"]
@@ -23,12 +23,12 @@ def _tells(error: Exception, codes: tuple[str, ...], texts: tuple[str, ...]) -> 
 
 
 def is_missing(error: Exception) -> bool:
-    "Tell whether the requested resource does not exist."
+    "Return whether the requested resource does not exist."
     return _tells(error, ("NotFound", "NoSuch", "404"), ("could not find", "not found", "does not exist"))
 
 
 def exists_already(error: Exception) -> bool:
-    "Tell whether the resource to create exists already."
+    "Return whether the resource to create exists already."
     return _tells(error, ("AlreadyExist", "ConflictException"), ("already exist",))
 
 # %% ../nbs/aws_errors.ipynb #210ed22d

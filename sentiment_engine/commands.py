@@ -49,7 +49,7 @@ def folder(text: str) -> Path:
 
 # %% ../nbs/commands.ipynb #7dc67623
 def region(text: str) -> str:
-    "Read the name of an AWS region. Only AWS knows whether it exists."
+    "Read the name of an AWS region. AWS itself checks whether it exists."
     *area, number = text.split("-")
     if len(area) < 2 or not number.isdecimal() or not all(map(str.isalpha, area)):
         raise argparse.ArgumentTypeError(f"must be an AWS region such as us-east-1, not {text}")
@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"sentiment-engine {__version__}")
 
     def error(self, message: str):
-        "End the program. A user of make sees the names of the variables instead of the options."
+        "End the program. A user of make gets the names of its variables instead of a list of options."
         said = _sentence(message)
         if os.environ.get(MAKE_NAMES):
             self.exit(2, f"{as_typed(said)}\n")

@@ -57,7 +57,7 @@ class Visit:
 
     @property
     def minutes(self) -> float:
-        "Return how long the endpoint is paid for."
+        "Return the billed time of the endpoint."
         return self.start + self.use + self.idle
 
 # %% ../nbs/costs.ipynb #afa6a57c
@@ -82,7 +82,7 @@ def resting_cost(
 # %% ../nbs/costs.ipynb #bb19c29b
 @dataclass(frozen=True)
 class Standing:
-    "What a kind of resource costs as long as it exists."
+    "The cost of a kind of resource while it exists."
 
     month: float  # dollars for each
     free: int = 0  # how many of them each account gets free, permanently
@@ -151,13 +151,13 @@ def break_even_predictions(
     seconds: float = 0.12,
     memory_gb: float = 3.0,
 ) -> float:  # predictions in one visit
-    "Return from how many predictions on a real-time endpoint is cheaper. Raises KeyError for a type without a price."
+    "Return the number of predictions above which a real-time endpoint is cheaper. Raises KeyError without a price."
     return PRICES[instance_type] * visit.minutes / 60 / serverless_month(1, seconds, memory_gb)
 
 # %% ../nbs/costs.ipynb #dbe5a46b
 @dataclass(frozen=True)
 class Limit:
-    "What one route of the API admits."
+    "The limits of one route of the API."
 
     function: str  # in the template
     rate: float  # requests a second

@@ -21,7 +21,7 @@ BUSY = re.compile("Throttl|TooMany|LimitExceeded|SlowDown|Timeout|Internal|Unava
 
 
 def passes(error: Exception) -> bool:
-    "Tell whether an error is temporary, so that a later call may succeed."
+    "Return whether an error is temporary, so that a later call may succeed."
     if not isinstance(error, ClientError):
         return isinstance(error, (NoConnectionError, HTTPClientError, ResponseParserError))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -51,7 +51,7 @@ def polls(
     every: float = 0.25,  # seconds of the shortest pause
     longest: float = 10.0,  # seconds of the longest pause
     **arguments,  # passed to `call`
-) -> Iterator[Any]:  # the results of `call`; the last one comes at or after `timeout`
+) -> Iterator[Any]:  # the results of `call`; the last one is from `timeout` or later
     "Call AWS again and again until the caller has seen enough."
     start = time.monotonic()
     while True:

@@ -35,7 +35,7 @@ def listed_objects(s3, bucket: str, prefix: str = "") -> Iterator[dict[str, Any]
 
 
 def object_exists(s3, bucket: str, key: str) -> bool:
-    "Tell whether an object exists."
+    "Return whether an object exists."
     return unless_missing(s3.head_object, Bucket=bucket, Key=key) is not None
 
 

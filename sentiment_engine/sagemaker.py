@@ -30,7 +30,7 @@ def has_tags(
     arn: str,
     wanted: list[dict[str, str]],  # from `project_tags`
 ) -> bool:
-    "Tell whether a resource has all these tags. A resource that no longer exists has none."
+    "Return whether a resource has all these tags. A resource that no longer exists has none."
     found = unless_missing(sagemaker.list_tags, ResourceArn=arn) or {"Tags": []}
     return all(tag in found["Tags"] for tag in wanted)
 
@@ -86,7 +86,7 @@ def create_endpoint(
 
 
 def delete_endpoint(sagemaker, name: str):
-    "Request the deletion of an endpoint, and delete its config. What is gone already is no error."
+    "Request the deletion of an endpoint, and delete its config. Resources that are already gone cause no error."
     try:
         unless_missing(sagemaker.delete_endpoint, EndpointName=name)
     except ClientError:  # SageMaker refuses to delete an endpoint twice

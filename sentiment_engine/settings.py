@@ -29,7 +29,7 @@ ENV_PREFIX = "SENTIMENT_"  # starts the name of an environment variable that ove
 class Settings:
     "Every name and number that two parts of the engine share."
 
-    prefix: str = "sentiment-engine"  # starts the name of everything the engine creates; it touches nothing else
+    prefix: str = "sentiment-engine"  # prefix of all resources that the engine creates; it changes no others
     model_id: str = "amazon-reviews"  # key of this model's row in the table
     table: str = "SentimentModelState"
     endpoint: str = "realtime"  # realtime: an instance that is started and deleted; serverless: paid by the request
@@ -52,7 +52,7 @@ class Settings:
     monthly_budget: float = 10.0  # dollars a month (UTC); above it, starts and serverless predictions are refused
     capture_percent: int = 20  # percent of the answers that are kept in S3 for monitoring; 0: none
     capture_text: bool = False  # whether the visitors' texts are kept with the answers
-    alarm_email: str = ""  # receives the alarms; empty: nobody
+    alarm_email: str = ""  # receives the alarms; empty: no address
     account_budget: float = 20.0  # dollars a month of the whole account at which AWS e-mails alarm_email
     reserve_concurrency: bool = True  # whether each Lambda reserves its share, which exceeds some new accounts
     firewall: bool = False  # whether a firewall limits the requests of each IP address (us-east-1 only)
@@ -212,7 +212,7 @@ def settings_from(
 # %% ../nbs/settings.ipynb #3916b7de
 def environment_of(
     settings: Settings,
-) -> dict[str, str]:  # SENTIMENT_… variables for what differs from the defaults
+) -> dict[str, str]:  # SENTIMENT_… variables for settings that differ from the defaults
     "Write `settings` as environment variables that `settings_from` reads back."
     given = {f.name: getattr(settings, f.name) for f in fields(Settings) if getattr(settings, f.name) != f.default}
     return {
@@ -306,7 +306,7 @@ def connect(
     return boto3.Session()
 
 # %% ../nbs/settings.ipynb #f2cee597
-_PARAMETER_TYPES = {  # of a parameter: (what its value may be, in words)
+_PARAMETER_TYPES = {  # of a parameter: (its allowed values, in words)
     str: ((str,), "text"),
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),

@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share, and what keeps tests independent of the speed of the machine."""
+"""Fixtures that several test modules share, and limits that do not depend on the speed of the machine."""
 
 import functools
 import os
@@ -23,13 +23,13 @@ LONGEST = ("test_series.py", "test_cloud.py", "test_openapi.py", "test_serving_m
 
 
 def pytest_collection_modifyitems(items):
-    "Begin with the files that take minutes, so that no worker is left alone with one at the end."
+    "Start with the files that take minutes, so that none of them runs alone at the end."
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    "Fail a test that waits without end, with the place where it waits."
+    "Fail a test that waits for ever, and show where it waits."
     limit = 3600 if item.get_closest_marker("slow") else 900  # seconds, with its fixtures
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"{item.nodeid} takes longer than {limit} seconds"))
     signal.alarm(limit)
@@ -39,14 +39,14 @@ def pytest_runtest_protocol(item):
         signal.alarm(0)
 
 
-# Whatever the shell says of AWS or of a proxy, the tests stay on this machine.
+# The tests stay on this machine, even if the shell has settings for AWS or a proxy.
 for name in (*stray_variables(os.environ), "ALL_PROXY", "all_proxy"):
     os.environ.pop(name, None)
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = direct_hosts(os.environ)
 
 
 class TestCloud(LocalCloud):
-    "A local cloud with boto3 clients at hand."
+    "A local cloud with its boto3 clients."
 
     __test__ = False
 
@@ -58,7 +58,7 @@ class TestCloud(LocalCloud):
 
 @pytest.fixture(scope="session")
 def cloud(tmp_path_factory) -> Iterator[TestCloud]:
-    "A local cloud of this test session, on free ports and in a folder of its own."
+    "A local cloud for this test session, on free ports and in a separate folder."
     with TestCloud(tmp_path_factory.mktemp("local-cloud"), port=0, site_port=0) as running:
         yield running
 
@@ -71,10 +71,10 @@ def spark_classes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def spark(spark_classes):
-    "The one Spark of this test session: its class path is that of the first Java machine of the process."
+    "The only Spark of this test session, because the process's first Java machine fixes the class path."
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(etl.ONE_MACHINE, "spark.driver.extraClassPath", str(spark_classes))
         session = etl.start_spark("tests")
-    session.conf.set("spark.sql.shuffle.partitions", "3")  # small data, less to wait for
+    session.conf.set("spark.sql.shuffle.partitions", "3")  # small data, so shorter waits
     yield session
     session.stop()

@@ -1,4 +1,4 @@
-"""What the system refuses is told with its cause, and the local cloud's memory is never ahead of its disk."""
+"""Programs name the cause of a system error, and the local cloud's memory is never ahead of its disk."""
 
 import ctypes
 import json
@@ -29,7 +29,7 @@ from tests.doubles.local_models import ROLE, register, settled, until
 
 MEBIBYTE = 2**20
 
-# The sentences ------------------------------------------------------------------------------------------------------
+# The messages -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", CURES)
@@ -48,7 +48,7 @@ def test_words_of_another_process_get_their_cause(text):
 
 
 def as_anybody():
-    "Obey the modes of files also as root: without the capabilities to override and to read all."
+    "Respect file modes even as root: drop the capabilities that override them."
     if os.geteuid() == 0:
         for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
             ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP
@@ -93,7 +93,7 @@ def a_folder_for_the_next_state(state: Path):
     (state / "glue.new").mkdir(parents=True)
 
 
-CAUSES = {  # how the state folder is, what the program may do, what it says
+CAUSES = {  # fault of the state folder, limits of the program, expected message
     "full disk": (full_disk, None, "cloud.log: No space left on device. The disk is full"),
     "read-only": (read_only, as_anybody, "Permission denied. You own"),
     "unreadable lock": (unreadable_lock, as_anybody, "lock: Permission denied. You own"),
@@ -115,7 +115,7 @@ PROGRAMS = {
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory) -> Path:
-    "A checkout of its own, with a local cloud of its own."
+    "A separate checkout with its own local cloud."
     folder = tmp_path_factory.mktemp("scripts")
     for part in ("infra_scripts", "sentiment_engine"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -123,7 +123,7 @@ def scripts(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, words: list, before=None, **variables: str) -> subprocess.CompletedProcess:
-    "Run a script of `folder` as a person does."
+    "Run a script of `folder` like a person."
     env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | variables
     command = [sys.executable, f"infra_scripts/{words[0]}.py", *words[1:]]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, preexec_fn=before)
@@ -186,18 +186,18 @@ def test_jupyterlab_does_not_begin_with_a_kernel_that_cannot_start(stale_kernel,
     assert_told(run(scripts, ["lab"]), f"starts {stale_kernel}, which does not exist. Remove it: ")
 
 
-# The local cloud, while the disk refuses ----------------------------------------------------------------------------
+# The local cloud with a failing disk --- ----------------------------------------------------------------------------
 
 
 class Cloud(LocalCloud):
-    "A cloud whose server may only write small files for a while."
+    "A cloud whose server may temporarily write only small files."
 
     def client(self, service: str):
         return self.root_client(service)
 
     @contextmanager
     def limited(self, size: int):
-        "Let the server write no file beyond `size` bytes."
+        "Limit the server's files to `size` bytes."
         server = psutil.Process(self.place["pid"])
         server.rlimit(psutil.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         try:
@@ -208,7 +208,7 @@ class Cloud(LocalCloud):
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory):
-    "A cloud that holds one thing of each kind."
+    "A cloud with one resource of each kind."
     with Cloud(tmp_path_factory.mktemp("refusing"), port=0, site_port=0) as running:
         register(running, "kept")
         running.client("iam").create_role(RoleName="kept", AssumeRolePolicyDocument="{}")
@@ -249,7 +249,7 @@ CHANGES = {
 
 
 def known(cloud) -> dict:
-    "Return all that the changes could change."
+    "Return everything that the changes could affect."
     sagemaker, names = cloud.client("sagemaker"), lambda found, field: sorted(each[field] for each in found)
     return {
         "models": names(sagemaker.list_models()["Models"], "ModelName"),
@@ -276,10 +276,10 @@ def test_a_change_that_the_disk_refuses_has_not_happened(cloud):
     os.kill(cloud.place["pid"], signal.SIGKILL)
     cloud.start(detached=False)
     assert known(cloud) == before
-    until(lambda: schedule(cloud, "new") is None)  # and now it can be done
+    until(lambda: schedule(cloud, "new") is None)  # now it succeeds
 
 
-BIG = os.urandom(2 * MEBIBYTE)  # more than fits, and nothing makes it smaller
+BIG = os.urandom(2 * MEBIBYTE)  # larger than the limit, and not compressible
 
 
 def test_an_endpoint_says_that_its_model_does_not_fit(cloud):

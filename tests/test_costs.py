@@ -1,4 +1,4 @@
-"An instance type without a price is named, whatever is asked about it."
+"Every function names an instance type without a price in its error."
 
 import pytest
 

@@ -1,4 +1,4 @@
-"Every wait for AWS, with polls that get no answer."
+"Every wait for AWS, with failing polls."
 
 import json
 import math
@@ -48,7 +48,7 @@ class Body(SimpleNamespace):
 
 
 def xml(operation: str, inside: str = "") -> str:
-    "Write an answer of CloudFormation."
+    "Make an answer of CloudFormation."
     return f"<{operation}Response><{operation}Result>{inside}</{operation}Result></{operation}Response>"
 
 
@@ -62,13 +62,13 @@ def endpoint(status: str) -> str:
 
 
 def refusal(code: str, message: str) -> str:
-    "Write an error of CloudFormation."
+    "Make an error of CloudFormation."
     return f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
 
 
 NO_STACK = refusal("ValidationError", "lake does not exist")
 NO_ENDPOINT = json.dumps({"__type": "ValidationException", "message": "Could not find endpoint."})
-ANSWERS = {  # by operation, in their order; the last one is repeated
+ANSWERS = {  # by operation, in order; the last one is repeated
     "StartJobRun": ['{"JobRunId": "jr_1"}'],
     "GetJobRun": [json.dumps({"JobRun": {"Id": "jr_1", "JobRunState": state}}) for state in ("RUNNING", "SUCCEEDED")],
     "DescribeTrainingJob": [json.dumps({"TrainingJobStatus": status}) for status in ("InProgress", "Completed")],
@@ -85,7 +85,7 @@ POLLS = ("Get", "Describe", "Filter")
 
 
 class Aws:
-    "Real clients, whose requests are answered here: each poll fails `times`, then it gets its answer."
+    "Real clients whose requests are answered here: each poll fails `times` times, then gets its answer."
 
     def __init__(self, fault: Exception | tuple[int, bytes], times: float = 2):
         self.fault, self.times, self.failed = fault, times, Counter()

@@ -1,4 +1,4 @@
-"Settings mean what they say, in whatever usual spelling; what can never match is refused by name."
+"Settings accept every usual spelling; the error for a value that can never match names the setting."
 
 import math
 from dataclasses import fields

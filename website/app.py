@@ -26,7 +26,7 @@ KEPT = 50  # calls that the log keeps
 CHUNK = 50  # reviews in one call, so that a long list shows its progress
 EXPLAINED = 10  # reviews that the API explains per call
 TRIES = 4  # attempts per part of a long list, while the API is busy
-WAKE_SECONDS = 180  # to wait for a serverless model
+WAKE_SECONDS = 180  # wait for a serverless model
 LOADED_SECONDS = 180  # after an answer, while a serverless model is still loaded
 MONTH_HOURS = 730
 NAMED = re.compile(r"^(comment|content|feedback)s?$|(review|text|body)s?$", re.IGNORECASE)  # names of a review column
@@ -185,7 +185,7 @@ def reviews_in(text: str, one_a_line: bool) -> list[str]:
 
 
 def rows_of(text: str, cuts: str) -> list[list[str]]:
-    "Read the cells of a table as the public page does: the first row says which of `cuts` parts them, if any."
+    "Read the cells of a table as the public page does: the first row decides which of `cuts` applies, if any."
     text = re.sub(r"\r+\n?", "\n", text)
     first = re.sub(r'"[^"]*"', "", re.match(r'[^"\n]*(?:"[^"]*"[^"\n]*)*', text)[0])
     cut = max((each for each in cuts if each in first), key=first.count, default="\0")
@@ -211,10 +211,10 @@ def column_in(rows: list[list[str]], column: str) -> tuple[int, int]:  # its ind
 
 def reviews_of(
     raw: bytes,  # a table, or text with a review a line
-    column: str,  # empty: what its name or its length says
-    cuts: str = ",;\t",  # what may part its cells
+    column: str,  # empty: chosen by name or length
+    cuts: str = ",;\t",  # possible separators
 ) -> tuple[list[str], int]:  # the reviews, and how many rows are wider than the first
-    "Read reviews from a file. Raises ValueError that says what is wrong with it."
+    "Read reviews from a file. Raises ValueError with the file's fault."
     try:
         rows = rows_of(raw.decode("utf-8-sig"), cuts)
     except UnicodeDecodeError as e:

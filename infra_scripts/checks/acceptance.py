@@ -1,8 +1,8 @@
-"""Try the whole engine once in a real AWS account: deploy it, visit it, check it, delete it, and write a report.
+"""Test the whole engine once in a real AWS account: deploy it, visit it, check it, delete it, and write a report.
 
-The engine has a random prefix of its own, such as accept-1a2b, and cheap settings. Nothing else in the account is
-touched. The engine is always deleted again: after a failure, after Ctrl-C, and after a kill by the next call, which
-finds what was left. The report names no account, person or address, so you can attach it to an issue.
+The engine has its own random prefix, such as accept-1a2b, and cheap settings. Nothing else in the account changes. The
+engine is always deleted, even after a failure or Ctrl-C. If this program is killed, its next run finds what was left
+and deletes it. The report names no account, person or address, so you can attach it to an issue.
 """
 
 import argparse
@@ -45,14 +45,14 @@ from sentiment_engine.deploy.visit import StepFailed
 from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 
-# deploy.py and teardown.py run as programs, not as functions. Their command lines are what a person uses, so that is
-# what is accepted. A program can also be stopped and waited for, and its crash leaves this one able to tear down.
+# deploy.py and teardown.py run as programs, because this tests the command lines that people use. A program can also be
+# stopped and waited for, and if it crashes, this one can still tear down.
 DEPLOY, TEARDOWN = "infra_scripts/deploy.py", "infra_scripts/teardown.py"
 MEMORY = ROOT / ".acceptance"
 MINUTE = 60.0
-# How long each part may take, in seconds. CloudFront alone may take a quarter of an hour each way.
+# How long each part may take, in seconds. CloudFront alone may take 15 minutes to create and 15 to delete.
 DEPLOY_LIMIT, SERIES_LIMIT, TEARDOWN_LIMIT = 90 * MINUTE, 150 * MINUTE, 120 * MINUTE
-# Even if this program is killed and never called again, the endpoint ends by itself, and no further one starts.
+# Even if this program is killed and never runs again, the endpoint is deleted on time, and no other one starts.
 SAFETY = {"SENTIMENT_MAX_RUN_MINUTES": "75", "SENTIMENT_MONTHLY_BUDGET": "1"}
 SERIES_ROWS, SERIES_INSTANCE = 10_000, "ml.m5.xlarge"
 
@@ -70,7 +70,7 @@ class Cost:
 
 
 def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
-    "Price the acceptance by the price table. Raises ValueError for an instance type that is not in it."
+    "Price the acceptance from the price table. Raises ValueError for an instance type that is not in it."
 
     def hourly(kind: str) -> float:
         if (price := price_per_hour(kind)) is None:
@@ -91,17 +91,17 @@ def costs(plan: Plan, settings: Settings, series: bool) -> Iterator[Cost]:
 
 
 def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: str, region: str):
-    "Print the steps, the place, the duration and the costs."
+    "Print the steps, the account and region, the duration and the costs."
     parts = list(costs(plan, settings, options.series))
     stacks = len({change.stack for change in plan.changes})
     hours = (SERIES_LIMIT if options.series else DEPLOY_LIMIT) / 3600 + READY_LIMIT / 3600 + TEARDOWN_LIMIT / 3600
-    tell(f"This tries the whole engine once in AWS, as {whose}, region {region}.\n")
+    tell(f"This tests the whole engine once in AWS, as {whose}, region {region}.\n")
     tell(f"  makes    an engine {settings.prefix!r} of its own: {stacks} stacks with {len(plan.resources)} resources")
-    work = f"cleans {options.rows:,} made-up reviews, trains on {SERIES_INSTANCE}" if options.series else ""
+    work = f"cleans {options.rows:,} generated reviews, trains on {SERIES_INSTANCE}" if options.series else ""
     tell(f"  does     {work or 'deploys the released model'}, wakes it, asks it, lets it fall asleep")
     if options.phone:
         tell("  sends    one SMS to the number that you gave")
-    tell("  deletes  all of it again, also after a failure or Ctrl-C, and lists what is left")
+    tell("  deletes  everything again, also after a failure or Ctrl-C, and lists leftovers")
     tell(f"  takes    {'about 90' if options.series else '40 to 60'} minutes; {hours:.0f} hours at most")
     usual, most = sum(part.usual for part in parts), sum(part.most for part in parts)
     tell(f"  costs    about ${usual:.2f}, at most ${most:.2f}, by the price table of nbs/costs.ipynb (us-east-1):")
@@ -111,7 +111,7 @@ def explain(options: argparse.Namespace, settings: Settings, plan: Plan, whose: 
 
 
 def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
-    "List the spellings of a number, so that none of them is printed."
+    "List the ways to write a phone number, so that none of them is printed."
     parsed, forms = phonenumbers.parse(number), phonenumbers.PhoneNumberFormat
     ways = [phonenumbers.format_number(parsed, way) for way in (forms.INTERNATIONAL, forms.NATIONAL, forms.RFC3966)]
     return (number, number.lstrip("+"), str(parsed.national_number), *ways)
@@ -121,7 +121,7 @@ def phone_forms(number: str) -> tuple[str, ...]:  # number: E.164
 
 
 class Broken(RuntimeError):
-    "Raised for a failed program; its last lines tell why."
+    "Raised for a failed program; its last lines explain why."
 
     def __init__(self, text: str, lines: list[str]):
         super().__init__(text)
@@ -144,16 +144,16 @@ class Acceptance:
 
     @property
     def by_hand(self) -> str:
-        "The command that deletes this engine."
+        "The command with which a person deletes this engine."
         return f".venv/bin/python {shlex.join([TEARDOWN, *self.place])}"
 
     @property
     def place(self) -> list[str]:
-        "The options that lead deploy.py and teardown.py to this engine."
+        "The options that point deploy.py and teardown.py at this engine."
         words = ["--target", "aws", "--region", self.record.region, "--stack-prefix", self.record.prefix]
         return words + (["--profile", self.record.profile] if self.record.profile else [])
 
-    # Telling and remembering
+    # Output and memory
 
     def say(self, text: str):
         "Print a line without the phone number."
@@ -162,7 +162,7 @@ class Acceptance:
         tell(text)
 
     def now_and_then(self, text: str, passed: float):
-        "Print a line once a minute; `passed` seconds after the beginning of what is waited for."
+        "Print a line once a minute; `passed` is how long this wait has lasted, in seconds."
         if passed < 1:
             self._said = 0.0
         if passed - self._said >= MINUTE:
@@ -173,11 +173,11 @@ class Acceptance:
         "Keep the record on disk. A full disk must not end a teardown."
         try:
             self.memory.write(self.record)
-        except Exception as e:  # noqa: BLE001 -- a teardown goes on whatever a note about it does
+        except Exception as e:  # noqa: BLE001 -- a teardown continues even if its record fails
             self.say(f"     … {self.memory.file.name} could not be written: {e}")
 
     def check(self, title: str, passed: object, seen: object = ""):
-        "Record whether a check holds."
+        "Record whether a check passes."
         at = time.monotonic() - self.begun
         self.record.checks.append(CheckResult(title, bool(passed), str(seen), round(at, 1)))
         self.remember()
@@ -236,7 +236,7 @@ class Acceptance:
             self.interrupts,
             hear,
             lambda passed: self.now_and_then(f"{Path(script).name} is at work", passed),
-            [self.lock],  # whoever comes next sees that it still runs, also after this process was killed
+            [self.lock],  # the next acceptance sees that it still runs, even if this process was killed
         )
         if status:
             raise Broken(f"{Path(script).name} ended with status {status}", printed)
@@ -262,7 +262,7 @@ class Acceptance:
         "Return a boto3 client for a service."
         return boto3.client(service)
 
-    def stacks(self) -> dict[str, dict]:  # name: as describe_stacks tells
+    def stacks(self) -> dict[str, dict]:  # name: its description, as from describe_stacks
         "Describe the engine's existing stacks."
         cloudformation = self.client("cloudformation")
         found = {name: find_stack(cloudformation, name) for name in stack_names(self.settings)}
@@ -273,7 +273,7 @@ class Acceptance:
         return self.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
 
     def read_stacks(self):
-        "Read the addresses of page and API, and the ids that the report must not contain."
+        "Read the addresses of the page and the API, and the ids that the report must not contain."
         outputs = [o for stack in self.stacks().values() for o in stack.get("Outputs", [])]
         self.outputs = {output["OutputKey"]: output["OutputValue"] for output in outputs}
         identify = ("AWS::ApiGatewayV2::Api", "AWS::CloudFront::Distribution", "AWS::CloudFront::OriginAccessControl")
@@ -282,7 +282,7 @@ class Acceptance:
         ids |= {urlsplit(self.outputs.get(name, "")).hostname or "" for name in ("SiteUrl", "ApiUrl")}
         self.record.known = sorted(ids - {""})
 
-    # The course of an acceptance
+    # The phases of an acceptance
 
     def work(self):
         "Run everything up to the teardown."
@@ -292,7 +292,7 @@ class Acceptance:
             self.attempt("plan and reality", self.compare_plan)
 
     def compare_plan(self):
-        "Compare the engine with what its plan announced."
+        "Compare the engine with its plan."
         session = connect("aws")
         check_plan(self, planned(self.options, self.settings, session, False), session)
 
@@ -321,7 +321,7 @@ class Acceptance:
             blind = [f"not looked at: {each}" for each in unseen if each.essential]
             if not left + blind or (passed := time.monotonic() - start) > GONE_LIMIT:
                 break
-            self.now_and_then(f"{len(left)} things are still listed, {len(blind)} lists are not answered", passed)
+            self.now_and_then(f"{len(left)} resources are still listed, {len(blind)} lists got no answer", passed)
             time.sleep(5)
         self.record.left, self.record.gone = left, self.record.gone and not left + blind
         self.record.kept += [str(thing) for thing in found if thing.kept]
@@ -332,7 +332,7 @@ class Acceptance:
         except (ClientError, BotoCoreError) as e:
             self.record.unseen.append(f"what carries the engine's tag: {e}")
         else:
-            # The index of tags goes on naming for hours what is deleted, so this is no check.
+            # The tag index lists deleted resources for hours, so this is not a check.
             self.record.kept += [f"in the index of tags, which lags behind: {arn}" for arn in tagged]
 
     def write_report(self) -> Path:
@@ -355,11 +355,9 @@ class Acceptance:
         if self.record.gone:
             self.memory.forget()
         else:
-            self.say(
-                "The engine is not wholly deleted. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand
-            )
-            if self.record.left:  # somebody else may have given such a name meanwhile
-                self.say(f"If all that is left belongs to somebody else, delete {self.memory.file} instead.")
+            self.say("Parts of the engine are left. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand)
+            if self.record.left:  # another user may have created something with such a name meanwhile
+                self.say(f"If everything that is left belongs to another user, delete {self.memory.file} instead.")
 
     def accept(self) -> bool:
         "Run the acceptance, and leave nothing behind."
@@ -369,7 +367,7 @@ class Acceptance:
                     self.memory.write(self.record)  # before anything is made
                     self.work()
                 finally:
-                    self.interrupts.ending = True  # from here on a signal explains, and ends nothing
+                    self.interrupts.ending = True  # from here on, a signal prints an explanation and ends nothing
             except Abandoned:
                 self.attempt("report", self.write_report)
                 raise
@@ -380,9 +378,9 @@ class Acceptance:
         return self.record.passed
 
     def finish(self) -> bool:
-        "Finish an acceptance that an earlier process has left."
+        "Finish an acceptance that an earlier process left behind."
         with self.interrupts:
-            self.record.failures.append(Failure(self.record.phase, ["The process ended here, in whatever way."]))
+            self.record.failures.append(Failure(self.record.phase, ["The process ended here for an unknown reason."]))
             self.end()
         return self.record.gone
 
@@ -400,9 +398,9 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add("--permissions-boundary", metavar="ARN", help="a policy that limits every role of the engine")
     add("--yes", action="store_true", help="do not ask")
     add("--dry-run", action="store_true", help="only print the plan and its costs; needs no account")
-    add("--finish", action="store_true", help="only tear down what an earlier acceptance has left")
-    add("--series", action="store_true", help="the whole series: clean made-up reviews, train on them, then the rest")
-    add("--rows", type=at_least(100), metavar="N", help=f"reviews to make up for --series ({SERIES_ROWS:,})")
+    add("--finish", action="store_true", help="only tear down what an earlier acceptance left")
+    add("--series", action="store_true", help="the whole series: clean generated reviews and train on them first")
+    add("--rows", type=at_least(100), metavar="N", help=f"number of generated reviews for --series ({SERIES_ROWS:,})")
     add("--phone", metavar="NUMBER", help="send one SMS to this number; it is written nowhere")
     minutes = at_least(0.1, float)
     add("--idle-minutes", type=minutes, default=3, metavar="M", help="minutes until the model falls asleep (3)")
@@ -420,23 +418,23 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         options.phone = options.phone and e164(options.phone, Settings().sms_countries)
     except BadPhone as e:
         parser.error(f"--phone: {e}")
-    # Options of deploy.py that its plan reads and an acceptance never uses.
+    # Options of deploy.py that the plan reads but an acceptance never uses.
     options.domain = options.reserved_concurrency = None
     return options
 
 
 def lead(options: argparse.Namespace, prefix: str):
-    "Point boto3, the settings and the programs to one engine. Settings of another engine in the shell are dropped."
+    "Point boto3, the settings and the programs at one engine. Settings of another engine in the shell are dropped."
     for name in [name for name in os.environ if name.startswith("SENTIMENT_")]:
         del os.environ[name]
     options.stack_prefix = prefix
     enter(chosen_environment(options) | SAFETY)
 
 
-def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which account, and the account's last four digits
+def caller(session: boto3.Session) -> tuple[str, str]:  # caller and account, and the account's last four digits
     "Describe the caller. Raises ValueError with advice if AWS does not know one."
     if not session.region_name:
-        raise ValueError("no region is chosen: give --region, such as us-east-1")
+        raise ValueError("no region is set: use --region, such as us-east-1")
     try:
         found = session.client("sts").get_caller_identity()
     except (ClientError, BotoCoreError) as e:
@@ -447,13 +445,13 @@ def caller(session: boto3.Session) -> tuple[str, str]:  # who acts in which acco
 
 
 def effective_profile(options: argparse.Namespace) -> str:
-    "Name the profile that acts; empty if it is no profile but keys or a role."
+    "Return the profile in use; empty if keys or a role are used instead."
     by_keys = "AWS_ACCESS_KEY_ID" in os.environ
     return options.profile or ("" if by_keys else os.environ.get("AWS_PROFILE", ""))
 
 
 def new_prefix(session: boto3.Session, wanted: str = "") -> str:
-    "Choose a prefix that no stack uses, unless one is wanted, and name other acceptances."
+    "Choose a prefix that no stack uses, unless one was requested, and list other acceptances."
     pages = session.client("cloudformation").get_paginator("list_stacks").paginate()
     names = set(pages.search("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName"))
     for other in sorted({found[1] for name in names if (found := re.match(r"(accept-[0-9a-f]{4})-", name))}):
@@ -467,18 +465,18 @@ def new_prefix(session: boto3.Session, wanted: str = "") -> str:
 
 
 def check_prefix(session: boto3.Session, prefix: str):
-    "See that nothing has the prefix yet. Raises ValueError, also if AWS does not answer what matters."
+    "Check that nothing has the prefix yet. Raises ValueError, also if AWS does not answer an essential call."
     found, unseen = by_name(session, prefix)
-    key = textbelt_key_parameter(settings_from(os.environ, prefix=prefix))  # may be stored before; goes with the engine
+    key = textbelt_key_parameter(settings_from(os.environ, prefix=prefix))  # may exist already; goes with the engine
     if taken := [str(thing) for thing in found if not thing.kept and thing.name != key]:
-        said = f"{prefix} is taken. An acceptance could not tell what it has left from what stands already"
+        said = f"{prefix} is taken. An acceptance could not tell its own leftovers from existing resources"
         raise ValueError(f"{said}: {', '.join(taken)}. Choose another --stack-prefix, or none")
     if blind := [str(each) for each in unseen if each.essential]:
         raise ValueError(f"an acceptance could not see whether everything is deleted: {'; '.join(blind)}")
 
 
 def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
-    "List the problems of the account. Leave out what the acceptance can do without, and tell so."
+    "List the problems of the account. Print those that the acceptance can work around, and leave them out."
     settings = settings_from(os.environ)
     findings = check_account(connect("aws"), settings, SERIES_INSTANCE if options.series else "", trial=True)
     problems = {finding.what: finding for finding in findings if finding.fine is False}
@@ -487,17 +485,17 @@ def look_at_account(options: argparse.Namespace) -> list[Finding]:  # problems
         tell("The account has no room for reserved concurrency, so the engine is deployed without it.\n")
     if not options.phone and "SMS" in problems:
         del problems["SMS"]
-        options.sms_provider = "textbelt"  # which deploy.py takes without asking for more than its public key
-        tell("No SMS could be sent. None is to be sent, so the engine is deployed with Textbelt's public key.\n")
+        options.sms_provider = "textbelt"  # deploy.py accepts this and checks only the public key
+        tell("The SMS provider is not ready. This run sends no SMS, so the engine gets Textbelt's public key.\n")
     if options.phone and settings.sms_provider == "textbelt" and no_message_left(settings):
         advice = "try tomorrow, leave --phone out, or use --sms-provider sns"
-        problems["SMS"] = Finding("SMS", False, f"Textbelt's public key has sent its message of today: {advice}")
+        problems["SMS"] = Finding("SMS", False, f"Textbelt's public key has already sent today's message: {advice}")
     lead(options, options.stack_prefix)
     return list(problems.values())
 
 
 def no_message_left(settings: Settings) -> bool:
-    "Tell whether Textbelt's public key, which is the one of a new engine, pays for no more today."
+    "Check whether Textbelt's public key, which a new engine uses, has no message left today."
     return Textbelt(settings.textbelt_url, FREE_KEY).quota() == 0
 
 
@@ -539,7 +537,7 @@ def dry_run(options: argparse.Namespace) -> int:  # exit status
     settings = settings_from(os.environ)
     region = connect("aws").region_name
     explain(options, settings, planned(options, settings, connect("aws"), False), whose, region)
-    tell("What the deployment would tell:\n")
+    tell("The deployment would print:\n")
     words = ["--target", "aws", "--dry-run", "--stack-prefix", settings.prefix, "--region", region]
     words += ["--profile", options.profile] if options.profile else []
     words += [] if options.series else ["--model", "released"]
@@ -547,12 +545,12 @@ def dry_run(options: argparse.Namespace) -> int:  # exit status
 
 
 def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, record: Record):
-    "Offer to tear down what an earlier acceptance has left. Ends the program if that is declined or fails."
+    "Offer to tear down what an earlier acceptance left. Ends the program if the user declines or the teardown fails."
     hours = (time.time() - record.started) / 3600
     tell(
         f"An earlier acceptance, {record.prefix} in {record.region}, was not torn down. It broke off {hours:.1f} hours"
     )
-    tell(f"ago during {record.phase!r}, and what it made costs money. It has to be deleted before a new one begins.\n")
+    tell(f"ago during {record.phase!r}, and its resources cost money. It must be deleted before a new one starts.\n")
     given, shell = vars(options).copy(), dict(os.environ)
     options.region, options.profile = record.region, options.profile or record.profile or None
     lead(options, record.prefix)
@@ -572,7 +570,7 @@ def finish_earlier(options: argparse.Namespace, memory: Memory, lock: int, recor
     os.environ.update(shell)
 
 
-def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether everything held
+def begin(options: argparse.Namespace, memory: Memory, lock: int) -> bool:  # whether every check passed
     "Explain, ask and accept."
     wanted = options.stack_prefix
     lead(options, "accept")  # for the first questions only
@@ -609,7 +607,7 @@ def main():
                 tell("There is no unfinished acceptance.")
             sys.exit(0 if options.finish or begin(options, memory, lock) else 1)
     except InProgress as e:
-        sys.exit(f"An acceptance is at work already: {e}. Wait until it ends.")
+        sys.exit(f"An acceptance is already running: {e}. Wait until it ends.")
     except Abandoned:
         sys.exit("\nThe teardown was left. `make aws-acceptance` offers to finish it.")
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Lint the page's JavaScript and CSS, and check the format of its JavaScript, by Biome. --fix mends what it can."""
+"""Lint the page's JavaScript and CSS, and check its JavaScript's format, with Biome. --fix corrects what it can."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ BIOME = "2.6.8"  # as in biome.json
 
 
 def binary() -> Path:
-    "Install Biome, unless it is there. Its program for this machine needs no Node."
+    "Install Biome, unless it is installed. Its binary for this machine needs no Node."
     modules = npm_package("@biomejs/biome", BIOME)
     return next(modules.glob("@biomejs/cli-*/biome"))
 
@@ -21,7 +21,7 @@ def binary() -> Path:
 @tells_cause
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("--fix", action="store_true", help="write the mended files")
+    parser.add_argument("--fix", action="store_true", help="write the corrected files")
     fix = ["--write"] if parser.parse_args().fix else []
     sys.exit(subprocess.run([binary(), "check", "--error-on-warnings", *fix, "website"], cwd=ROOT).returncode)
 

@@ -1,16 +1,16 @@
 """Kill parts of the engine at random while visitors use it, and check its promises.
 
-A local cloud of its own, with a model of a few words, gets random traffic. Meanwhile kill -9 hits Lambda workers, the
-endpoint's process and the cloud itself, which is then started again on the same folder, and the clock jumps. At the end
-the traffic stops, the reconciler comes round twice, and the promises are checked:
+A separate local cloud, with a model of a few words, receives random traffic. Meanwhile, kill -9 hits Lambda workers,
+the endpoint's process and the cloud itself, which then restarts on the same folder, and the clock jumps. At the end the
+traffic stops, the reconciler runs twice, and the script checks the promises:
 
-- no endpoint and no endpoint config is left, and the row says that the model sleeps;
+- no endpoint and no endpoint config is left, and the row's state says that the model is asleep;
 - at no moment were two endpoints in service;
-- no number is stored any more, and nobody was told twice;
-- no process of the engine is left when the cloud is stopped.
+- no number is stored any more, and no number got two messages;
+- no process of the engine is left when the cloud has stopped.
 
-Not claimed: that everybody is told. A Lambda that is killed while it tells somebody leaves a message that counts as
-failed, because a second one would be worse; the table says how many of those who were promised one got it.
+It does not check that every number gets its message. If a Lambda is killed while it sends one, the message counts as
+failed, because a duplicate would be worse. The table shows how many of the promised messages arrived.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, at_least
 from sentiment_engine.service.model_state import FAILED, STOPPED, StateTable, read_row
 
-# The engine of the tests: deployed by the real templates, with a model that needs no training.
+# The engine of the tests, deployed from the real templates, with a model that needs no training.
 from tests.doubles.engine import Engine, running_engine
 
 KINDS = {"a Lambda worker": 7, "the endpoint": 3, "the cloud": 1}  # target of a kill: relative frequency
@@ -80,7 +80,7 @@ class Chaos:
                 self.promised.append(number)
 
     def watch(self):
-        "Check that two endpoints are never in service."
+        "Count the endpoints in service, of which there must never be two."
         sagemaker = self.cloud.client("sagemaker")
         while not self.stop.wait(0.5):
             with contextlib.suppress(ClientError, BotoCoreError):
@@ -88,7 +88,7 @@ class Chaos:
                 self.most = max(self.most, len(found))
 
     def victims(self, kind: str) -> list[psutil.Process]:
-        "List the processes that a kill of `kind` may hit."
+        "List the processes that a kill of this kind may hit."
         with contextlib.suppress(psutil.Error, RuntimeError):
             server = psutil.Process(self.cloud.place["pid"])
             if kind == "the cloud":
@@ -112,7 +112,7 @@ class Chaos:
             self.cloud.start(detached=False)
 
     def storm(self, seconds: float):
-        "Run visitors and kills for `seconds`."
+        "Run the traffic and the kills for `seconds`."
         threads = [threading.Thread(target=self.visit, args=(self.random.random(),), daemon=True) for _ in range(4)]
         threads.append(threading.Thread(target=self.watch, daemon=True))
         for thread in threads:
@@ -150,11 +150,11 @@ class Chaos:
         left += [c["EndpointConfigName"] for c in sagemaker.list_endpoint_configs()["EndpointConfigs"]]
         self.told = sum(number in told for number in self.promised)
         promises = {
-            f"the model sleeps (the row says {row.state})": row.state in (STOPPED, FAILED),
+            f"the model is asleep (state {row.state})": row.state in (STOPPED, FAILED),
             f"no endpoint or config is left ({len(left)} are)": not left,
             f"never two endpoints in service (at most {self.most})": self.most <= 1,
             f"no number is stored ({len(row.subscribers)} are)": not row.subscribers,
-            "nobody is told twice": max(told.values(), default=0) <= 1,
+            "no number gets two messages": max(told.values(), default=0) <= 1,
         }
         self.broken += [promise for promise, kept in promises.items() if not kept]
 
@@ -169,7 +169,7 @@ class Chaos:
 
 
 def left_behind(folder: Path) -> list[str]:
-    "List the processes that still work in `folder`."
+    "List the processes that still run in `folder`."
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

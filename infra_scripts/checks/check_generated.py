@@ -1,4 +1,4 @@
-"""Check that nothing generated differs from its source: notebooks are clean, package and documents up to date."""
+"""Check that no generated file differs from its source: notebooks are clean, package and documents up to date."""
 
 import hashlib
 import subprocess
@@ -33,8 +33,8 @@ def main():
     after = snapshot()
     changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     if changed:
-        sys.exit(f"nbdev_clean, nbdev_export or make docs changed these; look and commit: {', '.join(changed)}")
-    print(f"{len(after)} notebooks, modules and documents: all as their source says")
+        sys.exit(f"nbdev_clean, nbdev_export or make docs changed these; check and commit: {', '.join(changed)}")
+    print(f"{len(after)} notebooks, modules and documents: all match their sources")
 
 
 if __name__ == "__main__":

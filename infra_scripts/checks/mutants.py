@@ -1,6 +1,6 @@
-"""Break the product on purpose, one change at a time, and see which changes no test notices.
+"""Break the product on purpose, one change at a time, and list the changes that no test notices.
 
-The changes are in mutants/<area>.toml: a unique name, the file, its text before and after, and the test that must fail.
+mutants/<area>.toml lists the changes: a unique name, the file, its text before and after, and the test that must fail.
 """
 
 import os
@@ -25,9 +25,9 @@ AREAS = Path(__file__).with_name("mutants")
 MODEL = "tests/service/test_model_based.py"
 PARTS = ("sentiment_engine", "lambdas", "website", "tests", "infra_scripts", "pyproject.toml", "settings.ini")
 LINKED = ("models",)  # large, and never changed
-ALLOWED = {"lifecycle": 0.0}  # share of an area's mutants that may survive; elsewhere TOLERATED
+ALLOWED = {"lifecycle": 0.0}  # share of an area's mutants that may survive; other areas: TOLERATED
 TOLERATED = 0.1
-PATIENCE = {True: 120, False: 900}  # seconds for a named test and for the model: an endless loop is noticed too
+PATIENCE = {True: 120, False: 900}  # seconds for a named test, for the model-based one; ends endless loops
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_mutants() -> list[Mutant]:
 
 
 def patched(mutant: Mutant, root: Path = ROOT) -> str:
-    "Return the file's text with the mutant in it. Raises ValueError if the patch no longer fits."
+    "Return the file's text with the mutant applied. Raises ValueError if the patch no longer fits."
     source = (root / mutant.file).read_text(encoding="utf-8")
     if (count := source.count(mutant.old)) != 1:
         raise ValueError(f"{mutant.name}: its text occurs {count} times in {mutant.file}, not once")
@@ -96,7 +96,7 @@ def play(tests: Sequence[str], limit: float, mutant: Mutant | None, examples: in
 
 
 def notice(mutant: Mutant, examples: int) -> tuple[bool, str, float]:
-    "Let the mutant's test look at it."
+    "Run the mutant's test."
     return play([mutant.by or MODEL], PATIENCE[bool(mutant.by)], mutant, examples)
 
 
@@ -118,7 +118,7 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--area", action="append", choices=areas, help="the mutants of this area; may be repeated")
     parser.add_argument("--only", action="append", metavar="NAME", help="this mutant; may be repeated")
-    parser.add_argument("--examples", type=at_least(1), default=1000, help="lives played on each of two seeds at most")
+    parser.add_argument("--examples", type=at_least(1), default=1000, help="lives to play on each of two seeds")
     parser.add_argument("--jobs", type=at_least(1), default=2, help="mutants at a time")
     args = parser.parse_args()
     if unknown := set(args.only or ()) - {mutant.name for mutant in mutants}:

@@ -1,10 +1,10 @@
-"""Rehearse the first deployment to AWS on this machine, where nothing costs anything.
+"""Rehearse the first deployment to AWS on this machine, free of charge.
 
-A strict local cloud stands for a brand-new AWS account (nbs/local/strict.ipynb). In it `acceptance.py` deploys the
+A strict local cloud simulates a brand-new AWS account (nbs/local/strict.ipynb). In it, `acceptance.py` deploys the
 whole series with --target aws, visits it and tears it down: first as an administrator, then as the role that
-deployer.yaml gives to a GitHub workflow. Nothing in the environment differs from an AWS user's: a profile with
-credentials and one address. Every call is checked against AWS's own description of the service, and moto, an
-independent emulator, gives a second opinion on the recording. A table says what neither could check.
+deployer.yaml gives to a GitHub workflow. The environment looks like any AWS user's: a profile with credentials and one
+address. Every call is checked against AWS's own description of the service, and moto, an independent emulator, gives a
+second opinion on the recording. A table lists what neither could check.
 """
 
 import argparse
@@ -40,7 +40,7 @@ REFUSED = ("AccessDenied", "UnauthorizedOperation", "AuthorizationError")
 
 
 def bare(given: Mapping[str, str]) -> dict[str, str]:
-    "Return this environment without anything of AWS's or ours, and with what is given."
+    "Return this environment without variables of AWS or the engine, plus the given ones."
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_", "SAGEMAKER_"))}
     return {**kept, **given}
 
@@ -59,7 +59,7 @@ def acting(given: Mapping[str, str]):
 
 
 def make_deployer(cloud: LocalCloud, prefix: str) -> tuple[dict[str, str], str]:  # environment; ARN of the boundary
-    "Let the administrator deploy deployer.yaml, as the runbook says, and return what a workflow then has."
+    "Deploy deployer.yaml as the administrator, as in the runbook, and return what a workflow then gets."
     given = {"Prefix": prefix, "TableName": f"{prefix}-state", "Repository": REPOSITORY}
     with acting(cloud.account_environment()) as session:
         cloudformation, template = session.client("cloudformation"), ROOT / "infra_scripts/templates/deployer.yaml"
@@ -69,14 +69,14 @@ def make_deployer(cloud: LocalCloud, prefix: str) -> tuple[dict[str, str], str]:
 
 
 def store_key(cloud: LocalCloud, prefix: str):
-    "Let the administrator store a key of Textbelt, as README says."
+    "Store a Textbelt key as the administrator, as README describes."
     with acting(cloud.account_environment()) as session:
         name = textbelt_key_parameter(Settings(prefix=prefix))
         session.client("ssm").put_parameter(Name=name, Value="a-key", Type="SecureString", Overwrite=True)
 
 
 def messages(cloud: LocalCloud) -> int:
-    "Count the text messages that the stand-in for Textbelt was given."
+    "Count the text messages that the stand-in for Textbelt received."
     found = httpx.get(f"{cloud.inbox_url}.json", trust_env=False).json()
     return sum(message["to"] == PHONE for message in found)
 
@@ -102,9 +102,9 @@ def rehearse(cloud: LocalCloud, who: str, words: list[str]) -> list[str]:  # wha
 
 
 def print_calls(lines: list[dict]) -> list[str]:  # what went wrong
-    "Print how many calls each service got, and return those that AWS's own rules do not allow."
-    # A denied call is no fault by itself: what a deployment needs ends it. The search for leftovers lists more than the
-    # deployer may list, and the report says what it could not see.
+    "Print how many calls each service received, and return those that AWS's own rules forbid."
+    # A denied call is not a fault by itself: if a deployment needs the call, the denial ends it. The search for
+    # leftovers tries to list more than the deployer may, and the report names what it could not see.
     made: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     denied: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -115,7 +115,7 @@ def print_calls(lines: list[dict]) -> list[str]:  # what went wrong
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"]]
         if line["error"].startswith(REFUSED):
             denied[line["service"]][line["operation"]] += 1
-    print("\n== Calls that the strict cloud got\n")
+    print("\n== Calls to the strict cloud\n")
     print(f"{'service':22}{'calls':>8}{'refused':>9}{'against the rules':>19}   denied by a policy")
     for service in sorted(made):
         names = ", ".join(f"{name} ({count})" for name, count in sorted(denied[service].items()))
@@ -127,8 +127,8 @@ def print_calls(lines: list[dict]) -> list[str]:  # what went wrong
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     "Read the command line."
     parser = Parser(description=__doc__)
-    parser.add_argument("--as", dest="who", choices=list(PREFIXES), help="rehearse as one of the two only")
-    parser.add_argument("--quick", action="store_true", help="deploy the released model: nothing is cleaned or trained")
+    parser.add_argument("--as", dest="who", choices=list(PREFIXES), help="rehearse as only one of the two")
+    parser.add_argument("--quick", action="store_true", help="deploy the released model, without cleaning and training")
     parser.add_argument("--rows", type=at_least(100), default=ROWS, metavar="N", help=f"reviews to make up ({ROWS:,})")
     parser.add_argument("--keep", action="store_true", help=f"keep {PLACE.name}, with the recording and the logs")
     return parser.parse_args(words)
@@ -139,7 +139,7 @@ def second_opinion(recording: Path) -> list[str]:  # what went wrong
     print("\n== A second opinion\n", flush=True)
     script = ROOT / "infra_scripts/checks/second_opinion.py"
     status = subprocess.run([sys.executable, str(script), str(recording)], env=bare({}), check=False).returncode
-    return ["moto refuses calls that the strict cloud took"] if status else []
+    return ["moto refuses calls that the strict cloud accepted"] if status else []
 
 
 @tells_cause
@@ -160,10 +160,10 @@ def main() -> int:  # exit status
     except FAILURES as e:
         sys.exit(f"rehearsal: {explain_failure(e)}")
     except KeyboardInterrupt:
-        sys.exit("\nrehearsal: interrupted. The local cloud is stopped; AWS was never asked.")
+        sys.exit("\nrehearsal: interrupted. The local cloud is stopped; No call went to AWS.")
     print(
         f"\nRehearsal: {time.monotonic() - start:.0f} s, "
-        + ("everything held." if not wrong else "not everything held:")
+        + ("everything passed." if not wrong else "not everything passed:")
     )
     print(*(f"  {text}" for text in wrong), sep="\n")
     if not wrong and not options.keep:

@@ -1,4 +1,4 @@
-"""Ask a second emulator of AWS, moto, whether it takes the calls that the local cloud took.
+"""Check whether moto, a second emulator of AWS, accepts the calls that the local cloud accepted.
 
     .venv/bin/python infra_scripts/checks/second_opinion.py                 # our templates only
     .venv/bin/python infra_scripts/local_cloud.py start --record calls.jsonl
@@ -8,19 +8,19 @@
 The script plays a recording (nbs/local/requests.ipynb) in order. When a call creates, updates or deletes a stack,
 the calls that CloudFormation would make follow. botocore's description of each service judges all of them too. The exit
 status is 1 if moto refuses a call that the local cloud accepted, unless second_opinion_allowed.yaml gives a reason. It
-is also 1 if the file gives a reason that no refusal needs any more.
+is also 1 if the file gives a reason that matches no refusal.
 
 Some values differ between two clouds, so the script replaces them:
 - identifiers that a cloud chooses (upload ids, versions, tokens, receipts): the script compares both answers to a call,
-  and from then on replaces the recording's identifier by moto's;
-- names that CloudFormation chooses, such as those of buckets and roles: moto is told to use the recording's;
-- the account: moto is started with the recording's;
+  and from then on replaces the recording's identifier with moto's;
+- names that CloudFormation chooses, such as those of buckets and roles: moto uses the recording's;
+- the account: moto starts with the recording's;
 - the host in the address of a queue;
-- an endpoint that is being deleted: AWS describes it for minutes, moto has forgotten it at once;
-- bytes, which a recording does not hold: as many zeros take their place, and checksums are left out;
-- policies of buckets: moto ignores their conditions, so the script deletes them once moto has accepted them.
+- an endpoint that is being deleted: AWS describes it for minutes, moto forgets it at once;
+- bytes, which a recording does not contain: the script sends as many zeros, without checksums;
+- bucket policies: moto ignores their conditions, so the script deletes them once moto has accepted them.
 
-moto runs in an environment of its own (.moto) and forgets everything when it ends.
+moto runs in a separate environment (.moto) and forgets everything when it ends.
 """
 
 import contextlib
@@ -62,12 +62,12 @@ ALLOWED = Path(__file__).with_name("second_opinion_allowed.yaml")
 JUDGED: tuple[str, ...]
 JUDGED = ("dynamodb", "events", "iam", "logs", "s3", "sagemaker", "sagemaker-runtime", "scheduler", "sns", "sqs", "ssm")
 JUDGED += ("sts",)
-UNKNOWN = ("UnknownOperationException", "InvalidAction", "NotYetImplemented")  # moto's words for what it does not know
+UNKNOWN = ("UnknownOperationException", "InvalidAction", "NotYetImplemented")  # moto's errors for unknown operations
 KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
 
 
 def installed() -> Path:
-    "Return moto's server, installed if it is not yet."
+    "Return moto's server. Installs it first if necessary."
     stamp = PLACE / "installed"
     PLACE.mkdir(exist_ok=True)
     with _locked(PLACE):  # two processes may need it at the same moment
@@ -81,7 +81,7 @@ def installed() -> Path:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    "Keep other processes waiting for a folder."
+    "Lock a folder, so that other processes wait for it."
     opened = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX)
@@ -95,7 +95,7 @@ class Moto:
     "A running moto."
 
     url: str
-    log: Path  # what it writes
+    log: Path  # its log
     read: int = 0  # bytes of the log read so far
 
     def why(self) -> str:
@@ -135,15 +135,15 @@ def _await(port: int):
 
 @dataclass(frozen=True)
 class Verdict:
-    "What moto said about one call."
+    "moto's verdict on one call."
 
     service: str
     operation: str
-    ours: str  # code of the local cloud's refusal; empty: it took the call
-    theirs: str  # likewise of moto
+    ours: str  # error code of the local cloud's refusal; empty: it accepted the call
+    theirs: str  # likewise for moto
     reason: str = ""
     known: bool = True  # whether moto knows the operation
-    derived: bool = False  # whether the call is CloudFormation's
+    derived: bool = False  # whether CloudFormation makes the call
 
     @property
     def outcome(self) -> str:
@@ -157,7 +157,7 @@ class Verdict:
 
 @dataclass
 class Replay:
-    "Plays calls to moto."
+    "Sends calls to moto."
 
     moto: Moto
     standing: dict[str, str] = field(default_factory=dict)  # an identifier of the recording → moto's
@@ -165,7 +165,7 @@ class Replay:
     going: set[str] = field(default_factory=set)  # endpoints whose deletion moto has accepted
 
     def ask(self, made: Made, ours: str = "", ids: Mapping[str, str] | None = None, derived: bool = False) -> Verdict:
-        "Make a call and keep which identifiers stand for which."
+        "Make a call and record which identifiers correspond."
         service, operation, params = made
         if service not in self.clients:
             config = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
@@ -197,7 +197,7 @@ class Replay:
         return verdict(theirs="")
 
     def translated(self, params: dict) -> dict:
-        "Return parameters as moto can take them."
+        "Return parameters in the form that moto accepts."
         kept = {k: v for k, v in params.items() if not k.startswith("Checksum") and k not in ("ContentMD5", "Accept")}
         return {key: self._value(value, key) for key, value in kept.items()}
 
@@ -216,7 +216,7 @@ class Replay:
 
 
 def lines_of_templates() -> list[dict]:
-    "Return a recording in which our templates are deployed with their defaults, an alarm address and what they need."
+    "Return a recording of a deployment of our templates with defaults, an alarm address and their required parameters."
     lines = []
     for path in (TEMPLATES / f"{name}.yaml" for name in ("deployer", "foundation", "site", "backend", "monitoring")):
         needed = {k: "owner/name" for k, p in read_template(path)["Parameters"].items() if "Default" not in p}
@@ -234,7 +234,7 @@ def account_of(lines: list[dict]) -> str:
     return found.most_common(1)[0][0] if found else "000000000000"
 
 
-def stored_template(address: str) -> str:  # empty: the address is none of ours
+def stored_template(address: str) -> str:  # empty: the address is not the engine's
     "Return the template that a deployment has put into S3. Raises RuntimeError if it has changed since."
     if not (found := re.search(r"/templates/(\w+)-([0-9a-f]{16})\.yaml$", address)):
         return ""
@@ -245,7 +245,7 @@ def stored_template(address: str) -> str:  # empty: the address is none of ours
 
 
 class Stacks:
-    "The stacks of a recording, and what CloudFormation makes of them."
+    "The stacks of a recording, and the calls that CloudFormation makes for them."
 
     def __init__(self, lines: list[dict], account: str):
         self.text, self.account = json.dumps(lines), account
@@ -268,7 +268,7 @@ class Stacks:
         return []
 
     def _changes(self, params: dict) -> list[Made]:
-        "Return the calls that were not made for the stack yet."
+        "Return the calls that have not been made for the stack yet."
         name, body = params["StackName"], params.get("TemplateBody") or stored_template(params.get("TemplateURL", ""))
         if not body:
             return []
@@ -293,19 +293,19 @@ class Stacks:
 
 
 def _identity(call: Made) -> tuple | None:
-    "Say what a call creates; None: nothing."
+    "Return what a call creates; None: nothing."
     return (call[1], next(iter(call[2].values()))) if call[1].startswith("Create") else None
 
 
 def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict], list[str], Counter]:
-    "Play a recording; return the verdicts, what botocore's description forbids, and what nobody judges."
+    "Play a recording; return the verdicts, what botocore's description forbids, and the calls that neither judges."
     replay, stacks, verdicts, wrong = Replay(judge), Stacks(lines, account), [], []
     left: Counter[str] = Counter()
     for line in lines:
         made = (line["service"], line["operation"], line["params"])
         wrong += [f"{line['service']} {line['operation']}: {text}" for text in line["complaints"] if not line["error"]]
         if line["operation"] == UNREAD:
-            left["requests that the gate could not read"] += 1
+            left["requests that the gate could not parse"] += 1
         elif line["service"] in JUDGED:
             verdicts.append(replay.ask(made, line["error"], line["ids"]))
         else:
@@ -318,7 +318,7 @@ def judged(lines: list[dict], judge: Moto, account: str) -> tuple[list[Verdict],
 
 
 def table(verdicts: list[Verdict]) -> str:
-    "Lay out what became of the calls, by service."
+    "Format the verdicts on the calls as a table, by service."
     names = ("accepted", "agreed", "milder", "refused", "unknown")
     rows: list[tuple[str, ...]] = [("service", "calls", *names)]
     for service in sorted({v.service for v in verdicts}):
@@ -327,8 +327,8 @@ def table(verdicts: list[Verdict]) -> str:
     return "\n".join(f"{row[0]:<12}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
 
 
-def findings(verdicts: list[Verdict], allowed: list[dict]) -> tuple[list[str], list[str]]:  # what counts, what does not
-    "Return the refusals that count, with the reasons that none needs any more, and the known ones with their reasons."
+def findings(verdicts: list[Verdict], allowed: list[dict]) -> tuple[list[str], list[str]]:  # counting, known
+    "Return the refusals that count, with the reasons that match none, and the known refusals with reasons."
     refused = {(_call(v), v.theirs) for v in verdicts if v.outcome == "refused"}
     stale = [f"{a['call']}: {a['code']}" for a in allowed if (a["call"], a["code"]) not in refused]
     counting, known = [f"{text}: moto no longer refuses this: remove it from {ALLOWED.name}" for text in stale], []
@@ -341,7 +341,7 @@ def findings(verdicts: list[Verdict], allowed: list[dict]) -> tuple[list[str], l
 
 
 def asked(verdicts: list[Verdict], allowed: list[dict]) -> list[dict]:
-    "Return the reasons for calls that were made: our templates alone make only some."
+    "Return the reasons whose calls were made: our templates alone make only some of them."
     return [entry for entry in allowed if entry["call"] in {_call(verdict) for verdict in verdicts}]
 
 
@@ -350,17 +350,17 @@ def _call(verdict: Verdict) -> str:
 
 
 def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: list[dict]) -> int:  # exit status
-    "Print what both opinions are worth."
+    "Print both opinions."
     counting, known = findings(verdicts, allowed)
     print(table(verdicts))
-    print("accepted: by both.  agreed: refused by both.  milder: moto accepted, or refused otherwise, what the local")
+    print("accepted: by both.  agreed: refused by both.  milder: moto accepted, or refused differently, what the local")
     print("cloud refused.  refused: by moto only.  unknown: moto does not know the operation.")
     unknown = sorted({_call(v) for v in verdicts if v.outcome == "unknown"})
     for title, entries in (
         ("Refused by moto only", counting),
         ("Forbidden by botocore's description", sorted(set(wrong))),
         ("Refused by moto only, and known", known),
-        ("Not known to moto", unknown),
+        ("Unknown to moto", unknown),
         ("Judged by neither", [f"{count:4} {what}" for what, count in sorted(left.items())]),
     ):
         if entries:
@@ -370,9 +370,9 @@ def report(verdicts: list[Verdict], wrong: list[str], left: Counter, allowed: li
 
 @tells_cause
 def main(argv: list[str] | None = None) -> int:
-    "Play a recording to moto and report; return the exit status."
+    "Play a recording to moto and print the report; return the exit status."
     parser = Parser(description=__doc__)
-    parser.add_argument("recording", type=Path, nargs="?", help="without one, our templates are judged")
+    parser.add_argument("recording", type=Path, nargs="?", help="default: a recording of our templates")
     recording = parser.parse_args(argv).recording
     lines = read_recording(recording) if recording else lines_of_templates()
     account = account_of(lines)

@@ -1,4 +1,4 @@
-"""Run every notebook against a fresh local cloud and keep its outputs in nbs/, as they are read and rendered."""
+"""Run every notebook against a fresh local cloud and keep its outputs in nbs/, for readers and for the site."""
 
 import subprocess
 import sys
@@ -17,11 +17,11 @@ from sentiment_engine.local.cloud import LocalCloud
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"
 
 
-PROGRESS = 6  # a cell with more prints than this shows progress
+PROGRESS = 6  # a cell that prints more often than this shows progress
 
 
 def worth_keeping(outputs: list[dict]) -> list[dict]:
-    "Return the outputs to keep: no warnings, only the end of a progress report, and printed text in one piece."
+    "Return the outputs to keep: no warnings, only the last line of progress, and printed text in one piece."
     said = [o for o in outputs if not (o["output_type"] == "stream" and o["name"] == "stderr")]
     streams = [o for o in said if o["output_type"] == "stream"]
     dropped = streams[:-1] if len(streams) > PROGRESS else []
@@ -35,7 +35,7 @@ def worth_keeping(outputs: list[dict]) -> list[dict]:
 
 
 def run(path: Path):
-    "Execute one notebook in place. Raises CellExecutionError, with the file left as it was."
+    "Execute one notebook in place. Raises CellExecutionError and leaves the file unchanged if a cell fails."
     notebook = nbformat.read(path, as_version=4)
     quiet = ["--IPKernelApp.log_level=40"]  # 40: errors
     here = {"metadata": {"path": str(path.parent)}}

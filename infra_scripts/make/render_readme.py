@@ -22,7 +22,7 @@ def readme() -> str:
         cell.source = re.sub(r"^\s*#\s*\|.*\n?", "", cell.source, flags=re.MULTILINE)
     notebook.cells = [c for c in notebook.cells if c.source.strip()]
     body, _ = MarkdownExporter().from_notebook_node(notebook)
-    # Links in the notebook are relative to nbs/, those of README to the root.
+    # Links in the notebook are relative to nbs/, those in README to the root.
     body = re.sub(r"\]\((?=[\w/]+\.ipynb)", "](nbs/", body)
     body = re.sub(r"(\]\(|src=\")\.\./", r"\1", body)
     return NOTE + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
@@ -36,7 +36,7 @@ def main():
     if not parser.parse_args().check:
         path.write_text(text, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != text:
-        sys.exit("README.md is not what nbs/index.ipynb says: run `make docs`")
+        sys.exit("README.md differs from nbs/index.ipynb: run `make docs`")
 
 
 if __name__ == "__main__":

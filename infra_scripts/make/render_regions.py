@@ -1,4 +1,4 @@
-"Write docs/regions.md: in which regions of AWS the engine can be deployed."
+"Write docs/regions.md, which lists the AWS regions where the engine can be deployed."
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ HEAD = f"""<!-- Written by infra_scripts/make/render_regions.py (`make docs`). -
 
 # Regions
 
-Where the engine can be deployed depends on where AWS keeps the container images that train the model and serve it. The
-table is what the SageMaker SDK knows; `deploy.py` checks the same before it changes anything.
+The engine needs a region where AWS has the container images for training and serving. The table comes from the
+SageMaker SDK; `deploy.py` checks the same before it changes anything.
 
 - **any model**: everything works, with training on a GPU ({GPU}).
 - **released model**: no image trains on a GPU there. Use `--model released`, which trains nothing, or

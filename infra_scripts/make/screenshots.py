@@ -1,8 +1,8 @@
 """Photograph every state of the real page, light and dark, into images/.
 
-The engine of the browser tests, with the released model, is deployed to a local cloud of its own and taken through a
-visit; images/ shows what a visitor sees. Only faults of the network and the gateway are simulated,
-and an endpoint that cannot be deleted.
+The script deploys the engine of the browser tests, with the released model, to a separate local cloud and goes through
+a visit, so images/ shows what a visitor sees. It simulates only network faults, gateway errors and an endpoint that
+cannot be deleted.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ REVIEWS = (
 
 
 class Camera:
-    "Two tabs, one for light and one for dark, taken through the same visit."
+    "Two tabs, one light and one dark, that go through the same visit."
 
     def __init__(self, browser: Browser, engine: Engine, folder: Path, viewport: ViewportSize, suffix: str = ""):
         self.engine, self.folder, self.suffix = engine, folder, suffix
@@ -54,8 +54,8 @@ class Camera:
         "Let the engine answer both tabs again."
         self.each(lambda page: page.unroute("**/status"))
 
-    def take(self, name: str, top: str | None = None):  # a selector; none: the beginning of the page
-        "Photograph both tabs from `top` on, when nothing moves any more."
+    def take(self, name: str, top: str | None = None):  # a selector; none: the top of the page
+        "Photograph both tabs from `top` down, once all animations have ended."
         for scheme, page in self.tabs.items():
             page.evaluate("(top) => scrollTo(0, top && document.querySelector(top).offsetTop - 24)", top)
             page.wait_for_timeout(2_000)
@@ -70,7 +70,7 @@ def save(picture: Image.Image, path: Path):
 
 
 def read(page: Page, text: str, lines: bool = False):
-    "Have something read."
+    "Submit a review and wait for the answer."
     page.locator("#lines").set_checked(lines)
     page.locator("#review").fill(text)
     page.locator("#read").click()
@@ -79,7 +79,7 @@ def read(page: Page, text: str, lines: bool = False):
 
 
 def read_why(page: Page):
-    "Read a review, and mark the words that decide the answer."
+    "Submit a review, and mark the words that decide the answer."
     read(page, REVIEW)
     page.get_by_role("button", name="Which words count?").click()
     expect(page.locator("#words mark").first).to_be_visible()

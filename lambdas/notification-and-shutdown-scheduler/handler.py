@@ -1,4 +1,4 @@
-"An endpoint has changed its state: test it, open the model, arm the wake-up and tell whoever waits; or clean up."
+"An endpoint has changed its state: test it, open the model, schedule the wake-up and notify subscribers; or clean up."
 
 import os
 

@@ -1,4 +1,4 @@
-"Every five minutes: compare what is recorded with what is there, and do what was missed."
+"Every five minutes: compare the recorded state with the actual one, and make up for missed steps."
 
 import os
 

@@ -1,4 +1,4 @@
-"The wake-up call of a run: delete its endpoint if the deadline has passed, else come back later."
+"The wake-up of a run: delete its endpoint if the deadline has passed, or schedule the next wake-up."
 
 import os
 

@@ -188,7 +188,7 @@ class Rules:
 
     @property
     def counts_kinds(self) -> bool:
-        "Tell whether any limit is set."
+        "Return whether any limit is set."
         return bool(self.most_per_category or self.most_per_star or self.balance)
 
 # %% ../../nbs/data/etl.ipynb #0d61018f
@@ -383,7 +383,7 @@ def _remove(
 
 def _remove_older(
     spark: SparkSession,
-    place: str,  # a folder or S3 prefix that holds runs
+    place: str,  # a folder or S3 prefix that contains runs
     oldest: str,  # the oldest run to keep; empty: keep all runs
 ) -> None:
     "Delete the runs before `oldest` and files of earlier versions. Leave all other files in `place`."

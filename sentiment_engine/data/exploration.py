@@ -303,7 +303,7 @@ def log_odds(
     positive: Counter,
     prior: float = 0.1,  # weight of the average of both, as a share of the counts
 ) -> pd.DataFrame:  # word, negative, positive, z (below 0: typical of negative reviews)
-    "Rank the words by how well they tell the labels apart."
+    "Rank the words by how well they distinguish the labels."
     words = sorted(negative.keys() | positive.keys())
     counts = pd.DataFrame({"negative": [negative[w] for w in words], "positive": [positive[w] for w in words]}, words)
     expected = prior * counts.sum(axis=1)

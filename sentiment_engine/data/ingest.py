@@ -209,7 +209,7 @@ def _noted(s3, bucket: str, copy: Copy) -> Copy | None:
 
 # %% ../../nbs/data/ingest.ipynb #9c53e1f6
 def _is_whole(s3, bucket: str, key: str, size: int) -> bool:
-    "Tell whether an object exists in full length."
+    "Return whether an object exists in full length."
     found = unless_missing(s3.head_object, Bucket=bucket, Key=key)
     return bool(found) and found["ContentLength"] == size
 

@@ -34,7 +34,7 @@ aanrader slecht werkt
 
 # %% ../../nbs/data/language.ipynb #914ddbcc
 def is_english(text: Column) -> Column:
-    "Tell from its letters and small words whether `text` may be English."
+    "Return whether `text` may be English, by its letters and small words."
     letters = F.length(F.regexp_replace(text, r"[^\p{L}]", ""))
     latin = F.length(F.regexp_replace(text, r"[^\p{IsLatin}]", ""))
     words = F.split(F.lower(F.replace(text, F.lit("’"), F.lit("'"))), r"[^\p{L}']+")

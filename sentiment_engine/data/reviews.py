@@ -133,7 +133,7 @@ def number_of(value) -> int | float | None:
 
 # %% ../../nbs/data/reviews.ipynb #a8d9eb37
 def time_of(value) -> int | None:  # ms since 1970
-    "Read a time in s, ms, µs or ns; its size tells the unit. Return None if it is no time or is before 1970."
+    "Read a time in s, ms, µs or ns; its size determines the unit. Return None if it is no time or is before 1970."
     number = number_of(value)
     if number is None or not 0 <= number < 1e20:
         return None
@@ -543,7 +543,7 @@ def check_reviews(
     s3=None,
     lines: int = 10_000,  # reviews to check; if all of them have the same label, it reads the rest too
 ) -> Counter:  # reviews per label name
-    "Check whether `source` can train a model. Raises DataError that says what is missing."
+    "Check whether `source` can train a model. Raises DataError that names the missing parts."
     for name in find_files(source, s3):
         with _open(name, s3) as raw:
             check_head(name, raw.peek())

@@ -40,7 +40,7 @@ class Acceptance(Protocol):
     outputs: dict[str, str]  # of the engine's stacks
 
     def check(self, title: str, passed: object, seen: object = ""):
-        "Note whether a condition holds."
+        "Record whether a condition is true."
 
     def attempt(self, phase: str, act: Callable[[], object]) -> bool:
         "Run one phase, note a failure, and return whether it succeeded."
@@ -200,13 +200,13 @@ def check_costs(at: Acceptance, guest: RealVisit, seconds: float):
     # The two clocks see the start and the end at different moments: allow a minute, and a tenth for a slow network.
     at.check("cost: the engine counts what it uses", abs(spent - expected) <= hourly / 60 + 0.1 * expected, said)
     at.record.figures.append(f"the run: {said}")
-    at.record.figures.append("Cost Explorer was not asked: a question costs $0.01, and the answer is a day late")
+    at.record.figures.append("Cost Explorer was not queried: a query costs $0.01, and its data is a day old")
 
 # %% ../../nbs/deploy/acceptance_checks.ipynb #9e168fb6
 Left = TypeVar("Left")
 
 
-def emptied(at: Acceptance, what: str, left: Callable[[], Left]) -> Left:  # what is left; empty: nothing
+def emptied(at: Acceptance, what: str, left: Callable[[], Left]) -> Left:  # leftovers; empty: none
     "Wait until `left()` returns nothing more, and return its last answer."
     start = time.monotonic()
     while (found := left()) and (passed := time.monotonic() - start) < GONE_LIMIT:
@@ -256,7 +256,7 @@ def visit(at: Acceptance):
     "Run the visit and all checks that need a running model."
     guest = RealVisit(at)
     if not at.attempt("start to in service", lambda: wake(guest)):
-        return  # the teardown deletes what is being created
+        return  # the teardown deletes resources that are being created
     at.attempt("the run", lambda: know_run(guest))
     if at.options.phone:
         at.attempt("SMS", lambda: check_message(at))

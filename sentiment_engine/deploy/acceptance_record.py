@@ -54,10 +54,10 @@ class Record:
     answers: list[str] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)  # about costs and times
     failures: list[Failure] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)  # what the teardown should have deleted
+    left: list[str] = field(default_factory=list)  # leftovers that the teardown should have deleted
     kept: list[str] = field(default_factory=list)  # what AWS keeps
-    unknown: list[str] = field(default_factory=list)  # what AWS did not show while the engine was up
-    unseen: list[str] = field(default_factory=list)  # what AWS did not show after the teardown
+    unknown: list[str] = field(default_factory=list)  # lists that AWS did not show while the engine was up
+    unseen: list[str] = field(default_factory=list)  # lists that AWS did not show after the teardown
     gone: bool = False  # whether the teardown is complete
     known: list[str] = field(default_factory=list)  # ids that the report must not contain
 
@@ -87,7 +87,7 @@ class Memory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:  # the lock's file descriptor
-        "Hold the folder's lock. A program that inherits the descriptor holds it too. Raises InProgress."
+        "Lock the folder. A program that inherits the descriptor keeps the lock too. Raises InProgress."
         self.folder.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -133,19 +133,19 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 # %% ../../nbs/deploy/acceptance_record.ipynb #4c2e1a26
 def verdict(record: Record) -> str:
-    "Return one sentence that says how the acceptance ended."
+    "Return one sentence about how the acceptance ended."
     wrong = [check for check in record.checks if not check.passed]
     blind = len(record.unknown) + len(record.unseen)
-    rest = f" Could not be looked at: {blind}, listed in the report." if blind else ""
+    rest = f" Could not be checked: {blind}, listed in the report." if blind else ""
     if record.passed:
-        return f"Passed: all {len(record.checks)} checks hold, and everything is deleted.{rest}"
+        return f"Passed: all {len(record.checks)} checks, and everything is deleted.{rest}"
     parts = [f"{len(wrong)} of {len(record.checks)} checks failed"] if wrong else []
     parts += [f"{failure.phase} broke off" for failure in record.failures]
     parts += [] if record.gone else ["not everything is deleted"]
-    return f"Not passed: {', '.join(parts) or 'it did not get to its end'}.{rest}"
+    return f"Not passed: {', '.join(parts) or 'it did not reach its end'}.{rest}"
 
 # %% ../../nbs/deploy/acceptance_record.ipynb #d85c9f76
-LONGEST = 300  # characters of what a check has seen
+LONGEST = 300  # characters of a check's result
 
 
 def report(record: Record, secrets: tuple[str, ...] = ()) -> str:  # Markdown
@@ -169,5 +169,5 @@ def report(record: Record, secrets: tuple[str, ...] = ()) -> str:  # Markdown
         lines += _section(f"Broke off: {failure.phase}", ["```text", *failure.lines, "```"])
     lines += _section("Left, and should not be", [f"- {thing}" for thing in record.left])
     lines += _section("Kept by AWS, free", [f"- {thing}" for thing in record.kept])
-    lines += _section("Could not be looked at", [f"- {thing}" for thing in [*record.unknown, *record.unseen]])
+    lines += _section("Could not be checked", [f"- {thing}" for thing in [*record.unknown, *record.unseen]])
     return scrub("\n".join(lines) + "\n", known)

@@ -74,7 +74,7 @@ def run_check(what: str, check: Callable[[], Finding]) -> Finding:
 # %% ../../nbs/deploy/account.ipynb #fe7deee7
 @cache  # the SDK reads all its lists on each call
 def _has(image: Callable[..., str], *where: str) -> bool:
-    "Tell whether an image exists. The SDK raises ValueError for a region without one."
+    "Return whether an image exists. The SDK raises ValueError for a region without one."
     try:
         return bool(image(*where))
     except ValueError:

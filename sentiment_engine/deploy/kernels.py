@@ -53,7 +53,7 @@ def check_kernelspec(name: str = "python3"):
         raise ExplainedFailure(f"{gone} Remove it: {sys.executable} -m jupyter kernelspec remove {name}")
 
 # %% ../../nbs/deploy/kernels.ipynb #5bbc0ebe
-# Code that loads what the functions of a notebook need later. The SDK and Java take seconds.
+# Code that imports the modules that a notebook's functions need later. The SDK and Java take seconds.
 LATER = {
     "01": "from sentiment_engine.data.etl import start_spark\nstart_spark()",  # the notebook's call gets this session
     "03": "import sagemaker.train.model_trainer",
@@ -84,7 +84,7 @@ class EarlyKernels:
         self.started: list[OwnKernel] = []
 
     def _start(self, notebook: Path):
-        "Start the kernel of a notebook and let it load what the notebook needs."
+        "Start the kernel of a notebook and import the modules that the notebook needs."
         ahead = "\n".join([*(f"import {name}" for name in imported_by(notebook)), LATER.get(notebook.stem[:2], "")])
         loading = f"--IPKernelApp.exec_lines=exec({ahead!r}, {{}})"  # defines no name in the notebook
         quiet = "--IPKernelApp.log_level=50"  # keeps the kernel's log messages out of the output
@@ -93,7 +93,7 @@ class EarlyKernels:
 
     @contextmanager
     def next(self) -> Iterator[OwnKernel]:
-        "Lend the kernel of the next notebook, and then tell it to end."
+        "Provide the kernel of the next notebook, and end it afterwards."
         while self.waiting and len(self.started) < self.used + 2:
             self._start(self.waiting.pop(0))
         kernel, self.used = self.started[self.used], self.used + 1

@@ -27,7 +27,7 @@ from ..settings import Settings, connect, foundation_stack, settings_from, trial
 # %% ../../nbs/deploy/loose_ends.ipynb #463e5dc2
 @dataclass(frozen=True)
 class Up:
-    "A resource of ours that costs money as long as it is up."
+    "One of our resources that costs money while it is up."
 
     what: str
     price: str
@@ -40,11 +40,11 @@ class Up:
 # %% ../../nbs/deploy/loose_ends.ipynb #f62c608d
 def _hourly(kind: str) -> str:
     price = price_per_hour(kind)
-    return f"{kind}, ${price} an hour" if price else f"{kind}, which the price table does not know"
+    return f"{kind}, ${price} an hour" if price else f"{kind}, which is not in the price table"
 
 
 def _flags(session: boto3.Session) -> str:
-    "Return the options that lead the AWS command line to the same account and region."
+    "Return the options that point the AWS command line at the same account and region."
     profile = os.environ.get("AWS_PROFILE")
     return f" --region {session.region_name}" + (f" --profile {profile}" if profile else "")
 
@@ -149,7 +149,7 @@ UNKNOWN_ERRORS = (ClientError, BotoCoreError, RuntimeError, TimeoutError, Lookup
 
 
 def _take(lines: Iterator[str]):
-    "Print lines as they come. A second Ctrl-C skips the rest."
+    "Print lines as they arrive. A second Ctrl-C skips the rest."
     try:
         for line in lines:
             tell(line)
@@ -161,7 +161,7 @@ def _take(lines: Iterator[str]):
 
 # %% ../../nbs/deploy/loose_ends.ipynb #c9b1a93a
 def tie_up(target: str, interrupted: bool):
-    "End what the deployment would have ended, and name what else costs money. Raises nothing, to keep the first error."
+    "End what the deployment would have ended, and list other costs. Raises nothing, to keep the first error."
     steps = [_end_trials] + [_stop_cleaning] * interrupted + [_say_rest] * (target == "aws")
     try:
         session, settings = connect(target), settings_from(os.environ)

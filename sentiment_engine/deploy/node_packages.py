@@ -35,7 +35,7 @@ def node_folder() -> Path:  # the folder with bin/node
 
 # %% ../../nbs/deploy/node_packages.ipynb #c23381df
 def npm_package(name: str, version: str) -> Path:  # its node_modules
-    "Install a package of npm with what it needs, unless it is there. Raises ExplainedFailure if it cannot be had."
+    "Install an npm package with its dependencies, unless it is installed. Raises ExplainedFailure if that fails."
     folder = NODE_HOME / f"{name.rpartition('/')[2]}-{version}"
     marker = folder / "installed"
     if not marker.exists():

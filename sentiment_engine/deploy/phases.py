@@ -62,7 +62,7 @@ from ..s3 import stored_json
 from ..settings import connect, engine_stack, environment_of, foundation_stack, settings_from
 
 # %% ../../nbs/deploy/phases.ipynb #4f050f0c
-# What differs between the targets. The notebooks' own defaults fit one machine.
+# Differences between the targets. The notebooks' own defaults fit one machine.
 TARGET_PARAMETERS = {
     "local": {},
     "aws": {
@@ -291,7 +291,7 @@ def run_phases(phases: Iterable[Phase], stamps: Stamps, folder: Path):
                     stdout_file=narrator,
                     kernel_name="python3",  # only the name; the kernel is `km`
                     km=kernel,
-                    start_timeout=600,  # seconds, which include what the kernel loads ahead
+                    start_timeout=600,  # seconds, including the kernel's early imports
                 )
             stamps.write(phase)
             narrator.end()
@@ -409,9 +409,9 @@ def local_cloud(
     cloud = LocalCloud(ROOT / ".local-cloud", port=wanted["port"], site_port=wanted["site_port"])
     ran = cloud.running
     if not ran and not start:
-        raise RuntimeError("the local cloud does not run: python infra_scripts/local_cloud.py start")
+        raise RuntimeError("the local cloud is not running: python infra_scripts/local_cloud.py start")
     if ran and any(port and port != cloud.place[name] for name, port in wanted.items()):
-        raise RuntimeError(f"the local cloud of this folder runs already, with the page at {cloud.site_url}")
+        raise RuntimeError(f"the local cloud of this folder is already running, with the page at {cloud.site_url}")
     cloud.start(detached=False)
     try:
         cloud.enter()
@@ -451,7 +451,7 @@ def stop_on_signals():
 # %% ../../nbs/deploy/phases.ipynb #859a9602
 @contextmanager
 def tied_up(target: str) -> Iterator[None]:
-    "If the block fails or is interrupted, end or name what still costs money."
+    "If the block fails or is interrupted, end or list resources that still cost money."
     try:
         yield
     except BaseException as e:

@@ -53,7 +53,7 @@ def stack_tags(stack: Mapping) -> dict[str, str]:  # stack: from `find_stack`
 
 
 def is_our_stack(stack: Mapping, settings: Settings) -> bool:  # stack: from `find_stack`
-    "Tell whether a stack exists and has our tag."
+    "Return whether a stack exists and has our tag."
     return stack_tags(stack).get("Project") == settings.prefix
 
 # %% ../../nbs/deploy/stacks.ipynb #f0f6305f

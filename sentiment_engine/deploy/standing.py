@@ -63,7 +63,7 @@ QUERIES = (
     Look("role", "iam", "list_roles", "Roles[].RoleName"),
     # AWS Budgets is missing: it requires the account's id, and the budget belongs to the monitoring stack.
 )
-# These cost money by the hour, or create what does. Without these lists, a teardown cannot be called complete.
+# These cost money by the hour, or create resources that do. Without these lists, a teardown cannot be called complete.
 ESSENTIAL = frozenset({"stack", "endpoint", "endpoint config", "training job"})
 
 # %% ../../nbs/deploy/standing.ipynb #f8dccadb
@@ -96,7 +96,7 @@ class Unseen:
 
 # %% ../../nbs/deploy/standing.ipynb #9e170ce5
 def _pages(client, look: Look) -> Iterator[dict]:
-    "Ask one question, and yield the pages of the answer."
+    "Make one call, and yield the pages of its answer."
     if client.can_paginate(look.operation):
         yield from client.get_paginator(look.operation).paginate(**look.given)
     else:
@@ -120,7 +120,7 @@ def by_name(session: boto3.Session, prefix: str) -> tuple[list[Thing], list[Unse
 
 # %% ../../nbs/deploy/standing.ipynb #a9713f66
 def by_tag(session: boto3.Session, prefix: str) -> list[str]:  # ARNs
-    "List what carries the engine's tag. Raises ClientError if the caller has no permission."
+    "List the resources with the engine's tag. Raises ClientError if the caller has no permission."
     pages = session.client("resourcegroupstaggingapi").get_paginator("get_resources")
     found = pages.paginate(TagFilters=[{"Key": "Project", "Values": [prefix]}])
     return list(found.search("ResourceTagMappingList[].ResourceARN"))

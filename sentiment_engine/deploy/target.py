@@ -123,7 +123,7 @@ def whose() -> str:
     "Describe caller, account and region. Raises ValueError, ClientError or BotoCoreError without usable credentials."
     session = connect("aws")
     if not session.region_name:
-        raise ValueError("no region is chosen: give --region, such as us-east-1")
+        raise ValueError("no region is set: use --region, such as us-east-1")
     return f"{check_credentials(session).text}, region {session.region_name}"
 
 # %% ../../nbs/deploy/target.ipynb #0d5746f1
@@ -187,7 +187,7 @@ BEFORE = "as before"  # name of the finding about them
 
 
 def _silent(name: str, value: str) -> bool:
-    "Tell whether the environment leaves a setting open that was `value`."
+    "Return whether the environment leaves a setting open that was `value`."
     # A table name that follows from the prefix is not a choice.
     derived = f"{os.environ.get('SENTIMENT_PREFIX')}-state" if name == "SENTIMENT_TABLE" else None
     return os.environ.get(name) in (None, derived) and os.environ.get(name) != value
@@ -215,7 +215,7 @@ def _outputs(
     cloudformation,  # boto3 client, or None
     stack: str,
 ) -> dict[str, str]:
-    "Read the outputs of a stack; empty if it does not exist or AWS cannot be asked."
+    "Read the outputs of a stack; empty if it does not exist or AWS does not answer."
     try:
         return stack_outputs(cloudformation, stack) if cloudformation else {}
     except LookupError:
@@ -237,7 +237,7 @@ def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, 
 
 
 def planned(options: argparse.Namespace, settings: Settings, session: boto3.Session, asked: bool) -> Plan:
-    "Plan the deployment. Compares with the existing stacks if AWS can be asked."
+    "Plan the deployment. Compares with the existing stacks if AWS answers."
     domain, boundary = options.domain or "", options.permissions_boundary or ""
     bucket, zone, unknown = "", "", "" if asked else "needs credentials; everything counts as new"
     cloudformation = session.client("cloudformation") if asked else None
@@ -259,7 +259,7 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
     return plan_of(settings, ROOT / "infra_scripts/templates", given, cloudformation, session.region_name, unknown)
 
 # %% ../../nbs/deploy/target.ipynb #1f404787
-def hosted_places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  # asked: whether AWS can be asked
+def hosted_places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  # asked: whether AWS answers
     "Return the chosen ones of the notebooks' parameters for domain and boundary."
     found = {"permissions_boundary": options.permissions_boundary} if options.permissions_boundary else {}
     if options.domain and asked and (zone := find_zone(connect("aws").client("route53"), options.domain)):
@@ -284,7 +284,7 @@ def _inspect(
 
 # %% ../../nbs/deploy/target.ipynb #de4eb7ff
 def _upcoming(phases: Callable[[bool], list[str]], asked: bool) -> tuple[list[str], str]:
-    "Name the notebooks that will run. If AWS cannot be asked, these are all notebooks, and the reason is returned."
+    "Name the notebooks that will run. If AWS does not answer, returns all notebooks and the reason."
     if asked:
         try:
             return phases(True), ""
@@ -315,7 +315,7 @@ def before(
     options: argparse.Namespace,
     training: str,  # instance type of the training job
     known: Finding,  # from `recall`
-    phases: Callable[[bool], list[str]],  # whether AWS can be asked → titles of the notebooks that will run
+    phases: Callable[[bool], list[str]],  # whether AWS answers → titles of the notebooks that will run
 ):
     "Print the findings and the plan. Ends the program after a dry run, or if an obstacle is found."
     settings = settings_from(os.environ)
@@ -340,7 +340,7 @@ def before(
 
 # %% ../../nbs/deploy/target.ipynb #a18dc119
 def is_adopted(place: str) -> bool:
-    "Tell whether a place is one where `adopt_model` stores models."
+    "Return whether a place is one where `adopt_model` stores models."
     return place.startswith("s3://") and "/models/given-" in place
 
 

@@ -60,7 +60,7 @@ class Stack:
         self.known = with_defaults(self.template, self.given, self.region) | own
 
     def resources(self) -> Iterator[tuple[str, str, dict]]:
-        "Yield the logical id, type and properties of each resource whose condition holds."
+        "Yield the logical id, type and properties of each resource whose condition is true."
         for logical, resource in self.template["Resources"].items():
             if "Condition" not in resource or self.holds(resource["Condition"]):
                 yield logical, resource["Type"], self.worked_out(resource.get("Properties", {}))
@@ -90,7 +90,7 @@ class Stack:
         return self.names.get(logical) or (made.lower() if resource["Type"] == "AWS::S3::Bucket" else made)
 
     def reference(self, name: str) -> Any:
-        "Return what !Ref gives."
+        "Return the value of !Ref."
         if name == "AWS::NoValue":
             return _NOTHING
         if name in self.known:
@@ -102,7 +102,7 @@ class Stack:
         return self.attribute(name, "Arn") if kind in by_arn else self.physical(name)
 
     def attribute(self, logical: str, attribute: str) -> str:
-        "Return what !GetAtt gives."
+        "Return the value of !GetAtt."
         kind, name = self.template["Resources"][logical]["Type"], self.physical(logical)
         if attribute != "Arn":
             return {"QueueName": name}.get(attribute, f"{logical}.{attribute}")
@@ -115,7 +115,7 @@ class Stack:
         return f"https://sqs.{self.region}.amazonaws.com/{self.account}/{name}"
 
     def text(self, argument: Any) -> str:
-        "Return what !Sub gives."
+        "Return the value of !Sub."
         text, own = argument if isinstance(argument, list) else (argument, {})
 
         def value(found: re.Match) -> str:

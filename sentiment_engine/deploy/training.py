@@ -222,7 +222,7 @@ _NO_MACHINE = ("resourcelimitexceeded", "capacityerror", "instancetype", "instan
 def machine_advice(
     reason: str,  # of a refusal or a failure
 ) -> str:  # to append to it; empty if it is not about the machine
-    "Advise what to do when AWS does not provide the machine."
+    "Give advice if AWS does not provide the machine."
     if any(words in reason.lower() for words in _NO_MACHINE):
         return ". Choose another machine: --training-instance of deploy.py, training_instance of 03_model_training"
     return ""
@@ -265,7 +265,7 @@ def _trainer(session, settings: Settings, job: TrainingJob):
     from sentiment_engine.model.training_job import on_gpu
 
     class Trainer(ModelTrainer):
-        def _resolve_staging_bucket(self):  # the SDK would ask IAM, and its choice would depend on the answer
+        def _resolve_staging_bucket(self):  # the SDK would query IAM, and its choice would depend on the answer
             return job.bucket, None
 
     return Trainer(
@@ -311,7 +311,7 @@ def start_training(
 
 # %% ../../nbs/deploy/training.ipynb #1e442a2d
 def _is_left(s3, bucket: str, mark: str, job: dict) -> bool:  # job: from DescribeTrainingJob
-    "Tell whether a job writes to this bucket, and either runs or left a model without a record."
+    "Return whether a job writes to this bucket, and either runs or left a model without a record."
     if not job["OutputDataConfig"]["S3OutputPath"].startswith(f"s3://{bucket}/"):
         return False  # of an engine that was torn down: SageMaker keeps jobs for ever
     if job["TrainingJobStatus"] != "Completed":
@@ -373,7 +373,7 @@ def wait_for_training(
     "Wait until a job has ended. Raises TrainingFailed with the reason unless it completed."
     seen: set[str] = set()
     for job in polls(sagemaker.describe_training_job, every=1, longest=30, TrainingJobName=name):
-        # The log comes second, because a job that has ended logs no more.
+        # The log is read second, because a job that has ended logs no more.
         for line in progress_lines(ask(job_log, logs=logs, name=name, seen=seen)):
             tell(line)
         if job["TrainingJobStatus"] in ENDED:

@@ -80,7 +80,7 @@ def only_api(
 # %% ../../nbs/deploy/website.ipynb #6a9ef6c8
 @dataclass(frozen=True)
 class SiteFile:
-    "One object of the site, as the bucket should hold it."
+    "One object of the site, as it should be in the bucket."
 
     key: str
     body: bytes
@@ -200,7 +200,7 @@ def publish(
     distribution: str = "",  # id of the CloudFront distribution in front of the bucket
     patience: float = PATIENCE,
 ) -> Published:
-    "Make the bucket hold the site, and send only what changed. Raises what `site_files` raises."
+    "Publish the site to the bucket, and send only changed files. Raises what `site_files` raises."
     files, standing = site_files(folder, config, examples), _published(s3, bucket)
     in_use = _in_use(s3, bucket, standing, patience)
     digests = {key: head["Metadata"].get("digest") for key, head in standing.items()}
@@ -218,7 +218,7 @@ def publish(
 
 # %% ../../nbs/deploy/website.ipynb #d954cfcb
 def unpublish(s3, bucket: str) -> list[str]:  # the deleted keys
-    "Delete from the bucket what `publish` has written, and nothing else. Can be run twice."
+    "Delete only the files that `publish` wrote to the bucket. Can be run twice."
     ours = sorted(_published(s3, bucket))
     delete_objects(s3, bucket, [{"Key": key} for key in ours])
     return ours

@@ -20,7 +20,7 @@ from .aws import split_uri
 # %% ../../nbs/local/capture.ipynb #7346e6bc
 @dataclass(frozen=True)
 class Invocation:
-    "Hold a request and its answer."
+    "A request and its answer."
 
     request: tuple[str, bytes]  # content type, body
     answer: tuple[str, bytes]

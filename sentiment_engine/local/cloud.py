@@ -34,7 +34,7 @@ def read_place(
     try:
         with (Path(state) / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return {}  # the lock is free, so the server has ended, in whatever way
+        return {}  # the lock is free, so the server has ended somehow
     except BlockingIOError:
         pass
     except (FileNotFoundError, NotADirectoryError):
@@ -68,7 +68,7 @@ def advance_clock(
 ) -> float:  # how far the clock is ahead of real time now, in seconds
     "Move a local cloud's clock forward, for Lambdas (`time.time()`), schedules and the expiry of rows."
     body = json.dumps({"advance": seconds}).encode()
-    request = Request(f"{url}/_local/clock", body, {"content-type": "application/json"})  # noqa: S310 -- an address of ours
+    request = Request(f"{url}/_local/clock", body, {"content-type": "application/json"})  # noqa: S310 -- our own address
     return json.load(open_directly(request, timeout=10))["ahead"]
 
 # %% ../../nbs/local/cloud.ipynb #fd2ca390
@@ -144,7 +144,7 @@ class LocalCloud:
 
     @property
     def running(self) -> bool:
-        "Tell whether the cloud runs."
+        "Return whether the cloud runs."
         return bool(read_place(self.state))
 
     @property
@@ -185,7 +185,7 @@ class LocalCloud:
         os.environ.update(self.environment)
 
     def root_client(self, service: str):
-        "Return a boto3 client of the cloud's root user, whatever the environment says."
+        "Return a boto3 client of the cloud's root user, whatever the environment."
         return Aws(self.url, read_keys(self.state)).client(service)
 
     def account_environment(self) -> dict[str, str]:
@@ -200,12 +200,12 @@ class LocalCloud:
         return advance_clock(self.url, seconds)
 
     def _ready(self) -> bool:
-        "Tell whether it answers, and everything that ran before its last stop runs again."
+        "Return whether it answers, and everything that ran before its last stop runs again."
         try:
             health = json.load(open_directly(f"{self.url}/_local/health", timeout=5))
         except URLError as e:
             if isinstance(e.reason, OSError) and not isinstance(e.reason, ConnectionError | TimeoutError):
-                raise e.reason from None  # the system does not let this process ask
+                raise e.reason from None  # the system does not let this process check
             return False
         except (ConnectionError, TimeoutError, HTTPException, ValueError, RuntimeError):
             return False

@@ -104,7 +104,7 @@ def trailer_fits(body: bytes, scope: str, date: str, key: bytes) -> bool:
 
 # %% ../../nbs/local/door.ipynb #e61e75d3
 class Request:
-    "Hold a request without its body."
+    "A request without its body."
 
     def __init__(self, scope: dict):
         from ministack.core.sigv4 import decode_header_value
@@ -129,7 +129,7 @@ class Request:
 
     @property
     def presigned(self) -> bool:
-        "Whether the query holds a signature."
+        "Whether the query contains a signature."
         return any(name.lower() in ("x-amz-signature", "x-amz-credential", "awsaccesskeyid") for name in self.query)
 
 # %% ../../nbs/local/door.ipynb #8d56b7d8

@@ -21,14 +21,14 @@ Path = tuple[str | int, ...]  # attribute names and list indices
 
 
 class Node(NamedTuple):
-    "Hold a part of an expression."
+    "A part of an expression."
 
     kind: str  # path, value, an operator, a keyword or a function
     parts: tuple  # a path's names, a value's placeholder, or the operands' nodes
 
 # %% ../../nbs/local/expressions.ipynb #d0fbc1fd
 class Change(NamedTuple):
-    "Hold a part of an update."
+    "A part of an update."
 
     clause: str  # SET, REMOVE, ADD or DELETE
     path: Path

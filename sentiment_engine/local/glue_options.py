@@ -50,7 +50,7 @@ def getResolvedOptions(
 
 # %% ../../nbs/local/glue_options.ipynb #fcf77a34
 class GlueContext:
-    "Hold the Spark session."
+    "The Spark session."
 
     def __init__(self, sparkContext):  # running SparkContext
         from pyspark.sql import SparkSession  # some Glue jobs have no Spark
@@ -59,7 +59,7 @@ class GlueContext:
 
 # %% ../../nbs/local/glue_options.ipynb #ffa99a73
 class Job:
-    "Stand for a run's bookmarks."
+    "A stand-in for a run's bookmarks."
 
     def __init__(self, glue_context: GlueContext):
         self._begun = False

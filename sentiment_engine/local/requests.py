@@ -78,7 +78,7 @@ UNREAD = "?"  # operation or service of a signed request that cannot be parsed
 
 @dataclass(frozen=True)
 class Call:
-    "Hold a call with boto3's names."
+    "A call with boto3's names."
 
     service: str  # as in boto3.client(service)
     operation: str  # such as CreateEndpoint

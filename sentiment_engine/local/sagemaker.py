@@ -33,7 +33,7 @@ from ..model.serving import CONTAINER_BODY_LIMIT
 # %% ../../nbs/local/sagemaker.ipynb #8e343720
 @dataclass(frozen=True)
 class Kind:
-    "Hold what differs between models, endpoint configs, endpoints and training jobs."
+    "The differences between models, endpoint configs, endpoints and training jobs."
 
     name: str  # as in CreateModel and ModelName
     arn: str  # as in arn:aws:sagemaker:…:model/
@@ -274,7 +274,7 @@ class Fleets(ControlPlane):
     "Run the processes behind the endpoints and keep the endpoints' states."
 
     def host(self, name: str, delay: float = 0.0, update: dict | None = None):
-        "Start the thread of an endpoint or of an update. `update` holds the new config and variants."
+        "Start the thread of an endpoint or of an update. `update` contains the new config and variants."
         args, title = (name, delay, update), f"endpoint-{name}"
         threading.Thread(target=self._run_endpoint, args=args, name=title, daemon=True).start()
 

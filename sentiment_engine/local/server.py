@@ -408,7 +408,7 @@ def owner_of(
     path: str,
     headers: dict[str, str],  # names in lower case
 ) -> str:  # sagemaker, glue, own or ministack
-    "Return who answers a request."
+    "Return the part that answers a request."
     service, _, operation = headers.get("x-amz-target", "").rpartition(".")
     if path.startswith(("/_local/", "/_textbelt/")):
         return "own"
@@ -418,7 +418,7 @@ def owner_of(
 
 # %% ../../nbs/local/server.ipynb #a5d3db52
 class Services:
-    "Hold the emulator and the cloud's own services, and start and stop them."
+    "The emulator and the cloud's own services, with their start and stop."
 
     def __init__(
         self,
@@ -522,7 +522,7 @@ def _failure(scope: dict, headers: dict, error: OSError) -> AwsError:
 
 # %% ../../nbs/local/server.ipynb #26eea1a0
 class EmulatorCalls(ApiCalls):
-    "Pass requests to ministack on, and save what they change."
+    "Pass requests on to ministack, and save their changes."
 
     async def _pass_on(self, scope, receive, send, headers: dict):
         "Let ministack answer, and save the change before sending the answer."

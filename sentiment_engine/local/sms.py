@@ -89,7 +89,7 @@ def _instant(seconds: float) -> str:
 
 
 def _from_sns(message: dict, seconds: float) -> dict:
-    "Convert an SNS message, which has no time of its own, to an inbox entry."
+    "Convert an SNS message, which has no time, to an inbox entry."
     shown = {"to": message["PhoneNumber"], "text": message["Message"], "at": _instant(seconds)}
     return {**shown, "provider": "sns", "id": message["MessageId"]}
 

@@ -202,7 +202,7 @@ class Check:
 
     name: str
     passed: bool
-    saw: str  # what was found, in words
+    saw: str  # the result, in words
     warning: bool = False  # it passed, but you should know something
 
     def __str__(self):
@@ -226,7 +226,7 @@ def _run_check(
     "Run one check."
     try:
         return Check(name, True, look())
-    except Exception as e:  # noqa: BLE001 -- a check reports any failure of what it checks
+    except Exception as e:  # noqa: BLE001 -- a check reports every failure
         return Check(name, False, str(e) or type(e).__name__)
 
 # %% ../../nbs/model/artifact.ipynb #07771c07
@@ -271,7 +271,7 @@ PROBES = {
     "NEGATIVE": ("Terrible. It broke after one day.", "The worst purchase ever: it broke and does not work."),
 }
 LONG_REVIEW = "It works perfectly and I love it. " * 86  # 602 words, more than 600 tokens: two windows
-BOOK = LONG_REVIEW * 8  # longer than what the model reads of one review
+BOOK = LONG_REVIEW * 8  # longer than the part of a review that the model reads
 _FOREIGN = ("sentiment_engine", "torch", "transformers", "pandas")  # answering must not need these
 _ASK = """
 import json, sys
@@ -330,7 +330,7 @@ def _see_probes(answers: list[dict]) -> str:
 def _see_long(long: dict, book: dict) -> str:
     "Check the answers to LONG_REVIEW and BOOK."
     _demand(long["truncated"] is False and long["windows"] > 1, "a review of 600 tokens was not read to its end")
-    _demand(book["truncated"] is True, "the answer to a text of 4,800 words does not say that the text was cut")
+    _demand(book["truncated"] is True, "the answer to a text of 4,800 words does not mention that the text was cut")
     for answer in (long, book):
         parts = answer.get("parts", [])
         weights = sum(part["weight"] for part in parts)
@@ -374,7 +374,7 @@ def _see_sure(model_dir: Path, texts: list[str], answers: list[dict]) -> str:
 
 # %% ../../nbs/model/artifact.ipynb #37320e3a
 def _answer_checks(model_dir: Path) -> list[Check]:
-    "Ask the artifact once and check its answers."
+    "Query the artifact once and check its answers."
     texts = [text for group in PROBES.values() for text in group] + [LONG_REVIEW, BOOK]
     asked = {}
     said = "model, tokenizer and inference.py load"

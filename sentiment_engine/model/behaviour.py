@@ -104,7 +104,7 @@ def ask_suite(
     answers: Answers,
     suite: pd.DataFrame | None = None,  # from `load_suite`; None: the suite of the package
 ) -> pd.DataFrame:  # the suite with positive, predicted and right
-    "Ask a model every text. Raises ValueError unless it returns one probability for each."
+    "Query a model with every text. Raises ValueError unless it returns one probability for each."
     suite = load_suite() if suite is None else suite
     positive = np.asarray(answers(list(suite["text"])), float)
     if positive.shape != (len(suite),) or not np.all((positive >= 0) & (positive <= 1)):

@@ -238,7 +238,7 @@ _gone: ContextVar[threading.Event | None] = ContextVar("gone", default=None)  # 
 
 
 class _Work:
-    "Hold the windows of one request and their results."
+    "The windows of one request and their results."
 
     def __init__(self, windows: Sequence[Tokens]):
         self.windows = windows
@@ -441,7 +441,7 @@ class Counters:
 # %% ../../nbs/model/inference.ipynb #6f31e13c
 @dataclass(eq=False)
 class Classifier:
-    "Hold a loaded model. Safe for threads."
+    "A loaded model. Safe for threads."
 
     session: ort.InferenceSession
     tokenizer: Tokenizer  # cuts texts into overlapping windows of `max_tokens`, without padding
@@ -575,7 +575,7 @@ MAX_READ = 600_000  # tokens in the windows of one request
 
 @dataclass(frozen=True)
 class Reading:
-    "Hold the windows of one review."
+    "The windows of one review."
 
     windows: list[np.ndarray]  # token ids of each window
     weights: list[float]  # of each window; the sum is 1
@@ -780,7 +780,7 @@ STEP = 4 * BATCH_TOKENS  # tokens to compute before choosing the next part
 
 @dataclass(frozen=True)
 class Hidden:
-    "Hold a window without some of its words."
+    "A window without some of its words."
 
     window: int
     ids: np.ndarray  # remaining token ids
@@ -974,7 +974,7 @@ def output_fn(
 
 # %% ../../nbs/model/inference.ipynb #d539aa33
 class Refusal(str):
-    "Hold the JSON answer to a refused request."
+    "The JSON answer to a refused request."
 
 # %% ../../nbs/model/inference.ipynb #913b35a6
 def _refusal(

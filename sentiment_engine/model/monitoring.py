@@ -23,7 +23,7 @@ from ..settings import PROBE
 
 # %% ../../nbs/model/monitoring.ipynb #fcca5d9a
 def _is_answer(said: object) -> bool:
-    "Tell whether a value is one answer of a classifier."
+    "Return whether a value is one answer of a classifier."
     if not isinstance(said, dict) or not isinstance(said.get("label"), str):
         return False
     score = said.get("score")

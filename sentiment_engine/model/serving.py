@@ -105,7 +105,7 @@ WARM_UP = b'{"inputs": "A first sentence, to see that the model answers."}'
 
 # %% ../../nbs/model/serving.ipynb #8589ded0
 class Predictor:
-    "Hold the handlers of an artifact and the loaded model."
+    "The handlers of an artifact, and the loaded model."
 
     def __init__(self, model_dir: Path):
         self.model_dir, self.ready = Path(model_dir), False
@@ -115,7 +115,7 @@ class Predictor:
         self._begun = time.perf_counter()
 
     def read_code(self):
-        "Import the handlers. A thread would not help, because imports hold Python's global lock."
+        "Import the handlers. A thread would not help, because imports keep Python's global lock."
         try:
             self.handlers = load_handlers(self.model_dir)
         except BaseException as e:  # noqa: BLE001 -- raised again in the thread that waits

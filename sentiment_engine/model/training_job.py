@@ -144,7 +144,7 @@ CHANNEL_COLUMNS = ("text", "label")  # required columns of a channel
 
 def read_channel(
     folder: Path,  # a channel
-) -> pd.DataFrame:  # its rows; `text` is what the model sees
+) -> pd.DataFrame:  # its rows; the model sees only `text`
     "Read the Parquet files of a channel. Raises UnusableData."
     paths = sorted(Path(folder).rglob("*.parquet"))
     files = [path for path in paths if not re.search(r"(^|/)[._]", path.relative_to(folder).as_posix())]
@@ -311,7 +311,7 @@ class Clock:
         self.began = time.monotonic() - before
 
     def seconds(self) -> float:
-        "Return the first process's time, so that all processes decide alike."
+        "Return the first process's time, so that all processes make the same decision."
         import torch
 
         now = torch.tensor(time.monotonic() - self.began, dtype=torch.float64)

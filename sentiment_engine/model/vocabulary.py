@@ -38,7 +38,7 @@ def pieces_to_keep(
 
 # %% ../../nbs/model/vocabulary.ipynb #2ae76fa8
 def _is_letter(piece: str, count: int) -> bool:
-    "Tell whether a piece is one ASCII character, or another one that the counted texts use."
+    "Return whether a piece is one ASCII character, or another one that the counted texts use."
     letter = piece.removeprefix("##")
     return len(letter) == 1 and (letter.isascii() or count > 0)
 

@@ -206,7 +206,7 @@ def another_type_may_help(
 class StartFailed(RuntimeError):
     "The endpoint could not be created. The message addresses the visitor."
 
-    def __init__(self, message: str, left: bool = False):  # left: whether AWS may still hold part of the endpoint
+    def __init__(self, message: str, left: bool = False):  # left: whether AWS may still have part of the endpoint
         super().__init__(message)
         self.left = left
 
@@ -279,7 +279,7 @@ def try_delete_endpoint(
     looks: int = 1,  # polls while the status is Deleting
     existed: bool = True,  # False: AWS refused to create the endpoint, so it cost nothing
 ) -> str:  # status of the endpoint; empty: nothing is left
-    "Delete what is left of a run and book its cost once its endpoint is gone. The reconciler repeats failed deletions."
+    "Delete the rest of a run and book its cost once its endpoint is gone. The reconciler repeats failed deletions."
     why = ""
     try:
         delete_endpoint(engine.client("sagemaker"), endpoint_name(engine.settings, run_id))
@@ -510,7 +510,7 @@ def deadline_from(settings: Settings, row: Row, now: float) -> int:
 
 # %% ../../nbs/service/lifecycle.ipynb #c6b7482c
 def deadline_of(settings: Settings, row: Row) -> int:
-    "Return the row's deadline, capped by the longest life of a run in case somebody edited the row."
+    "Return the row's deadline, capped by the maximum run time in case of manual edits."
     return int(min(row.shutdownAt, _longest_life(settings, row)))
 
 # %% ../../nbs/service/lifecycle.ipynb #a29853f2
@@ -897,7 +897,7 @@ def end_strays(
     ours = {run_id for run_id, arn, _ in listed if run_id != alive and _is_tagged(engine, run_id, arn)}
     if alive in made.keys() - usage.open.keys() and row.state != STOPPING and describe(engine, alive)[0]:
         adopt_run(engine.usage, alive, row.instanceType, made[alive])
-    for run_id in usage.open.keys() & made.keys() - ours - {alive}:  # deleted since, or owned by somebody else
+    for run_id in usage.open.keys() & made.keys() - ours - {alive}:  # deleted since, or owned by another program
         close_run(engine.usage, run_id, time.time(), existed=not describe(engine, run_id)[0])
     dead = ours | (usage.open.keys() - made.keys() - {alive})
     said = {each: _end_stray(engine, row, each, usage.open.get(each), made.get(each)) for each in sorted(dead)}

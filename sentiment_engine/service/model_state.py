@@ -460,7 +460,7 @@ def _usage_after(row: Row, now: int) -> dict[str, Any]:
 def _start(
     table: StateTable, settings: Settings, row: Row, spent: Usage, request: StartRequest, guarded: Guarded, now: int
 ) -> Row | None:
-    "Begin a run if the row has not changed. Raises Refused."
+    "Start a run if the row has not changed. Raises Refused."
     check_start(settings, spent, now)
     usage = _usage_after(row, now)
     _check_request(settings, row, request, guarded, room(settings, usage, now), now)
@@ -508,7 +508,7 @@ def start_or_join(
 def _start_once(
     table: StateTable, settings: Settings, row: Row, request: StartRequest, guarded: Guarded
 ) -> tuple[str, Row] | None:  # None: the row has changed since it was read
-    "Join a starting run or begin one. Raises Refused."
+    "Join a starting run or start one. Raises Refused."
     now = int(time.time())
     if row.state == CREATING:
         joined = _join(table, settings, row, request, guarded, now)
@@ -585,7 +585,7 @@ def touch(table: StateTable, run_id: str, shutdown_at: int) -> Row | None:
 
 # %% ../../nbs/service/model_state.ipynb #17545e66
 def begin_stopping(table: StateTable, run_id: str, deadline: int) -> Row | None:
-    "Begin to stop the run if the row's deadline is not after `deadline`."
+    "Start to stop the run if the row's deadline is not after `deadline`."
     return apply(table, "begin_stopping", run_id, conditions={"shutdownAt": ("<=", deadline)})
 
 # %% ../../nbs/service/model_state.ipynb #1725bc4f

@@ -92,7 +92,7 @@ def without_numbers(said: str) -> str:
 
 # %% ../../nbs/service/notifications.ipynb #f4e264b5
 def greeting(name: str) -> str:
-    "Greet somebody by the safe characters of their name."
+    "Greet a person by the safe characters of their name."
     kept = "".join(c for c in name if c.isalpha() or c in " -'’").split()
     return " ".join(["Hi", *kept])[:40].rstrip()
 

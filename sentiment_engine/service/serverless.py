@@ -97,7 +97,7 @@ def serverless_config(settings: Settings, model: Mapping[str, Any]) -> dict:  # 
 
 # %% ../../nbs/service/serverless.ipynb #efc1be30
 def _standing(sagemaker, settings: Settings) -> dict[str, Any]:  # empty: no endpoint yet
-    "Return our endpoint, or delete it if it has failed. Raises RuntimeError if it belongs to somebody else."
+    "Return our endpoint, or delete it if it has failed. Raises RuntimeError if it belongs to another program."
     name = endpoint_name(settings, STANDING)
     if not (found := endpoint_at_rest(sagemaker, name)):
         return {}

@@ -1,4 +1,4 @@
-"One rule cleans reviews: what it keeps, who applies it, and where each character comes from."
+"One rule cleans reviews: what it keeps, where it applies, and where each character comes from."
 
 import json
 import re
@@ -21,7 +21,7 @@ from sentiment_engine.model.training_job import read_channel
 from tests.doubles.expressions import in_python
 from tests.doubles.tiny_model import write_tiny_model
 
-KEPT = [  # looks like markup and is none
+KEPT = [  # looks like markup but is not
     *(
         "good",
         "<3",
@@ -103,7 +103,7 @@ READ = {
     **{"na&iuml;ve": "naïve", "nai\u0308ve": "naïve", "e&#769;": "é", "soft\u00adware": "software", "a<br>b": "a b"},
     **{"<b>bold</b>": "bold", "[[ASIN:B00X My Lamp]]": "My Lamp", '<a title="5&quot;" href="/x?a=1&b=2">it</a>': "it"},
 }
-SAID = dict.fromkeys(GONE, "") | {text: text for text in KEPT} | READ  # what a person reads
+SAID = dict.fromkeys(GONE, "") | {text: text for text in KEPT} | READ  # as a person reads it
 
 
 @given(st.lists(st.sampled_from(sorted(SAID)), max_size=12))
@@ -124,7 +124,7 @@ def test_every_space_and_every_control_character_is_read_as_a_space():
 
 
 def test_invisible_formatting_characters_are_removed():
-    "Of the characters that Unicode calls formats, those that join letters, spell flags or mark numbers stay."
+    "The rule keeps Unicode format characters that join letters, spell flags or mark numbers."
     hidden = [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF]
     hidden += range(0x2066, 0x206A)
     assert [clean(f"x{chr(code)}y") for code in hidden] == ["xy"] * len(hidden)
@@ -161,7 +161,7 @@ TEXTS = st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=9).map("
 
 
 HIDING = [*"< b > = & amp; lt; &nbsp [[ASIN:B00X]] <br>".split(), " ", "\u200b", "\u0338", "\u0307"]
-WHOLE = [text for text in SAID if text.count("[[") == text.count("]]")]  # no link lies inside another
+WHOLE = [text for text in SAID if text.count("[[") == text.count("]]")]  # links do not nest
 SEVERAL = [st.lists(st.sampled_from(parts), max_size=9).map("".join) for parts in (HIDING, WHOLE)]
 
 
@@ -242,7 +242,7 @@ def test_a_traced_text_is_the_clean_one_and_knows_its_origins(text):
         assert 0 <= start < end <= len(text) and (char == " " or char in clean(origin))
 
 
-# Who applies it
+# Where it applies
 
 
 MESSY = "I don&#39;t <b>love</b> it&amp;nbsp;<but cafe\u0301 did>\u200b [[VIDEOID:x1]]"
@@ -321,7 +321,7 @@ SENT = st.tuples(st.sampled_from(WORDS), st.sampled_from([*GAPS, "[[VIDEOID:a1]]
 
 
 def words_said(text: str, told: dict) -> list[str]:
-    "Return the words of an explanation, as the text has them."
+    "Return the words of an explanation as they are in the text."
     return [text[word["start"] : word["end"]] for word in told["explanation"]]
 
 

@@ -1,4 +1,4 @@
-"""The Glue job on real Spark: what it counts, what it keeps, and what is left when it fails."""
+"""The Glue job on real Spark: what it counts, what it keeps, and what it leaves when it fails."""
 
 import gzip
 import html
@@ -94,12 +94,12 @@ class Lake:
         return in_order(open_newest(LocalFileSystem(), str(self.root)))
 
     def rejected(self) -> list[dict]:
-        "Read what was put aside."
+        "Read the rejected rows."
         folder = self.root / "rejected" / self.report()["run"]
         return [json.loads(text) for path in folder.rglob("*.json") for text in path.open()]
 
     def seen(self) -> tuple:
-        "Return all that a reader sees, without what differs from run to run."
+        "Return everything that a reader sees, except what differs between runs."
         report = {name: self.report()[name] for name in ("read", "kept", "repeats", "rejected", "by_split")}
         return self.rows(), sorted(row["line"] for row in self.rejected()), report
 
@@ -138,7 +138,7 @@ def test_faults_are_counted_by_reason_and_put_aside(cleaned):
 
 def test_every_line_is_accounted_for(cleaned):
     lake, report = cleaned
-    assert report["read"] == 300 + 3 + 2 + sum(map(len, FAULTS.values()))  # blank lines and other files are no rows
+    assert report["read"] == 300 + 3 + 2 + sum(map(len, FAULTS.values()))  # blank lines and other files are not rows
     assert report["read"] == report["kept"] + report["repeats"] + sum(report["rejected"].values())
     assert report["kept"] == len(lake.rows()) == sum(report["by_stars"].values()) == sum(report["by_label"].values())
     assert lake.report() == report
@@ -364,12 +364,12 @@ def test_no_text_is_on_two_sides_whatever_the_order(spark, lines, random, rules)
     assert all(len(side) == 1 for side in sides.values())
 
 
-# ---- a store that works as S3 does, and fails
+# ---- a store that behaves like S3, with faults
 
 
 @pytest.fixture(scope="module")
 def store(spark, spark_classes) -> ObjectStore:
-    "What every s3:// address of these tests means."
+    "The store behind every s3:// address of these tests."
     return ObjectStore(spark, spark_classes)
 
 
@@ -379,14 +379,14 @@ REMOVED = {  # what the job may delete, after the commit
     f"rejected/{ANCIENT}/part-0.json",
     *("processed/split=train/part-0.parquet", "processed/_SUCCESS", "processed/_temporary/0/part-0.parquet"),
 }
-OTHERS = {  # what somebody else keeps beside the output
+OTHERS = {  # another program's files beside the output
     *("processed/notes.txt", "processed/photos/split=train/1.jpg", "processed/2019/a.csv", "rejected/_README"),
     *(f"processed/{ANCIENT}.zip", f"processed/copy-of-{ANCIENT}/a.parquet", "processed/20200101/a.parquet"),
 }
 
 
 class World:
-    "A lake in the store that holds the output of one run, and the raw reviews of the next."
+    "A lake in the store with the output of one run and the raw reviews of the next."
 
     places = ("s3://lake/raw", "s3://lake/processed", "s3://lake/rejected", "s3://lake/reports/etl.json")
 
@@ -404,7 +404,7 @@ class World:
         self.commit = self.requests.index("PUT reports/etl.json") + 1
 
     def run(self, at: int = 0, way: str = "") -> bool:
-        "Run the job; let its request number `at` fail. Say whether the job says that it has succeeded."
+        "Run the job and make its request number `at` fail. Return whether the job reports success."
         self.store.fail(at, way)
         try:
             clean_reviews(self.spark, *self.places)
@@ -421,7 +421,7 @@ class World:
         return Lake(self.store.copy_to(self.folders.mktemp("seen"))).seen()
 
     def check(self, crashes: list[tuple[int, str]]):
-        "Let runs fail one after the other. Readers must see the old or the new output all the time."
+        "Make runs fail one after the other. Readers must see the old or the new output at all times."
         self.store.java.restore(self.start)
         for at, way in crashes:
             done, seen = self.run(at, way), self.seen()
@@ -430,7 +430,7 @@ class World:
         self.check_the_next_run()
 
     def check_the_next_run(self):
-        "Run once more. What is left are runs, none older than the last one before, and what is not the job's."
+        "Run once more. Afterwards there are only runs, none older than the previous one, and other programs' files."
         last = run_of(self.store.objects())
         assert self.run() and self.seen() == self.new
         beside = self.store.objects().keys() - OTHERS - {"raw/Books.jsonl", "reports/etl.json"}
@@ -450,7 +450,7 @@ def world(spark, store, tmp_path_factory) -> World:
 
 
 def test_the_report_is_the_only_object_that_is_replaced(world):
-    "One request makes a run the current one: all before it writes to places of its own, all after it removes."
+    "One request makes a run the current one. Earlier requests only add new files, later ones only delete."
     before, after = world.requests[: world.commit - 1], world.requests[world.commit :]
     assert all(f"/{run_of(world.after)}/" in request for request in before)
     assert sorted(after) == sorted(f"DELETE {key}" for key in REMOVED)
@@ -469,7 +469,7 @@ def test_a_run_stays_readable_at_every_request_of_the_next_run(world, tmp_path):
 
 
 def test_a_run_leaves_the_files_of_another_that_goes_on_and_the_later_one_gives_way(spark, lake, monkeypatch):
-    "The other one starts first and is overtaken, by one run or by two."
+    "The other run starts first and is overtaken by one run or two."
     lake.put("Books.jsonl", good_lines())
     for overtaken in (1, 1, 2):
         measure, ran = etl.measure_quality, []
@@ -594,7 +594,7 @@ class Job:
 
 
 def script() -> ModuleType:
-    "Load the job's script, as often as it is asked for."
+    "Load the job's script anew at each call."
     spec = importlib.util.spec_from_file_location("clean_reviews_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -603,7 +603,7 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def awsglue(tmp_path, monkeypatch) -> list[tuple]:
-    "Put a package with the documented interface of Glue's where a script finds it; return what is called."
+    "Install a package with Glue's documented interface for the script; return the calls to it."
     folder = tmp_path / "glue/awsglue"
     folder.mkdir(parents=True)
     for name, text in {"__init__": "", "context": CONTEXT, "job": JOB}.items():
@@ -616,13 +616,13 @@ def awsglue(tmp_path, monkeypatch) -> list[tuple]:
 
 
 def glue_arguments(lake: Lake, *more: str) -> list[str]:
-    "Return the words that Glue starts the script with: its own arguments, the job's and the run's."
+    "Return the arguments with which Glue starts the script: its own, the job's and the run's."
     own = ["--job-bookmark-option", "job-bookmark-disable", "--JOB_ID", "j_1", "--enable-metrics", "true"]
     own += ["--TempDir", "s3://lake/tmp/", "--JOB_RUN_ID", "jr_1", "--extra-py-files", "s3://code/sentiment_engine.zip"]
     own += ["--enable-auto-scaling", "true", "--job-language", "python", "--enable-continuous-cloudwatch-log", "true"]
     places = zip(("--raw", "--processed", "--rejected", "--report"), lake.places, strict=True)
     given = [word for name, place in places for word in (name, place)]
-    return ["/tmp/clean_reviews.py", *own, *given, *more, "--JOB_NAME", "balance"]  # a name that is an option's too
+    return ["/tmp/clean_reviews.py", *own, *given, *more, "--JOB_NAME", "balance"]  # also the name of an option
 
 
 def test_the_script_works_in_the_session_that_glue_gives_and_changes_no_setting(spark, lake, awsglue):
@@ -658,7 +658,7 @@ def test_wrong_arguments_are_named_before_spark_is_asked(lake, awsglue, more, sa
 
 
 def test_no_argument_can_be_taken_for_another():
-    "Glue completes names that are cut short, so none may be the beginning of another one."
+    "Glue completes abbreviated names, so no name may be the start of another one."
     module = script()
     names = (*module.PLACES, *module.CHOICES, *glue_options.RESERVED_OPTIONS, *glue_options.FOLDERS, "JOB_NAME")
     given = [word[2:] for word in glue_arguments(Lake(Path("/tmp"), Path("/tmp"))) if word.startswith("--")]
@@ -667,7 +667,7 @@ def test_no_argument_can_be_taken_for_another():
 
 
 def test_the_script_imports_only_what_glue_has(tmp_path):
-    "The package comes from the zip; beside it there are Python, Spark and boto3."
+    "The package comes from the zip; the only other imports are Python, Spark and boto3."
     (tmp_path / "sentiment_engine.zip").write_bytes(job_zip(SCRIPT))
     code = """
 import sys
@@ -704,7 +704,7 @@ STATES = boto3.client("glue", region_name="us-east-1").meta.service_model.shape_
 
 @pytest.fixture
 def glue():
-    "A Glue client that answers as it is told, by botocore's own description of Glue."
+    "A Glue client with scripted answers, checked by botocore's own description of Glue."
     client = boto3.client("glue", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
     with Stubber(client) as stub:
         yield SimpleNamespace(client=client, stub=stub)
@@ -712,7 +712,7 @@ def glue():
 
 
 def answers(glue, *states: str, **more):
-    "Let Glue start a run that goes through `states`; `more` goes with the last."
+    "Let Glue start a run that goes through `states`; the last answer also contains `more`."
     glue.stub.add_response("start_job_run", {"JobRunId": "jr_1"})
     for place, state in enumerate(states, 1):
         run = {"Id": "jr_1", "JobRunState": state} | (more if place == len(states) else {})
@@ -847,7 +847,7 @@ def test_text_is_cleaned(spark, raw, read):
 
 @pytest.fixture(scope="module")
 def foundation(cloud) -> dict[str, str]:
-    "The foundation of this file's tests, with the job's code in place."
+    "The foundation for this file's tests, with the job's code."
     outputs = deploy_stack(
         cloud.client("cloudformation"),
         "etl-test-foundation",

@@ -77,9 +77,9 @@ def test_samples_are_balanced_spread_and_apart(tmp_path):
     [
         ("{0}", "{0}", False),  # the same text under two ids
         ("Copied from elsewhere: {0}", "{0}", False),
-        ("{0} " + "And now for something of my own that is much longer. " * 8, "{0}", False),  # holds it whole
+        ("{0} " + "And now for something of my own that is much longer. " * 8, "{0}", False),  # contains all of it
         ("{0} " + "And now for something of my own that is much longer. " * 8, "{0} but with five more words", True),
-        ("Great product, thank you.", "Great product, thank you.", True),  # belongs to everybody
+        ("Great product, thank you.", "Great product, thank you.", True),  # a phrase that anyone may write
     ],
 )
 def test_quotes_of_held_out_reviews_are_not_trained_on(tmp_path, quotes, of, kept):
@@ -122,13 +122,13 @@ SIDES = ("test", "train", "validation")
 
 
 class BusyLake(local.LocalFileSystem):
-    "A lake in which a job goes on while somebody reads."
+    "A lake in which a job continues while a reader works."
 
     cachable = False
 
     def __init__(self, root: Path, pace: list[int]):
         super().__init__()
-        self.root, self.pace = root, iter(pace)  # pace: how many steps the job takes before each look of the reader
+        self.root, self.pace = root, iter(pace)  # pace: steps of the job before each request of the reader
         (root / "reports").mkdir(parents=True)
         self.write("a")
         self.steps = self.runs()
@@ -142,7 +142,7 @@ class BusyLake(local.LocalFileSystem):
         (self.root / "reports/etl.json").write_text(json.dumps({"run": run}))
 
     def runs(self):
-        "Run three more times. Each run deletes, file by file, what is older than the run before it."
+        "Run three more times. Each run deletes, file by file, everything older than the previous run."
         for before, run in (("", "b"), ("a", "c"), ("b", "d")):
             self.write(run)
             yield
@@ -190,7 +190,7 @@ def test_counts_add_up_with_and_without_a_time(tmp_path):
 def test_the_lake_is_read_and_written(cloud, tmp_path, monkeypatch):
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
-    cloud.advance_clock(1_801)  # Arrow signs by its own clock first, and by the cloud's once it has seen that
+    cloud.advance_clock(1_801)  # Arrow first signs with its own clock, then with the cloud's once it has seen it
     session, bucket = boto3.Session(region_name=cloud.environment["AWS_DEFAULT_REGION"]), "exploration-lake"
     s3 = session.client("s3")
     s3.create_bucket(Bucket=bucket)

@@ -1,4 +1,4 @@
-"No text makes a regular expression slow: four times the text takes about four times as long, whatever the text is."
+"No text makes a regular expression slow: matching four times as much text takes about four times as long."
 
 import ast
 import importlib
@@ -21,7 +21,7 @@ SCRIPTS = [
     *sorted(ROOT.glob("lambdas/*/handler.py")),
 ]
 PAGE = (ROOT / "website/sentiment.js").read_text()
-AT_RUN_TIME = {  # expressions that need a value to be one: by how they are written, and what they then are
+AT_RUN_TIME = {  # expressions with a value inside: source text → expression
     "f\"[\\\\s\\\\S][{''.join(sorted(joins))}]{{0,31}}\"": cleaning._letter().pattern,
     "re.escape(settings.prefix) + '-([0-9a-f]{12})'": "sentiment-([0-9a-f]{12})",
     "f'{prefix}-((trial-)?[0-9a-f]{{12}}|{STANDING})'": "sentiment-((trial-)?[0-9a-f]{12}|serverless)",
@@ -31,12 +31,12 @@ AT_RUN_TIME = {  # expressions that need a value to be one: by how they are writ
         "/aws/lambda/lab-(start-model-service|shutdown-endpoint)|/aws/sagemaker/Endpoints/lab-((trial-)?[0-9a-f]{12}|serverless)"
     ),
 }
-CELL = '(?:"([^"]*(?:""[^"]*)*)"|([^,\\n]*))(,|\\n|%s)'  # of a table, at both pages
+CELL = '(?:"([^"]*(?:""[^"]*)*)"|([^,\\n]*))(,|\\n|%s)'  # of a table, on both pages
 AT_RUN_TIME |= {
     "f'" + CELL.replace("\\", "\\\\").replace(",", "{cut}") % r"\\Z" + "'": CELL % r"\Z",
     "`" + CELL.replace("\\", "\\\\").replace(",", "${cut}") % "$" + "`": CELL % "$",
 }
-NOT_FOR_VISITORS = {  # what these read comes from the owner or from the machine
+NOT_FOR_VISITORS = {  # their input comes from the owner or from the machine
     r"(https?|s3)://.+/[^/?]*\{category\}[^/?]*\.jsonl(\.gz)?": "the address of the raw reviews",
     r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)\s": "what the graphics driver says of itself",
     r"\/+$": "the address of the API, from config.json",
@@ -45,7 +45,7 @@ OWN_WORDS = {"scrub.py": "the report of an acceptance, which this project and AW
 
 
 def known_expressions() -> dict[tuple[str, str, str], str]:
-    "Find every expression of the package, the scripts and the page: file, kind and how it is written, to what it is."
+    "Find every expression of the package, the scripts and the page: file, kind and source text → expression."
     found = {}
     read = [p for p in sorted((ROOT / "sentiment_engine").rglob("*.py")) if p.parent.name != "local"]
     ours = [path for path in read if path.name not in OWN_WORDS]
@@ -90,7 +90,7 @@ def test_the_time_of_an_expression_grows_with_the_text(key, pattern):
 
 
 def of_the_app(name: str):
-    "Return a function of the Streamlit page, without the page."
+    "Return a function of the Streamlit page without running the page."
     tree = ast.parse((ROOT / "website/app.py").read_text())
     names = {"re": re}
     wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]

@@ -1,4 +1,4 @@
-"""Categories on their way to the lake: from a real HTTP server that fails, cuts off, changes and damages its files."""
+"""Copying categories into the lake from a real HTTP server that fails, disconnects, changes and damages its files."""
 
 import gzip
 import hashlib
@@ -32,7 +32,7 @@ QUICK = urllib3.PoolManager(
 
 
 def packed(size: int, seed: int = 1) -> bytes:
-    "Make a .gz file of about `size` bytes that holds 1,000 lines; hex packs to 0.58 of its length."
+    "Make a .gz file of about `size` bytes with 1,000 lines; hex compresses to 0.58 of its length."
     rng = random.Random(seed)
     lines = [json.dumps({"rating": 5.0, "text": rng.randbytes(size // 1_170).hex()}) for _ in range(1_000)]
     return gzip.compress("\n".join([*lines, ""]).encode(), 1)

@@ -1,4 +1,4 @@
-"""Odd lines, files and names: every reader keeps the same reviews and counts all else by the same reasons."""
+"""Odd lines, files and names: every reader keeps the same reviews and rejects all others for the same reasons."""
 
 import gzip
 import io
@@ -70,7 +70,7 @@ ODD = {
     ],
     "blank": [b"", b" ", b"\t", b" \t ", b"\r", b"\xef\xbb\xbf", b"\x0b\x0c"],
 }
-FINE = [  # a line, and what it says
+FINE = [  # a line, and the review that it contains
     (line(text="plain 0"), ("plain 0", 5, MS, True)),
     *(
         (line(text=f"rating {odd!r}", rating=odd), (f"rating {odd!r}", 4, MS, True))
@@ -133,7 +133,7 @@ def put(root: Path, files: dict[str, bytes]) -> str:
 
 
 def run(spark, raw: str, out: Path, expected: Expectations = ANY) -> dict:
-    "Clean a folder; let any data pass the gate."
+    "Clean a folder, with a gate that any data passes."
     return clean_reviews(
         spark, raw, *(str(out / name) for name in ("processed", "rejected", "etl.json")), expected=expected
     )
@@ -236,7 +236,7 @@ odd_lines = st.lists(st.lists(pieces, min_size=1, max_size=2).map(b"".join), max
 
 
 def sorted_out(folder: Path, lines: list[bytes]) -> tuple[Counter, list[tuple]]:
-    "Read lines with Python: the counts, and what the reviews say."
+    "Read lines with Python: return the counts and the reviews."
     (folder / "Odd.jsonl").write_bytes(b"\n".join([line(text="first"), *lines]))
     counts = Counter()
     told = [(r["rating"], r["timestamp"], r["verified_purchase"]) for r in read_reviews(folder, counts=counts)]
@@ -391,7 +391,7 @@ def test_a_folder_with_nothing_to_read_says_what_it_has(spark, tmp_path):
         run(spark, raw, tmp_path)
 
 
-# ---- Parquet that somebody else wrote
+# ---- Parquet files of other programs
 
 GOOD = pd.DataFrame(
     {
@@ -399,7 +399,7 @@ GOOD = pd.DataFrame(
         **{"stars": [1, 5] * 10, "label": [0, 1] * 10, "category": "Books", "timestamp": MS},
     }
 )
-ODD_PARQUET = {  # what is wrong with one of two files, and what is said
+ODD_PARQUET = {  # fault of one of two files, and the expected message
     "no text": (GOOD.drop(columns="text"), "no column text"),
     "no label": (GOOD.drop(columns="label"), "no column label"),
     "numbers for text": (GOOD.assign(text=range(20)), "text"),

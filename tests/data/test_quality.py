@@ -1,4 +1,4 @@
-"The gate of the data: each bound holds exactly where it is said to be."
+"The data gate: each bound applies exactly at its documented value."
 
 import pytest
 

@@ -57,7 +57,7 @@ def digest(folder) -> dict[str, str]:
 
 
 def near(count: int, of: int, share: float) -> bool:
-    "Say whether a count is within five standard deviations of what its share lets expect."
+    "Check that a count is within five standard deviations of its expected value."
     return abs(count - of * share) <= 5 * (of * share * (1 - share)) ** 0.5
 
 
@@ -201,7 +201,7 @@ def test_no_rows_are_an_error():
         next(generate_reviews(0, 1))
 
 
-# --- what a model reads ----------------------------------------------------------------------------------------------
+# --- what a model receives -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"An acceptance deletes its engine however it ends, and its report names nobody: with fakes at every step, and for real."
+"An acceptance always deletes its engine, and its report names no person: with fakes for every step, and for real."
 
 import os
 import re
@@ -44,7 +44,7 @@ SCRIPTS = ROOT / "infra_scripts"
 NOBODY = {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
 NOBODY |= {"AWS_EC2_METADATA_DISABLED": "true"}
 
-# What a published report must not hold.
+# What a published report must not contain.
 
 ASCII = st.characters(min_codepoint=32, max_codepoint=126)
 AROUND = st.text(ASCII, max_size=30)
@@ -84,13 +84,13 @@ def test_an_account_id_is_removed_in_any_place(before, account, place, after):
 
 
 def ipv6_forms(address: IPv6Address) -> list[str]:
-    "Write an address shortened and in full, in small letters and in capitals."
+    "Write an address in short and in full, in lower and in upper case."
     groups = ":".join(group.lstrip("0") or "0" for group in address.exploded.split(":"))
     forms = [str(address), address.exploded, groups]
     return [*forms, *map(str.upper, forms)]
 
 
-PUBLIC = st.builds(  # with zeros in any place, which are left out
+PUBLIC = st.builds(  # with zeros, which the short form omits, in any place
     lambda groups: IPv6Address(":".join(groups)),
     st.lists(st.sampled_from(["0", "0", "1", "2a05", "d018", "fe80", "ffff", "9d4"]), min_size=8, max_size=8),
 )
@@ -182,7 +182,7 @@ WORDS = ("123456789012", "lovelace", "ada@", "AKIA", "555", "E04R52WAIX6UXT", "a
 
 def test_the_report_names_no_person():
     record = Record("accept-1a2b", "us-east-1", "9012", "ada-s-profile", known=["abcdef0123"])
-    told = f"{'x' * 255} {SECRET} abcdef0123"  # cut off in the middle of something
+    told = f"{'x' * 255} {SECRET} abcdef0123"  # truncated in the middle
     record.checks, record.failures = [CheckResult(told, False, told, 1.0)], [Failure("deploy", [told])]
     record.answers = record.figures = record.left = record.kept = record.unknown = [told]
     record.versions, record.seconds = {"boto3": told}, {f"deploy: {told}": 1.0}
@@ -200,12 +200,12 @@ def test_a_row_of_the_report_stays_a_row():
     )
 
 
-# What it says before it begins.
+# What it prints before it starts.
 
 
 @pytest.fixture
 def shell(monkeypatch):
-    "The environment of somebody without any account."
+    "The environment of a user without an account."
     for name in [name for name in os.environ if name.startswith(("AWS_", "SENTIMENT_"))]:
         monkeypatch.delenv(name)
     for name, value in NOBODY.items():
@@ -227,7 +227,7 @@ def ended(monkeypatch, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "no region is chosen: give --region, such as us-east-1"),
+        ((), "no region is set: use --region, such as us-east-1"),
         (("--region", "us-east-1"), "Unable to locate credentials\nConfigure the AWS command line (aws configure"),
     ],
 )
@@ -269,7 +269,7 @@ def test_the_whole_series_has_a_price_too(shell, capsys):
     shell.setattr(acceptance.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0))
     assert ended(shell, "--dry-run", "--series") == "0"
     said = capsys.readouterr().out
-    assert "cleans 10,000 made-up reviews, trains on ml.m5.xlarge" in said and "\n             Glue: $" in said
+    assert "cleans 10,000 generated reviews, trains on ml.m5.xlarge" in said and "\n             Glue: $" in said
 
 
 def test_variables_of_another_engine_are_ignored(shell):
@@ -279,7 +279,7 @@ def test_variables_of_another_engine_are_ignored(shell):
     acceptance.lead(options, "accept-1a2b")
     settings = acceptance.settings_from(os.environ)
     assert (settings.prefix, settings.table, settings.idle_minutes) == ("accept-1a2b", "accept-1a2b-state", 2)
-    assert settings.max_run_minutes <= 75 and settings.monthly_budget <= 1  # also if nobody ever comes back
+    assert settings.max_run_minutes <= 75 and settings.monthly_budget <= 1  # even if the user never returns
 
 
 class Fake:
@@ -313,23 +313,23 @@ def test_the_prefix_is_its_own_and_forgotten_acceptances_are_named(monkeypatch, 
     assert capsys.readouterr().out.count("--stack-prefix accept-1a2b\n") == 1
 
 
-# It ends well, whatever happens: with programs that only change a file.
+# It cleans up after every failure. The programs only change a file here.
 
 
 class World:
-    "An account in which an engine is up or not; it lives in a folder, so that it survives a process that is killed."
+    "An account with or without an engine. Its state is in a folder, so that it survives a killed process."
 
     def __init__(self, folder: Path):
         self.folder, self.up, self.calls = folder, folder / "up", folder / "calls"
         self.events, self.at, self.act = 0, 0, lambda: None
-        self.quiet = False  # whether printing, which raises nothing, is no event
-        self.working = False  # whether something that may fail is at work: a deployment or a check
-        self.foreign: list[standing.Thing] = []  # what others have under the same name
+        self.quiet = False  # whether to ignore printing, which raises nothing
+        self.working = False  # whether a step that may fail is running: a deployment or a check
+        self.foreign: list[standing.Thing] = []  # other users' resources with the same name
         self.blind: list[str] = []  # the kinds that AWS does not list
         self.blind_from = "teardown.py"  # only after this program has run; empty: always
 
     def event(self, *_):
-        "One more thing happens; at the one that was chosen, something goes wrong."
+        "Count an event; at the chosen one, cause the failure."
         self.events += 1
         if self.events == self.at:
             self.act()
@@ -339,7 +339,7 @@ class World:
             file.write(f"{script}\n")
 
     def program(self, words, env, limit, interrupts, hear, idle, held):
-        "Stand for deploy.py and teardown.py."
+        "A stand-in for deploy.py and teardown.py."
         script = Path(words[0]).name
         self.note(script)
         self.event()
@@ -366,7 +366,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, shell):
-    "A world with an account, and everything that is slow or real replaced."
+    "A world with an account, in which everything slow or real is replaced."
     found, handlers = World(tmp_path), {number: signal.getsignal(number) for number in child_program.SIGNALS}
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         shell.setenv(name, "x")
@@ -384,7 +384,7 @@ def world(tmp_path, shell):
     for name in ("check_page", "check_plan"):
         shell.setattr(acceptance, name, lambda at, *_, name=name: (found.event(), at.check(name, True)))
     shell.setattr(acceptance, "visit", lambda at: at.attempt("idle shutdown", lambda: found.event()))
-    shell.setattr(acceptance, "connect", lambda _: Fake())  # what is slow, and not what is tested here
+    shell.setattr(acceptance, "connect", lambda _: Fake())  # slow, and not tested here
     shell.setattr(os, "fsync", lambda _: None)
     told, kept, end, work = acceptance.tell, Memory.write, acceptance.Acceptance.end, acceptance.Acceptance.work
     shell.setattr(acceptance.Acceptance, "work", lambda at: (setattr(found, "working", True), work(at)))
@@ -408,7 +408,7 @@ def unfinished(world: World) -> Record | None:
 
 
 def at_every_step(world: World, act) -> int:  # how many steps there are
-    "Let `act` happen at every step of an acceptance, one after the other, each in a world of its own."
+    "Cause `act` at each step of an acceptance, one step per run, each in a new world."
     world.at, world.act = 0, lambda: None
     assert begin(world) == "0" and not world.up.exists()
     steps = world.events
@@ -424,14 +424,14 @@ def test_a_passed_acceptance_says_so_and_leaves_nothing(world, capsys):
     assert world.calls.read_text().split() == ["deploy.py", "teardown.py"]
     assert not world.up.exists() and unfinished(world) is None
     text = (world.folder / "report.md").read_text()
-    assert "Passed: all 3 checks hold, and everything is deleted." in text and "deploy: 00 settings | 1.9 s" in text
+    assert "Passed: all 3 checks, and everything is deleted." in text and "deploy: 00 settings | 1.9 s" in text
     assert "table backup accept-1a2b-state (free)" in text and "aws-glue" not in text
     assert "| deploy | " in text and "aws-glue" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", child_program.SIGNALS)
 def test_a_signal_at_any_step_deletes_the_engine(world, number):
-    signal.signal(number, signal.default_int_handler)  # before there is anything to delete, it just ends
+    signal.signal(number, signal.default_int_handler)  # if there is nothing to delete yet, it just ends
     for end in at_every_step(world, lambda: signal.raise_signal(number)):
         assert not world.up.exists(), world.at
         asked = world.calls.read_text().split() if world.calls.exists() else []
@@ -493,7 +493,7 @@ def test_a_kill_at_any_step_is_found_by_the_next_call(world):
 
 @pytest.fixture
 def left(world, monkeypatch):
-    "A world in which an acceptance was left, and its record."
+    "A world with an abandoned acceptance, and its record."
     record = Record("accept-1a2b", "eu-west-1", "9012", "ada", time.time() - 7200, 1, "idle shutdown")
     memory = Memory(world.folder / "state")
     memory.folder.mkdir()
@@ -592,7 +592,7 @@ NOT_SAID = Finding("SMS", None, "the public key says nothing")
 
 
 @pytest.mark.parametrize(
-    ("words", "finding", "quota", "provider"),  # provider: as deploy.py is told; empty: it keeps its own
+    ("words", "finding", "quota", "provider"),  # provider: option of deploy.py; empty: the default
     [
         ((), NO_SANDBOX, 0, "textbelt"),
         (("--sms-provider", "sns"), NO_SANDBOX, 0, "textbelt"),
@@ -627,7 +627,7 @@ def test_without_sms_credit_it_ends_before_anything_is_created(world, monkeypatc
 
 @pytest.mark.parametrize("kind", [look.kind for look in standing.QUERIES])
 def test_a_prefix_in_use_is_refused(world, kind):
-    "Otherwise it would count as left, and no acceptance could ever end."
+    "Otherwise it would count as a leftover, and no acceptance could ever end."
     world.foreign = [standing.Thing(kind, "accept-1a2b-holiday-photos")]
     end = begin(world, "--stack-prefix", "accept-1a2b")
     assert "accept-1a2b is taken" in end and f"{kind} accept-1a2b-holiday-photos. Choose another" in end
@@ -654,7 +654,7 @@ def test_resources_of_others_with_the_same_name_do_not_block_the_end(world, monk
     assert begin(world) == "1" and unfinished(world)
     said = capsys.readouterr().out
     assert "bucket accept-1a2b-holiday-photos" in said
-    file = re.search(r"belongs to somebody else, delete (\S+) instead", said)[1]
+    file = re.search(r"belongs to another user, delete (\S+) instead", said)[1]
     Path(file).unlink()
     assert begin(world, "--finish") == "0" and unfinished(world) is None
 
@@ -668,13 +668,13 @@ def test_a_teardown_that_cannot_be_checked_is_incomplete(world, blind):
     assert begin(world) == "1" and unfinished(world).prefix == "accept-1a2b"
     text = (world.folder / "report.md").read_text()
     assert "| **NO** | teardown: nothing is left but what AWS keeps | not looked at: " in text
-    assert "not everything is deleted" in text and f"Could not be looked at: {len(blind)}, listed" in text
+    assert "not everything is deleted" in text and f"Could not be checked: {len(blind)}, listed" in text
     assert all(f"- {kind}s: ExpiredToken" in text for kind in blind)
     assert begin(world, "--finish") == "1" and unfinished(world)
     world.blind = []
     assert begin(world, "--finish") == "0" and unfinished(world) is None
     text = (world.folder / "report-accept-1a2b.md").read_text()
-    assert "not everything is deleted" not in text and "Could not be looked at" not in text
+    assert "not everything is deleted" not in text and "Could not be checked" not in text
 
 
 @pytest.mark.parametrize("blind", [*([kind] for kind in sorted(standing.ESSENTIAL)), EVERYTHING], ids=",".join)
@@ -700,8 +700,8 @@ def test_other_failed_checks_are_counted_and_listed(world, monkeypatch, capsys):
     world.blind = sorted({*EVERYTHING} - standing.ESSENTIAL)
     monkeypatch.setattr(acceptance, "by_tag", denied)
     assert begin(world) == "0" and unfinished(world) is None
-    text, said = (world.folder / "report.md").read_text(), f"Could not be looked at: {len(world.blind) + 1}, listed"
-    assert f"Passed: all 3 checks hold, and everything is deleted. {said}" in text and said in capsys.readouterr().out
+    text, said = (world.folder / "report.md").read_text(), f"Could not be checked: {len(world.blind) + 1}, listed"
+    assert f"Passed: all 3 checks, and everything is deleted. {said}" in text and said in capsys.readouterr().out
     assert all(f"- {kind}s: ExpiredToken" in text for kind in world.blind) and "- what carries the engine's tag" in text
 
 
@@ -747,7 +747,7 @@ def test_a_problem_of_the_account_ends_it_before_anything_is_made(world, monkeyp
 
 @pytest.mark.parametrize("state", ["FAILED", "STOPPED"])
 def test_a_failed_start_is_not_awaited(world, monkeypatch, state):
-    "The reason that the API gives is in the report, and the rest of the visit is left out."
+    "The report contains the API's reason, and the rest of the visit is skipped."
     waking = {"state": "CREATING", "outcome": "started", "instanceType": "ml.t2.medium"}
     failed = {"state": state, "reason": "no capacity in 123456789012"}
     told = iter([(200, {"state": "STOPPED"}), (202, waking), (200, failed)])
@@ -760,7 +760,7 @@ def test_a_failed_start_is_not_awaited(world, monkeypatch, state):
     assert "1 of 7 checks failed" in text and "predict" not in text
 
 
-# Programs and memory.
+# Programs and the record on disk.
 
 TIDY = """
 import signal, sys, time
@@ -816,7 +816,7 @@ def test_a_signal_while_a_program_starts_is_kept_back_until_it_is_known(tidy, mo
     monkeypatch.setattr(child_program.subprocess, "Popen", signalled)
     with Interrupts("wait") as interrupts, pytest.raises(KeyboardInterrupt):
         run_program(tidy, os.environ, 30, interrupts, heard.append)
-    ends = ["tidy"] if "at work" in heard else ["tidy", "KeyboardInterrupt"]  # Python itself may be still starting
+    ends = ["tidy"] if "at work" in heard else ["tidy", "KeyboardInterrupt"]  # Python itself may still be starting
     assert heard == [] or heard[-1] in ends
 
 
@@ -846,7 +846,7 @@ def test_a_repeated_signal_ends_the_program(monkeypatch):
 
 
 def test_it_does_not_run_beside_a_program_of_a_killed_acceptance(tmp_path, tidy):
-    "It holds the lock as long as it runs."
+    "It holds the lock while it runs."
     code = (
         "import os; from sentiment_engine.deploy.acceptance_record import Memory\n"
         "from sentiment_engine.deploy.child_program import Interrupts, run_program\n"
@@ -883,7 +883,7 @@ def test_a_record_is_read_back_as_it_was(tmp_path):
         assert memory.read() is None
 
 
-# What stands in an account.
+# What exists in an account.
 
 
 def walk(shape, path: str):
@@ -940,7 +940,7 @@ def test_denied_lookups_are_reported():
 
 @pytest.fixture
 def rehearsal(tmp_path):
-    "Start acceptance.py in an account that the local cloud stands for: (cloud, function that starts it)."
+    "Start acceptance.py against the local cloud as its account: (cloud, function that starts it)."
     with LocalCloud(tmp_path / "cloud", port=0, site_port=0, strict=True) as cloud:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_"))}
         env = kept | cloud.account_environment() | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -957,7 +957,7 @@ def rehearsal(tmp_path):
 
 
 def nothing_is_left(cloud: LocalCloud, folder: Path) -> bool:
-    "Tell whether nothing of an acceptance stands in the cloud or is remembered."
+    "Check that the cloud contains nothing of an acceptance and that no record of one is left."
     services = {"cloudformation": ("list_stacks", "StackSummaries"), "s3": ("list_buckets", "Buckets")}
     services |= {"sagemaker": ("list_endpoints", "Endpoints")}
     left = []
@@ -974,7 +974,7 @@ def test_an_acceptance_passes_on_the_local_cloud(rehearsal, tmp_path):
         said = process.communicate(timeout=900)[0]
     assert process.returncode == 0, said
     text = (tmp_path / "report.md").read_text()
-    assert re.search(r"^Passed: all 3\d checks hold, and everything is deleted\. Could not be .*: \d", text, re.M)
+    assert re.search(r"^Passed: all 3\d checks, and everything is deleted\. Could not be .*: \d", text, re.M)
     assert "- from Start to in service: " in text and "of 20: " in text and "POSITIVE 0.9" in text
     assert PHONE[1:] not in said + text and "000000000000" not in text and ".cloudfront.net" not in text
     assert [message["to"] for message in httpx.get(f"{cloud.inbox_url}.json").json()] == [PHONE]
@@ -994,10 +994,10 @@ def test_an_acceptance_killed_during_deployment_is_cleaned_up(rehearsal, tmp_pat
     if number == signal.SIGKILL:
         assert (tmp_path / "state" / "unfinished.json").exists()
         deadline = time.monotonic() + 300
-        while True:  # until the deployment has noticed that nobody listens
+        while True:  # until the deployment notices that its output is closed
             with start("--finish") as process:
                 said = process.communicate(timeout=300)[0]
-            if "is at work already" not in said or time.monotonic() > deadline:
+            if "is already running" not in said or time.monotonic() > deadline:
                 break
             time.sleep(2)
         assert process.returncode == 0, said

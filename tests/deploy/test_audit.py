@@ -1,4 +1,4 @@
-"What the audit finds, and what it says of an exception that nothing needs."
+"What the audit finds, and what it reports about an unused exception."
 
 import pytest
 import yaml
@@ -16,11 +16,11 @@ Resources:
 def test_an_open_bucket_is_found(tmp_path):
     (tmp_path / "open.yaml").write_text(OPEN)
     found = audit.template_findings(tmp_path)
-    assert ("CKV_AWS_20", "Everybodys") in found  # it may be read by everybody
+    assert ("CKV_AWS_20", "Everybodys") in found  # everybody may read it
 
 
 def test_a_folder_without_templates_is_no_clean_bill(tmp_path):
-    with pytest.raises(RuntimeError, match="looked at nothing"):
+    with pytest.raises(RuntimeError, match="checkov checked nothing"):
         audit.template_findings(tmp_path)
 
 
@@ -47,7 +47,7 @@ def test_a_policy_that_names_the_wrong_thing_is_found_on_either_side_of_a_condit
     (tmp_path / "role.yaml").write_text(POLICY)
     found = audit.policy_findings(tmp_path)
     assert found == {
-        ("RESOURCE_MISMATCH", "Reader", "s3:GetObject"),  # an object is in a bucket, and is not one
+        ("RESOURCE_MISMATCH", "Reader", "s3:GetObject"),  # an object in a bucket, not the bucket
         ("UNKNOWN_ACTION", "Reader", "Unknown action s3:ReadAll"),
     }
     allowed = [{"resources": ["Reader"], "what": ["s3:Get*", "s3:Put*"], "why": "a test"}]
@@ -60,7 +60,7 @@ def test_a_policy_that_names_the_wrong_thing_is_found_on_either_side_of_a_condit
 
 def test_a_folder_without_policies_is_no_clean_bill(tmp_path):
     (tmp_path / "open.yaml").write_text(OPEN)
-    with pytest.raises(RuntimeError, match="parliament looked at nothing"):
+    with pytest.raises(RuntimeError, match="parliament checked nothing"):
         audit.policy_findings(tmp_path)
 
 
@@ -96,5 +96,5 @@ def test_known_faults_and_missing_answers_of_pypi_are_distinguished():
     faulty = {"name": "leaky", "version": "1.0", "vulns": [{"id": "PYSEC-2026-1", "fix_versions": ["1.1"]}]}
     fine, unasked = {"name": "fine", "version": "2.0", "vulns": []}, {"name": "own", "skip_reason": "not on PyPI"}
     assert audit.package_findings([fine]) == []
-    assert audit.package_findings([faulty, fine])[0] == "leaky 1.0: PYSEC-2026-1, mended in 1.1"
-    assert audit.package_findings([fine, unasked])[0].startswith("PyPI said nothing about 1 of 2 packages")
+    assert audit.package_findings([faulty, fine])[0] == "leaky 1.0: PYSEC-2026-1, fixed in 1.1"
+    assert audit.package_findings([fine, unasked])[0].startswith("PyPI has no answer for 1 of 2 packages")

@@ -1,4 +1,4 @@
-"A deployment to AWS before it happens: what is printed, refused and looked at, with no account and with the local one."
+"A deployment to AWS before it starts: what it prints, refuses and checks, without an account and with the local one."
 
 import itertools
 import json
@@ -54,7 +54,7 @@ NOBODY |= {"AWS_EC2_METADATA_DISABLED": "true"}
 
 @pytest.fixture
 def environment():
-    "An environment that may be changed, with nothing of AWS's or ours in it: that of somebody without any account."
+    "A mutable environment without variables of AWS or the engine, as for a user without an account."
     with patch.dict(os.environ):
         for name in [name for name in os.environ if name.startswith(("AWS_", "SENTIMENT_"))]:
             del os.environ[name]
@@ -64,7 +64,7 @@ def environment():
 
 @pytest.fixture
 def main(environment, monkeypatch, capsys):
-    "deploy.py's own, run here: what it prints, and how it ends."
+    "The result of deploy.py run in this process: its output and its end."
 
     def call(*words: str) -> tuple[str, str]:
         monkeypatch.setattr("sys.argv", ["deploy.py", *words])
@@ -77,20 +77,20 @@ def main(environment, monkeypatch, capsys):
 
 
 def bare(**env: str) -> dict[str, str]:
-    "The environment of somebody without any account, and what is given."
+    "The environment of a user without an account, plus the given variables."
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SENTIMENT_"))}
     return kept | NOBODY | {"PYTHONPATH": str(ROOT)} | env
 
 
 def run(*words: str, **env: str) -> subprocess.CompletedProcess:
-    "Run deploy.py as somebody without any account would."
+    "Run deploy.py as a user without an account."
     command = [sys.executable, str(SCRIPTS / "deploy.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, env=bare(**env), check=False, timeout=300)
 
 
 @pytest.mark.parametrize("script", ["deploy.py", "teardown.py"])
 def test_a_cancelled_workflow_ends_like_ctrl_c(script):
-    with socket.create_server(("127.0.0.1", 0)) as deaf:  # the way to AWS, which takes its time
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # calls to AWS, which take time
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
         env = bare(HTTPS_PROXY=f"http://127.0.0.1:{deaf.getsockname()[1]}", NO_PROXY="", no_proxy="", **keys)
         command = [sys.executable, str(SCRIPTS / script), "--target", "aws", "--region", "us-east-1"]
@@ -154,7 +154,7 @@ def test_a_dry_run_names_the_notebooks_and_prices_what_they_do_once(dry, main):
     )
     assert "once         Glue, $0.44 an hour for each of at most 10 workers\n" in dry
     assert "training on ml.g4dn.xlarge, $0.736 an hour\n" in dry
-    assert "a trial of the model for some ten minutes on ml.t2.medium, $0.056 an hour\n" in dry  # as visitors get
+    assert "a trial of the model for some ten minutes on ml.t2.medium, $0.056 an hour\n" in dry  # as for visitors
     said, _ = main("--target", "aws", "--dry-run", "--model", "released")
     assert "would run: 00 settings, 04 " in said and "Glue, $" not in said and "training quota" not in said
     said, _ = main("--target", "aws", "--dry-run", "--only", "06")
@@ -325,7 +325,7 @@ def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
 
 
 def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
-    "The local cloud stands for an account; what it does not know is unknown, and nothing is an error of ours."
+    "The local cloud acts as the account. What it does not support counts as unknown and not as a problem."
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     own = Settings(prefix="nobody", table="NobodysState", textbelt_url=cloud.textbelt_url)
@@ -336,7 +336,7 @@ def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
 
 
 class Answers:
-    "A session of an account with these quotas and this key of Textbelt; None: no key is stored."
+    "A session of an account with these quotas and this Textbelt key; None: no key is stored."
 
     region_name = "us-east-1"
 
@@ -391,7 +391,7 @@ REFUSED = "User: arn:aws:iam::123456789012:user/ada is not authorized on arn:aws
 
 
 class Refused(boto3.Session):
-    "A session of somebody who may only say who they are."
+    "A session of a user who may only call GetCallerIdentity."
 
     def client(self, service, *_, **__):
         if service != "sts":
@@ -402,13 +402,13 @@ class Refused(boto3.Session):
 
 @pytest.fixture
 def refused(monkeypatch):
-    "Programs that act as somebody who may do nothing."
+    "Programs run by a user without permissions."
     for module in (target, phases, loose_ends, teardown):
         monkeypatch.setattr(module, "connect", lambda _: Refused(region_name="us-east-1"))
 
 
 def masked(said: str) -> bool:
-    "Tell whether a text repeats what AWS said, without the account."
+    "Check that a text repeats AWS's message without the account id."
     return "arn:aws:iam::…9012:user/ada is not authorized" in said and "123456789012" not in said
 
 
@@ -447,7 +447,7 @@ def test_a_teardown_and_loose_ends_say_no_account_id(refused, environment, monke
 
 @pytest.fixture
 def standing(cloud, environment, monkeypatch):
-    "A foundation of ours on the local cloud, which stands for an account; what was asked for can be noted there."
+    "A foundation on the local cloud, which acts as the account; it can record the requested options."
     monkeypatch.setattr(target, "connect", lambda _: boto3.Session())
     environment.update(cloud.environment)
     cloudformation = cloud.client("cloudformation")
@@ -456,7 +456,7 @@ def standing(cloud, environment, monkeypatch):
     )
 
     def ask(*words: str, **env: str) -> tuple:
-        "Ask for a deployment in a shell of its own: what is taken over, and what counts then."
+        "Request a deployment in a new shell: return the options that it inherits and the resulting settings."
         for name in [name for name in environment if name.startswith("SENTIMENT_")]:
             del environment[name]
         environment.update(env)
@@ -508,7 +508,7 @@ def test_a_choice_is_kept_until_it_is_revoked(standing):
     ],
 )
 def test_stored_choices_combine_with_new_ones(environment, monkeypatch, kept, words, taken):
-    "A model that was released or given is not trained; one that is trained needs its reviews and recipe."
+    "A released or given model is not trained; a trained one needs its reviews and recipe."
     monkeypatch.setattr(target, "_kept", lambda *_: {"options": kept})
     target.recall(options := parsed(*words))
     kinds = (*target.MODELS, *target.REVIEWS, *target.TRAINING)
@@ -539,7 +539,7 @@ def test_an_existing_stack_gets_a_change_set(cloud):
     before = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
     plan = plan_of(own, TEMPLATES, {name: given | {"AlarmEmail": "me@example.com"}}, cloudformation)
     changed = {c.name for c in plan.changes if c.stack == name}
-    assert changed == {"AlarmSubscription", "AccountBudgetAlert"}  # what the address is for, and nothing else
+    assert changed == {"AlarmSubscription", "AccountBudgetAlert"}  # only what needs the address
     assert {c.action for c in plan.changes if c.stack == "planned-foundation"} == {"Add"}
     assert not cloudformation.list_change_sets(StackName=name)["Summaries"]
     assert cloudformation.describe_stacks(StackName=name)["Stacks"][0] == before
@@ -587,7 +587,7 @@ def test_a_model_that_exists_becomes_the_newest(cloud, tmp_path, monkeypatch):
     (folder / "metrics.json").write_text(json.dumps({"accuracy": 0.9, "macro_f1": 0.9}))
     pack(folder, tmp_path / "model.tar.gz")
     address = str(tmp_path / "model.tar.gz")
-    for _ in range(2):  # a file, then the address in S3 that it got
+    for _ in range(2):  # a file, then its address in S3
         address = target.adopt_model(boto3.Session(), own, address)
         newest = newest_model(cloud.client("s3"), made["ArtifactsBucket"])
         assert newest.artifact == address and newest.metrics["accuracy"] == 0.9 and newest.job.startswith("given-")
@@ -597,7 +597,7 @@ def test_a_model_that_exists_becomes_the_newest(cloud, tmp_path, monkeypatch):
 
 
 def test_settings_count_from_the_backend_on(monkeypatch):
-    "Another e-mail address for alarms must not train the model again."
+    "A new e-mail address for alarms must not train the model again."
     before = phases.plan({})
     monkeypatch.setenv("SENTIMENT_ALARM_EMAIL", "me@example.com")
     after = phases.plan({})
@@ -665,7 +665,7 @@ def test_a_deployment_goes_on_where_it_failed():
 def test_a_model_that_was_given_is_taken_once():
     planned = phases.plan({"model_data": "m.tar.gz"})
     assert [p.title[:2] for p in planned] == ["00", "04", "05", "06", "07"]
-    assert planned == phases.plan({"model_data": "s3://b/models/given-1/output/model.tar.gz"})  # where it then lies
+    assert planned == phases.plan({"model_data": "s3://b/models/given-1/output/model.tar.gz"})  # its new place
     stamps = {p.notebook.stem: p.fingerprint for p in planned}
     assert phases.upcoming(planned, stamps) == [] and phases.upcoming(planned, stamps, given=True) == planned
 
@@ -679,14 +679,14 @@ def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypa
     monkeypatch.setattr(lifecycle, "emit", lambda prefix, **values: reported.append(values))
     lifecycle.reconcile(world.engine)
     names = {name for values in reported for name in values} - {"by"}
-    assert len(names) + 1 == RESTING_METRICS  # and DeadLetters, where there is a queue
+    assert len(names) + 1 == RESTING_METRICS  # and DeadLetters, if there is a queue
 
 
 def test_the_runbook_explains_every_alarm():
     book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     alarms = read_template(TEMPLATES / "monitoring.yaml")["Resources"].values()
     names = [a["Properties"]["AlarmName"]["Fn::Sub"] for a in alarms if a["Type"].endswith("Alarm")]
-    assert len(names) == 21  # the composite alarm among them
+    assert len(names) == 21  # including the composite alarm
     for name in names:
         short = name.removeprefix("${Prefix}-")
         assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short
@@ -696,21 +696,21 @@ def test_the_workflow_that_deploys_stores_no_key_and_runs_by_hand_only():
     import yaml
 
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "deploy.yml").read_text())
-    assert list(workflow[True]) == ["workflow_dispatch"]  # YAML reads the word on as true
+    assert list(workflow[True]) == ["workflow_dispatch"]  # YAML parses `on` as true
     (job,) = workflow["jobs"].values()
     assert sorted(job["permissions"].items()) == [("contents", "read"), ("id-token", "write")]
     assert job["environment"] == "production"
     text = json.dumps(workflow)
     assert "secrets." not in text and "aws-access-key-id" not in text and "role-to-assume" in text
     steps = [step["run"] for step in job["steps"] if "infra_scripts" in step.get("run", "")]
-    assert len(steps) == 2 and not any("${{" in step for step in steps)  # what is typed is never part of a script
+    assert len(steps) == 2 and not any("${{" in step for step in steps)  # input never becomes part of a script
     inputs = workflow[True]["workflow_dispatch"]["inputs"]
-    assert len(inputs) <= 10  # GitHub takes no more
+    assert len(inputs) <= 10  # GitHub's maximum
     assert {name.upper() for name in inputs} <= set(job["env"])
 
 
 def test_the_workflow_passes_the_chosen_options_only(tmp_path):
-    "Its script runs, with a python that says what it was told."
+    "Its script runs, with a python that prints its arguments."
     import yaml
 
     (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "deploy.yml").read_text())["jobs"].values()

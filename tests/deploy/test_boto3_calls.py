@@ -1,7 +1,7 @@
-"""Every call of boto3 in this project is one that AWS knows: its name, its arguments and their values.
+"""AWS supports every boto3 call of this project: its name, its arguments and their values.
 
-The local cloud answers most calls, and boto3 checks their arguments on the way. Here are all of them, those included
-that are only ever made in an account: each call in the sources is held against botocore's description of the service.
+The local cloud answers most calls, and boto3 checks their arguments. This module covers all calls, including those that
+are only made in an account: it compares each call in the sources with botocore's description of the service.
 """
 
 import ast
@@ -20,7 +20,7 @@ SERVICES = (
     "s3 sagemaker sagemaker-runtime dynamodb scheduler ssm sns sqs cloudformation lambda cloudfront logs glue events "
 )
 SERVICES += "sts service-quotas route53 iam cloudwatch apigatewayv2 resourcegroupstaggingapi"
-# What a client is called where its service is not named beside it.
+# Names of clients where the code does not name their service.
 CALLED = {"runtime": "sagemaker-runtime", "table": "", "client": ""}
 CALLED |= {name: name for name in SERVICES.split()}
 OF_EVERY_CLIENT = {
@@ -48,7 +48,7 @@ def operations(service: str) -> dict[str, str]:
 
 
 def sources() -> Iterator[tuple[str, str]]:
-    "List what is code: modules, scripts, Lambdas, and the cells that notebooks run against a cloud."
+    "List the code: modules, scripts, Lambdas, and the notebook cells that run against a cloud."
     for pattern in ("sentiment_engine/**/*.py", "infra_scripts/**/*.py", "lambdas/*/*.py", "benchmarks/*.py"):
         for path in sorted(ROOT.glob(pattern)):
             yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
@@ -59,8 +59,8 @@ def sources() -> Iterator[tuple[str, str]]:
                 yield f"{path.relative_to(ROOT / 'nbs')}[{i}]", code
 
 
-def service_of(receiver: ast.expr) -> str | None:  # empty: a client of some service; None: no client
-    "Say which service's client a method is called on."
+def service_of(receiver: ast.expr) -> str | None:  # empty: a client of an unknown service; None: no client
+    "Return the service of the client that a method is called on."
     if isinstance(receiver, ast.Call):
         function, arguments = receiver.func, receiver.args
         if isinstance(function, ast.Attribute) and function.attr == "get_paginator":
@@ -85,7 +85,7 @@ def calls(code: str) -> Iterator[tuple[int, str, str, list[str], bool]]:
 
 
 def complaint(service: str, method: str, given: list[str], open_ended: bool) -> str:
-    "Say what AWS would not understand; empty if nothing."
+    "List what AWS would not accept."
     if method in OF_EVERY_CLIENT or method == "paginate" or (service == "s3" and method in TRANSFERS):
         return ""
     if method not in operations(service):

@@ -1,4 +1,4 @@
-"Champion and challenger: who is put where, who is asked what, who wins."
+"Champion and challenger: the order of models, their tests and the winner."
 
 from shutil import copytree
 
@@ -66,7 +66,7 @@ TRUTH = dict(zip([*VALIDATION["text"], *SUITE["text"]], [*VALIDATION["label"], *
 
 
 def student(reviews: float, suite: float):
-    "Make a model that is right on the first so-and-so much of each examination."
+    "Make a model that is right on the first part of each test."
     known = {*VALIDATION["text"][: round(reviews * len(VALIDATION))], *SUITE["text"][: round(suite * len(SUITE))]}
     return lambda texts: np.array([float(TRUTH[t]) if t in known else 1.0 - TRUTH[t] for t in texts])
 
@@ -74,11 +74,11 @@ def student(reviews: float, suite: float):
 @pytest.mark.parametrize(
     ("champion", "challenger", "wins"),
     [
-        ((0.9, 0.8), (1.0, 0.6), "released"),  # learnt the reviews by heart and understands less
+        ((0.9, 0.8), (1.0, 0.6), "released"),  # has memorised the reviews and understands less
         ((0.9, 0.8), (0.95, 0.8), "candidate"),
         ((0.9, 0.8), (0.6, 0.9), "released"),
-        ((0.9, 0.8), (0.9, 0.8), "released"),  # level: a change needs a reason
-        ((0.9, 0.8), (0.905, 0.8), "released"),  # two reviews more: that may be chance
+        ((0.9, 0.8), (0.9, 0.8), "released"),  # a tie: a change needs a reason
+        ((0.9, 0.8), (0.905, 0.8), "released"),  # two more reviews may be chance
         ((0.2, 0.5), (0.9, 0.5), "candidate"),
     ],
 )

@@ -1,4 +1,4 @@
-"The artifact outside of our own server: in plain transformers, and in the software of the AWS container."
+"The artifact outside our own server: in plain transformers, and in the software of the AWS container."
 
 import json
 import shutil
@@ -34,13 +34,13 @@ def test_an_artifact_loads_with_plain_transformers_and_says_the_same(artifact):
     spread = set()
     for text, answer in zip(TEXTS, answers, strict=True):
         if answer.get("windows", 1) > 1:
-            continue  # more was read than plain transformers reads
+            continue  # longer than plain transformers reads
         with torch.inference_mode():
             logits = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=512)).logits[0]
         shares = dict(zip(("NEGATIVE", "POSITIVE"), torch.softmax(logits, 0).tolist(), strict=True))
-        assert answer["scores"] == pytest.approx(shares, abs=0.005)  # the weights beside the ONNX have 16 bits
+        assert answer["scores"] == pytest.approx(shares, abs=0.005)  # the weights next to the ONNX have 16 bits
         spread.add(round(shares["POSITIVE"], 2))
-    assert len(spread) > 2, "a model that says one thing about everything proves nothing"
+    assert len(spread) > 2, "a model with one answer to everything proves nothing"
     assert np.ptp(list(spread)) > 0.02
 
 
@@ -65,7 +65,7 @@ def test_versions_other_than_those_of_the_lock_are_found(lines, passed):
 
 @pytest.mark.slow
 def test_the_container_answers_as_the_local_server(tmp_path_factory):
-    "Installs gigabytes once; they are kept under .container-test."
+    "Installs gigabytes once and keeps them in .container-test."
     found = {check.name: check for check in container_test.checks(None)}
     assert len(found) == len(container_test.REQUESTS) + 5
     assert not [str(check) for check in found.values() if not check.passed]
@@ -91,7 +91,7 @@ def test_the_container_answers_with_the_released_model(tmp_path):
     commands = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
     left = {pid for pid, command in commands.items() if "model_service_worker" in command}
     assert not left - before, "the workers of the server have outlived it"
-    assert len(found) == len(container_test.REQUESTS) + 4, "all but plain transformers, for which it has no weights"
+    assert len(found) == len(container_test.REQUESTS) + 4, "all except plain transformers, for which it has no weights"
     assert not [str(check) for check in found if not check.passed]
 
 

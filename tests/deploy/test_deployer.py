@@ -1,8 +1,8 @@
-"""The role that GitHub deploys with may do what a deployment does.
+"""GitHub's deployment role has every permission that a deployment needs.
 
-What CloudFormation calls in its name is read from the schemas of the resource types, which say what handlers need.
-What the notebooks and scripts call themselves is read from their sources. Which actions know no resources is read from
-AWS's service authorization reference. All of it comes with cfn-lint and parliament, so no account is asked.
+The schemas of the resource types list the calls that CloudFormation makes for the role. The sources of notebooks and
+scripts show their own calls. AWS's service authorization reference lists the actions that do not support resources.
+cfn-lint and parliament include this data, so the tests need no account.
 """
 
 import ast
@@ -49,7 +49,7 @@ ARNS = {
     "AWS::Scheduler::ScheduleGroup": "scheduler:{R}:schedule-group/{Name}",
     "AWS::WAFv2::WebACL": "wafv2:us-east-1:{A}:global/webacl/{Name}/1x2y",
 }
-ELSEWHERE = {  # what a handler touches beside its own resource
+ELSEWHERE = {  # other resources that a handler needs
     "iam:PassRole": role("lab-engine-Role-1X2Y"),
     "iam:GetRole": role("lab-foundation-GlueRole-1X2Y"),
     "s3:GetObject": "arn:aws:s3:::lab-foundation-artifactsbucket-1x2y/lambdas/shutdown-endpoint.zip",
@@ -58,7 +58,7 @@ ELSEWHERE = {  # what a handler touches beside its own resource
     "scheduler:DeleteSchedule": f"arn:aws:scheduler:{OF}:schedule/lab/1x2y",
 }
 PASSED_TO = {"AWS::Glue::Job": "glue.amazonaws.com", "AWS::Lambda::Function": "lambda.amazonaws.com"}
-NEEDLESS = {  # of what handlers may need: what ours do not, and why
+NEEDLESS = {  # permissions that some handlers need but ours do not, and why
     "kms:*": "Nothing is encrypted by a key of ours.",
     "ec2:*": "No function is in a VPC.",
     "elasticfilesystem:*": "No function mounts a file system.",
@@ -92,7 +92,7 @@ NEEDLESS = {  # of what handlers may need: what ours do not, and why
 
 @functools.cache
 def reference() -> dict[str, dict[str, list[str]]]:
-    "Read which types of resources an action knows: service → action in small letters → types, * on a needed one."
+    "Read the resource types of each action: service → action in lower case → types, a required one with *."
     audit.tool("parliament")
     (path,) = audit.PLACE.glob("lib/python3*/site-packages/parliament/iam_definition.json")
     found = {}
@@ -164,7 +164,7 @@ def test_no_reason_is_superfluous():
         assert any(fnmatch(action, known) or fnmatch(f"{kind} {action}", known) for kind, action in asked), known
 
 
-# What botocore calls otherwise than IAM does.
+# Actions that IAM and botocore name differently.
 ACTIONS = {
     "s3:HeadObject": ("s3:GetObject",),
     "s3:HeadBucket": ("s3:ListBucket",),
@@ -187,7 +187,7 @@ ACTIONS = {
     "service-quotas:ListServiceQuotas": ("servicequotas:ListServiceQuotas",),
     "service-quotas:ListAWSDefaultServiceQuotas": ("servicequotas:ListAWSDefaultServiceQuotas",),
 }
-PLACES = {  # what of ours is meant by a type of resource
+PLACES = {  # our resources of each type
     ("s3", "bucket"): ["s3:::lab-foundation-lakebucket-1x2y", "s3:::lab-site-sitebucket-1x2y"],
     ("s3", "object"): ["s3:::lab-foundation-artifactsbucket-1x2y/x", "s3:::lab-site-sitebucket-1x2y/404.html"],
     ("cloudformation", "stack"): [f"cloudformation:{OF}:stack/{name}/1" for name in STACKS.values()],
@@ -210,14 +210,14 @@ BY_OTHERS = {"sns:Publish": "Only functions send messages."}
 
 
 def is_deployments(where: str) -> bool:
-    "Tell whether a source is run by whoever deploys or tears down; the local cloud is no part of that."
+    "Check whether deployment or teardown runs a source; the local cloud does not count."
     if where.startswith("sentiment_engine/"):
         return not where.startswith("sentiment_engine/local/")
     return where[:2] in PHASES
 
 
-def methods() -> Iterator[tuple[str, str, str]]:  # where, service (empty: not said beside it) and method
-    "List the methods of clients that the sources call, or hand on to be called."
+def methods() -> Iterator[tuple[str, str, str]]:  # place, service (empty: unknown there) and method
+    "List the client methods that the sources call or pass on."
     yield from ((where, service, method) for where, _, service, method, *_ in FOUND)
     for where, code in sources():
         for node in (n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)):
@@ -226,7 +226,7 @@ def methods() -> Iterator[tuple[str, str, str]]:  # where, service (empty: not s
 
 
 def made() -> Iterator[tuple[str, str]]:
-    "List what the sources call, as IAM calls it, and where."
+    "List the sources' calls by IAM action, with their places."
     for where, service, method in methods():
         fitting = [service] if service else [s for s in SERVICES.split() if method in operations(s)][:1]
         for name in fitting if is_deployments(where) else ():
@@ -237,7 +237,7 @@ def made() -> Iterator[tuple[str, str]]:
 
 
 def places(action: str) -> list[str]:
-    "Say on what of ours an action is allowed or not."
+    "List our resources on which an action is allowed or not."
     service, name = action.split(":")
     kinds = reference()[service][name.lower()]
     needed = [kind.rstrip("*") for kind in kinds if kind.endswith("*")] or list(kinds)
@@ -265,7 +265,7 @@ def test_the_deployer_may_make_every_call_of_notebooks_and_scripts():
     [("ops.apigateway.amazonaws.com", True), ("sagemaker.amazonaws.com", False), ("autoscaling.amazonaws.com", False)],
 )
 def test_the_one_role_of_a_service_that_a_first_deployment_makes(service, may_be_made):
-    "API Gateway's, by its developer guide. Others belong to what the engine does not use: replicas, scaling, streams."
+    "API Gateway's, by its developer guide. Others belong to unused features: replicas, scaling, streams."
     action, on = "iam:CreateServiceLinkedRole", role(f"aws-service-role/{service}/AWSServiceRoleForSomething")
     assert may(policy(), action, on, iam_AWSServiceName=service) is may_be_made
     assert not may(policy(), action, on, iam_AWSServiceName="elasticmapreduce.amazonaws.com")
@@ -281,6 +281,6 @@ def test_a_key_is_used_by_way_of_ssm_only(name):
 
 
 def test_the_deployer_may_not_simulate_policies():
-    "SageMaker's SDK would then judge the training role by permissions that no training of ours needs."
+    "SageMaker's SDK would then check the training role for permissions that our training does not need."
     for name in ("Boundary", "DeployRole"):
         assert not may(deployer(name), "iam:SimulatePrincipalPolicy", role("lab-foundation-TrainingRole-1X2Y"))

@@ -208,7 +208,7 @@ def test_a_failure_gives_its_reason_and_can_be_deleted(aws, model_dir, tmp_path)
 
 
 class Refusing:
-    "SageMaker as it is, but it refuses or fails what is asked of some machines."
+    "SageMaker, except that it refuses or fails endpoints on some machines."
 
     def __init__(self, real, refused=(), failed=(), model: str = "", error: Exception | None = None):
         self.real, self.refused, self.failed, self.model, self.asked = real, refused, failed, model, []
@@ -235,7 +235,7 @@ class Refusing:
 
 @pytest.fixture(scope="module")
 def broken(aws, model_dir, tmp_path_factory) -> str:
-    "The name of a model that does not come up."
+    "The name of a model that does not start."
     folder = copytree(model_dir, tmp_path_factory.mktemp("broken") / "model")
     (folder / "tokenizer.json").write_text("{")
     return register(aws, folder, "broken-trial")
@@ -333,7 +333,7 @@ def tagged(settings: Settings) -> list[dict[str, str]]:
 
 def test_only_trials_are_deleted_as_trials(aws, model):
     settings = Settings(prefix="endpoint-tests-trials")
-    neighbour = Settings(prefix=f"{settings.prefix}-trial")  # whose visitors' endpoints are called as our trials are
+    neighbour = Settings(prefix=f"{settings.prefix}-trial")  # its visitors' endpoints have names like our trials'
     kept = {endpoint_name(settings, new_run_id()): settings, f"x-{trial_name(settings, new_run_id())}": settings}
     kept[endpoint_name(neighbour, new_run_id())] = neighbour
     variant = {"VariantName": "A", "ModelName": model, "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
@@ -342,7 +342,7 @@ def test_only_trials_are_deleted_as_trials(aws, model):
         config = {"EndpointConfigName": name, "ProductionVariants": [variant], "Tags": tagged(owner)}
         aws.sagemaker.create_endpoint_config(**config)
     aws.sagemaker.create_endpoint(EndpointName=trials[0], EndpointConfigName=trials[0], Tags=tagged(settings))
-    assert ep.delete_trials(aws.sagemaker, Settings(prefix="endpoint")) == 0  # what others begin with
+    assert ep.delete_trials(aws.sagemaker, Settings(prefix="endpoint")) == 0  # a prefix of other names
     assert ep.delete_trials(aws.sagemaker, settings) == 2
     assert not left(aws, trials[0]) and not left(aws, trials[1])
     for name in kept:
@@ -352,7 +352,7 @@ def test_only_trials_are_deleted_as_trials(aws, model):
 
 def test_old_models_go_and_needed_ones_stay(aws):
     settings = Settings(prefix="endpoint-tests-old")
-    names = [ep.model_name(settings, f"{i:012x}") for i in range(30)]  # more than a page of ListModels
+    names = [ep.model_name(settings, f"{i:012x}") for i in range(30)]  # more than one page of ListModels
     neighbour = Settings(prefix=f"{settings.prefix}-model")
     strangers = [f"x-{names[0]}", "endpoint-tests-older-model-1", ep.model_name(neighbour, "0" * 12)]
     for name in (*names, *strangers):

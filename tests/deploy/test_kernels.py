@@ -1,4 +1,4 @@
-"The notebooks of a deployment run one after another; their kernels start early and leave nothing behind."
+"The notebooks of a deployment run in order; their kernels start early and leave nothing behind."
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ atexit.register(lambda: (time.sleep(1), pathlib.Path({file!r}).write_text("tidie
 
 @pytest.fixture
 def run(tmp_path):
-    "Run notebooks, each a list of cells, and return what each of them printed."
+    "Run notebooks, each a list of cells, and return the output of each."
 
     def run_all(*notebooks: list[str]) -> list[str]:
         phases = []
@@ -38,7 +38,7 @@ def run(tmp_path):
 
 
 def printed(notebook: Path) -> str:
-    "Return what the cells of a notebook have printed."
+    "Return the printed output of a notebook's cells."
     cells = json.loads(notebook.read_text())["cells"]
     return "".join("".join(output.get("text", "")) for cell in cells for output in cell["outputs"]).strip()
 

@@ -1,4 +1,4 @@
-"The zips of the Lambdas: what is in them, that they are reproducible, and that they import little and alone."
+"The Lambdas' zips: their content, that they are reproducible, and that each imports little and needs nothing else."
 
 import io
 import json
@@ -16,11 +16,11 @@ from tests import ROOT
 LAMBDAS = ROOT / "lambdas"
 FOLDERS = sorted(path.parent.name for path in LAMBDAS.glob("*/handler.py"))
 HEAVY = {"torch", "transformers", "pandas", "pyspark", "sagemaker", "numpy", "onnxruntime", "fastcore", "IPython"}
-RUNTIME = ("boto3", "botocore", "s3transfer", "dateutil", "urllib3", "six.py")  # what AWS's runtime brings
+RUNTIME = ("boto3", "botocore", "s3transfer", "dateutil", "urllib3", "six.py")  # included in AWS's runtime
 
 
 def imported_by(paths: list[str]) -> dict:
-    "Import handler.py in a bare interpreter that has nothing but `paths`, and tell what it loaded."
+    "Import handler.py in a bare interpreter with only `paths`, and return the loaded modules."
     code = (
         "import sys, json; sys.path[:0] = sys.argv[1:]; import handler;"
         "print(json.dumps({'modules': sorted(sys.modules), 'callable': callable(handler.handler)}))"
@@ -32,7 +32,7 @@ def imported_by(paths: list[str]) -> dict:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory) -> str:
-    "A folder with what the Lambda runtime has, and nothing else."
+    "A folder that contains only the packages of the Lambda runtime."
     folder = tmp_path_factory.mktemp("runtime")
     for name in RUNTIME:
         (folder / name).symlink_to(Path(sysconfig.get_path("purelib")) / name)
@@ -93,7 +93,7 @@ def test_every_function_has_a_zip_of_its_own():
 
 
 def test_the_readme_leads_to_every_notebook():
-    "The walkthroughs by name, the others by folder; those about the local cloud are listed at the end of its own."
+    "It lists walkthroughs by name and the others by folder; the local cloud's walkthrough ends with its notebooks."
     readme, notebooks = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "nbs"
     for path in notebooks.glob("[0-9]*.ipynb"):
         assert f"](nbs/{path.name})" in readme

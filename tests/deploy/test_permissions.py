@@ -1,7 +1,7 @@
-"""Least privilege: each function may do all that it does, nothing that another does, and no word of a policy is spare.
+"""Least privilege: each function has all permissions that it needs and no others, and every part of a policy is needed.
 
-What a function does is not written down here: its own handler runs through a life of the engine, and every call it
-makes is kept. What it may do is read from the roles of a deployed stack, and judged as the local cloud judges.
+The tests do not list what a function does. They run its handler through an engine's lifecycle and record every call.
+They read its permissions from the roles of a deployed stack, and evaluate them as the local cloud does.
 """
 
 import copy
@@ -56,7 +56,7 @@ def camel(words: str, by: str) -> str:
 
 
 class Watched(FaultWorld):
-    "A world that keeps who called what."
+    "A world that records which function made which call."
 
     def __init__(self, **given):
         super().__init__(prefix=PREFIX, daily_messages_per_number=100, **given)
@@ -97,52 +97,52 @@ class Watched(FaultWorld):
 
 
 def live(world: Watched):
-    "Play what every function is there for, and what it does when others fail."
+    "Run each function's purpose, and its work when other functions fail."
     do = world.do
     for name in ("trial-aaaaaaaaaaaa", "bbbbbbbbbbbb", "serverless"):
         world.logs.write(f"{PREFIX}-{name}", world.clock.now - 20 * 86_400)
     world.awake(ADA)
     do(("many", ("status",), ("clock", 600), ("predict",), ("clock", 600), ("extend",)))
-    do(("many", ("clock", 700), ("wake", 0, False), ("clock", 1900), ("wake", 0, True)))  # too early, then in time
+    do(("many", ("clock", 700), ("wake", 0, False), ("clock", 1900), ("wake", 0, True)))  # too early, then on time
     world.begin(BOB)
     do(("many", ("down", 0, CAPACITY), ("deliver", 0, False), ("up", 0), ("deliver", 0, False)))  # another type
-    do(("many", ("down", 0, GONE), ("deliver", 0, False)))  # it fails while it is open
+    do(("many", ("down", 0, GONE), ("deliver", 0, False)))  # it fails while in service
     world.begin()
     do(("many", ("down", 0, CAPACITY), ("drop", 0), ("reconcile",), ("up", 0), ("drop", 0), ("reconcile",)))
     do(("many", ("forget", 0), ("reconcile",), ("clock", 2000), ("reconcile",)))  # a lost wake-up; a missed one
     world.awake(ADA)
     do(("clock", 2000))
     stopped = [n for n in range(4) if not _dies_stopping(world, n)]
-    assert stopped, "the wake-up never came as far as the deletion"
-    do(("start", None))  # whoever starts now finishes the shutdown
+    assert stopped, "the wake-up never reached the deletion"
+    do(("start", None))  # the next start finishes the shutdown
     world.settle(60)
     do(("reconcile",))
     _late(world)
-    for finder in (("start", None), ("reconcile",)):  # who finds the endpoint of a row that was lost
+    for finder in (("start", None), ("reconcile",)):  # finds the endpoint of a lost row
         world.awake()
         do(("many", ("lose_row",), ("clock", 200), finder))
 
 
 def _dies_stopping(world: Watched, n: int) -> bool:
-    "Let the wake-up die at its n-th call; tell whether the run is not STOPPING."
+    "Kill the wake-up at its n-th call; return whether the run is not STOPPING."
     if world.row.state == "IN_SERVICE":
         world.do(("wake", 0, True), {n: ("die", "before")})
     return world.row.state != "STOPPING"
 
 
 def _late(world: Watched):
-    "Let an endpoint come up of which nobody knows any more: once with an event, once without; and an orphan."
+    "Start an endpoint that no row records any more, once with an event and once without, and an orphan."
     for way in (("deliver", -1, False), ("reconcile",)):
         world.do(("many", ("clock", 4000), ("reconcile",), ("start", ADA), ("clock", 3000)))
         world.sagemaker.endpoints, kept = {}, dict(world.sagemaker.endpoints)
         world.do(("reconcile",))  # its endpoint is missing: the run has failed
         world.sagemaker.endpoints.update(kept)
-        world.booked.clear()  # SageMaker has called it missing: what it costs from now on is booked as well
+        world.booked.clear()  # SageMaker has reported it missing: its further costs are booked as well
         world.do(("many", ("up", 0), way))
 
 
 def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]:
-    "Say which IAM actions a call is, and on what."
+    "Return the IAM actions of a call, and their resources."
     name = camel(operation, "_")
     if service == "sagemaker":
         return [(action, on.replace(":1:", f":{ACCOUNT}:")) for action, on in sagemaker_needs(name, given)]
@@ -161,7 +161,7 @@ def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]
 
 @pytest.fixture(scope="module", params=["textbelt", "sns"])
 def known(request, cloud):
-    "What each function did in a life of the engine, and the statements of its deployed role."
+    "The calls of each function in an engine's lifecycle, and the statements of its deployed role."
     own = Settings(prefix=PREFIX, table="states", sms_provider=request.param)
     s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
     s3.create_bucket(Bucket=f"{name}-artifacts")
@@ -195,7 +195,7 @@ def _roles(cloud, found: dict) -> dict[str, list[dict]]:
 
 
 def _documents(cloud, found: dict[str, str]) -> dict[str, list[dict]]:
-    "Read the statements of every policy of a stack: by the name of what it belongs to, a role's trust by `… trust`."
+    "Read the statements of every policy of a stack, by the name of its resource; a role's trust policy by `… trust`."
     read = {}
     for name, kept_as in found.items():
         if name.endswith("Role"):
@@ -212,8 +212,8 @@ def _documents(cloud, found: dict[str, str]) -> dict[str, list[dict]]:
 
 
 def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
-    "Say what each role needs: for its own calls, and for what AWS does in its name by order of the template."
-    # The real role of the wake-ups stands in for the one of this world.
+    "List what each role needs: for its own calls, and for AWS's calls under it that the template requires."
+    # The wake-ups' real role replaces this world's role.
     real = f"arn:aws:iam::{ACCOUNT}:role/{found['WakeUpRole']}"
     needs = {folder: set() for folder in FOLDERS} | {"wake-up": {("lambda:InvokeFunction", SHUTDOWN)}}
     for folder, calls in world.made.items():
@@ -223,7 +223,7 @@ def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
         group = ARN.format("logs", f"log-group:/aws/lambda/{PREFIX}-{folder}:log-stream:1")
         needs[folder] |= {(f"logs:{action}", group) for action in ("CreateLogStream", "PutLogEvents")}
         if camel(folder, "-") + "Retries" in found:
-            needs[folder].add(("sqs:SendMessage", QUEUE))  # its destination on failure
+            needs[folder].add(("sqs:SendMessage", QUEUE))  # its failure destination
     needs["wake-up"].add(("sqs:SendMessage", QUEUE))  # the schedules name the queue
     return needs
 
@@ -236,7 +236,7 @@ NAMESPACES = {
 
 
 def verdict(statements: list[dict], action: str, on: str, context: dict[str, str], tls: bool = True) -> str:
-    "Judge as the local cloud does: Allow, Deny, or ImplicitDeny where nothing is said."
+    "Evaluate like the local cloud: Allow, Deny, or ImplicitDeny if no statement matches."
     told = {key.lower(): value for key, value in context.items()}
     asked = {"service_context": told, "secure_transport": tls}
     who = EvalContext("arn", "AssumedRole", ACCOUNT, action, on, REGION, **asked)
@@ -244,17 +244,17 @@ def verdict(statements: list[dict], action: str, on: str, context: dict[str, str
 
 
 def allowed(statements: list[dict], action: str, on: str, namespace: str = "") -> bool:
-    "Tell whether a role may do something, of what it may do alone."
+    "Check whether a role may do something that only it may do."
     context = {"iam:PassedToService": ALONE["scheduler"]} if action == "iam:PassRole" else {}
     context |= {"cloudwatch:namespace": namespace} if namespace else {}
     return verdict(statements, action, on, context) == "Allow"
 
 
-ELSEWHERE = "111122223333"  # somebody else's account
+ELSEWHERE = "111122223333"  # a foreign account
 
 
 def cases_of(name: str, found: dict[str, str]) -> list[tuple[str, str, dict, bool, str]]:
-    "Say what a policy with a condition must answer: to an action, on something, with a context, over TLS or not."
+    "List what a policy with a condition must return for an action on a resource in a context, with or without TLS."
     if name == "WakeUpRole trust":
         who = [(ACCOUNT, "Allow"), (ELSEWHERE, "ImplicitDeny")]
         return [("sts:AssumeRole", "*", {"aws:SourceAccount": account}, True, said) for account, said in who]
@@ -272,7 +272,7 @@ def cases_of(name: str, found: dict[str, str]) -> list[tuple[str, str, dict, boo
 
 
 def _of_bucket(on: str, distribution: str | None) -> list[tuple[str, str, dict, bool, str]]:
-    "Nobody comes without TLS; CloudFront, of which nothing is told, by the name of the one distribution."
+    "Access requires TLS; CloudFront, whose requests do not show it, may access as this one distribution only."
     cases = [("s3:GetObject", on, {}, True, "ImplicitDeny"), ("s3:GetObject", on, {}, False, "Deny")]
     for number, said in ((distribution, "Allow"), ("ANOTHER", "Deny")) if distribution else ():
         source = {"aws:SourceArn": f"arn:aws:cloudfront::{ACCOUNT}:distribution/{number}"}
@@ -282,7 +282,7 @@ def _of_bucket(on: str, distribution: str | None) -> list[tuple[str, str, dict, 
 
 
 def without_each_condition(statements: list[dict]) -> Iterator[tuple[str, list[dict]]]:
-    "Take one condition after another out of a policy."
+    "Yield copies of a policy, each without one of its conditions."
     for i, statement in enumerate(statements):
         for operator, keys in statement.get("Condition", {}).items():
             for key in keys:
@@ -292,7 +292,7 @@ def without_each_condition(statements: list[dict]) -> Iterator[tuple[str, list[d
 
 
 def spare_conditions(name: str, statements: list[dict], cases: list[tuple]) -> list[str]:
-    "List the conditions without which a policy answers as before."
+    "List the conditions whose removal changes no result."
     return [
         f"{name}: {what}"
         for what, rest in without_each_condition(statements)
@@ -301,13 +301,13 @@ def spare_conditions(name: str, statements: list[dict], cases: list[tuple]) -> l
 
 
 def wrong_answers(name: str, statements: list[dict], cases: list[tuple]) -> list[str]:
-    "List what a policy answers otherwise than it must."
+    "List the wrong results of a policy."
     answers = [(case, verdict(statements, *case[:4])) for case in cases]
     return [f"{name}: {case[:4]} is {answer}" for case, answer in answers if answer != case[4]]
 
 
 def spare_in(statements: list[dict], needs: set[tuple[str, str]], namespace: str = "") -> list[tuple]:
-    "List the permissions without which nothing is denied."
+    "List the permissions whose removal denies no call."
     spare = []
     for i, statement in enumerate(statements):
         others = statements[:i] + statements[i + 1 :]
@@ -320,7 +320,7 @@ def spare_in(statements: list[dict], needs: set[tuple[str, str]], namespace: str
 
 
 def spare_resources(statements: list[dict], needs: set[tuple[str, str]], namespace: str) -> list[str]:
-    "List the resources without which nothing is denied."
+    "List the resources whose removal denies no call."
     spare = []
     for i, statement in enumerate(statements):
         named = statement["Resource"] if isinstance(statement["Resource"], list) else []
@@ -410,8 +410,8 @@ def handler(event, context):
 DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError"}
 
 
-def probe(cloud, role: str, calls: list) -> list[str]:  # error codes; empty: it was done
-    "Make calls from inside a Lambda that works under `role`."
+def probe(cloud, role: str, calls: list) -> list[str]:  # error codes; empty: success
+    "Make calls from a Lambda that runs under `role`."
     packed, functions = io.BytesIO(), cloud.client("lambda")
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("app.py", PROBE)
@@ -426,7 +426,7 @@ def probe(cloud, role: str, calls: list) -> list[str]:  # error codes; empty: it
 
 
 def _once(calls: list) -> list:
-    "Keep one call of each kind, as boto3 takes it."
+    "Keep one call of each kind, with boto3's parameters."
     kinds = {}
     for service, operation, given in calls:
         if not operation.startswith(("list_endpoint", "transact")):  # these are paginated
@@ -445,12 +445,12 @@ def test_the_local_cloud_denies_a_function_the_calls_of_another(known, folder):
     mine = ["dynamodb", "get_item", {"TableName": "states", "Key": {"modelId": {"S": "x"}}}]
     said = probe(known.cloud, role, [*foreign, mine])
     assert set(said[:-1]) <= DENIED, [(c[:2], s) for c, s in zip(foreign, said, strict=False) if s not in DENIED]
-    assert said[-1] == ""  # what all may do is done, so the refusals are about permissions
+    assert said[-1] == ""  # calls that every role may make succeed, so the refusals are about permissions
 
 
 @pytest.fixture(scope="module")
 def services(cloud, tmp_path_factory):
-    "The roles of the foundation, and what Glue and SageMaker do in their name for the jobs that we ask for."
+    "The foundation's roles, and what Glue and SageMaker do under them for our jobs."
     cloudformation = cloud.client("cloudformation")
     template = ROOT / "infra_scripts/templates/foundation.yaml"
     made = deploy_stack(cloudformation, "least-foundation", template, {"Prefix": PREFIX}, {"Project": PREFIX})
@@ -470,13 +470,13 @@ def services(cloud, tmp_path_factory):
 
 
 def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
-    "Ask for a training as the notebook does, and return what SageMaker is told; it ends at once, for want of reviews."
+    "Request a training like the notebook, and return the request to SageMaker; without reviews it ends at once."
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cloud.environment.items():
             patch.setenv(name, value)
         patch.setattr(
             "sentiment_engine.model.base_model.build_base_model", lambda folder: folder
-        )  # its place is what counts
+        )  # only its location matters
         channels = job_channels(None, made["LakeBucket"], made["ArtifactsBucket"], "minilm")
         kept = f"s3://{made['ArtifactsBucket']}/training/{kind}/checkpoints/"
         machine = {"instance_type": kind, "spot": True, "checkpoints": kept, "mark": kind.split(".")[1]}
@@ -487,7 +487,7 @@ def _training_job(cloud, made: dict, source: Path, kind: str) -> dict:
     return until(lambda: (found := describe(TrainingJobName=name))["TrainingJobStatus"] in ENDED and found)
 
 
-def _arn(address: str) -> str:  # of an S3 address; of a prefix, something there
+def _arn(address: str) -> str:  # of an S3 address; for a prefix, an object below it
     return f"arn:aws:s3:::{address.removeprefix('s3://')}" + ("x" if address.endswith("/") else "")
 
 
@@ -496,7 +496,7 @@ def _buckets_of(addresses: list[str]) -> set[tuple[str, str]]:
 
 
 def _container(image: str, group: str) -> set[tuple[str, str]]:
-    "What SageMaker does for every container, by the execution roles in its developer guide."
+    "What SageMaker does for every container, according to the execution roles in its developer guide."
     account, repository = image.split(".")[0], image.split("/")[1].partition(":")[0]
     place = f"arn:aws:ecr:{REGION}:{account}:repository/{repository}"
     pulls = ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage")
@@ -505,7 +505,7 @@ def _container(image: str, group: str) -> set[tuple[str, str]]:
 
 
 def _glue_needs(job: dict, lake: str, artifacts: str) -> set[tuple[str, str]]:
-    "Glue fetches the script and the package; Spark uploads in parts, and removes what failed tasks and runs have left."
+    "Glue downloads the script and the package; Spark uploads in parts and removes leftovers of failed tasks and runs."
     given = job["DefaultArguments"]
     read = [job["Command"]["ScriptLocation"], given["--extra-py-files"], f"s3://{lake}/raw/", given["--TempDir"]]
     written = [*(f"s3://{lake}/{place}/" for place in ("processed", "rejected", "reports")), given["--TempDir"]]
@@ -518,7 +518,7 @@ def _glue_needs(job: dict, lake: str, artifacts: str) -> set[tuple[str, str]]:
 
 
 def _training_needs(job: dict) -> set[tuple[str, str]]:
-    "SageMaker fetches the channels and keeps the model and the checkpoints, which a second attempt reads."
+    "SageMaker downloads the channels and stores the model and the checkpoints, which a second attempt reads."
     kept = job["CheckpointConfig"]["S3Uri"]
     read = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job["InputDataConfig"]] + [kept]
     needs = {("s3:GetObject", _arn(address)) for address in read} | _buckets_of(read)
@@ -527,7 +527,7 @@ def _training_needs(job: dict) -> set[tuple[str, str]]:
 
 
 def _endpoint_needs(job: dict, bucket: str) -> set[tuple[str, str]]:
-    "SageMaker fetches the model that a training has left, and keeps answers."
+    "SageMaker downloads the trained model and stores answers."
     artifact, group = job["ModelArtifacts"]["S3ModelArtifacts"], endpoint_name(Settings(prefix=PREFIX), "0" * 12)
     needs = {("s3:GetObject", _arn(artifact)), ("s3:PutObject", _arn(captures_address(bucket) + "/"))}
     return needs | _buckets_of([artifact]) | _container(serving_image(REGION), f"/aws/sagemaker/Endpoints/{group}")

@@ -1,4 +1,4 @@
-"""moto judges recordings: what only it refuses counts, what differs by nature does not."""
+"""moto judges recordings: calls that only moto refuses count, inherent differences do not."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def running() -> Iterator[Moto]:
 
 @pytest.fixture
 def judge(running) -> Callable[..., list[Verdict]]:
-    "Return a function that plays lines to a moto which knows nothing, and returns the verdicts."
+    "Return a function that plays lines to an empty moto and returns the verdicts."
 
     def play(*lines: dict) -> list[Verdict]:
         httpx.post(f"{running.url}/moto-api/reset", trust_env=False)
@@ -62,7 +62,7 @@ def judge(running) -> Callable[..., list[Verdict]]:
 
 @pytest.fixture(scope="module")
 def templates(running):
-    "What both opinions say about our templates."
+    "Both opinions on our templates."
     return judged(lines_of_templates(), running, ACCOUNT)
 
 
@@ -153,7 +153,7 @@ def test_refusals_by_the_local_cloud_alone_are_reported(judge):
 
 
 def test_an_endpoint_that_is_being_deleted_may_still_be_described(judge):
-    "AWS describes it for minutes; moto forgets it at once. One that never was is no such case."
+    "AWS describes it for minutes; moto forgets it at once. An endpoint that never existed does not count."
     model = {"ModelName": "m", "ExecutionRoleArn": ROLE, "PrimaryContainer": {"Image": "i", "ModelDataUrl": "s3://b/m"}}
     variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "ml.t2.medium", "InitialInstanceCount": 1}
     named = {"EndpointName": "lab-1"}

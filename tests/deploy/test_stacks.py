@@ -1,4 +1,4 @@
-"Stacks in every state in which a deployment may find them, and what is said when one fails."
+"Stacks in every state that a deployment may find, and the error when one fails."
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +11,13 @@ from sentiment_engine.deploy.stacks import INLINE_LIMIT, delete_stack, deploy_st
 from sentiment_engine.s3 import empty_bucket
 
 OURS = {"Project": "engine"}
-WAY = {  # what a call does to a stack
+WAY = {  # how a call changes a stack's state
     "create_stack": ("CREATE_IN_PROGRESS", "CREATE_COMPLETE"),
     "update_stack": ("UPDATE_IN_PROGRESS", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "UPDATE_COMPLETE"),
     "delete_stack": ("DELETE_IN_PROGRESS", ""),
     "continue_update_rollback": (*["UPDATE_ROLLBACK_IN_PROGRESS"] * 3, "UPDATE_ROLLBACK_COMPLETE"),
 }
-MAY = {  # in which states CloudFormation takes a call; an empty one: there is no stack
+MAY = {  # the states in which CloudFormation accepts a call; empty: there is no stack
     "create_stack": ("",),
     "update_stack": ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE"),
     "delete_stack": ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED", "CREATE_COMPLETE"),
@@ -30,7 +30,7 @@ def refusal(message: str) -> ClientError:
 
 
 class CloudFormation:
-    "One stack, which goes a step on its way at each look."
+    "One stack that advances by one step with each description."
 
     def __init__(self, *statuses: str, tags: dict = OURS, events: list = ()):
         self.statuses, self.tags, self.events, self.calls = list(statuses), tags, list(events), []
@@ -72,7 +72,7 @@ FOUND = {
     ("",): ["create_stack"],
     ("CREATE_COMPLETE",): ["update_stack"],
     ("UPDATE_ROLLBACK_COMPLETE",): ["update_stack"],
-    ("UPDATE_IN_PROGRESS", "UPDATE_COMPLETE"): ["update_stack"],  # somebody else's deployment is waited for
+    ("UPDATE_IN_PROGRESS", "UPDATE_COMPLETE"): ["update_stack"],  # it waits for another deployment
     ("DELETE_IN_PROGRESS", ""): ["create_stack"],
     ("UPDATE_ROLLBACK_FAILED",): ["continue_update_rollback", "update_stack"],
     ("UPDATE_ROLLBACK_IN_PROGRESS", "UPDATE_ROLLBACK_FAILED"): ["continue_update_rollback", "update_stack"],
@@ -103,13 +103,13 @@ def test_nothing_to_update_is_fine():
 
 
 def event(name: str, status: str, reason: str = "") -> dict:
-    "Write an event of a resource; that of the stack itself has its name."
+    "Make an event of a resource; the stack's own event has its name."
     about = {"StackId": "arn:lake", "LogicalResourceId": name, "ResourceStatus": status}
     about["PhysicalResourceId"] = "arn:lake" if name == "lake" else f"id-{name}"
     return about | ({"ResourceStatusReason": reason} if reason else {})
 
 
-EVENTS = [  # the newest first, as CloudFormation gives them
+EVENTS = [  # newest first, like CloudFormation's
     event("lake", "UPDATE_ROLLBACK_COMPLETE"),
     event("Second", "UPDATE_FAILED", "Resource update cancelled"),
     event("First", "UPDATE_FAILED", "the role is missing"),

@@ -1,4 +1,4 @@
-"What a teardown deletes when the world does not stand still meanwhile, and what a cut-off deployment leaves behind."
+"What a teardown deletes while resources still change, and what an interrupted deployment leaves behind."
 
 import os
 import subprocess
@@ -27,22 +27,22 @@ MADE = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 class PageIterator(list):
-    "Pages that can be searched as boto3's can."
+    "Pages that can be searched like boto3's."
 
     def search(self, expression: str):
         return (found for page in self for found in jmespath.search(expression, page))
 
 
 class SageMaker:
-    "Holds endpoints, their configs and models by name; an endpoint that is being created cannot be deleted."
+    "Contains endpoints, their configs and models by name; an endpoint cannot be deleted during its creation."
 
     def __init__(self):
         self.things = {"Endpoint": {}, "EndpointConfig": {}, "Model": {}}
-        self.jobs, self.looks = {}, {}  # name: status, and how many looks it goes on writing once it is stopped
-        self.foreign = set()  # what carries somebody else's tag
+        self.jobs, self.looks = {}, {}  # name: status, and requests during which it writes after a stop
+        self.foreign = set()  # resources with another engine's tag
 
     def wake(self, run_id: str, looks: int = 0):
-        "Let a visitor start a run whose endpoint is Creating for some looks."
+        "Let a visitor start a run whose endpoint stays Creating for some requests."
         self.things["Endpoint"][f"{OURS.prefix}-{run_id}"] = looks
         self.things["EndpointConfig"][f"{OURS.prefix}-{run_id}"] = 0
 
@@ -99,7 +99,7 @@ class SageMaker:
 
 @pytest.fixture
 def sagemaker(monkeypatch):
-    "A SageMaker to tear down, with no stacks in the way."
+    "A SageMaker to tear down, without stacks."
     found = SageMaker()
     monkeypatch.setattr(teardown, "connect", lambda target: SimpleNamespace(client=lambda service: found))
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0)
@@ -149,7 +149,7 @@ def test_it_shows_the_account_before_it_asks(monkeypatch, capsys):
 
 def test_only_the_engines_training_jobs_are_stopped(sagemaker):
     ours, ended, foreign = f"{OURS.prefix}-training-1", f"{OURS.prefix}-training-0", f"my-{OURS.prefix}-training-1"
-    neighbours = f"{OURS.prefix}-training-training-1"  # of an engine whose prefix begins with ours
+    neighbours = f"{OURS.prefix}-training-training-1"  # of an engine whose prefix starts with ours
     sagemaker.foreign = {neighbours}
     sagemaker.jobs = {ours: "InProgress", ended: "Completed", foreign: "InProgress", neighbours: "InProgress"}
     assert teardown.teardown("aws") == [("running training jobs", ours)]
@@ -157,7 +157,7 @@ def test_only_the_engines_training_jobs_are_stopped(sagemaker):
 
 
 class Writing:
-    "CloudFormation, Glue and S3 of a foundation in which a Glue run goes on writing for some looks."
+    "CloudFormation, Glue and S3 of a foundation in which a Glue run still writes during some requests."
 
     def __init__(self, looks: int):
         self.looks, self.stopped, self.emptied = looks, [], []
@@ -248,7 +248,7 @@ TRIAL, RUN, JOB = (f"{OURS.prefix}-{name}" for name in ("trial-0123456789ab", "0
 
 @pytest.fixture
 def cut_off(sagemaker, monkeypatch, capsys):
-    "Cut a deployment to AWS off while a trial is being created; return what is printed, and the last words."
+    "Interrupt a deployment to AWS while a trial is being created; return the output and the last line."
     sagemaker.things["Endpoint"] = {TRIAL: 2, RUN: 0, f"{OURS.prefix}-serverless": 0}
     sagemaker.things["EndpointConfig"], sagemaker.jobs = {TRIAL: 0}, {JOB: "InProgress"}
     writing = Writing(looks=0)
@@ -258,7 +258,7 @@ def cut_off(sagemaker, monkeypatch, capsys):
     monkeypatch.setattr(phases, "recall", lambda _: None)
     monkeypatch.setattr(phases, "before", lambda *_: None)
     monkeypatch.setattr(phases, "connect", lambda target: session)
-    monkeypatch.setattr(phases.Stamps, "read", lambda _: {})  # nothing stands yet
+    monkeypatch.setattr(phases.Stamps, "read", lambda _: {})  # nothing exists yet
     monkeypatch.setattr(phases, "fetch_wheels", lambda: None)
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws"])
     monkeypatch.delenv("AWS_PROFILE", raising=False)
@@ -358,7 +358,7 @@ def test_log_groups_of_an_engine_whose_prefix_begins_with_ours_are_kept():
 
 @pytest.fixture
 def standing(cloud, monkeypatch):
-    "A foundation of ours on the local cloud, with an object in each bucket, and what others have beside it."
+    "A foundation on the local cloud with an object in each bucket, next to other users' resources."
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SENTIMENT_PREFIX", "tear")
@@ -407,7 +407,7 @@ with Memory(Path(sys.argv[2])).locked() as lock, Interrupts("") as interrupts:
 
 
 def test_a_teardown_outlives_the_acceptance_that_began_it(cloud, standing, tmp_path):
-    "The acceptance is killed, so nobody reads what the teardown prints."
+    "The acceptance is killed, so no process reads the teardown's output."
     (tmp_path / "tearing.py").write_text(TEARING)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PARENT, str(tmp_path / "tearing.py"), str(tmp_path / "state")]

@@ -1,4 +1,4 @@
-"The engine's template: it is valid, it grants little, and it deploys, updates and deletes on the local cloud."
+"The engine's template is valid, grants few permissions, and deploys, updates and deletes on the local cloud."
 
 import base64
 import hashlib
@@ -56,7 +56,7 @@ def of_type(kind: str) -> dict:
 
 
 def statements() -> list[tuple[str, dict]]:
-    "List the statements of every role's own policies, those of a condition's both sides included."
+    "List the statements of every role's inline policies, including both sides of a condition."
     roles = of_type("AWS::IAM::Role")
     found = [(n, s) for n, r in roles.items() for p in r["Policies"] for s in p["PolicyDocument"]["Statement"]]
     sides = [(n, side) for n, s in found if isinstance(s, list) for side in s[1:] if isinstance(side, dict)]
@@ -83,7 +83,7 @@ def test_the_table_expires_numbers_and_is_paid_by_use():
     assert table["BillingMode"] == "PAY_PER_REQUEST"
 
 
-# What knows no resources in IAM, the list of log groups, which takes all or none, and a phone number without an ARN.
+# Actions without resources in IAM, the list of log groups, which takes all or none, and phone numbers without an ARN.
 WITHOUT_RESOURCE = {
     "logs:DescribeLogGroups",
     "scheduler:ListSchedules",
@@ -136,7 +136,7 @@ def test_delete_invoke_and_send_are_limited_to_roles_that_need_them():
         for action in statement["Action"]:
             allowed.setdefault(action, set()).add(role.removesuffix("Role"))
     busy = {"NotificationAndShutdownScheduler", "ReconcileModelService"}
-    assert allowed["sns:Publish"] == busy  # and only where SNS sends
+    assert allowed["sns:Publish"] == busy  # only if SNS sends
     assert allowed["sagemaker:CreateEndpoint"] == busy | {"StartModelService"}
     assert allowed["sagemaker:DeleteEndpoint"] == busy | {"StartModelService", "ShutdownEndpoint"}
     assert allowed["sagemaker:InvokeEndpoint"] == busy | {"InvokeSagemakerEndpoint"}
@@ -165,7 +165,7 @@ def call(url: str, method: str = "GET", body=None, origin: str = "") -> tuple[in
 
 @pytest.fixture(scope="module")
 def deployed(cloud):
-    "The engine's stack, deployed, and deployed once more with a change."
+    "The engine's stack, deployed and then updated."
     s3, cloudformation = cloud.client("s3"), cloud.client("cloudformation")
     s3.create_bucket(Bucket="template-test-artifacts")
     keys = upload_packages(s3, "template-test-artifacts", ROOT / "lambdas")
@@ -194,14 +194,14 @@ def site(cloud, deployed):
 
 
 def _update_that_fails(cloudformation, stored: str, given: dict, tags: dict):
-    "Update with a zip that is not there: everything goes back to what it was."
+    "Update with a missing zip; everything is rolled back."
     wrong = given | {parameter_of("reconcile-model-service"): "lambdas/nothing.zip", "IdleMinutes": "7"}
     with pytest.raises(RuntimeError, match=r"UPDATE_ROLLBACK_COMPLETE.*ReconcileModelService"):
         deploy_stack(cloudformation, "template-test-engine", stored, wrong, tags)
 
 
 def told(*events: tuple[str, str, str]) -> list[dict]:
-    "Write events of the stack `reasons` as CloudFormation does, the newest first."
+    "Make events of the stack `reasons` like CloudFormation's, newest first."
     fixed = {"StackId": "arn:reasons", "StackName": "reasons", "EventId": "1", "Timestamp": "2026-01-01T00:00:00Z"}
     return [
         fixed
@@ -264,7 +264,7 @@ def test_a_template_has_the_address_that_s3_has_in_its_region(region):
     body = (ROOT / "infra_scripts/templates/site.yaml").read_bytes()
     checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
     with Stubber(s3) as stub:
-        stub.add_response("head_object", {"ChecksumSHA256": checksum})  # it is there: nothing is sent
+        stub.add_response("head_object", {"ChecksumSHA256": checksum})  # it exists: nothing is sent
         address = upload_template(s3, "artifacts", ROOT / "infra_scripts/templates/site.yaml")
     assert address == f"https://s3.{region}.amazonaws.com/artifacts/templates/site-{_mark(body)}.yaml"
 
@@ -285,7 +285,7 @@ def test_a_foreign_object_under_a_templates_name_is_not_deployed(cloud):
     assert s3.get_object(Bucket="template-tampered", Key=key)["Body"].read() == template.read_bytes()
 
 
-NAMES_OF_THE_ACCOUNT = {  # kinds whose names are one list for all regions, and where the name is
+NAMES_OF_THE_ACCOUNT = {  # types whose names are unique across regions, and the property with the name
     "AWS::Budgets::Budget": "BudgetName",
     "AWS::CloudWatch::Dashboard": "DashboardName",
     "AWS::CloudFront::OriginAccessControl": "Name",
@@ -368,7 +368,7 @@ def test_errors_have_one_form(deployed, method, path, body, expected):
 
 
 def test_fault_6_the_gateway_answers_cors_and_so_do_its_errors(deployed):
-    "CORS headers came from the Lambdas only, so that every error of the gateway looked like a CORS error."
+    "Only the Lambdas sent CORS headers, so every gateway error looked like a CORS error."
     for origin in (AT_CLOUDFRONT, "https://mood.example.com", PAGE, EXTRA):
         status, headers, _ = call(deployed["ApiUrl"] + "/start", "OPTIONS", origin=origin)
         assert status in (200, 204) and headers["access-control-allow-origin"] == origin
@@ -379,7 +379,7 @@ def test_fault_6_the_gateway_answers_cors_and_so_do_its_errors(deployed):
 
 
 def _physical(cloud, stack: str = "template-test-engine") -> dict[str, str]:
-    "Map the names in the template to what the cloud calls them."
+    "Map the names in the template to the cloud's names."
     pages = cloud.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
     found = pages.search("StackResourceSummaries[]")
     return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in found}
@@ -548,19 +548,19 @@ def _rings(alarm: dict) -> bool:
 
 
 def _judged(alarm: dict, before: str, runs: list[int], minute: int) -> str:
-    "Work out an alarm's state as CloudWatch does each minute, from the minutes at which the reconciler ran."
+    "Compute an alarm's state in each minute like CloudWatch, from the minutes of the reconciler's runs."
     size, count = alarm["Period"] // 60, alarm["EvaluationPeriods"]
     sums = [sum(minute - size * (n + 1) < run <= minute - size * n for run in runs) for n in range(count)]
     over = alarm["ComparisonOperator"] == "GreaterThanOrEqualToThreshold"
     missing = {"breaching": True, "notBreaching": False, "ignore": None}[alarm["TreatMissingData"]]
-    points = [(n >= alarm["Threshold"]) is over if n else missing for n in sums]  # without a run there is no data
+    points = [(n >= alarm["Threshold"]) is over if n else missing for n in sums]  # no run, no data
     if points.count(True) >= alarm.get("DatapointsToAlarm", count):
         return "ALARM"
     return "OK" if False in points else before
 
 
 def _rung(runs: list[int], until: int, late: int = 0) -> list[int]:
-    "List the minutes at which reconciler-silent rings; late: by how many the first alarm lags behind the second."
+    "List the minutes at which reconciler-silent rings; late: how many minutes the first alarm lags behind the second."
     quiet, seen = (monitoring[name]["Properties"] for name in ("ReconcilerQuiet", "ReconcilerSeen"))
     states, rung = ["INSUFFICIENT_DATA"] * 2, [False]
     for minute in range(until):
@@ -570,7 +570,7 @@ def _rung(runs: list[int], until: int, late: int = 0) -> list[int]:
 
 
 def test_the_reconciler_is_not_called_silent_before_its_first_run_and_is_when_it_falls_silent_later():
-    assert _rung([], 600) == []  # it rings for a reconciler that has never run no more than for a new one
+    assert _rung([], 600) == []  # like a new reconciler, one that has never run does not ring
     for first in (1, 5, 12, 40):  # minutes from the alarm's creation to the first run
         for late in (0, 1, 2):
             (rung,) = _rung([*range(first, first + 60, 5)], 600, late)
@@ -605,7 +605,7 @@ def test_every_function_has_an_alarm_for_errors():
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_fits_into_a_request(name):
-    "A plan sends them all inline, the foundation makes the others' bucket, and the deployer's is sent by hand."
+    "A plan sends all of them inline, the foundation creates the others' bucket, and you send the deployer's by hand."
     body = template_argument(ROOT / "infra_scripts/templates" / name)["TemplateBody"]
     assert len(body.encode()) <= INLINE_LIMIT
 
@@ -641,7 +641,7 @@ def test_the_endpoint_may_keep_answers_and_nothing_else_and_they_expire():
     assert [r["ExpirationInDays"] for r in rules if r.get("Prefix") == "captures/"] == [90]
 
 
-# The role that GitHub deploys with: judged as the local cloud judges, with the names of an engine filled in.
+# GitHub's deployment role, evaluated like the local cloud does, with an engine's names filled in.
 CASES = {"UsesSns": True, "Bounded": True}
 
 
@@ -750,7 +750,7 @@ def test_every_role_is_bounded_and_within_the_boundary(name, cases):
 
 
 def asked(statement: dict) -> list[tuple[str, str]]:
-    "List what a statement allows; a star within a name stands for a name."
+    "List what a statement allows, with a name in place of each star within a name."
     named = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
     return [(a, on if on == "*" else on.replace("*", "1x")) for a in statement["Action"] for on in named]
 
@@ -770,7 +770,7 @@ def test_the_boundary_prevents_administrators():
 
 
 def test_the_deployers_policies_fit_into_what_iam_takes():
-    "A managed policy has 6,144 characters at most, and all policies of one role together 10,240; spaces do not count."
+    "A managed policy may have 6,144 characters, and all policies of a role together 10,240; spaces do not count."
     most = {"Prefix": "a" * 17, "TableName": "a" * 17 + "-state", "HostedZoneId": "Z" * 32}
     most |= {"AWS::Region": "ap-southeast-2"}
     found = read_template(ROOT / "infra_scripts/templates/deployer.yaml")["Resources"]

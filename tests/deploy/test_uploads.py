@@ -1,4 +1,4 @@
-"What is uploaded once: the bytes decide, however S3 encrypts an object and whoever wrote it."
+"Unchanged bytes are not uploaded again, however S3 encrypts an object and whatever program wrote it."
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ BUCKET = "uploads-artifacts"
 
 
 class Encrypted:
-    "S3 with objects that KMS encrypts: an ETag is no hash of the content. It keeps what it is told of an object."
+    "S3 with KMS encryption, where an ETag is not a hash of the content. It keeps an object's metadata."
 
     def __init__(self):
         self.objects, self.puts = {}, 0
@@ -44,7 +44,7 @@ class Encrypted:
         return found | ({"ChecksumSHA256": checksum} if checksum and ChecksumMode else {})
 
     def tamper(self):
-        "Replace every object by another of the same size that says the same of itself; S3 itself counts its SHA-256."
+        "Replace every object with one of the same size and metadata; S3 computes its SHA-256 itself."
         for key, (body, checksum, metadata) in self.objects.items():
             other = bytes([body[0] ^ 1]) + body[1:]
             true = base64.b64encode(hashlib.sha256(other).digest()).decode() if checksum else ""
@@ -53,7 +53,7 @@ class Encrypted:
 
 @pytest.fixture(params=["template", "packages", "artifact", "released", "base model"])
 def upload(request, tmp_path, monkeypatch):
-    "Each way in which the product puts files into S3."
+    "Each way in which the product uploads files to S3."
     (tmp_path / "model.tar.gz").write_bytes(b"an artifact")
 
     def build(folder):
@@ -86,7 +86,7 @@ def test_an_upload_that_is_not_the_same_bytes_is_replaced(cloud, tmp_path, conte
     s3, place = cloud.client("s3"), {"Bucket": "upload-tests", "Key": f"base-models/{form}{len(content)}"}
     s3.create_bucket(Bucket=place["Bucket"])
     s3.put_object(**place, Body=content)
-    whole = b"x" * 9_000_000  # more than boto3 would send in one piece
+    whole = b"x" * 9_000_000  # more than boto3 sends in one part
     (tmp_path / "file").write_bytes(whole)
     own = whole if form == "bytes" else tmp_path / "file"
     assert upload_once(s3, place["Bucket"], place["Key"], own) is True

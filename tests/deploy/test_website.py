@@ -1,4 +1,4 @@
-"The page's files as they lie in the folder, and publishing them into a real bucket."
+"The page's files in their folder, and publishing them into a real bucket."
 
 import json
 import re
@@ -22,7 +22,7 @@ HTML, SCRIPT, STYLE = ((SITE / f"sentiment.{kind}").read_text(encoding="utf-8") 
 
 
 def answers(texts: list[str]) -> list[dict]:
-    "Answer as a model does that is sure, and that hangs on every word alike: as long as answers get."
+    "Answer like a model that is sure and weighs every word equally: the longest possible answer."
     why = [{"start": i, "end": i + 10, "influence": -0.123456} for i in range(100, 112)]
     shares = {"NEGATIVE": 0.02459, "POSITIVE": 0.97541}
     return [{"label": "POSITIVE", "score": 0.97541, "scores": shares, "sure": True, "explanation": why} for _ in texts]
@@ -36,7 +36,7 @@ def examples() -> dict:
 
 
 def test_everything_a_visitor_loads_is_below_60_kb():
-    "At an address as long as API Gateway's are."
+    "At an address as long as API Gateway's."
     stored = with_answers(examples(), answers, "20260101-0f3c5a7e")
     real = {"apiUrl": "https://abcdefghij.execute-api.ap-southeast-2.amazonaws.com", "provider": "Amazon SNS"}
     loaded = [file for file in site_files(SITE, real, stored) if not file.key.startswith("404.")]
@@ -107,7 +107,7 @@ def test_there_are_six_examples_of_six_kinds():
 
 
 class CloudFront:
-    "Remembers what it was told to forget."
+    "Records its invalidations."
 
     def __init__(self):
         self.told, self.fails = [], False
@@ -195,11 +195,11 @@ def test_a_change_goes_out_alone_and_the_stale_file_goes(s3, bucket, folder):
     old = next(key for key in keys(s3, bucket) if re.fullmatch(r"sentiment\..*\.css", key))
     (folder / "sentiment.css").write_text("body{color:teal}")
     change = publish(s3, bucket, folder, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
-    assert change.deleted == () and old in keys(s3, bucket)  # a browser may still show the page that asks for it
+    assert change.deleted == () and old in keys(s3, bucket)  # a browser may still show the page that uses it
     assert {Path(key).suffix for key in change.uploaded} == {".css", ".html"}
     assert change.invalidated == ("/", "/sentiment.html") == tuple(cloudfront.told[-1][1])
     assert len({reference for reference, _ in cloudfront.told}) == 2
-    assert publish(s3, bucket, folder, CONFIG).deleted == ()  # so soon after a change
+    assert publish(s3, bucket, folder, CONFIG).deleted == ()  # too soon after a change
     assert publish(s3, bucket, folder, CONFIG, patience=0).deleted == (old,)
     assert "theirs.svg" in keys(s3, bucket) and old not in keys(s3, bucket)
 
@@ -223,7 +223,7 @@ def test_a_clock_that_is_hours_away_delays_no_deletion_for_ever(s3, bucket, fold
 
 
 class Watched:
-    "A client that writes down what it is asked to change."
+    "A client that records the requested changes."
 
     def __init__(self, client, log: list):
         self.client, self.log = client, log
@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_deleted_is_named(s3, bucket, folder):
 
 
 class Large:
-    "A bucket of many objects of ours that deletes as many at a time as S3 does."
+    "A bucket with many of our objects that deletes as many per request as S3."
 
     def __init__(self, size: int):
         self.keys, self.batches = {f"{n:05}.svg" for n in range(size)}, []
@@ -354,7 +354,7 @@ def test_examples_get_the_answers_of_the_model(s3, bucket):
 @pytest.mark.parametrize(
     ("influences", "kept"),
     [
-        ([0.09, 0.5, -0.1, 0.2], [0.5, -0.1, 0.2]),  # from a fifth of the strongest on
+        ([0.09, 0.5, -0.1, 0.2], [0.5, -0.1, 0.2]),  # at least a fifth of the strongest
         ([0.02, -0.01, 0.0099], [0.02, -0.01]),
         ([0.009], []),
         ([0.1, 0.11, -0.12, 0.13, 0.14, 0.15], [0.11, -0.12, 0.13, 0.14, 0.15]),

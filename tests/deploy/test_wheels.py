@@ -1,4 +1,4 @@
-"The packages that the container lacks: fetched whole or not at all, packed alike, installed without an index."
+"The packages that the container lacks: downloaded completely or not at all, packed reproducibly, installed offline."
 
 import json
 import os
@@ -38,7 +38,7 @@ NAMES = ("tiny_a-1.0-py3-none-any.whl", "tiny_b-2.0-py3-none-any.whl")
 
 
 def write_wheel(path: Path, answer: int = 42) -> Path:
-    "Write a wheel that pip takes."
+    "Write a wheel that pip accepts."
     name, number = path.name.split("-")[:2]
     held = {
         f"{name}.py": f"ANSWER = {answer}",
@@ -54,7 +54,7 @@ def write_wheel(path: Path, answer: int = 42) -> Path:
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    "A package index with two wheels, the only one that pip knows, and a release whose lock names these two."
+    "A package index with two wheels, the only one in pip's settings, and a release whose lock names both."
     folder = tmp_path / "index"
     folder.mkdir()
     sums = {name: artifact_hash(write_wheel(folder / name)) for name in NAMES}
@@ -71,13 +71,13 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(index, tmp_path):
-    "The wheels as they are kept once they have been fetched."
+    "The wheels in the cache after a download."
     return shutil.copytree(index, tmp_path / "cache")
 
 
 @pytest.fixture
 def plain(tmp_path):
-    "A small artifact as it is packed without wheels."
+    "A small artifact, packed without wheels."
     folder = write_tiny_model(tmp_path / "plain")
     add_inference_code(folder)
     pack(folder, tmp_path / "plain.tar.gz")
@@ -92,7 +92,7 @@ def complete(plain, cache, tmp_path):
 
 
 def packages(artifact: Path):
-    "Return what the preflight says about the packages."
+    "Return the preflight's check of the packages."
     try:
         checks = preflight(artifact)
     except PreflightError as e:
@@ -101,7 +101,7 @@ def packages(artifact: Path):
 
 
 def pip_install(model: Path) -> subprocess.CompletedProcess:
-    "Run what the container's toolkit runs, from the folder it runs it in, with no index that answers."
+    "Run the toolkit's installation in its folder, without a reachable index."
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "-r", model / "code" / "requirements.txt"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     env |= {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
@@ -126,7 +126,7 @@ def test_the_command_locks_the_versions_of_the_constraints(monkeypatch, capsys):
 
 
 def test_the_lock_is_complete():
-    "Whatever a locked package needs is locked too, or transformers has brought it into the container."
+    "Every requirement of a locked package is locked too, or in the container because of transformers."
     lock = read_lock()
     needed = {Requirement(line).name for name in lock.pins for line in requires(name) or () if "extra" not in line}
     assert needed | {Requirement(line).name for line in wheels.SERVE_REQUIREMENTS} <= {
@@ -179,7 +179,7 @@ def test_what_was_fetched_before_a_failure_is_kept_whole(index, cache):
     with pytest.raises(WheelError, match="tiny-b"):
         fetch_wheels(cache)
     write_wheel(index / NAMES[1])
-    (index / NAMES[0]).unlink()  # it is there already
+    (index / NAMES[0]).unlink()  # it exists already
     fetch_wheels(cache)
     assert {name: artifact_hash(cache / name) for name in NAMES} == read_lock().sha256
 
@@ -259,7 +259,7 @@ def test_pip_installs_the_wheels_and_asks_no_index(complete):
     done = pip_install(complete)
     assert done.returncode == 0, done.stderr
     assert "Would install tiny_a-1.0 tiny_b-2.0" in done.stdout.replace("tiny-", "tiny_")
-    for name in ("tokenizers", "numpy"):  # the container's own stay, because its model server runs on them
+    for name in ("tokenizers", "numpy"):  # the container's own versions stay, because its model server needs them
         assert f"Requirement already satisfied: {name}" in done.stdout
 
 
@@ -333,7 +333,7 @@ def test_the_local_cloud_starts_no_artifact_whose_versions_this_machine_lacks(pl
 
 
 def test_the_log_says_which_versions_answer(plain, tmp_path):
-    "It is the one place that shows what the container has installed."
+    "Only this shows what the container has installed."
     said = []
     server = local_endpoint(unpack(plain, tmp_path / "folder"), tmp_path)
     server.on_line = said.append
@@ -377,7 +377,7 @@ def test_aws_gets_the_wheels_and_one_machine_does_not():
 
 
 def test_wheels_that_cannot_be_had_stop_a_deployment_before_it_costs_anything(index, tmp_path, monkeypatch):
-    "Notebook 04 packs them after the cleaning and the training, which are paid for."
+    "Notebook 04 packs them after cleaning and training, which cost money."
     (index / NAMES[0]).unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(target, "check_account", lambda *_: [Finding("region", True, "us-east-1")])

@@ -13,7 +13,7 @@ FLAGS += ["--disable-component-update", "--disable-sync", "--no-proxy-server"]
 
 
 def find_chromium() -> str:
-    "Return the path of Chromium or Chrome. Raises FileNotFoundError that says what to do."
+    "Return the path of Chromium or Chrome. Raises FileNotFoundError with instructions."
     if chosen := os.environ.get("CHROMIUM"):
         if found := shutil.which(chosen):
             return found

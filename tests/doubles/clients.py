@@ -1,4 +1,4 @@
-"The HTTP clients that programs use, each for one request, and requests written out byte by byte."
+"The HTTP clients that programs use, each for one request, and requests as raw bytes."
 
 import asyncio
 import http.client
@@ -105,7 +105,7 @@ class Java:
         http, uri = self.java.net.http, self.java.net.URI.create(url)
         publishers = http.HttpRequest.BodyPublishers
         publisher = publishers.ofString(body) if body else publishers.noBody()
-        if in_pieces:  # of unknown length, so that it is sent in chunks
+        if in_pieces:  # of unknown length, so it is sent in chunks
             publisher = publishers.fromPublisher(publisher)
         request = http.HttpRequest.newBuilder(uri).header("content-type", "application/json").method(method, publisher)
         limited = request.timeout(self.java.time.Duration.ofSeconds(30)).build()
@@ -134,7 +134,7 @@ SOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlI
 LENGTH, CHUNKED = b"Content-Length: 18\r\n", b"Transfer-Encoding: chunked\r\n"
 WHOLE = LENGTH + b"\r\n" + GOOD
 CHUNK = b"12\r\n" + GOOD + b"\r\n0\r\n\r\n"
-# What follows the request line and Host, in the pieces in which it is sent, and the statuses of the answers.
+# The bytes after the request line and Host, in the pieces that are sent, and the expected statuses.
 BYTES: dict[str, tuple[list[bytes], list[int]]] = {
     "an offer of HTTP/2": ([OFFER + WHOLE], [200]),
     "an offer of HTTP/2, the body later": ([OFFER + LENGTH + b"\r\n", GOOD[:5], GOOD[5:]], [200]),
@@ -159,7 +159,7 @@ BYTES: dict[str, tuple[list[bytes], list[int]]] = {
 
 
 def talk(url: str, pieces: list[bytes], answers: int, method: str = "POST") -> list[int]:  # statuses
-    "Send a request in pieces and read what comes until there are as many answers as wanted or the end."
+    "Send a request in pieces and read until the wanted number of answers or the end."
     parts = urlsplit(url)
     line = f"{method} {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n".encode()
     got = b""
@@ -173,7 +173,7 @@ def talk(url: str, pieces: list[bytes], answers: int, method: str = "POST") -> l
         while len(statuses := re.findall(rb"HTTP/1\.1 (\d+)", got)) < answers:
             try:
                 more = caller.recv(65536)
-            except ConnectionResetError:  # the other end has closed while we were sending
+            except ConnectionResetError:  # the server closed the connection during the request
                 break
             if not more:
                 break

@@ -1,4 +1,4 @@
-"Holds answers of the API against its own description."
+"Checks answers of the API against its own description."
 
 import functools
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ DOCUMENT = openapi(Settings(), ROUTES)
 
 
 def described(method: str, path: str, status: int) -> dict:
-    "Return what the document says about an answer. Fails if it does not know it."
+    "Return the document's entry for an answer. Fails if there is none."
     if path not in DOCUMENT["paths"]:
         answers = {"404": DOCUMENT["components"]["responses"]["NotFound"]}
     elif method.lower() not in DOCUMENT["paths"][path]:
@@ -34,7 +34,7 @@ def _validator(method: str, path: str, status: int) -> Draft202012Validator:
 
 def check(method: str, path: str, status: int, headers: Mapping[str, str], body: dict):
     "Fail unless the document describes this answer."
-    path = path if path in ROUTES else ""  # unknown ones are all alike
+    path = path if path in ROUTES else ""  # all unknown ones are the same
     for name, header in described(method, path, status).get("headers", {}).items():
         assert not header.get("required") or name.lower() in headers, f"{status} without the header {name}"
     if wait := body.get("error", {}).get("retryAfterSeconds"):

@@ -1,4 +1,4 @@
-"The whole engine in a local cloud of its own, with a model of a few words: the session fixture `engine`."
+"The whole engine in a separate local cloud, with a model of a few words: the session fixture `engine`."
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from tests import ROOT
 from tests.conftest import TestCloud
 from tests.doubles.tiny_model import WEIGHTS, write_tiny_model
 
-WAKING_SECONDS = 5.0  # an endpoint takes that much longer here, so that a test can look at a waiting page
+WAKING_SECONDS = 5.0  # extra seconds for each endpoint's start, so that a test can see the waiting page
 WORDS = ("warm", "lovely", "fantastic", "worth", "good", "stopped", "wobbles", "disappointed", "broken", "nothing")
 # All visitors of a test come from one address, many times a day.
 UNGUARDED = {"number_cooldown_minutes": 0, "address_cooldown_seconds": 0, "daily_starts": 100_000}
@@ -33,12 +33,12 @@ LEXICON = WEIGHTS | dict(zip(WORDS, (2, 2, 2, 1, 1, -3, -2, -2, -3, -1), strict=
 
 @dataclass
 class Engine:
-    "The engine as its visitors find it, and a hand on its clock."
+    "The engine as its visitors see it, with control of its clock."
 
     cloud: TestCloud
     settings: Settings
     outputs: dict[str, str]  # of all stacks
-    models: dict[str, RegisteredModel]  # good, and broken: it never comes up
+    models: dict[str, RegisteredModel]  # good, and broken: it never starts
 
     @property
     def api_url(self) -> str:
@@ -64,20 +64,20 @@ class Engine:
         return state
 
     def wake(self):
-        "Bring the model up, unless it is."
+        "Wake the model, unless it is awake."
         self.wait("STOPPED", "FAILED", "CREATING", "IN_SERVICE")
         self.call("POST", "/start", {})
         self.wait("IN_SERVICE")
 
     def sleep(self):
-        "Bring the model down by letting its time pass."
+        "Put the model to sleep by letting its time pass."
         if self.wait("STOPPED", "FAILED", "IN_SERVICE") == "IN_SERVICE":
             self.cloud.advance_clock(self.settings.idle_minutes * 60 + 5)
             self.wait("STOPPED")
 
     @contextmanager
     def environment(self, function: str, **variables: str):
-        "Give a Lambda other environment variables for a while."
+        "Change a Lambda's environment variables temporarily."
         functions, name = self.cloud.client("lambda"), f"{self.settings.prefix}-{function}"
         before = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
         functions.update_function_configuration(FunctionName=name, Environment={"Variables": before | variables})
@@ -88,14 +88,14 @@ class Engine:
 
     @contextmanager
     def slow_to_sleep(self):
-        "Let the model's time pass while nobody can delete its endpoint: it stays on its way to sleep."
+        "Let the model's time pass while its endpoint cannot be deleted, so that it stays STOPPING."
         nowhere = {"AWS_ENDPOINT_URL_SAGEMAKER": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
         shutdown, reconcile = (self.environment(f, **nowhere) for f in ("shutdown-endpoint", "reconcile-model-service"))
         with shutdown, reconcile:
             self.cloud.advance_clock(self.settings.idle_minutes * 60 + 5)
             self.wait("STOPPING")
             yield
-        self.cloud.advance_clock(600)  # the reconciler comes by
+        self.cloud.advance_clock(600)  # the reconciler runs
         self.wait("STOPPED")
 
     def use(self, model: str):
@@ -121,7 +121,7 @@ def _register(cloud: TestCloud, settings: Settings, foundation: dict, folder: Pa
 def _models(
     cloud: TestCloud, settings: Settings, foundation: dict, folder: Path, weights: Path | None
 ) -> dict[str, RegisteredModel]:
-    "Register a model that answers, and one whose tokenizer was cut off on its way."
+    "Register a model that works, and one whose tokenizer file is truncated."
     for name in ("good", "broken"):
         given = weights and shutil.copytree(weights, folder / name)
         add_inference_code(given or write_tiny_model(folder / name, LEXICON))
@@ -158,9 +158,9 @@ def _publish(engine: Engine, model_folder: Path):
 def running_engine(
     folder: Path,  # its state is kept below it
     waking_seconds: float = WAKING_SECONDS,
-    weights: Path | None = None,  # folder of a model; none: one of a few words, which loads in no time
+    weights: Path | None = None,  # folder of a model; none: one of a few words, which loads at once
 ) -> Iterator[Engine]:
-    "Deploy the engine with its page to a local cloud of its own."
+    "Deploy the engine with its page to a separate local cloud."
     with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
@@ -173,6 +173,6 @@ def running_engine(
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory) -> Iterator[Engine]:
-    "The deployed engine with its page, asleep. It is shared: a test puts it into the state that it needs."
+    "The deployed engine with its page, asleep. Tests share it, and each puts it into the state that it needs."
     with running_engine(tmp_path_factory.mktemp("engine")) as running:
         yield running

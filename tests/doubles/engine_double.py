@@ -1,4 +1,4 @@
-"The AWS of the lifecycle's tests: DynamoDB with real conditions, all else small, scriptable and on one clock."
+"The AWS of the lifecycle tests: DynamoDB with real conditions, and small scriptable doubles on one clock."
 
 import atexit
 import contextlib
@@ -37,7 +37,7 @@ ADA, BOB, CAROL = "+12025550123", "+12025550145", "+12025550178"
 
 
 def free_port() -> int:
-    "Ask the system for a port that nobody uses."
+    "Return a free port."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -77,7 +77,7 @@ def _end(server: subprocess.Popen, folder: tempfile.TemporaryDirectory):
 
 
 def session(address: str) -> boto3.Session:
-    "Return a session that only knows ministack, whatever the environment says."
+    "Return a session that uses ministack regardless of the environment."
     made = boto3.Session("test", "test", region_name="us-east-1")
     config = Config(max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 4})
     made.client = functools.partial(made.client, endpoint_url=address, config=config)
@@ -86,14 +86,14 @@ def session(address: str) -> boto3.Session:
 
 @functools.cache
 def dynamodb():
-    "Return the one client of all tests: making one takes longer than a test."
+    "Return the client that all tests share, because creating one takes longer than a test."
     client = session(ministack()).client("dynamodb")
     client.meta.events.register("provide-client-params.dynamodb", refuse_wrong_expressions)
     return client
 
 
 def refuse_wrong_expressions(params: dict, **_):
-    "Refuse what AWS refuses and ministack accepts, as the local cloud does."
+    "Refuse calls that AWS refuses and ministack accepts, like the local cloud."
     try:
         read_expressions(params)
     except AwsError as e:
@@ -106,12 +106,12 @@ def aws_error(code: str, message: str = "") -> ClientError:
 
 
 def logged(caplog) -> str:
-    "Return all that was logged, with the fields beside the messages."
+    "Return all log output, including the fields of the messages."
     return " ".join(str(vars(record)) for record in caplog.records)
 
 
 class Clock:
-    "The time of the engine's modules."
+    "The clock of the engine's modules."
 
     perf_counter = staticmethod(time.perf_counter)
 
@@ -129,12 +129,12 @@ BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")  # 
 
 
 class SageMaker:
-    "Endpoints and endpoint configs in two dictionaries, with SageMaker's own words of refusal."
+    "Endpoints and endpoint configs in two dictionaries, with SageMaker's own error messages."
 
     def __init__(self, clock: Clock):
         self.endpoints, self.configs, self.lock, self.clock = {}, {}, threading.Lock(), clock
         self.errors = {}  # operation: exceptions to raise next; after it took effect if .after is set
-        self.deaf = False  # whether a deletion is accepted and nothing is deleted
+        self.deaf = False  # whether it accepts deletions without deleting anything
         self.slow = False  # whether a deletion lasts until `gone`
         self.calls = []
         self.answer = [
@@ -234,7 +234,7 @@ class SageMaker:
 
 
 class Scheduler:
-    "One-time schedules in a dictionary; `due` returns what has come."
+    "One-time schedules in a dictionary; `due` returns those whose time has come."
 
     def __init__(self):
         self.schedules = {}
@@ -267,7 +267,7 @@ class Logs:
         self.groups, self.page, self.calls = {}, page, []
 
     def write(self, endpoint: str, at: float, **more):
-        "Let an endpoint write into its log, for the first time `at`."
+        "Let an endpoint write to its log, with the first line at `at`."
         group = {"logGroupName": f"/aws/sagemaker/Endpoints/{endpoint}", "creationTime": int(at * 1000)}
         self.groups[group["logGroupName"]] = group | {"storedBytes": 1} | more
 
@@ -303,7 +303,7 @@ class Logs:
 
 
 class Phone:
-    "A sender that remembers, and fails for the numbers in `broken`."
+    "A sender that records its messages, and fails for the numbers in `broken`."
 
     def __init__(self):
         self.sent, self.tried, self.broken, self.left = [], [], set(), None
@@ -320,7 +320,7 @@ class Phone:
 
 
 def load_handler(folder: str):
-    "Import a Lambda's handler.py under a name of its own."
+    "Import a Lambda's handler.py under a unique name."
     spec = importlib.util.spec_from_file_location(folder.replace("-", "_"), ROOT / "lambdas" / folder / "handler.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -364,7 +364,7 @@ class World:
         return {"Parameter": {"Value": json.dumps(self.model)}}
 
     def request(self, method: str, path: str, body=None, raw: str | None = None, address="") -> tuple[int, dict]:
-        "Call the API as its gateway would."
+        "Call the API like its gateway."
         routes = {
             "GET /status": "is-model-service-running",
             "POST /start": "start-model-service",
@@ -399,7 +399,7 @@ class World:
         return read_usage(self.engine.usage)
 
     def event(self, status: str, run_id: str | None = None, at: float | None = None) -> str:
-        "Deliver an event about an endpoint, by default that of the run in the row, and of now."
+        "Deliver an event about an endpoint, by default the current run's, with the current time."
         name = endpoint_name(self.settings, run_id or self.row.runId)
         detail = {"EndpointName": name, "EndpointStatus": status}
         event = {"source": "aws.sagemaker", "detail-type": "SageMaker Endpoint State Change", "detail": detail}
@@ -407,12 +407,12 @@ class World:
         return self.handlers["notification-and-shutdown-scheduler"].handler(event, None)["outcome"]
 
     def endpoint_becomes(self, status: str, reason: str = "", event: bool = True) -> str | None:
-        "Let the endpoint of the run in the row change its state."
+        "Change the state of the current run's endpoint."
         self.sagemaker.endpoints[endpoint_name(self.settings, self.row.runId)].update(status=status, reason=reason)
         return self.event({"InService": "IN_SERVICE", "Failed": "FAILED"}[status]) if event else None
 
     def in_service(self, *phones: str) -> str:  # run id
-        "Start, and let the endpoint come up."
+        "Start, and let the endpoint become ready."
         for phone in phones or (None,):
             assert self.start(phone)[0] == 202
         self.clock.now += 300
@@ -420,7 +420,7 @@ class World:
         return self.row.runId
 
     def pass_time(self, seconds: float, reconcile: bool = False):
-        "Let time go by: wake-ups that are due are delivered, and the reconciler comes every five minutes if it may."
+        "Advance the clock, deliver due wake-ups, and run the reconciler every five minutes unless it is switched off."
         end = self.clock.now + seconds
         while self.clock.now < end:
             self.clock.now = min(end, self.clock.now + 60)
@@ -433,6 +433,6 @@ class World:
         return self.handlers["reconcile-model-service"].handler({}, None)
 
     def nothing_left(self) -> bool:
-        "Tell whether no endpoint, endpoint config or schedule exists and no number is stored."
+        "Check that no endpoint, endpoint config or schedule exists and no number is stored."
         left = self.sagemaker.endpoints or self.sagemaker.configs or self.scheduler.schedules or self.row.subscribers
         return not left

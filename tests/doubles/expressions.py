@@ -1,4 +1,4 @@
-"Every regular expression of the product, and texts that are made to slow one down."
+"Every regular expression of the product, and texts designed to slow one down."
 
 import ast
 import gc
@@ -11,13 +11,13 @@ from time import thread_time
 
 CALLS = {"compile", "sub", "subn", "match", "search", "fullmatch", "finditer", "findall", "split"}
 SPARK = {"regexp_replace", "regexp_extract", "regexp_extract_all", "regexp_count", "regexp_like", "rlike", "split"}
-LITERAL = re.compile(  # of JavaScript, where a value may stand
+LITERAL = re.compile(  # of JavaScript, where a value may occur
     r"(?:(?<=[(,=:;!&|?{}\[>]) ?|\breturn )/(?![/*])((?:[^/\\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)/[gimsuy]*"
 )
 
 
 def in_python(source: str, names: dict) -> Iterator[tuple[str, str, str | None]]:
-    "Yield each expression: re or java, how it is written, and what that is (None: known at run time only)."
+    "Yield each expression: re or java, its source, and its value (None: known only at run time)."
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
@@ -36,7 +36,7 @@ def in_python(source: str, names: dict) -> Iterator[tuple[str, str, str | None]]
 
 
 def in_javascript(source: str) -> Iterator[tuple[str, str | None]]:
-    "Yield each expression: how it is written, and what that is (None: known at run time only)."
+    "Yield each expression: its source, and its value (None: known only at run time)."
     yield from ((found[1], found[1]) for found in LITERAL.finditer(source))
     yield from ((found[1], None) for found in re.finditer(r"new RegExp\((.*?), '\w+'\)", source))
 
@@ -52,7 +52,7 @@ def _one_of(items: list) -> str:
 
 
 def _paths(nodes) -> list[str]:
-    "Return texts that lead to each part of an expression; the last one leads through all of it."
+    "Return texts that reach each part of an expression; the last one matches all of it."
     done, found = "", []
     for kind, value in nodes:
         inner: list[list[str]] = []
@@ -79,16 +79,16 @@ MEMBERS = {r"\p{Nd}": "٣", r"\p{Cf}": "\u200b", r"\p{Pd}": "–", r"\p{Z}": "\u
 
 
 def pieces(pattern: str) -> list[str]:
-    "Return the texts that an expression is made of, and a few that fit none."
+    "Return the literal texts of an expression, and a few that match nothing."
     for written, member in MEMBERS.items():
-        pattern = pattern.replace(written, member)  # Python's parser knows no such classes
+        pattern = pattern.replace(written, member)  # Python's parser does not support such classes
     found = dict.fromkeys([" ", "a", "0", "!", "\n", *_paths(parser.parse(pattern))])
     found |= dict.fromkeys(char for text in list(found) for char in text)
     return sorted(filter(None, found), key=len)
 
 
 def attacks(parts: list[str], size: int) -> Iterator[str]:
-    "Yield texts of about `size` characters: one or two parts, each repeated, behind a third."
+    "Yield texts of about `size` characters: one or two repeated parts after a third."
     pumps = [*parts[:14], *parts[-4:]]
     for head, first, second in product(["", *parts[-10:]], pumps, ["", *pumps]):
         half = size // (2 if second else 1)
@@ -98,9 +98,9 @@ def attacks(parts: list[str], size: int) -> Iterator[str]:
 
 
 def seconds(run: Callable[[str], object], text: str) -> float:
-    "Return the processor time of this thread that `run` takes, the least of three tries."
+    "Return the processor time that `run` takes in this thread, the minimum of three tries."
     took = []
-    gc.disable()  # its time grows with what other tests have left
+    gc.disable()  # its time grows with other tests' leftovers
     for _ in range(3):
         start = thread_time()
         run(text)
@@ -114,7 +114,7 @@ SIZES = (750, 3_000, 12_000, 48_000)
 
 
 def growth(run: Callable[[str], object], parts: list[str]) -> tuple[float, str]:
-    "Return by how much 16 times the text takes longer at the worst (linear: 16, quadratic: 256), and such a text."
+    "Return the worst slowdown for 16 times the text (linear: 16, quadratic: 256), and the text that caused it."
     suspects, worst = {}, (0.0, "")
     for size in (24, 120, 600):
         for place, text in enumerate(attacks(parts, size)):
@@ -127,7 +127,7 @@ def growth(run: Callable[[str], object], parts: list[str]) -> tuple[float, str]:
         texts = [next(islice(attacks(parts, size), place, None)) for size in SIZES]
         for shorter, longer in zip(texts, texts[2:], strict=False):
             took = [(seconds(run, shorter), seconds(run, longer))]
-            # Other programs slow one of them down, but not always.
+            # Other programs may slow a measurement down, but not every time.
             while took[-1][1] / took[-1][0] > LIMIT and len(took) < 5:
                 took.append((seconds(run, shorter), seconds(run, longer)))
             worst = max(worst, (min(b / a for a, b in took), longer[:80]))

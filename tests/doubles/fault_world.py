@@ -1,4 +1,4 @@
-"An AWS that fails, stalls, loses answers and kills Lambdas as it is told, in memory, around the real handlers."
+"An in-memory AWS around the real handlers that fails, stalls, loses answers and kills Lambdas on command."
 
 import functools
 import hashlib
@@ -37,9 +37,9 @@ from tests.doubles.memory_dynamodb import MemoryDynamoDB
 
 PHONES = (ADA, BOB, CAROL)
 LIVE = (CREATING, IN_SERVICE, STOPPING)
-CHANGING = ("Updating", "SystemUpdating", "RollingBack")  # an endpoint that answers and cannot be deleted meanwhile
+CHANGING = ("Updating", "SystemUpdating", "RollingBack")  # an endpoint that answers and cannot be deleted at this time
 PAID = ("Creating", "InService", "OutOfService", *CHANGING)
-EDGES = {  # written out a second time on purpose: a change of TRANSITIONS must be noticed
+EDGES = {  # repeated on purpose, so that a change of TRANSITIONS is noticed
     (STOPPED, CREATING),
     (FAILED, CREATING),
     (CREATING, STOPPED),
@@ -63,19 +63,19 @@ ERRORS: dict[str, Callable[[], Exception]] = {
     "read": lambda: ReadTimeoutError(endpoint_url="https://aws"),
     "unreachable": lambda: EndpointConnectionError(endpoint_url="https://aws"),
 }
-LOST = ("internal", "read")  # what a caller can see of a call that took effect
+LOST = ("internal", "read")  # what a caller may see although the call took effect
 
 
 class Dead(BaseException):
-    "The Lambda was killed here: no code of ours runs any more."
+    "The Lambda was killed here: none of our code runs any more."
 
 
 class Broken(BaseException):
-    "An invariant does not hold; starts with its name. No code of ours may swallow it; `shown` makes a failure of it."
+    "An invariant is violated; the message starts with its name. Our code must not catch it; `shown` reports it."
 
 
 def shown(method: Callable) -> Callable:
-    "Let `method` end in an AssertionError where an invariant is broken."
+    "Turn a violated invariant in `method` into an AssertionError."
 
     @functools.wraps(method)
     def call(self, *arguments):
@@ -90,7 +90,7 @@ def shown(method: Callable) -> Callable:
 
 
 def usage_in(item: dict | None) -> Usage:
-    "Read the record of what was spent."
+    "Read the spending record."
     return Usage(**sound_usage(plain_item(item or {})))
 
 
@@ -125,7 +125,7 @@ class Serial:
 
 
 class Log:
-    "A logger that keeps nothing, but sees to it that no phone number is written."
+    "A logger that keeps nothing, but checks that no phone number is logged."
 
     digits = re.compile("|".join(phone[-7:] for phone in PHONES))
 
@@ -145,9 +145,9 @@ class Log:
 
 
 class SageMaker:
-    """Endpoints and configs. One being created cannot be deleted; one being deleted lasts a while.
+    """Endpoints and configs. An endpoint cannot be deleted while it is created, and its deletion takes a while.
 
-    What an endpoint has become is told by its description `lag` seconds later; a deletion is told at once. While
+    A description shows a new state of an endpoint `lag` seconds later, and a deletion at once. While
     SageMaker is `deaf`, it accepts a deletion and deletes nothing.
     """
 
@@ -272,7 +272,7 @@ class Scheduler:
 
 
 class Gate:
-    "A client of boto3 whose every call may be hit by the fault that is planned for it."
+    "A boto3 client that injects the planned fault into a call."
 
     def __init__(self, world: "FaultWorld", service: str, behind: object):
         self.world, self.service, self.behind = world, service, behind
@@ -294,7 +294,7 @@ class Gate:
         return SimpleNamespace(paginate=paginate)
 
 
-# What may befall the n-th call of an invocation: an error before or after it took effect, death, or another Lambda.
+# Faults of an invocation's n-th call: an error before or after it took effect, a kill, or another Lambda's run.
 NESTED = (
     *(("start", phone) for phone in (None, ADA, BOB)),
     ("reconcile",),
@@ -335,7 +335,7 @@ def handlers() -> dict:
 
 
 class FaultWorld:
-    "The engine in a hostile AWS. `do` plays one action; every write and call is watched."
+    "The engine in a hostile AWS. `do` runs one action; every write and call is checked."
 
     def __init__(self, page: int = 100, deleting: float = 0, lag: float = 0, twice: bool = False, **given):
         self.clock, self.ids = Clock(), itertools.count()
@@ -348,19 +348,19 @@ class FaultWorld:
         self.model, self.sms, self.calm = True, "works", False
         self.plan, self.count, self.depth, self.current = {}, 0, 0, ""
         self.events: list[tuple[str, str, str]] = []  # endpoint, state and instant
-        self.excused: set[str] = set()  # endpoints that AWS or a fault kept us from deleting
-        self.answered: set[str] = set()  # endpoints that gave a sane answer
-        self.hurt = False  # whether a fault has struck during this start's life
-        self.starts = 0  # ordinal of the last won start
+        self.excused: set[str] = set()  # endpoints that could not be deleted because of AWS or a fault
+        self.answered: set[str] = set()  # endpoints that gave a valid answer
+        self.hurt = False  # whether a fault occurred during this start's life
+        self.starts = 0  # number of the last start that won
         self.tried: list[str] = []  # instance types of this start
-        self.claimed = 0  # the start whose subscriber this invocation has claimed last
+        self.claimed = 0  # the start whose subscriber this invocation claimed last
         self.opened: set[int] = set()  # starts that became ready
         self.delivered: list[tuple[int, str]] = []  # (start, number) of each message that may have arrived
-        self.promised: set[tuple[int, str]] = set()  # (start, number) that were told 202
+        self.promised: set[tuple[int, str]] = set()  # (start, number) that got a 202
         self.accounts: list[tuple[int, str, str]] = []  # (start, number, how it left the row)
-        self.booked: set[str] = set()  # runs whose time was booked
-        self.losses = 0  # how often the row was lost
-        self.twice = twice  # whether every write is sent twice, as after a lost answer
+        self.booked: set[str] = set()  # runs whose costs were booked
+        self.losses = 0  # number of times that the row was lost
+        self.twice = twice  # whether every write is repeated, as after a lost answer
         self.accepted = 0  # subscribers of the last start
         self.listed_at: dict[str, list[int]] = {}  # number: when it was put on a list
         self.struck: list[tuple[str, str]] = []  # (kind of fault, operation) of this invocation
@@ -387,7 +387,7 @@ class FaultWorld:
     def __exit__(self, *error):
         self.patches.close()
 
-    # ---- what is watched
+    # ---- what is checked
 
     @property
     def row(self) -> Row:
@@ -429,7 +429,7 @@ class FaultWorld:
         self._check_cooldown(was, now)
 
     def _check_count(self, was: Row, now: Row, won: bool):
-        "Check that whoever was taken on the list waits, was told or is counted as not told."
+        "Check that every accepted subscriber is waiting, has a message or counts as failed."
         gone, new = was.subscribers.keys() - now.subscribers.keys(), now.subscribers.keys() - was.subscribers.keys()
         self.accepted = len(now.subscribers) if won else self.accepted + len(new)
         if (was.state, now.state) == (CREATING, STOPPED):
@@ -438,7 +438,7 @@ class FaultWorld:
         must(found == self.accepted, "everybody is counted exactly once", (found, self.accepted, now.state))
 
     def _check_cooldown(self, was: Row, now: Row):
-        "Check that nobody is taken on a list again within the cool-down, but for whose own start was undone."
+        "Check that no number is accepted again within the cool-down, unless its own start was undone."
         must(
             len({e["to"] for e in now.subscribers.values()}) == len(now.subscribers),
             "a number is on the list once",
@@ -472,7 +472,7 @@ class FaultWorld:
             must(name not in self.sagemaker.configs, "stopped means that the config is deleted", name)
 
     def _check_caps(self):
-        "Check what a start that has just been won may cost."
+        "Check the possible cost of a start that has just won."
         begun = self.usage.starts.get(day_of(self.clock.now), 0)
         must(begun < self.settings.daily_starts, "no more starts a day than allowed", begun)
         left = self.settings.monthly_budget - spent_in_month(self.usage, self.clock.now)
@@ -483,7 +483,7 @@ class FaultWorld:
         return usage_in(self.dynamodb.tables[usage_table(self.settings)].get(self.settings.model_id))
 
     def watch_usage(self, before: dict | None, after: dict):
-        "Check one write of the record of what was spent."
+        "Check one write of the spending record."
         was, now = map(usage_in, (before, after))
         must(self.current != "status", "a status poll writes nothing", self.current)
         must(all(now.spent.get(m, 0) >= n for m, n in was.spent.items()), "no booking is lost", (was, now))
@@ -510,7 +510,7 @@ class FaultWorld:
             must(forgotten, "no number vanishes uncounted", (was.state, now.state))
 
     def on_delete(self, name: str):
-        "Check a deletion at its moment."
+        "Check a deletion when it happens."
         row = self.row
         wrong = self.name(row.runId) == name and row.state in (CREATING, IN_SERVICE)
         must(not wrong or self.hurt or row.state == CREATING, "the open run's endpoint is not deleted", name)
@@ -535,7 +535,7 @@ class FaultWorld:
     # ---- AWS and the SMS provider
 
     def hit(self, service: str, call: Callable, /, **arguments):
-        "Let one call through, with the fault that is planned for it."
+        "Run one call with its planned fault."
         if self.twice and getattr(call, "__name__", "") == "update_item":
             call = self._sent_twice
         fault = None if self.calm else self.plan.pop(self.count, None)
@@ -565,12 +565,12 @@ class FaultWorld:
         return self.dynamodb.update_item(**arguments)
 
     def excuse(self):
-        "Remember that a fault has struck: what exists now may be left for the reconciler."
+        "Record a fault: resources that exist now may be left for the reconciler."
         self.hurt = True
         self.excused |= self.sagemaker.endpoints.keys() | {self.name(self.row.runId)}
 
     def nested(self, action: tuple):
-        "Run a whole other invocation in the middle of this one."
+        "Run another complete invocation in the middle of this one."
         if self.depth > 2:
             return
         saved = self.plan, self.count, self.current, self.claimed
@@ -590,8 +590,8 @@ class FaultWorld:
         return self.hit("sms", self._sms, request=request)
 
     def _sms(self, request):
-        "Answer as Textbelt in its present mood."
-        if request.data is None:  # how many messages are left
+        "Answer like Textbelt in its current mode."
+        if request.data is None:  # number of messages left
             if self.sms == "down":
                 raise urllib.error.URLError(ConnectionRefusedError(111, "no way"))
             return io.BytesIO(b'{"success": true, "quotaRemaining": 40}')
@@ -609,7 +609,7 @@ class FaultWorld:
 
     @shown
     def do(self, action: tuple, plan: dict | None = None):
-        "Play one action; the n-th call to AWS in it meets `plan[n]`."
+        "Run one action, with the fault `plan[n]` in its n-th call to AWS."
         what, *more = action
         if plan is not None:
             self.plan = dict(plan)
@@ -617,7 +617,7 @@ class FaultWorld:
         getattr(self, f"do_{what}")(*more)
 
     def invoke(self, folder: str, event: dict):
-        "Run a Lambda. Returns None if it died or raised what its caller would try again."
+        "Run a Lambda. Returns None if it was killed or raised an error that its caller would retry."
         module = handlers()[folder]
         if folder not in self.warm:
             self.warm[folder] = Engine(self.settings, self.clients.__getitem__, "shutdown", "role", "group")
@@ -666,7 +666,7 @@ class FaultWorld:
             self.promised.add((self.starts, phone))
 
     def _check_undone(self):
-        "Check that a start which could not create its endpoint, and met nothing else, has left nothing."
+        "Check that a start leaves nothing behind if its only fault is that the endpoint was not created."
         if any(kind != "before" or not name.startswith("create_endpoint") for kind, name in self.struck):
             return
         row, name = self.row, self.name(self.row.runId)
@@ -687,7 +687,7 @@ class FaultWorld:
         return found[i % len(found)] if found else None
 
     def do_deliver(self, i: int, again: bool):
-        "Deliver an event; `again` keeps it for a second time."
+        "Deliver an event; `again` keeps it for another delivery."
         if picked := self._pick(self.events, i):
             if not again:
                 self.events.remove(picked)
@@ -703,7 +703,7 @@ class FaultWorld:
         return [n for n, (at, _) in self.scheduler.schedules.items() if at <= self.clock.now]
 
     def do_wake(self, i: int, again: bool):
-        "Fire a schedule that is due, perhaps late."
+        "Fire a due schedule, perhaps late."
         if name := self._pick(self._due(), i):
             event = self.scheduler.schedules[name][1]
             if not again:
@@ -723,16 +723,16 @@ class FaultWorld:
             self.sagemaker.become(name, "InService")
 
     def do_down(self, i: int, reason: str):
-        "Let an endpoint that is being created, or one in service, fail."
+        "Make an endpoint fail while it is created or in service."
         if name := self._pick(self._ours("Creating", "InService", *CHANGING), i):
             self.hurt = True
             self.sagemaker.become(name, "Failed", reason)
 
     def do_change(self, i: int, status: str):
-        "Let AWS, or somebody by hand, change an endpoint in service. No event tells of it."
+        "Let AWS or a person change an endpoint in service. No event reports it."
         if name := self._pick(self._ours("InService"), i):
             self.sagemaker.endpoints[name]["status"] = status
-            if status == "OutOfService":  # the run is over once somebody notices, and the reconciler deletes the rest
+            if status == "OutOfService":  # the run ends when a function notices, and the reconciler deletes the rest
                 self.hurt = True
                 self.excused.add(name)
 
@@ -747,19 +747,19 @@ class FaultWorld:
             del self.sagemaker.endpoints[name]
 
     def do_lose_row(self):
-        "Delete the row by hand, or let DynamoDB delete it."
+        "Delete the row, as a person or DynamoDB might."
         if self.dynamodb.items.pop(self.settings.model_id, None):
             self._lost()
 
     def do_expire(self):
-        "Let DynamoDB delete what has expired; until then it is there."
+        "Let DynamoDB delete expired items, which exist until then."
         there = self.settings.model_id in self.dynamodb.items
         self.dynamodb.expire(self.clock.now)
         if there and self.settings.model_id not in self.dynamodb.items:
             self._lost()
 
     def _lost(self):
-        "Take note that the row is gone."
+        "Record that the row is gone."
         self.losses += 1
         self.excuse()
         self.promised.clear()
@@ -767,7 +767,7 @@ class FaultWorld:
         self.tried, self.accepted = [], 0
 
     def do_many(self, *actions: tuple):
-        "Play several actions on end."
+        "Run several actions in a row."
         for action in actions:
             self.do(action)
 
@@ -789,7 +789,7 @@ class FaultWorld:
     # ---- the end
 
     def settle(self, seconds: float):
-        "Quiescence: no faults, nothing in creation, change or deletion, events and wake-ups lost, `seconds` later."
+        "Reach quiescence: no faults, nothing in transition, events and wake-ups lost, `seconds` later."
         self.calm, self.plan, self.sagemaker.deaf = True, {}, False
         self.sagemaker.settle_changing()
         for i in range(len(self._ours("Creating"))):
@@ -801,7 +801,7 @@ class FaultWorld:
 
     @shown
     def check_repaired(self):
-        "Check what one reconcile after quiescence must have made true."
+        "Check what must be true after quiescence and one run of the reconciler."
         row, mine = self.row, self.name(self.row.runId)
         ours = {
             n: e["status"] for n, e in self.sagemaker.endpoints.items() if n != FOREIGN and e["status"] != "Deleting"
@@ -811,7 +811,7 @@ class FaultWorld:
         must(set(self.sagemaker.configs) - {FOREIGN} <= alive, "no config of a dead run", (row.state, row.runId))
         expected = {CREATING: "Creating", IN_SERVICE: "InService"}.get(row.state)
         if row.state == CREATING and self.name(row.leftover) in self.sagemaker.endpoints:
-            expected = None  # it is created when the one before has gone
+            expected = None  # it is created after the previous one is gone
         must(ours.get(mine) == expected, "the row says what SageMaker says", (row.state, ours))
         must(row.state != STOPPING, "a stop is finished", row)
         running = {row.runId} if row.state in LIVE else set()

@@ -1,4 +1,4 @@
-"""A server of files, as that of a university, with the faults that a test gives it."""
+"""A file server like a university's, with faults that a test chooses."""
 
 import hashlib
 import re
@@ -9,16 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Source(ThreadingHTTPServer):
-    "Serves `files` by name, in parts."
+    "Serves `files` by name, in ranges."
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
-        self.asked: list[tuple[int, int]] = []  # the ranges, but for the first look
+        self.asked: list[tuple[int, int]] = []  # the requested ranges, except the first request's
         self.faults: list = []  # for the next requests of a part: "503", "cut", "drop"
-        self.gone_after: int | None = None  # from so many parts on, each is a 503
+        self.gone_after: int | None = None  # number of parts after which each is a 503
         self.parts, self.tags, self.versions = True, True, True
 
     @property
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in ((headers or {}) | {"Content-Length": len(body)}).items():
             self.send_header(name, str(value))
         self.end_headers()
-        with suppress(ConnectionError):  # who only wants to know the size hangs up
+        with suppress(ConnectionError):  # a client that only wants the size disconnects
             self.wfile.write(body[:sent])
 
     def log_message(self, *_):

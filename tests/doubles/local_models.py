@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 ROLE = "arn:aws:iam::000000000000:role/tests"
 
-# Knows one word; "crash" ends its process, "fail" is a fault of the model.
+# Knows one word; "crash" ends its process, "fail" raises an error.
 HANDLERS = """
 import json, os
 def model_fn(model_dir): return {"lovely"}
@@ -51,7 +51,7 @@ def bucket(cloud, name: str) -> str:
 
 
 def register(cloud, name: str, handlers: str = HANDLERS) -> None:
-    "Put an artifact into S3 and make a model and an endpoint config of it, all called `name`."
+    "Upload an artifact to S3 and create a model and an endpoint config from it, all named `name`."
     data = {"Bucket": bucket(cloud, "test-models"), "Key": f"{name}/model.tar.gz"}
     cloud.client("s3").put_object(**data, Body=archive({"code/inference.py": handlers}))
     container = {"Image": "inference", "ModelDataUrl": f"s3://test-models/{name}/model.tar.gz"}
@@ -64,14 +64,14 @@ def register(cloud, name: str, handlers: str = HANDLERS) -> None:
 
 
 def deploy(cloud, name: str, handlers: str = HANDLERS) -> dict:
-    "Deploy an artifact and return the endpoint's description when it is up or has failed."
+    "Deploy an artifact and return the endpoint's description once it is in service or has failed."
     register(cloud, name, handlers)
     cloud.client("sagemaker").create_endpoint(EndpointName=name, EndpointConfigName=name)
     return settled(cloud, name)
 
 
 def settled(cloud, name: str) -> dict:
-    "Return the endpoint's description when its state is no longer in progress."
+    "Return the endpoint's description once its state is final."
     describe = cloud.client("sagemaker").describe_endpoint
     return until(lambda: (d := describe(EndpointName=name))["EndpointStatus"] in ("InService", "Failed") and d)
 

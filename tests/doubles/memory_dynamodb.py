@@ -1,4 +1,4 @@
-"DynamoDB in memory: what the package's writes need, and every refusal of DynamoDB; what it cannot do is an error."
+"DynamoDB in memory: what the package's writes need, and all of DynamoDB's refusals; anything else is an error."
 
 import pickle
 import re
@@ -27,12 +27,12 @@ def clone(value: Any) -> Any:
 
 
 def refuse(code: str, message: str = "") -> ClientError:
-    "Make DynamoDB's refusal."
+    "Make the error of a refusal by DynamoDB."
     return ClientError({"Error": {"Code": code, "Message": message}}, "UpdateItem")
 
 
 def invalid(message: str) -> ClientError:
-    "Make DynamoDB's refusal of a call that it can never carry out."
+    "Make DynamoDB's error for an invalid call."
     return refuse("ValidationException", message)
 
 
@@ -45,13 +45,13 @@ def read(call: Mapping) -> dict[str, Any]:
 
 
 def comparable(value: dict | None) -> tuple[str, Any] | None:
-    "Return kind and plain value of something that has an order."
+    "Return type and plain value of an ordered value."
     kind, plain = next(iter(value.items())) if value else ("", None)
     return (kind, Decimal(plain)) if kind == "N" else (kind, plain) if kind in ("S", "B") else None
 
 
 def same(a: dict | None, b: dict | None) -> bool:
-    "Tell whether two typed values are equal; 1 and 1.0 are, and sets in any order."
+    "Compare two typed values; 1 equals 1.0, and the order of a set does not matter."
     if a is None or b is None or a.keys() != b.keys():
         return False
     ((kind, x),), (y,) = a.items(), b.values()
@@ -65,7 +65,7 @@ def same(a: dict | None, b: dict | None) -> bool:
 
 
 def members(kind: str, plain: list) -> list:
-    "Return the members of a set as what compares."
+    "Return the members of a set in comparable form."
     return list(map(Decimal, plain)) if kind == "NS" else plain
 
 
@@ -81,13 +81,13 @@ def look(item: dict, path: Path) -> dict | None:
 
 
 class Seen:
-    "An item as expressions see it."
+    "An item as seen by expressions."
 
     def __init__(self, item: dict, values: dict):
         self.item, self.values = item, values
 
     def operand(self, node: Node) -> dict | None:
-        "Return a value of the call, the size or the value of an attribute; None: it has none."
+        "Return a value of the call, or the size or value of an attribute; None: missing."
         if node.kind == "value":
             return self.values[node.parts[0]]
         if node.kind == "path":
@@ -98,7 +98,7 @@ class Seen:
         return {"N": str(len(plain))} if kind in ("S", "B", "M", "L", *SETS) else None
 
     def holds(self, node: Node) -> bool:
-        "Tell whether a condition is true."
+        "Evaluate a condition."
         kind, parts = node
         if kind in ("AND", "OR", "NOT"):
             found = map(self.holds, parts)
@@ -117,12 +117,12 @@ class Seen:
         return self.compare(kind, first, others[0])
 
     def compare(self, operator: str, left: dict | None, right: dict | None) -> bool:
-        "Tell whether two values have an order, and this one."
+        "Check that two values are ordered, and in this way."
         a, b = comparable(left), comparable(right)
         return a is not None and b is not None and a[0] == b[0] and COMPARE[operator](a[1], b[1])
 
     def assigned(self, node: Node) -> dict:
-        "Return what SET assigns."
+        "Return the value that SET assigns."
         if node.kind == "if_not_exists":
             found = self.operand(node.parts[0])
             return self.assigned(node.parts[1]) if found is None else found
@@ -134,13 +134,13 @@ class Seen:
 
 
 def number(value: Decimal) -> dict:
-    "Write a number as DynamoDB does."
+    "Format a number like DynamoDB."
     text = format(EXACT.normalize(value), "f")
     return {"N": "0" if text == "-0" else text}
 
 
 def canonical(value: dict) -> dict:
-    "Copy a typed value, with its numbers as DynamoDB writes them."
+    "Copy a typed value, with numbers in DynamoDB's format."
     ((kind, plain),) = value.items()
     if kind == "M":
         return {"M": {name: canonical(each) for name, each in plain.items()}}
@@ -159,7 +159,7 @@ def total(a: dict, b: dict, sign: int = 1) -> dict:
 
 
 def change(item: dict, planned: Change, value: dict | None):
-    "Carry out one part of an update, with the value that was read for it."
+    "Apply one part of an update, with the value that was read for it."
     clause, (*above, last), _ = planned
     parent = look(item, tuple(above))
     if parent is None or ("M" if isinstance(last, str) else "L") not in parent:
@@ -179,7 +179,7 @@ ITEM_LIMIT = 400 * 1024  # bytes
 KEY_LIMIT = 2_048  # bytes
 DIGITS, SMALLEST, LARGEST = 38, -130, 125  # of a number, and its exponents
 DEPTH = 32  # levels of maps and lists
-EXACT = Context(prec=400)  # Python's own precision would round
+EXACT = Context(prec=400)  # Python's default precision would round
 
 
 def check_number(text: str):
@@ -213,7 +213,7 @@ def check_value(value: dict, depth: int = 1):
 
 
 def value_bytes(value: dict) -> int:
-    "Return what a typed value takes, by DynamoDB's documented rules."
+    "Return the size of a typed value, by DynamoDB's documented rules."
     ((kind, plain),) = value.items()
     if kind == "N":
         digits = EXACT.normalize(Decimal(plain)).as_tuple().digits
@@ -228,7 +228,7 @@ def value_bytes(value: dict) -> int:
 
 
 def item_bytes(item: dict) -> int:
-    "Return what an item takes, names of attributes included."
+    "Return the size of an item, including attribute names."
     return sum(len(name.encode()) + value_bytes(value) for name, value in item.items())
 
 
@@ -245,10 +245,10 @@ PARAMETERS |= {"ReturnValuesOnConditionCheckFailure"}
 
 
 class MemoryDynamoDB:
-    """The calls of the package and two more, for a table and its table of usage. The key is modelId.
+    """The calls of the package and two more, for a table and its usage table. The key is modelId.
 
-    `items` is the table `table`. `watch` sees every write of it, `watch_others` every write of the other table: the
-    item before and after it.
+    `items` is the content of `table`. `watch` receives the item before and after every write to it; `watch_others`, to
+    the other table.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class MemoryDynamoDB:
         return self.tables[self.table]
 
     def expire(self, now: float):
-        "Delete what has expired, as DynamoDB does some time later."
+        "Delete expired items, as DynamoDB does some time later."
         for key, item in list(self.items.items()):
             if Decimal(item.get("expiresAt", {}).get("N", "Infinity")) < Decimal(now):
                 del self.items[key]
@@ -335,7 +335,7 @@ class MemoryDynamoDB:
             after, seen = clone(before or {}) | clone(Key), Seen(before or {}, values)
             made = [seen.assigned(each.value) if each.value else None for each in planned]
             for each, value in zip(planned, made, strict=True):
-                if before is not None or each.clause != "REMOVE":  # of a missing item everything can be removed
+                if before is not None or each.clause != "REMOVE":  # REMOVE always succeeds on a missing item
                     change(after, each, value)
             check_item(after)
             self._store(TableName, Key, after)

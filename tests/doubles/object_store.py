@@ -1,8 +1,8 @@
 """An object store for Spark that behaves as S3A documents it, and fails at a chosen request.
 
-It is a Hadoop file system for s3:// addresses, written in Java and compiled by the compiler that Spark brings along.
-Objects are kept in memory. As with S3A, a folder exists only by its objects or its marker, an object appears when its
-stream is closed, and renaming or deleting a folder is a series of requests that can stop half way.
+It is a Hadoop file system for s3:// addresses, written in Java and compiled by the compiler that comes with Spark.
+Objects are in memory. As with S3A, a folder exists only through its objects or its marker, an object appears when its
+stream is closed, and renaming or deleting a folder is a series of requests that can stop halfway.
 """
 
 from pathlib import Path
@@ -335,12 +335,12 @@ class ObjectStore:
         self.java = spark._jvm.ObjectStore
 
     def fail(self, at: int, way: str):
-        "Let the request number `at`, counted from now, fail in one of WAYS; 0: let none fail."
+        "Make the `at`-th request from now fail in one of WAYS; 0: none."
         self.java.fail(at, way)
 
     @property
     def requests(self) -> list[str]:
-        "Return the requests that would have changed something since the last `fail`."
+        "Return the modifying requests since the last `fail`."
         return self.java.changes().split("\n")
 
     def put(self, key: str, text: str):
@@ -348,7 +348,7 @@ class ObjectStore:
         self.java.write(key, bytearray(text.encode()))
 
     def objects(self) -> dict[str, bytes]:
-        "Return what is in the store, without markers of folders."
+        "Return the objects in the store, without folder markers."
         return {key: self.java.read(key) for key in self.java.keys().split("\n") if key and not key.endswith("/")}
 
     def copy_to(self, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"JSON that nobody would think of: any values in the fields of a request, in any dress."
+"Unusual JSON: any values in the fields of a request, in any encoding."
 
 import json
 

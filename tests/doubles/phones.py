@@ -10,7 +10,7 @@ OTHERS = "().[]/~·\uff08\uff09\uff0e\uff0f"
 
 
 def in_script(zero: int) -> str:
-    "Write the number with the ten digits that begin at `zero`."
+    "Write the number with the ten digits that start at `zero`."
     return "+" + "".join(chr(zero + int(c)) for c in NUMBER[1:])
 
 
@@ -43,7 +43,7 @@ ACCEPTED = [  # all of them mean NUMBER
     *map(in_script, SCRIPTS),
     "\u202a" * 25 + NUMBER + "\u202c" * 25,
 ]
-REFUSED = [  # by the page and by the API, before anything is sent or stored
+REFUSED = [  # refused by the page and the API before anything is sent or stored
     "12025550123",
     "2025550123",
     "+0123456789",
@@ -65,4 +65,4 @@ REFUSED = [  # by the page and by the API, before anything is sent or stored
     "+1 202 555 0123#",
     "+",
 ]
-EMPTY = ["", " ", "\u200b", "\u202a\u202c", "( ) -"]  # no number at all
+EMPTY = ["", " ", "\u200b", "\u202a\u202c", "( ) -"]  # not a number at all

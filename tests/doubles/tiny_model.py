@@ -1,4 +1,4 @@
-"A model of a few words, with the inputs, outputs and files of a trained one: it loads in no time and can be read."
+"A model of a few words, with the inputs, outputs and files of a trained one; it loads at once and is easy to predict."
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ METRICS = {"accuracy": 0.91, "macro_f1": 0.9, "majority": {"accuracy": 0.5, "mac
 
 
 def graph(weights: dict[str, int], types: bool = False) -> onnx.ModelProto:
-    "Return an ONNX model that adds up the words' weights; with `types` it also takes token_type_ids, as BERT does."
+    "Return an ONNX model that adds up the words' weights; with `types` it also accepts token_type_ids, like BERT."
     table = ", ".join(f"{-weight}, {weight}" for weight in weights.values())
     more = ", int64[batch, tokens] token_type_ids" if types else ""
     first = "ids = Add(input_ids, token_type_ids)" if types else "ids = Identity(input_ids)"
@@ -41,7 +41,7 @@ def tokenizer(weights: dict[str, int]) -> Tokenizer:
 def write_tiny_model(
     folder: Path,
     weights: dict[str, int] = WEIGHTS,  # by word; 0 to 3 are [PAD], [UNK], [CLS] and [SEP]
-    types: bool = False,  # whether the model takes token_type_ids
+    types: bool = False,  # whether the model accepts token_type_ids
 ) -> Path:  # `folder`
     "Write the root of an artifact, without its code."
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"A visitor of the page in headless Chromium: fixtures and words that the tests of the page share."
+"A visitor of the page in headless Chromium: fixtures and helpers that the page's tests share."
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tests.doubles.chromium import open_browser
 PATIENCE = 60_000  # milliseconds: the first call of a Lambda takes seconds on a busy machine
 expect.set_options(timeout=PATIENCE)
 
-PHONE = "+1 202 555 0123"  # of the range that is kept free for fiction
+PHONE = "+1 202 555 0123"  # from the range reserved for fiction
 PRAISE = "I love it: a warm and lovely sound. Excellent!"
 COMPLAINT = "It broke. Terrible."
 STATUS = {"runId": "0f3c5a7e9b1d", "instanceType": "ml.t2.medium", "elapsedSeconds": 60, "costSoFar": 0.001}
@@ -31,7 +31,7 @@ def browser():
 
 
 class Visitor:
-    "A tab with everything it said and asked for written down."
+    "A tab that records its console output and requests."
 
     def __init__(self, browser: Browser, url: str, **context):
         self.context = browser.new_context(viewport={"width": 1100, "height": 900}, **context)
@@ -58,8 +58,8 @@ class Visitor:
         expect(page.locator("html")).to_have_attribute("data-view", view, timeout=120_000)
         return page
 
-    def hear(self, engine, state: str, **status) -> dict:  # what /status says; may be changed
-        "Let the service say that it is in a state, whatever it is in."
+    def hear(self, engine, state: str, **status) -> dict:  # answer of /status; may be changed
+        "Make the service report a state, regardless of its real one."
         said = engine.call("GET", "/status") | STATUS | {"state": state} | status
         self.page.route("**/status", lambda route: route.fulfill(json=said))
         return said
@@ -70,9 +70,9 @@ class Visitor:
 
 @contextmanager
 def visiting(browser: Browser, engine, **context) -> Iterator[Visitor]:
-    "Bring a visitor. Behind the page nothing may go wrong: no error, no violation, no stranger asked."
+    "Open a tab, and check afterwards: no error, no violation of the policy, no request to another host."
     visitor = Visitor(browser, engine.site_url, **context)
-    visitor.tolerated = ()  # what a test that provokes failures expects in the console
+    visitor.tolerated = ()  # console messages that a test with failures expects
     yield visitor
     bad = [line for line in visitor.said if not any(part in line for part in visitor.tolerated)]
     violations = [v for page in visitor.context.pages for v in page.evaluate("window.seen?.violations ?? []")]
@@ -84,14 +84,14 @@ def visiting(browser: Browser, engine, **context) -> Iterator[Visitor]:
 
 @pytest.fixture
 def visitor(browser, engine):
-    "Somebody with a window of 1100 by 900."
+    "A visitor with a window of 1100 by 900."
     with visiting(browser, engine) as visitor:
         yield visitor
 
 
 @pytest.fixture
 def plain(browser, engine):
-    "A visitor without motion, so that nothing is half faded when it is looked at."
+    "A visitor with reduced motion, so that nothing is half faded during a check."
     with visiting(browser, engine, reduced_motion="reduce") as visitor:
         yield visitor
 
@@ -99,7 +99,7 @@ def plain(browser, engine):
 @pytest.fixture
 def asleep(engine):
     engine.use("good")
-    if engine.state() == "FAILED":  # left so by a test before
+    if engine.state() == "FAILED":  # left by an earlier test
         engine.wake()
     engine.sleep()
 
@@ -126,22 +126,22 @@ def ask(page: Page, text: str):
 
 
 def predictions(visitor: Visitor) -> int:
-    "Count what the visitor has asked the model."
+    "Count the visitor's requests to the model."
     return len([url for url in visitor.asked if url.endswith("/predict")])
 
 
 def marks(page: Page) -> dict[str, str]:
-    "Return the words that are marked, and for which class."
+    "Return the marked words and their classes."
     found = page.locator("#words mark").all()
     return {mark.inner_text(): mark.get_attribute("data-label") for mark in found}
 
 
 def guarded(engine, **limits: str):
-    "Let the engine refuse starts beyond `limits` for a while; here it has none."
+    "Set limits on starts temporarily; by default this engine has none."
     return engine.environment("start-model-service", **{f"SENTIMENT_{k.upper()}": v for k, v in limits.items()})
 
 
 def look_again(page: Page, seconds: float = 61):
-    "Let the page's own clock run until it looks at the service by itself; the clock must be installed."
+    "Advance the page's clock until it polls the service; the clock must be installed."
     with page.expect_response("**/status"):
         page.clock.fast_forward(int(seconds * 1000))

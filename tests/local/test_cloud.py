@@ -1,4 +1,4 @@
-"""The local cloud as a whole: its life, its processes, its clock, its pages and its command line."""
+"""The local cloud as a whole: its lifecycle, its processes, its clock, its pages and its command line."""
 
 import io
 import json
@@ -27,7 +27,7 @@ SCRIPT = ROOT / "infra_scripts/local_cloud.py"
 
 
 class Cloud(LocalCloud):
-    "A cloud that is stopped and started, so its clients are made anew each time."
+    "A cloud that is stopped and started, so it creates new clients each time."
 
     def client(self, service: str):
         return self.root_client(service)
@@ -39,13 +39,13 @@ class Cloud(LocalCloud):
 
 @pytest.fixture
 def own(tmp_path):
-    "A cloud of this test alone."
+    "A cloud for this test alone."
     with Cloud(tmp_path / "state", port=0, site_port=0) as running:
         yield running
 
 
 def role(cloud):
-    "Make the role of this test's functions, unless it is there. It may do everything."
+    "Create the role of this test's functions, unless it exists. It may do everything."
     iam, name = cloud.client("iam"), ROLE.rpartition("/")[2]
     trust = {
         "Effect": "Allow",
@@ -63,7 +63,7 @@ def _policy(statement: dict) -> str:
 
 
 def function(cloud, name: str, body: str) -> str:
-    "Make a Lambda whose handler holds `body`, and return its ARN."
+    "Create a Lambda whose handler contains `body`, and return its ARN."
     role(cloud)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -156,7 +156,7 @@ def test_everything_is_there_again_after_kill_9(own):
         ProductionVariants=sagemaker.describe_endpoint_config(EndpointConfigName="kept")["ProductionVariants"],
     )
     before = own.place
-    os.kill(before["pid"], signal.SIGKILL)  # the very moment after the last answer
+    os.kill(before["pid"], signal.SIGKILL)  # right after the last answer
     own.start(detached=False)
     assert own.place["pid"] != before["pid"] and own.place["port"] == before["port"]
     assert own.client("sagemaker").describe_endpoint(EndpointName="kept")["EndpointStatus"] == "InService"
@@ -237,7 +237,7 @@ def test_messages_of_textbelt_and_sns_are_in_the_inbox(cloud):
     assert textbelt(cloud, phone="+15005550006", message="only a test", key="k_test")["success"]
     cloud.client("sns").publish(PhoneNumber="+15005550007", Message="By SNS")
     shown = json.load(urlopen(f"{cloud.inbox_url}.json", timeout=60))
-    assert [(m["to"], m["text"], m["provider"]) for m in shown[:2]] == [  # the newest; other tests send, too
+    assert [(m["to"], m["text"], m["provider"]) for m in shown[:2]] == [  # the newest; other tests send messages too
         ("+15005550007", "By SNS", "sns"),
         ("+15005550006", "Hi <b>Ada</b> & Bob", "textbelt"),
     ]
@@ -364,7 +364,7 @@ def test_the_command_line(tmp_path):
     try:
         assert started.returncode == 0 and "http://127.0.0.1:" in started.stdout
         again = run("start", *state, "--port", "0", "--site-port", "0")
-        assert again.returncode == 0 and "already runs" in again.stdout
+        assert again.returncode == 0 and "is already running" in again.stdout
         lines = run("env", *state).stdout.replace(";\n", "\n").splitlines()
         exports = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
         assert exports["AWS_ENDPOINT_URL"] in run("status", *state).stdout
@@ -372,7 +372,7 @@ def test_the_command_line(tmp_path):
         other = run("start", "--state", tmp_path / "other", "--port", port, "--site-port", "0")
         assert other.returncode == 1 and f"port {port} is in use" in other.stderr
         assert "Traceback" not in other.stderr
-        assert "stopped" in run("stop", *state).stdout and "did not run" in run("stop", *state).stdout
+        assert "stopped" in run("stop", *state).stdout and "was not up" in run("stop", *state).stdout
     finally:
         assert run("reset", *state).returncode == 0
     assert not (tmp_path / "state").exists()

@@ -1,4 +1,4 @@
-"""The local cloud answers its own programs and pages only, whatever a web page or another program tries."""
+"""The local cloud answers only its own programs and pages, whatever a web page or another program tries."""
 
 import contextlib
 import hashlib
@@ -102,7 +102,7 @@ Outputs: {Url: {Value: !GetAtt Api.ApiEndpoint}}
 
 @pytest.fixture(scope="module")
 def api(cloud) -> str:  # URL
-    "An HTTP API for the site, whose function says yes."
+    "An HTTP API for the site, whose function always agrees."
     code = io.BytesIO()
     with zipfile.ZipFile(code, "w") as archive:
         archive.writestr("app.py", "def handler(event, context): return {'statusCode': 200, 'body': 'yes'}")
@@ -131,7 +131,7 @@ OWN_HOSTS = ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "[::1]:
 
 
 def pages(cloud, api: str) -> list[str]:
-    "List addresses of every kind of page."
+    "List addresses of each kind of page."
     own = [f"{cloud.url}/_local/{page}" for page in ("health", "clock", "inbox", "inbox.json")]
     return [*own, f"{api}/status", f"{cloud.url}/", f"{cloud.url}/door/code.zip", cloud.site_url]
 
@@ -279,7 +279,7 @@ def test_the_pages_are_for_reading(cloud, method):
 
 
 def first_calls(cloud) -> Iterator[tuple[str, str]]:
-    "Name, for each service that the emulator has, an operation that needs no parameters."
+    "Return an operation without required parameters for each service of the emulator."
     from ministack.app import SERVICE_REGISTRY
 
     session = botocore.session.get_session()
@@ -295,7 +295,7 @@ def first_calls(cloud) -> Iterator[tuple[str, str]]:
                 break
 
 
-def outcome(cloud, service: str, operation: str, keys: dict, **config) -> str:  # code of the error; "": it is done
+def outcome(cloud, service: str, operation: str, keys: dict, **config) -> str:  # error code; "": success
     "Make a call with a key."
     options = Config(retries={"max_attempts": 0}, parameter_validation=False, inject_host_prefix=False, **config)
     client = boto3.client(service, endpoint_url=cloud.url, region_name="us-east-1", config=options, **keys)
@@ -303,7 +303,7 @@ def outcome(cloud, service: str, operation: str, keys: dict, **config) -> str:  
         client._make_api_call(operation, {})
     except ClientError as e:
         return e.response["Error"]["Code"]
-    except ResponseParserError as e:  # an unsigned request does not say how its service speaks
+    except ResponseParserError as e:  # an unsigned request does not show its service's protocol
         return str(e)
     return ""
 
@@ -322,7 +322,7 @@ def test_no_service_takes_a_call_without_a_key_that_the_cloud_knows(cloud):
         code = outcome(cloud, service, operation, {}, signature_version=UNSIGNED)
         assert re.search("Token|Denied|Auth|Parameter|Client|403", code), service
         protocol = botocore.session.get_session().get_service_model(service).resolved_protocol
-        if protocol in ("json", "query"):  # of the others only a signature names the service
+        if protocol in ("json", "query"):  # for the others, only a signature names the service
             assert re.fullmatch(r"\w*(Token|Denied)\w*", code), (service, code)
 
 
@@ -446,7 +446,7 @@ def test_every_chunk_of_a_stream_is_signed(cloud, api, trailer):
         assert send(url, "PUT", changed, headers)[0] in (400, 403)
     if trailer:
         assert send(url, "PUT", body.replace(b"hv4uIQ==", b"AAAAAA=="), headers)[0] in (400, 403)
-        return  # the sum itself is not that of the body
+        return  # the checksum does not match the body
     assert send(url, "PUT", body, headers)[0] == 200
     assert cloud.client("s3").get_object(Bucket="door", Key="chunks")["Body"].read() == b"first " * 2000 + b"second"
 
@@ -461,7 +461,7 @@ def test_large_bodies_are_checked_too(cloud, api):
 
 
 def test_the_keys_of_roles_cannot_be_worked_out_from_names(cloud, api):
-    assert send(f"{api}/", "POST", b"")[2] == b"yes"  # the function has run: its session is known
+    assert send(f"{api}/", "POST", b"")[2] == b"yes"  # the function has run, so its session exists
     deploy(cloud, "keyed")
     account = "000000000000"
     lambdas = f"arn:aws:lambda:us-east-1:{account}:function:door:arn:aws:iam::{account}:role/door"
@@ -592,7 +592,7 @@ class Quiet(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served() -> Iterator[int]:  # port
-    "Serve the pages of somebody else on this machine."
+    "Serve an attacker's pages on this machine."
     with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_address[1]
@@ -601,7 +601,7 @@ def served() -> Iterator[int]:  # port
 
 @pytest.fixture(scope="module")
 def rebound():
-    "A browser for which every name of the attacker is this machine."
+    "A browser that resolves all of the attacker's names to this machine."
     rules = "--host-resolver-rules=MAP *.example 127.0.0.1"
     flags = ["--no-sandbox", "--disable-gpu", "--no-proxy-server", rules, "--allow-file-access-from-files"]
     with sync_playwright() as playwright:
@@ -633,7 +633,7 @@ def test_a_page_in_a_browser_does_nothing_to_the_cloud(cloud, api, rebound, plac
     assert (json.loads(send(f"{cloud.url}/_local/clock")[2]), json.loads(send(f"{cloud.inbox_url}.json")[2])) == before
     assert "evil" not in [f["FunctionName"] for f in cloud.client("lambda").list_functions()["Functions"]]
     assert "evil" not in [user["UserName"] for user in cloud.client("iam").list_users()["Users"]]
-    assert cloud.client("s3").head_object(Bucket="door", Key="code.zip")  # nobody has wiped it
+    assert cloud.client("s3").head_object(Bucket="door", Key="code.zip")  # it has not been wiped
     assert json.loads(send(f"{given['model']}/metrics")[2])["answers"] == counted
 
 

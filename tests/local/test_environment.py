@@ -1,4 +1,4 @@
-"""Neither the AWS settings of a shell nor its proxies change where the local cloud's programs go."""
+"""Neither a shell's AWS settings nor its proxies redirect the local cloud's programs."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def variables() -> set[str]:
 
 
 def hostile(name: str) -> str:
-    "Return a value that leads astray."
+    "Return a misleading value."
     if "ENDPOINT_URL" in name and "IGNORE" not in name:
         return "http://127.0.0.1:9"
     if re.search("URI|FILE|BUNDLE|CONFIG|PATH", name):
@@ -63,7 +63,7 @@ def hostile(name: str) -> str:
 
 @contextmanager
 def listening() -> Iterator[tuple[int, list[bytes]]]:  # port; the first line of each connection
-    "Stand for a proxy that answers nobody."
+    "A stand-in for a proxy that never answers."
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -85,7 +85,7 @@ def listening() -> Iterator[tuple[int, list[bytes]]]:  # port; the first line of
 
 @pytest.fixture
 def shell(tmp_path) -> dict[str, str]:
-    "The environment of somebody who works with AWS."
+    "The environment of an AWS user."
     (tmp_path / "home/.aws").mkdir(parents=True)
     (tmp_path / "home/.aws/config").write_text(CONFIG)
     names = variables()
@@ -101,7 +101,7 @@ def run(words: list[str], environment: dict[str, str]) -> str:
     return done.stdout
 
 
-# The quickest way through: a cloud, one notebook, the clients of the visit, of the page and of a Lambda.
+# The shortest complete path: a cloud, one notebook, and the clients of the visit, the page and a Lambda.
 PLAY = """
 import functools, json, os, sys, urllib.request
 sys.path[:0] = ["website", "."]

@@ -16,7 +16,7 @@ from tests.doubles.local_models import ROLE, bucket, until
 
 LAKE = "test-glue"
 
-# Upper-cases each file of --raw into --out with a function of a library, and counts them in --report.
+# Writes each file of --raw in upper case into --out with a library function, and counts them in --report.
 SCRIPT = """
 import os, pathlib, sys
 from awsglue.utils import getResolvedOptions
@@ -178,7 +178,7 @@ def test_spark_runs(cloud, glue):
 
 
 class DyingStore(dict):
-    "An S3 that stops working after so many requests that change something."
+    "An S3 that stops working after a number of modifying requests."
 
     def __init__(self, objects: dict[str, str], requests: int):
         super().__init__(objects)
@@ -209,7 +209,7 @@ class DyingStore(dict):
 
 @pytest.mark.parametrize("requests", range(6))
 def test_objects_reach_s3_in_the_order_of_writing(tmp_path, requests):
-    "A job that commits by its last file keeps its promise in S3, wherever the transfer breaks off."
+    "A job that commits with its last file does so in S3 too, wherever the transfer stops."
     store = DyingStore({"z/old/1": "old", "z/old/2": "old", "a/current": "old"}, requests)
     stage = Stage(store, tmp_path)
     places = [Path(stage.enter(f"s3://lake/{key}")) for key in ("z/", "a/current")]
@@ -261,4 +261,4 @@ def test_arguments_are_read_as_they_are_in_glue():
     found = getResolvedOptions([*words, "--other", "z", "--TempDir", "s3://tmp"], list(wanted))
     own = ("job_bookmark_from", "job_bookmark_to", "JOB_ID", "JOB_RUN_ID", "SECURITY_CONFIGURATION", "encryption_type")
     beside = {"RedshiftTempDir": "s3://tmp", "job_bookmark_option": "job-bookmark-disable"} | dict.fromkeys(own)
-    assert found == wanted | beside  # and no JOB_NAME, because it was not asked for
+    assert found == wanted | beside  # and no JOB_NAME, because the script did not request it

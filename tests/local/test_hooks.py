@@ -131,7 +131,7 @@ def test_an_http_api_made_by_cloudformation_is_in_the_gateways_table():
         props = {"Name": "hook", "ProtocolType": "HTTP", "CorsConfiguration": {"AllowOrigins": ["*"]}}
         api_id, attributes = handler["create"]("Api", props, "hook")
         assert apigateway._apis[api_id]["apiEndpoint"] == attributes["ApiEndpoint"]
-        assert apigateway._apis[api_id]["corsConfiguration"] == {"AllowOrigins": ["*"]}  # what the local cloud mends
+        assert apigateway._apis[api_id]["corsConfiguration"] == {"AllowOrigins": ["*"]}  # what the local cloud corrects
         handler["delete"](api_id, props)
 
 
@@ -180,4 +180,4 @@ def test_permissions_are_judged_as_the_local_cloud_expects():
     ]
     assert "extract_resource_arn" in vars(iam_actions) and callable(router.extract_access_key_id)
     arn = iam_actions.extract_resource_arn("scheduler", "POST", "/schedules/x", {}, b"{}", {}, "us-east-1", "0" * 12)
-    assert "schedule/default/x" in arn  # what the local cloud mends
+    assert "schedule/default/x" in arn  # what the local cloud corrects

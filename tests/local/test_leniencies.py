@@ -64,7 +64,7 @@ def bucket(cloud: TestCloud) -> str:
 
 
 def of_training(cloud: TestCloud, bucket: str) -> set[str]:
-    "Run a training job that says which variables it has."
+    "Run a training job that reports its variables."
     write = "import json, os; json.dump(sorted(os.environ), open('/opt/ml/model/names', 'w'))"
     sagemaker, name = cloud.client("sagemaker"), f"look-{time.time_ns()}"
     sagemaker.create_training_job(
@@ -139,7 +139,7 @@ def of_lambda(cloud: TestCloud, bucket: str) -> set[str]:
 
 ENVIRONMENT = LIST["environment"]
 OF_PROCESSES = [*ENVIRONMENT["everywhere"], *ENVIRONMENT["processes"]]
-# Who asks, what it has to have, and what it may have besides.
+# The program, its required variables, and its optional ones.
 SEEN = [
     (of_training, {*OF_PROCESSES, *ENVIRONMENT["training"]}, set(ENVIRONMENT["kept"])),
     (of_endpoint, {*ENVIRONMENT["processes"], *ENVIRONMENT["endpoints"]}, set(SEEN_BY_ARTIFACTS)),
@@ -170,7 +170,7 @@ def test_the_emulator_gets_the_variables_that_are_listed(tmp_path):
 
 
 def value_of(node: ast.expr, module: str) -> ast.expr:
-    "Return what a constant of a module stands for, or the node itself."
+    "Return the value of a module's constant, or the node itself."
     if isinstance(node, ast.Name):
         constant = getattr(importlib.import_module(f"sentiment_engine.local.{module}"), node.id)
         return ast.parse(repr(constant), mode="eval").body
@@ -182,7 +182,7 @@ COMPARED = {"emulator_environment", "aws_environment", "self.environment"}
 
 
 def names_in(node: ast.expr, module: str) -> Iterator[str]:
-    "List the names in an expression for variables; an expression that the test cannot read is a name of its own."
+    "List the variable names in an expression; an expression that the test cannot parse counts as a name."
     node = value_of(node, module)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         yield from (name for side in (node.left, node.right) for name in names_in(side, module))
@@ -199,7 +199,7 @@ def is_environment(node: ast.expr) -> bool:
 
 
 def set_by(node: ast.AST, module: str) -> Iterator[str]:
-    "List the variables of its own process that a statement or a call sets."
+    "List the variables that a statement or a call sets in its own process."
     if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(target, ast.Subscript) and is_environment(target.value):
@@ -270,7 +270,7 @@ def test_the_project_calls_no_operation_of_sagemaker_that_the_local_cloud_lacks(
 
 
 def read_in_code() -> set[str]:
-    "Collect the words that the modules behind our SageMaker know."
+    "Collect the words in the modules of our SageMaker."
     words = set()
     for name, tree in trees():
         if name in ("sagemaker", "training", "hosting", "capture", "records", "permissions"):
@@ -281,7 +281,7 @@ def read_in_code() -> set[str]:
 
 
 def ignored() -> dict[str, set[str]]:
-    "Find the parameters of SageMaker's operations that no module behind it mentions."
+    "Find the parameters of SageMaker's operations that no module mentions."
     words, found = read_in_code(), {}
     for service, names in (("sagemaker", SUPPORTED), ("sagemaker-runtime", ["InvokeEndpoint"])):
         for operation in names:
@@ -302,7 +302,7 @@ def test_the_mends_are_those_that_are_listed():
 
 
 def root_of(node: ast.expr) -> str | None:
-    "Return the name with which a chain such as module.part.table[key] begins."
+    "Return the first name of a chain such as module.part.table[key]."
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return getattr(node, "id", None)
@@ -312,7 +312,7 @@ ADDS = {"update", "setdefault", "append", "extend", "insert", "add"}
 
 
 def overridden_by(tree: ast.Module) -> Iterator[str]:
-    "List the parts of other modules that a module replaces or adds to."
+    "List the parts of other modules that a module replaces or extends."
     nodes = list(ast.walk(tree))
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {(alias.asname or alias.name.partition(".")[0]) for node in imports for alias in node.names}
@@ -356,7 +356,7 @@ def test_the_replaced_parts_of_other_modules_are_those_that_are_listed():
 
 
 def root_calls() -> Iterator[str]:
-    "List which module of the local cloud calls which service with the cloud's own key."
+    "List the modules of the local cloud that call services with the cloud's own key."
     for name, tree in trees():
         for node in ast.walk(tree):
             called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "client"

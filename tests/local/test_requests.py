@@ -1,4 +1,4 @@
-"""The gate reads what real clients send, names what AWS would refuse, and keeps no secret."""
+"""The gate parses requests of real clients, names what AWS would refuse, and stores no secrets."""
 
 import asyncio
 import copy
@@ -36,7 +36,7 @@ from tests.conftest import TestCloud
 from tests.deploy.test_boto3_calls import FOUND, OF_EVERY_CLIENT, SERVICES, operations
 
 ALL = [*SERVICES.split(), "application-autoscaling", "budgets", "wafv2", "acm", "ecr"]
-# Made by methods that are handed on, by boto3's transfers, by waiters or by the SageMaker SDK.
+# Made by methods passed as arguments, by boto3's transfers, by waiters or by the SageMaker SDK.
 HIDDEN = {
     "sagemaker": ["CreateTrainingJob", "AddTags", "DeleteTags", "ListModels", "DescribeModel"],
     "s3": ["CopyObject", "AbortMultipartUpload", "GetBucketLocation", "ListMultipartUploads", "DeleteBucket"],
@@ -51,7 +51,7 @@ HIDDEN = {
 
 
 def used() -> list[tuple[str, str]]:
-    "List the operations that the project asks for."
+    "List the operations that the project uses."
     found = {(service, name) for service, names in HIDDEN.items() for name in names}
     for _, _, service, method, *_ in FOUND:
         for name in [service] if service else SERVICES.split():
@@ -79,7 +79,7 @@ def client(service: str):
 
 
 def sent(service: str, operation: str, params: dict):
-    "Return the request that boto3 makes of a call."
+    "Return boto3's request for a call."
     try:
         client(service)._make_api_call(operation, copy.deepcopy(params))
     except Sent as held:
@@ -97,7 +97,7 @@ def read_back(request) -> Call | None:
 
 
 def text_for(shape: Shape, rng: random.Random, where: str | None) -> str:
-    "Make a text that a shape allows; its pattern is not looked at."
+    "Make a text that a shape allows; its pattern is ignored."
     if shape.enum:
         return rng.choice(shape.enum)
     least, most = shape.metadata.get("min", 0), min(shape.metadata.get("max", 30), 30)
@@ -129,14 +129,14 @@ def value_for(shape: Shape, rng: random.Random, where: str | None = None, depth:
 
 
 def reach(shape: Shape, depth: int = 0) -> int:
-    "Say how deep a shape goes, up to 5."
+    "Return the depth of a shape, up to 5."
     inner = list(shape.members.values()) if isinstance(shape, StructureShape) else []
     inner += [getattr(shape, name) for name in ("member", "value") if hasattr(shape, name)]
     return depth if depth == 5 else max((reach(each, depth + 1) for each in inner), default=depth)
 
 
 def structure_for(shape: StructureShape, rng: random.Random, depth: int) -> dict:
-    "Make a structure: what it needs, and some of the rest."
+    "Make a structure: the required members, and some of the rest."
     if getattr(shape, "is_document_type", False):
         return {"any": ["thing"]}
     names = list(shape.members)
@@ -154,7 +154,7 @@ def structure_for(shape: StructureShape, rng: random.Random, depth: int) -> dict
 
 
 def fitted(service: str, operation: str, params: dict) -> dict:
-    "Change what boto3 itself would change or refuse."
+    "Change values that boto3 itself would change or refuse."
     if service == "s3":
         params |= {"Bucket": "lake"} if "Bucket" in params else {}
         params |= {"CopySource": "lake/key"} if "CopySource" in params else {}
@@ -175,7 +175,7 @@ ADDED = {"ChecksumAlgorithm", "ChecksumCRC32", "ContentMD5", "ContentType", "Acc
 
 
 def check_round_trip(service: str, operation: str, rng: random.Random):
-    "Send a call that the rules of its shapes allow; the gate must read the same."
+    "Send a call that its shapes allow; the gate must parse the same."
     model = model_of(service).operation_model(operation)
     params = fitted(service, operation, structure_for(model.input_shape, rng, 0)) if model.input_shape else {}
     call = read_back(sent(service, operation, params))
@@ -196,7 +196,7 @@ ELSEWHERE = {"ListDirectoryBuckets", "WriteGetObjectResponse"}  # signed for oth
 
 
 def readable(service: str) -> list[str]:
-    "List the operations of a service whose requests are signed and have a body as a whole."
+    "List the operations of a service whose requests are signed and have an unstreamed body."
     model = model_of(service)
     found = [model.operation_model(name) for name in model.operation_names if name not in ELSEWHERE]
     return [o.name for o in found if not (o.has_event_stream_input or o.deprecated or o.auth_type == "none")]
@@ -230,7 +230,7 @@ SCHEDULE = {"ScheduleExpression": "at(2026-01-01T00:00:00)", "FlexibleTimeWindow
 UPDATE = {"TableName": "State", "Key": {"model": {"S": "m"}}, "ExpressionAttributeValues": {":a": {"S": "1"}}}
 MODEL = {"ModelName": "m", "ExecutionRoleArn": ROLE, "PrimaryContainer": {"Image": "i", "ModelDataUrl": "s3://b/k"}}
 ALARM = {"AlarmName": "a", "MetricName": "m", "Namespace": "n", "Period": 60, "EvaluationPeriods": 1, "Threshold": 1.0}
-# What is right, and what one change to it makes wrong: where, and the limit that AWS names.
+# A valid call, and a change that makes it invalid: its place, and the limit that AWS names.
 BAD = [
     (
         *("sagemaker", "CreateEndpoint", {"EndpointName": "e", "EndpointConfigName": "c"}),
@@ -374,7 +374,7 @@ def pass_through(gate: Gate, method: str, url: str, headers: dict, body: bytes) 
 
 
 def through(gate: Gate, service: str, operation: str, params: dict) -> tuple[int, bytes, dict]:
-    "Send what boto3 makes of a call through a gate; return status, body and headers of the answer."
+    "Send boto3's request for a call through a gate; return status, body and headers of the answer."
     request = sent(service, operation, params)
     body = request.body or b""
     body = body.read() if hasattr(body, "read") else body
@@ -383,7 +383,7 @@ def through(gate: Gate, service: str, operation: str, params: dict) -> tuple[int
 
 
 def content(asked: list):
-    "Return a cloud that is content with every request, and keeps its path."
+    "Return a cloud that accepts every request and records its path."
 
     async def app(scope, receive, send):
         await read_body(receive)
@@ -428,7 +428,7 @@ def signed(service: str, **more: str) -> dict[str, str]:
 DESCRIBE = {"X-Amz-Target": "SageMaker.DescribeEndpoint"}
 GET_PARAMETER = {"X-Amz-Target": "AmazonSSM.GetParameter"}
 PRESIGNED = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=0&X-Amz-Credential="
-# What is signed and cannot be read: the service it is for, method, path and query, headers, body.
+# Signed requests that cannot be parsed: service, method, path and query, headers, body.
 UNREADABLE = {
     "unknown service": ("unheard", "POST", "/", signed("unheard"), b"{}"),
     "a service that botocore does not sign for": ("execute-api", "GET", "/predict", signed("execute-api"), b""),
@@ -551,7 +551,7 @@ def test_a_rehearsal_counts_what_the_gate_could_not_read(tmp_path, capsys):
 LINE = {"logGroupName": "g", "logStreamName": "s", "logEvents": [{"timestamp": 1, "message": "+12025550123"}]}
 SECRETS = [
     ("ssm", "PutParameter", {"Name": "/lab/key", "Type": "SecureString", "Value": "hush-hush"}),
-    ("ssm", "PutParameter", {"Name": "/lab/key", "Value": "hush-hush"}),  # of a type that stays as it was
+    ("ssm", "PutParameter", {"Name": "/lab/key", "Value": "hush-hush"}),  # of a type that keeps its value
     ("dynamodb", "PutItem", {"TableName": "State", "Item": {"secret": {"S": "hush-hush"}, "b": {"B": b"hush-hush"}}}),
     ("dynamodb", "UpdateItem", UPDATE | {"ExpressionAttributeValues": {":s": {"M": {"secret": {"S": "hush-hush"}}}}}),
     ("s3", "PutObject", {"Bucket": "lake", "Key": "k", "Body": b"hush-hush"}),
@@ -582,7 +582,7 @@ def test_different_numbers_stay_different_and_the_same_stay_the_same(tmp_path):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Iterator[TestCloud]:
-    "A cloud that keeps its calls."
+    "A cloud that records its calls."
     folder = tmp_path_factory.mktemp("recorded")
     with TestCloud(folder / "state", port=0, site_port=0, record=folder / "calls") as cloud:
         yield cloud

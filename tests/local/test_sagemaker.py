@@ -27,7 +27,7 @@ def endpoint(cloud) -> str:
 
 
 def error(call, **params) -> tuple[str, str]:
-    "Return code and message of the error of a call."
+    "Return code and message of a call's error."
     with pytest.raises(ClientError) as raised:
         call(**params)
     return raised.value.response["Error"]["Code"], raised.value.response["Error"]["Message"]
@@ -411,7 +411,7 @@ def test_the_sdks_model_trainer_trains_and_shows_the_log(cloud, tmp_path):
     import sys
 
     env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | cloud.environment
-    env |= {"SAGEMAKER_VALIDATE_ROLE": "false"}  # this script's role has only what a job needs, on AWS as well
+    env |= {"SAGEMAKER_VALIDATE_ROLE": "false"}  # this script's role has only a job's permissions, on AWS as well
     trained = subprocess.run(
         [sys.executable, "-c", SDK], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
@@ -438,11 +438,11 @@ def test_a_request_and_an_answer_have_25_mb_at_most(cloud):
     assert error(ask, Body=b"x" * (most + 1))[0] == "ValidationError"
 
 
-# What is not served, and what does not exist --------------------------------------------------------------------------
+# Unsupported operations and missing resources ------------------------------------------------------------------------
 
 
-def answer_to(client, operation: str, params: dict) -> dict:  # Error of the answer; empty: there is none
-    "Make a call that no client-side check has seen."
+def answer_to(client, operation: str, params: dict) -> dict:  # Error in the answer; empty: none
+    "Make a call without client-side checks."
     try:
         client._make_api_call(operation, params)
     except ClientError as e:
@@ -656,7 +656,7 @@ def output_fn(word, kind): return word
 
 
 def model_that_says(cloud, word: str, **variant) -> dict:  # a production variant
-    "Register a model that answers with a word."
+    "Register a model that always answers one word."
     data = {"Bucket": bucket(cloud, "test-models"), "Key": "says/model.tar.gz"}
     cloud.client("s3").put_object(**data, Body=archive({"code/inference.py": SAYS}))
     container = {"Image": "inference", "ModelDataUrl": "s3://test-models/says/model.tar.gz"}
@@ -703,7 +703,7 @@ def test_a_serverless_variant_is_described_by_its_size(cloud, sagemaker):
     (told,) = settled(cloud, "serverless")["ProductionVariants"]
     assert told["CurrentServerlessConfig"] == size and "CurrentInstanceCount" not in told
     ask = partial(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="serverless")
-    assert ask(Body=b"x" * BODY_LIMIT)["Body"].read() == b"serverless"  # what our own API passes on
+    assert ask(Body=b"x" * BODY_LIMIT)["Body"].read() == b"serverless"  # headers that our own API passes on
     assert error(ask, Body=b"x" * (4 * 2**20 + 1))[0] == "ValidationError"
     sagemaker.delete_endpoint(EndpointName="serverless")
 
@@ -718,7 +718,7 @@ def test_an_update_lets_the_old_fleet_answer_until_the_new_one_does(cloud, sagem
     seen = []
 
     def update(config: str) -> dict:
-        "Change the config, and ask all the while."
+        "Change the config while predictions continue."
         sagemaker.update_endpoint(EndpointName="says", EndpointConfigName=config)
         for call in (sagemaker.delete_endpoint, partial(sagemaker.update_endpoint, EndpointConfigName=config)):
             assert error(call, EndpointName="says")[1].startswith("Cannot update in-progress endpoint")

@@ -1,4 +1,4 @@
-"""The strict local cloud refuses what a new AWS account refuses, and nothing in the environment gives it away."""
+"""The strict local cloud refuses what a new AWS account refuses, and the environment does not reveal it."""
 
 import io
 import json
@@ -28,14 +28,14 @@ LOGS = {"Effect": "Allow", "Action": "logs:*", "Resource": "*"}
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory) -> Iterator[TestCloud]:
-    "A strict cloud with a bucket in it."
+    "A strict cloud with a bucket."
     with TestCloud(tmp_path_factory.mktemp("strict"), port=0, site_port=0, strict=True) as running:
         running.client("s3").create_bucket(Bucket="lab")
         yield running
 
 
 def role(cloud, name: str, principal: dict, *statements: dict, boundary: list[dict] | None = None) -> str:  # ARN
-    "Make a role that `principal` may take and that may do what the statements say."
+    "Create a role that `principal` may assume, with these statements."
     iam = cloud.client("iam")
     trust = {"Version": "2012-10-17"}
     trust["Statement"] = [{"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"}]
@@ -56,7 +56,7 @@ def on_s3(*actions: str, keys: str = "*") -> dict:
 
 
 def refused(call, **arguments) -> tuple[str, str]:
-    "Return code and message of the error of a call."
+    "Return code and message of a call's error."
     with pytest.raises(ClientError) as raised:
         call(**arguments)
     return raised.value.response["Error"]["Code"], raised.value.response["Error"]["Message"]
@@ -64,7 +64,7 @@ def refused(call, **arguments) -> tuple[str, str]:
 
 @pytest.fixture
 def administrator(strict) -> Iterator[dict[str, str]]:
-    "This process with the environment of an administrator, who has no variable that an AWS user lacks."
+    "This process with the environment of an administrator, with only the variables of an AWS user."
     with patch.dict(os.environ):
         for name in [name for name in os.environ if name.startswith(("AWS_", "SENTIMENT_", "SAGEMAKER_"))]:
             del os.environ[name]
@@ -77,7 +77,7 @@ def test_an_administrator_has_a_profile_and_nothing_else(strict, administrator):
     assert set(administrator) == {"AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}
     caller = connect("aws").client("sts").get_caller_identity()
     assert ":user/" in caller["Arn"] and caller["Account"] == ACCOUNT
-    assert strict.account_environment() == administrator  # the same person, the second time
+    assert strict.account_environment() == administrator  # the same user, the second time
     for name in ("config", "credentials"):
         assert (strict.state / "administrator" / name).stat().st_mode & 0o077 == 0
 
@@ -88,7 +88,7 @@ def test_a_new_account_has_room_for_ten_lambdas(administrator):
 
 
 def test_arrow_reads_and_writes_s3_as_the_administrator(administrator):
-    "Arrow brings a client of S3 of its own, in C++, which spells some headers in its own way."
+    "Arrow has its own S3 client, in C++, which writes some headers differently."
     import pandas as pd
 
     frame, files = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]}), lake_files(connect("aws"))
@@ -291,7 +291,7 @@ def test_the_rest_of_an_event_counts_too(strict):
 
 @pytest.fixture(scope="module")
 def answering(strict) -> str:  # URL
-    "An HTTP API whose function answers with as many bytes as it is asked for."
+    "An HTTP API whose function answers with the requested number of bytes."
     code = io.BytesIO()
     with zipfile.ZipFile(code, "w") as file:
         answer = "{'statusCode': 200, 'body': 'x' * int(event['body'])}"

@@ -1,4 +1,4 @@
-"Packing, opening and preflight: what must not be deployed is found before it is paid for."
+"Packing, opening and preflight: a bad artifact is found before it costs money."
 
 import gzip
 import io
@@ -44,12 +44,12 @@ def good(tmp_path_factory):
 
 @pytest.fixture
 def own(good, tmp_path):
-    "A copy of it that a test may break."
+    "A copy of the artifact that a test may break."
     return copytree(good, tmp_path / "own")
 
 
 def failed(folder: Path, **options) -> dict[str, str]:
-    "Return what preflight found wrong: name of the check → what it saw."
+    "Return the preflight's findings: name of the check → what it found."
     with pytest.raises(PreflightError) as error:
         preflight(folder, **options)
     wrong = {check.name: check.saw for check in error.value.checks if not check.passed}
@@ -67,7 +67,7 @@ def test_the_code_in_the_artifact_is_the_code_here(good):
 
 
 def test_adding_the_code_loads_no_runtime():
-    "A training job packs on a machine that serves nothing."
+    "A training job packs on a machine that is not a server."
     code = (
         "import sys, sentiment_engine.model.artifact; sys.exit('onnxruntime' in sys.modules or 'numpy' in sys.modules)"
     )
@@ -126,7 +126,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
 
 
 def packed(path: Path, *parts: bytes | int) -> Path:
-    "Write a .tar.gz of raw bytes; a number stands for as many bytes of a large zero block."
+    "Write a .tar.gz of raw bytes; a number means that many zero bytes."
     zeros = bytes(2**20)
     with gzip.open(path, "wb", compresslevel=1) as file:
         for part in parts:
@@ -137,14 +137,14 @@ def packed(path: Path, *parts: bytes | int) -> Path:
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, target: str = "") -> bytes:
-    "Return the 512 bytes of a member's header."
+    "Return a member's header of 512 bytes."
     info = member(name, kind, target)
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def summed(block: bytes) -> bytes:
-    "Put the checksum of a header right."
+    "Correct the checksum of a header."
     total = sum(block[:148]) + sum(block[156:]) + 8 * ord(" ")
     return block[:148] + b"%06o\0 " % total + block[156:]
 
@@ -154,7 +154,7 @@ def padded(content: bytes) -> bytes:
 
 
 def pax(**records: str) -> bytes:
-    "Return an extended header, as POSIX writes it."
+    "Return an extended header in POSIX format."
     return header("pax", len(body := pax_body(records)), tarfile.XHDTYPE) + padded(body)
 
 
@@ -217,7 +217,7 @@ def test_an_archive_with_members_that_no_artifact_has_writes_nothing(tmp_path, k
 
 
 OLD_MAP = header("m", 0, tarfile.GNUTYPE_SPARSE)[:482] + b"\1" + bytes(29)  # more of the map follows
-MANY = 200_000  # lines of a map of holes
+MANY = 200_000  # lines of a sparse map
 GREEDY = {
     "extended header": [header("pax", 2**26, tarfile.XHDTYPE), 2**26],
     "extended header for all": [header("pax", 2**26, tarfile.XGLTYPE), 2**26],
@@ -247,7 +247,7 @@ def test_an_archive_that_wants_too_much_is_refused_in_little_memory(tmp_path, ki
 
 
 def test_an_artifact_with_long_names_and_a_comment_is_read(tmp_path):
-    "As git and tar write them."
+    "As written by git and tar."
     long = "code/wheels/" + "a" * 150 + ".whl"
     old = header("name", len(long) + 1, tarfile.GNUTYPE_LONGNAME) + padded(long.encode() + b"\0") + header("x", 1) + ONE
     comment = header("pax", 16, tarfile.XGLTYPE) + padded(b"16 comment=0123\n")
@@ -312,7 +312,7 @@ def test_a_folder_with_content_is_left_unchanged(good, tmp_path):
 
 @pytest.mark.parametrize("end", [b"", bytes(512)[:-1], b"rubbish" * 100])
 def test_an_archive_without_its_end_is_refused(tmp_path, end):
-    "gzip finds it whole: somebody has packed half an archive."
+    "The gzip is complete, but contains half an archive."
     with pytest.raises(ValueError, match="cut off"):
         unpack(packed(tmp_path / "model.tar.gz", FILE, header("model.onnx", 1), ONE, end), tmp_path / "folder")
 
@@ -320,13 +320,13 @@ def test_an_archive_without_its_end_is_refused(tmp_path, end):
 @settings(max_examples=150)
 @given(st.data())
 def test_any_archive_is_unpacked_or_refused(data):
-    "Bytes of a good archive are changed before it is packed, so that no checksum tells."
+    "Bytes of a good archive change before it is compressed, so that no gzip checksum reveals it."
     content = bytearray(pax(path="code/überall.txt") + header("x", 1) + ONE + FILE + header("name", 9, b"L"))
     content += padded(b"metrics.\0") + header("x", 1) + ONE + END
     for place in data.draw(st.lists(st.integers(0, len(content) - 1025), min_size=1, max_size=6)):
         content[place] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):
-        for start in range(0, len(content) - 1024, 512):  # the headers' own checksums are put right
+        for start in range(0, len(content) - 1024, 512):  # the headers' own checksums are corrected
             content[start : start + 512] = summed(bytes(content[start : start + 512]))
     with tempfile.TemporaryDirectory() as folder:
         path, target = packed(Path(folder) / "model.tar.gz", bytes(content)), Path(folder) / "folder"
@@ -339,7 +339,7 @@ def test_any_archive_is_unpacked_or_refused(data):
 
 
 def test_one_wrong_byte_anywhere_is_found(good, tmp_path):
-    "Some of them unpack: only the checksum at the end of the archive tells."
+    "Some of them unpack: only the checksum at the end of the archive reveals the damage."
     path = tmp_path / "model.tar.gz"
     pack(good, path)
     content = path.read_bytes()
@@ -381,7 +381,7 @@ def test_a_good_artifact_passes(good, tmp_path):
 
 
 def test_a_tokenizer_that_does_not_load_is_found(own):
-    "Its endpoint would be up, paid for, and useless."
+    "Its endpoint would run, cost money and be useless."
     whole = (own / "tokenizer.json").read_text()
     (own / "tokenizer.json").write_text(whole[: len(whole) // 2])
     wrong = failed(own)
@@ -406,12 +406,12 @@ def test_a_long_review_that_is_not_answered_is_found(own):
     assert "more than 512 tokens" in failed(own)["loads"]
 
 
-CODE_FAULTS = {  # what is wrong: the check that finds it, the right code, the wrong code, and what the check says
+CODE_FAULTS = {  # fault: the check that finds it, the right code, the wrong code, and the check's message
     "cut in silence": (
         "long review",
         '"truncated": reading.truncated',
         '"truncated": False',
-        "does not say that the text was cut",
+        "does not mention that the text was cut",
     ),
     "not read to its end": ("long review", "MAX_WINDOWS = 8", "MAX_WINDOWS = 1", "not read to its end"),
     "counted wrong": ("long review", '"weight": round(weight, 6)', '"weight": 1.0', "do not add up to 1"),

@@ -1,4 +1,4 @@
-"The behavioural suite: what is in it, and what its figures say about models whose answers are known beforehand."
+"The behavioural suite: its content, and its figures for models with known answers."
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"Properties of temperature and threshold on any answers."
+"Properties of temperature and threshold, for any answers."
 
 import json
 
@@ -163,7 +163,7 @@ def test_sure_answers_are_right_in_97_of_100_with_95_percent_confidence(right, r
 
 
 def test_an_answer_with_the_bounds_own_digits_is_sure():
-    "Answers have six digits: the bound has no more, and none of those that it counted falls below it."
+    "Answers have six digits. So has the threshold, and none of the answers that it counted falls below it."
     confidence = np.repeat([0.9123456789, 0.6], [900, 100])
     found = sure_threshold(confidence, np.repeat([True, False], [900, 100]))
     assert found == 0.912345 <= round(0.9123456789, 6)
@@ -174,11 +174,11 @@ def test_a_model_is_measured_without_the_calibration_that_it_has(tmp_path):
     before = served_logits(write_tiny_model(tmp_path), texts)
     (tmp_path / "calibration.json").write_text('{"temperature": 3, "sure_from": 0.9}')
     assert np.abs(served_logits(tmp_path, texts) - before).max() == 0
-    assert before[0, 1] - before[0, 0] == pytest.approx(2, abs=1e-4)  # what "good" gets, without a temperature
+    assert before[0, 1] - before[0, 0] == pytest.approx(2, abs=1e-4)  # the result for "good", without a temperature
 
 
 def with_gaps(gaps: np.ndarray, right: np.ndarray, true: np.ndarray) -> np.ndarray:
-    "Make logits that lie so far apart and give those labels, or the other ones where they are wrong."
+    "Make logits with these gaps for these labels, or for the other label where the answer is wrong."
     towards = np.where(right, 2 * true - 1, 1 - 2 * true)
     return np.column_stack([-towards * gaps / 2, towards * gaps / 2])
 
@@ -190,7 +190,7 @@ def test_few_rows_hardly_move_the_temperature_and_the_calibration_says_so(rows, 
     true = np.arange(rows) % 2
     logits = with_gaps(size * np.linspace(1, 1.5, rows), np.full(rows, right), true)
     found = json.loads(json.dumps(calibration_of(logits, true), allow_nan=False))
-    away = 1 + 0.6 * rows  # one answer that is surely wrong weighs most
+    away = 1 + 0.6 * rows  # one confident wrong answer weighs most
     assert 0.85 <= found["temperature"] <= 1 if right else 1 <= found["temperature"] <= min(away, BOUNDS[1])
     assert found["limited"] and not found["reached"] and found["sure_from"] == NEVER
 

@@ -1,4 +1,4 @@
-"The four handlers: what comes in, what goes out, what is refused, and what they need to load."
+"The four handlers: input, output, refusals, and what they need to load."
 
 import dataclasses
 import inspect
@@ -61,12 +61,12 @@ def real_words(tmp_path_factory):
 
 
 def answer(model, inputs, **more) -> list[dict]:
-    "Go the whole way of a request."
+    "Process a request from body to answer."
     data = input_fn(json.dumps({"inputs": inputs} | more).encode(), "application/json")
     return json.loads(output_fn(predict_fn(data, model), "application/json"))
 
 
-# What comes in
+# Input
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_every_accepted_request_is_answered(model, text, explain):
         assert all(0 <= word["start"] < word["end"] <= len(text) for word in second["explanation"])
 
 
-# What goes out
+# Output
 
 
 def test_every_label_has_its_share(model):
@@ -310,7 +310,7 @@ def test_a_long_review_is_read_in_windows_and_says_if_its_end_was_not(model, wor
 
 
 LIMIT = inference.MAX_CHARACTERS
-ENDS = {  # name: a text, whether some of it is not read
+ENDS = {  # name: a text, whether part of it is not read
     "a word": ("good", False),
     "one word at the limit": ("x" * LIMIT, False),
     "one word beyond it": ("x" * (LIMIT + 1), True),
@@ -323,7 +323,7 @@ ENDS = {  # name: a text, whether some of it is not read
     "full windows of rare words": (f"{'love' + ' ' * 9}" * 3632, False),
     "full windows and a word beyond the limit": ("love " * 3632 + " " * LIMIT + "bad", True),
     "Chinese": ("\u597d " * 25_000, True),
-    "full windows of longer words": ("abcdef " * 3632, False),  # of which a first look sees eight windows
+    "full windows of longer words": ("abcdef " * 3632, False),  # of which the first pass reads eight windows
     "a longer word more": ("abcdef " * 3633, True),
 }
 
@@ -364,7 +364,7 @@ def test_a_book_is_answered_at_once(model):
 
 
 def test_the_end_of_a_long_review_counts(model):
-    "The first 512 tokens alone would say POSITIVE."
+    "The first 512 tokens alone would give POSITIVE."
     (only,) = answer(model, "love " * 510 + "terrible " * 1500)
     assert only["label"] == "NEGATIVE" and not only["truncated"]
 
@@ -425,7 +425,7 @@ def test_scores_are_calibrated(model, calibrated):
 
 
 def test_an_answer_at_the_threshold_is_sure(calibrated):
-    bound = 1 / (1 + np.exp(-2))  # what "good" gets
+    bound = 1 / (1 + np.exp(-2))  # the result for "good"
     model = calibrated(json.dumps({"temperature": 1, "sure_from": round(bound, 6)}))
     sure = [a["sure"] for a in answer(model, ["good", "love", "nothing known", "bad", "terrible"])]
     assert sure == [True, True, False, True, True]
@@ -459,7 +459,7 @@ def test_a_calibration_that_makes_no_sense_stops_the_load(calibrated, content):
         calibrated(content)
 
 
-# Which words an answer hangs on
+# Which words decide an answer
 
 
 def test_each_word_has_its_influence(model):
@@ -528,7 +528,7 @@ def test_the_cost_of_one_request_is_limited(model):
 
 
 class Clock:
-    "A clock of which each batch takes some seconds."
+    "A clock that each batch advances by some seconds."
 
     def __init__(self, model, seconds: float):
         self.now, self.batches, self.seconds, self.compute = 1000.0, 0, seconds, model.queue.compute
@@ -543,7 +543,7 @@ class Clock:
 
 
 def late_answer(model_dir, inputs, seconds: float, waited: float = 0.0) -> tuple[list[dict], Clock]:
-    "Ask for an explanation of a model that takes `seconds` for a batch, `waited` seconds after the request came."
+    "Request an explanation from a model that takes `seconds` per batch, `waited` seconds after the request arrived."
     model = model_fn(model_dir)
     data = input_fn(json.dumps({"inputs": inputs, "explain": True}).encode())
     clock = Clock(model, seconds)
@@ -584,12 +584,12 @@ def test_the_most_telling_words_come_first(model_dir):
     assert only["partial"] and 0 < only["explained"] < 0.5
     lengths = {w["end"] - w["start"]: w["influence"] for w in only["explanation"] if w["start"] <= place < w["end"]}
     (length,) = lengths
-    assert length < 100 and lengths[length] < -0.3, "the words around it were looked at one group after the other"
+    assert length < 100 and lengths[length] < -0.3, "the words around it were examined group by group"
     assert max(w["end"] - w["start"] for w in only["explanation"]) > 150, "the rest is known as a whole"
 
 
 def test_other_requests_do_not_delay_an_explanation():
-    "Both lanes are taken: the deadline wakes who waits."
+    "Both lanes are busy: the deadline wakes the waiting request."
     gate, begun = threading.Event(), threading.Semaphore(0)
 
     def compute(windows):
@@ -619,7 +619,7 @@ def test_a_long_list_that_would_wait_for_minutes_is_refused_and_a_short_one_is_n
 
     queue = BatchQueue(compute)
     with ThreadPoolExecutor(2) as pool:
-        alone = pool.submit(queue.run, [[1] * 500] * 20)  # more than the bound, but nobody waits
+        alone = pool.submit(queue.run, [[1] * 500] * 20)  # more than the bound, but no request waits
         wait_for(lambda: queue._turns)
         with pytest.raises(InputError) as refused:
             queue.run([[1] * 500] * 2)
@@ -668,7 +668,7 @@ def test_threads_share_a_model(model):
 
 
 class Slow:
-    "A session that takes its time, and notes how many texts each batch has."
+    "A slow session that records the number of texts in each batch."
 
     def __init__(self, session, seconds: float = 0.01):
         self.session, self.seconds, self.batches = session, seconds, []
@@ -696,7 +696,7 @@ class Held(Slow):
 
 @pytest.mark.parametrize("lists", [1, 6])
 def test_a_single_review_is_answered_during_long_lists(model, lists):
-    "It takes one batch, its own, and waits for none of theirs."
+    "It computes one batch, its own, and waits for no other."
     held = dataclasses.replace(model, session=Held(model.session))
     texts = [f"{'love ' * (10 + i % 90)}good" for i in range(200)]  # some twenty batches
     with ThreadPoolExecutor(lists + 1) as pool:
@@ -719,7 +719,7 @@ def wait_for(holds):
 
 
 def test_lists_take_turns(model):
-    "The one that came last is not the last to be begun, and a short one is not kept until a long one ends."
+    "The last request does not have to start last, and a short one does not wait until a long one ends."
     slow = dataclasses.replace(model, session=Slow(model.session, 0.01))
     with ThreadPoolExecutor(5) as pool:
         long = [pool.submit(predict_fn, ["love " * 60] * 800, slow) for _ in range(4)]
@@ -750,7 +750,7 @@ def test_a_single_request_does_not_wait(model, monkeypatch):
 
 
 class Fails:
-    "Computes the sum of each window, and fails wherever a 13 is among the tokens."
+    "Computes the sum of each window, and fails if a 13 is among the tokens."
 
     def __init__(self):
         self.entered, self.go = threading.Event(), threading.Event()
@@ -771,7 +771,7 @@ def test_the_error_of_one_request_is_its_own(lanes):
         first = pool.submit(queue.run, [[1, 1]])
         assert compute.entered.wait(PATIENCE)
         waiting = [pool.submit(queue.run, [[n, n], [n, n]]) for n in (2, 13, 3, 4, 13)]
-        wait_for(lambda: len(queue._turns) == 6)  # all of them stand in the queue, of one length: one batch
+        wait_for(lambda: len(queue._turns) == 6)  # all are in the queue with the same length: one batch
         compute.go.set()
         assert first.result(PATIENCE)[0] == [2]
         errors = [f.exception(PATIENCE) for f in waiting]
@@ -781,7 +781,7 @@ def test_the_error_of_one_request_is_its_own(lanes):
 
 
 def test_an_interrupted_thread_leaves_no_request_waiting():
-    "Whoever computes may be stopped by anything: what it had taken of others is computed by them."
+    "The computing thread may fail at any point: other threads then compute the windows that it had taken from them."
     entered, go, interrupted = threading.Event(), threading.Event(), []
 
     def compute(windows):
@@ -804,7 +804,7 @@ def test_an_interrupted_thread_leaves_no_request_waiting():
     assert entered.wait(PATIENCE)
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(queue.run, [[n] * 40, [n] * 90]) for n in range(3, 7)]
-        wait_for(lambda: len(queue._turns) == 5)  # of one length with what the first still has
+        wait_for(lambda: len(queue._turns) == 5)  # of the same length as the first one's remaining windows
         go.set()
         assert [int(f.result(PATIENCE)[0][0]) for f in waiting] == [120, 160, 200, 240]
     thread.join(PATIENCE)
@@ -813,7 +813,7 @@ def test_an_interrupted_thread_leaves_no_request_waiting():
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_many_threads_get_their_own_answers(lanes):
-    "Whatever the threads do, each gets the sums of its own windows, and the queue is idle afterwards."
+    "Each thread gets the sums of its own windows, whatever the others do, and the queue is idle afterwards."
     queue = BatchQueue(lambda windows: np.array([[sum(window)] for window in windows]), lanes)
 
     def ask(seed: int) -> bool:
@@ -827,7 +827,7 @@ def test_many_threads_get_their_own_answers(lanes):
 
 
 def test_a_short_request_computes_no_batch_of_a_list():
-    "Its windows may be in the hands of others already; then its thread waits, and its lane stays free."
+    "Other threads may already have its windows; then its thread waits, and its lane stays free."
     computed, stop = [], threading.Event()
 
     def compute(windows):
@@ -969,23 +969,23 @@ def test_threads_can_be_set(monkeypatch):
     assert inference.thread_count() >= 1
 
 
-# The container's rules
+# Rules of the container
 
 
 def test_handlers_take_what_the_container_passes():
-    "Its server counts a handler's parameters: all of them with the context, one fewer without."
+    "Its server counts a handler's parameters: with the context all of them, without it one fewer."
     handlers = (model_fn, input_fn, predict_fn, output_fn)
     assert [len(inspect.signature(handler).parameters) for handler in handlers] == [
         2,
         3,
         3,
         3,
-    ]  # with a context where there is one
+    ]  # with a context if there is one
     assert not hasattr(inference, "transform_fn")
 
 
 def test_the_file_stands_alone(model_dir, tmp_path):
-    "In an artifact, in a process that knows nothing of this project, it loads next to nothing."
+    "In an artifact, in a process without this project, it loads hardly any modules."
     code = add_inference_code(tmp_path)
     assert {path.name for path in code.iterdir()} == {"inference.py", "cleaning.py", "requirements.txt"}
     ask = (
@@ -1005,7 +1005,7 @@ def test_the_file_stands_alone(model_dir, tmp_path):
     assert not heavy & set(modules.split()) and {"onnxruntime", "tokenizers", "numpy"} <= set(modules.split())
 
 
-# The shape of a trained model
+# The graph of a trained model
 
 
 TEXTS = [
@@ -1065,7 +1065,7 @@ def test_answers_are_those_of_plain_transformers(trained):
 
 
 def fused(trained: tuple, graph: str, folder: Path, **change) -> str | None:
-    "Lay out an artifact as a training does; `change` is of what is known of the model."
+    "Write an artifact like a training job's; `change` changes the model's metadata."
     from sentiment_engine.model.served_graph import fuse
 
     folder.mkdir(exist_ok=True)
@@ -1084,10 +1084,10 @@ def weights_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("graph", "gap"),
-    [("fp32.onnx", 2e-6), ("int8.onnx", 0.1)],  # the rounding of the export alone moves an answer by 0.06
+    [("fp32.onnx", 2e-6), ("int8.onnx", 0.1)],  # the export's rounding alone changes an answer by 0.06
 )
 def test_a_fused_graph_answers_the_same(trained, tmp_path, graph, gap):
-    "Alone and in a batch, as near as rounding allows; and fusing it again changes nothing."
+    "Alone and in a batch, within rounding; and fusing it again changes nothing."
     exported, kept = serve(trained[1], graph), tmp_path / "model"
     assert fused(trained, graph, kept) is None
     served, weights = model_fn(kept), weights_of(kept)
@@ -1099,7 +1099,7 @@ def test_a_fused_graph_answers_the_same(trained, tmp_path, graph, gap):
 
 
 def test_a_fused_graph_has_only_what_an_answer_takes(trained, tmp_path):
-    "ONNX Runtime puts nothing slower in the place of what was written."
+    "ONNX Runtime does not replace the written operators with slower ones."
     import onnx
 
     assert fused(trained, "int8.onnx", tmp_path / "model") is None
@@ -1120,7 +1120,7 @@ def test_a_fused_graph_has_only_what_an_answer_takes(trained, tmp_path):
     ],
 )
 def test_a_model_that_has_no_graph_of_its_own_is_served_all_the_same(trained, tmp_path, graph, change, why):
-    "With the answers of its export, to the last bit."
+    "With exactly the answers of its export."
     exported, kept = serve(trained[1], graph), tmp_path / "model"
     assert why in fused(trained, graph, kept, **change)
     assert set(weights_of(kept)) == {"model.onnx", "model.onnx.data"}
@@ -1128,7 +1128,7 @@ def test_a_model_that_has_no_graph_of_its_own_is_served_all_the_same(trained, tm
 
 
 def test_a_graph_is_gone_while_its_weights_are_replaced(trained, tmp_path, monkeypatch):
-    "Weights of one model under the graph of another would load, and answer anything."
+    "One model's weights in another's graph would load, and give meaningless answers."
     import shutil
 
     kept, moved = tmp_path / "model", shutil.move
@@ -1162,7 +1162,7 @@ def test_weights_beside_a_graph_that_are_not_whole_are_found_out(trained, tmp_pa
     ("flags", "asked"), [("sse2 avx2", True), ("avx512f avx512_vnni", False), ("avx2 avx_vnni", False)]
 )
 def test_exact_sums_are_asked_for_only_where_sums_would_overflow(monkeypatch, flags, asked):
-    "Elsewhere they are exact anyhow, and asking for them makes answers two to three times slower."
+    "On other processors, sums are exact anyway, and the option makes answers two to three times slower."
     monkeypatch.setattr(inference.Path, "read_text", lambda *_, **__: f"flags\t\t: {flags}\n")
     assert inference.exact_sums() == ({"session.x64quantprecision": "1"} if asked else {})
 

@@ -1,4 +1,4 @@
-"What endpoints leave in S3, and what is read out of it, through a local cloud and the package's own functions."
+"The captures of endpoints in S3, and how the package reads them, through a local cloud."
 
 import json
 import random
@@ -32,7 +32,7 @@ def output_fn(answers, accept): return json.dumps(answers)
 
 
 def host(cloud, name: str, settings: Settings, address: str = ADDRESS) -> str:
-    "Bring up an endpoint that keeps its answers as the settings say."
+    "Start an endpoint that captures its answers according to the settings."
     bucket(cloud, BUCKET)
     register(cloud, name, HANDLERS)
     sagemaker = cloud.client("sagemaker")
@@ -52,7 +52,7 @@ def ask(cloud, name: str, inputs, **more):
 
 
 def objects(cloud, name: str) -> dict[str, list[dict]]:
-    "Return the lines that an endpoint left, by key."
+    "Return an endpoint's captured lines, by key."
     s3 = cloud.client("s3")
     found = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"captures/{name}/").get("Contents", [])
     bodies = {item["Key"]: s3.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read() for item in found}
@@ -120,7 +120,7 @@ def test_a_sample_is_a_sample(cloud):
     for _ in range(150):
         ask(cloud, name, "good")
     until(lambda: len(lines(cloud, name)) >= 15)
-    time.sleep(3)  # longer than what waits is left
+    time.sleep(3)  # longer than pending lines wait
     assert len(lines(cloud, name)) <= 85
 
 
@@ -173,7 +173,7 @@ def test_answers_that_are_lists_of_labels_count_by_their_first():
 
 @pytest.mark.parametrize(("tested", "alarms"), [(2000, 10), (400, 40)])
 def test_chance_alone_is_no_drift(tested, alarms):
-    "The least number of answers is enough: a thousand months without a change, and nearly no alarm."
+    "The minimum number of answers is enough: a thousand months without a change, and hardly any alarm."
     random.seed(1)
     kinds = [{"label": label, "score": s} for label in ("NEGATIVE", "POSITIVE") for s in (0.55, 0.7, 0.85, 0.93, 0.98)]
     draws = [Captured(random.choices(kinds, k=300), 300) for _ in range(1000)]

@@ -1,4 +1,4 @@
-"The export of a small model with random weights: it agrees with torch, or it is refused."
+"The export of a small model with random weights agrees with torch, or is refused."
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from sentiment_engine.model.onnx_export import example_batch, export, logit_gap,
 
 
 def small_model():
-    "Make a classifier of two layers whose logits lie far apart."
+    "Make a classifier of two layers whose logits are far apart."
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     torch.manual_seed(3)
@@ -36,7 +36,7 @@ def exported(model, tmp_path_factory):
 def test_an_export_agrees_with_torch_at_any_length(exported):
     _, gaps = exported
     assert set(gaps["fp32"]) == set(gaps["int8"]) == {"1x2", "1x5", "3x40", "2x512"}
-    assert max(gaps["fp32"].values()) < 1e-3 < max(gaps["int8"].values())  # rounded weights answer nearly alike
+    assert max(gaps["fp32"].values()) < 1e-3 < max(gaps["int8"].values())  # rounded weights answer nearly the same
 
 
 def test_texts_are_answered_in_their_order_and_padding_is_not_read(model, exported):
@@ -48,7 +48,7 @@ def test_texts_are_answered_in_their_order_and_padding_is_not_read(model, export
     for size in (1, 3, 16):
         found = predict_onnx(folder / "fp32.onnx", texts, pad=5, batch_size=size)
         assert np.abs(found - np.array(alone)).max() < 1e-3
-    assert np.ptp(alone) > 0.1  # or any order would do
+    assert np.ptp(alone) > 0.1  # otherwise any order would pass
 
 
 def test_an_export_that_differs_is_refused(model, tmp_path, monkeypatch):

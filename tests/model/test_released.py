@@ -1,4 +1,4 @@
-"The released model: whole, small enough, deployable, and as good as its card says."
+"The released model is complete, small enough, deployable, and as good as its card says."
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def test_every_file_is_the_one_that_was_released():
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory, metrics) -> Path:
-    "The model as it is deployed."
+    "The model in its deployed form."
     path = tmp_path_factory.mktemp("archive") / "model.tar.gz"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -60,7 +60,7 @@ def test_it_passes_the_preflight(archive):
 
 
 def test_it_answers_as_packed_what_it_answers_as_kept(packed):
-    "The served graph rounds at other places than the one that is kept: a label may turn where it is in two minds."
+    "The served graph rounds in other places than the stored one, so an undecided label may change."
     import onnx
 
     texts = list(load_suite()["text"][:100])
@@ -82,7 +82,7 @@ def test_a_changed_file_is_not_packed(tmp_path):
 
 def test_it_does_on_the_suite_what_its_card_says(packed, metrics):
     found, card = score_suite(served(packed)), (released_folder() / "README.md").read_text()
-    for name, row in found.iterrows():  # processors round differently, so a sentence or two may turn
+    for name, row in found.iterrows():  # processors round differently, so a sentence or two may change
         assert abs(row["accuracy"] - metrics["suite"][name]) <= (0.01 if name == "all" else 2.01 / row["rows"]), name
     assert set(found.index) == set(metrics["suite"])
     for part in (metrics, *metrics["by"]["part"].values()):
@@ -139,13 +139,13 @@ def test_it_contains_the_reference_for_monitoring(metrics):
 
 
 def labelled_texts(*rows: tuple) -> pd.DataFrame:
-    "Lay out texts and labels as the files of a release do."
+    "Write texts and labels in the format of a release's files."
     given = [(text, label, 0, "Books", "plain", "", "") for text, label in rows]
     return pd.DataFrame(given, columns=FIELDS)
 
 
 def texts_of(side: str, count: int) -> list[str]:
-    "Make up texts that a hash puts on one side."
+    "Make texts that the hash assigns to one side."
     made = (
         " ".join(f"{word}{n}" for word in "no other text has one of these ten words".split()) for n in itertools.count()
     )
@@ -202,7 +202,7 @@ def test_only_a_text_of_three_sentences_or_more_is_cut(text, cut):
 
 @pytest.mark.slow
 def test_it_can_be_made_again_from_other_reviews(tmp_path):
-    "The whole way on generated reviews: choose, teach, train, round, calibrate, measure, write."
+    "The whole process on generated reviews: choose, teach, train, quantize, calibrate, measure, write."
     write_reviews(tmp_path / "data/reviews", 2_500, seed=5)
     plain = [{"text": f"Said a friend: {r['text']}", "label": int(r["rating"] >= 4)} for r in read_reviews(tmp_path)]
     (tmp_path / "data/plain.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in plain[:400]))

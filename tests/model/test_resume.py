@@ -1,4 +1,4 @@
-"A training job that was interrupted ends with the weights of one that was not."
+"An interrupted training job ends with the same weights as an uninterrupted one."
 
 import json
 import re
@@ -18,7 +18,7 @@ from sentiment_engine.model.base_model import minilm_folder
 from sentiment_engine.model.training_job import SEAL, Checkpoints
 from tests.model.test_training import ROOT, prepare_job
 
-SECONDS = 300  # that a job may take on a busy machine
+SECONDS = 300  # limit of a job on a busy machine
 WORDS = ("sound", "broke", "lovely", "refund", "strings", "tuner", "hum", "cable", "warm", "cheap", "crisp", "dead")
 TWO_EPOCHS = (
     "--epochs",
@@ -62,25 +62,25 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepare(source, base) -> Callable[..., dict]:
-    "Lay out a job under a root and return how to start it."
+    "Write a job's files under a root and return how to start it."
 
     def lay_out(root: Path, *more: str, rows: pd.DataFrame | None = None) -> dict:
         job = prepare_job(source, root, base, reviews(64) if rows is None else rows, *TWO_EPOCHS, *more)
-        job["env"] |= {"OMP_NUM_THREADS": "1"}  # as many in each run, so that sums are rounded alike
+        job["env"] |= {"OMP_NUM_THREADS": "1"}  # the same number in each run, so that sums round equally
         return job
 
     return lay_out
 
 
 def finish(job: dict) -> str:
-    "Run a job to its end and return what it printed."
+    "Run a job to its end and return its output."
     done = subprocess.run(**job, capture_output=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 def interrupt(job: dict, root: Path, step: int) -> str:
-    "Run a job until it has its checkpoint of `step`, end it as spot capacity does, and return what it printed."
+    "Run a job until it has its checkpoint of `step`, end it like spot capacity, and return its output."
     printed = []
     with subprocess.Popen(**job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         for line in process.stdout:
@@ -90,7 +90,7 @@ def interrupt(job: dict, root: Path, step: int) -> str:
                 break
         assert process.wait(timeout=SECONDS) != 0, f"ended by itself:\n{''.join(printed)}"
     for later in (root / "checkpoints").glob("checkpoint-*"):
-        if number(later) > step:  # that it began before the signal came
+        if number(later) > step:  # that it started before the signal
             shutil.rmtree(later)
     return "".join(printed)
 
@@ -100,7 +100,7 @@ def number(checkpoint: Path) -> int:
 
 
 def resumed_at(printed: str) -> list[int]:
-    "Read at which step a job went on."
+    "Return the step at which a job resumed."
     return [int(step) for step in re.findall(r"resumed=(\d+)/", printed)]
 
 
@@ -113,7 +113,7 @@ def flat(state: object, name: str = "") -> dict[str, object]:
 
 
 def left_behind(root: Path) -> dict[str, object]:
-    "Return all that a job has at its end: weights, optimizer, schedule and random states, and what it serves."
+    "Return a job's complete final state: weights, optimizer, schedule, random states and the served model."
     import torch
     from safetensors.torch import load_file
 
@@ -126,7 +126,7 @@ def left_behind(root: Path) -> dict[str, object]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    "Name what differs between two jobs, to the last bit."
+    "List the differences between two jobs, to the last bit."
     first, second = left_behind(one), left_behind(other)
     assert first.keys() == second.keys() and len(first) > 100
     return [name for name, value in first.items() if not np.array_equal(np.asarray(value), np.asarray(second[name]))]
@@ -152,7 +152,7 @@ def test_an_interrupted_job_ends_as_one_that_was_not(prepare, uninterrupted, tmp
 
 
 def with_checkpoints_of(other: Path, root: Path) -> Path:
-    "Give a new job the checkpoints that another one has left."
+    "Give a new job another job's checkpoints."
     shutil.copytree(other / "checkpoints", root / "checkpoints")
     return root / "checkpoints"
 
@@ -194,7 +194,7 @@ DAMAGES = {
 def test_a_job_goes_on_from_the_last_whole_checkpoint(prepare, uninterrupted, tmp_path):
     kept = with_checkpoints_of(uninterrupted, tmp_path)
     DAMAGES["zeros"](kept / f"checkpoint-{LAST}/optimizer.pt")
-    shutil.copytree(kept / f"checkpoint-{LAST}", kept / "checkpoint-old")  # no number: somebody's copy
+    shutil.copytree(kept / f"checkpoint-{LAST}", kept / "checkpoint-old")  # no number: a person's copy
     printed = finish(prepare(tmp_path))
     assert f"passed_over=checkpoint-{LAST} because=optimizer.pt has changed" in printed
     assert resumed_at(printed) == [LAST - 1] and differences(uninterrupted, tmp_path) == []
@@ -219,7 +219,7 @@ HOPELESS = "--early_stopping 2 --evaluations 2 --epochs 4 --learning_rate 1e-9".
 
 
 def test_an_interrupted_job_stops_early_where_the_other_would(prepare, tmp_path):
-    "Nothing is learnt at such a rate, so the first of the evaluations, every two steps, stays the best."
+    "The model learns nothing at such a rate, so the first of the evaluations, every two steps, stays the best."
     printed = finish(prepare(tmp_path / "whole", *HOPELESS))
     assert "step=6/16" in printed and "step=7/16" not in printed
     root = tmp_path / "interrupted"

@@ -1,4 +1,4 @@
-"The server around a model as a process: what it answers, counts and logs, and how it ends."
+"The model's server as a process: its answers, counts and logs, and how it ends."
 
 import asyncio
 import gzip
@@ -46,7 +46,7 @@ def predict_fn(data, model):
 
 @pytest.fixture
 def artifact(tmp_path) -> Path:
-    "A model that answers `slow FILE` when that file exists, and fails over `fault`."
+    "A model that answers `slow FILE` once that file exists, and fails on `fault`."
     folder = write_tiny_model(tmp_path / "model")
     code = add_inference_code(folder)
     (code / "inference.py").rename(code / "inference_of_the_model.py")
@@ -106,7 +106,7 @@ def test_requests_under_way_are_answered_before_the_end(artifact):
         wait_for(lambda: server.metrics()["under_way"] == 3)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: not listens(server.port))
-        time.sleep(0.5)  # longer than a server takes that waits for nobody
+        time.sleep(0.5)  # longer than an idle server takes to end
         assert server.process.poll() is None and not any(one.done() for one in slow)
         (artifact / "go").touch()
         assert [one.result(60).json()[0]["label"] for one in slow] == ["POSITIVE"] * 3
@@ -124,7 +124,7 @@ def listens(port: int) -> bool:
 
 
 def test_a_connection_that_is_kept_open_takes_no_new_request_while_it_drains(artifact):
-    "Right after the signal it is told to come again; then it is closed."
+    "Right after the signal a client gets 503 or the connection closes."
     with running(artifact) as server, httpx.Client(timeout=60) as client, ThreadPoolExecutor(1) as pool:
         client.get(f"{server.url}/ping")
         slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_it_at_once(artifact, numbers):
         assert server.process.poll() is None and not slow.done()
         server.process.send_signal(numbers[1])
         log = server.end(60)
-        with suppress(httpx.HTTPError):  # there may be no time to tell
+        with suppress(httpx.HTTPError):  # there may be no time for an answer
             assert slow.result(60).status_code == 503
     assert [entry["signal"] for entry in log if entry["event"] == "draining"] == [number.name for number in numbers]
 
@@ -176,7 +176,7 @@ def test_an_idle_server_ends_at_once(artifact, number):
 
 
 def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
-    "The local cloud shows the last line to whoever waits for the endpoint."
+    "The local cloud shows the last line to the user who waits for the endpoint."
     (artifact / "tokenizer.json").write_text("{")
     command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
@@ -189,7 +189,7 @@ def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
 
 
 def test_the_model_is_loaded_before_the_web_server_is_imported(artifact):
-    "Whoever starts it waits for the model; what can be imported meanwhile is not in its way."
+    "A start waits for the model; other imports happen meanwhile and do not delay it."
     said = "import sys\nassert not {'asyncio', 'uvicorn'} & set(sys.modules), 'imported too early'\n"
     (artifact / "code" / "inference.py").write_text(said + SLOW)
     with running(artifact) as server:
@@ -252,7 +252,7 @@ def test_the_log_is_lines_of_json_without_what_people_wrote(artifact):
 
 
 def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
-    "As many lists as an ordinary pool has threads do not keep it at the door."
+    "As many lists as a default pool has threads do not delay it."
     with running(artifact) as server, ThreadPoolExecutor(20) as pool:
         lists = [pool.submit(server.ask, [f"slow {artifact / 'go'} love"] * 50) for _ in range(20)]
         wait_for(lambda: server.metrics()["under_way"] == 20)
@@ -262,7 +262,7 @@ def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
 
 
 def test_the_answer_has_its_content_type(artifact):
-    "Not what the sender would have liked."
+    "Not the content type that the sender prefers."
     with running(artifact) as server:
         for accept in ("application/json", "text/html, application/*", "application/json, text/plain, */*", "*/*"):
             given = httpx.post(f"{server.url}/invocations", json={"inputs": "love"}, headers={"accept": accept})
@@ -274,7 +274,7 @@ def test_the_answer_has_its_content_type(artifact):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    "A server for requests that change nothing."
+    "A server for read-only requests."
     folder = write_tiny_model(tmp_path_factory.mktemp("served") / "model")
     add_inference_code(folder)
     with running(folder) as server, httpx.Client(timeout=30) as server.client:
@@ -331,7 +331,7 @@ def test_a_client_that_asks_first_is_told_before_it_sends_too_much(served):
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/nothing"), ("PUT", "/ping"), ("GET", "/invocations")])
 def test_a_refusal_before_the_body_ends_the_connection(served, method, path):
-    "Its sender does not send the body any more, so whatever came next would be taken for it."
+    "Its sender no longer sends the body, so the server would take the next request for it."
     pieces = [clients.LENGTH + b"Expect: 100-continue\r\n\r\n", b"NEXT" + clients.WHOLE]
     assert len(clients.talk(served.url + path, pieces, 2, method)) == 1
 

@@ -1,4 +1,4 @@
-"The model server's memory and patience have bounds, whatever is sent and however often."
+"The model server's memory and waiting time are bounded, whatever clients send and however often."
 
 import gzip
 import json
@@ -20,14 +20,14 @@ from sentiment_engine.model.released import released_folder
 from tests.doubles.tiny_model import write_tiny_model
 from tests.model.test_serving import Server, running, wait_for
 
-LIMIT = 50_000  # characters that are read of a text
+LIMIT = 50_000  # characters that are read from a text
 AT_ONCE = 4
 ALLOWED = 400 * 2**20  # bytes over idle
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    "The real server with the released model's tokenizer, and a model behind it that computes in no time."
+    "The real server with the released model's tokenizer and a model that answers at once."
     folder = tmp_path_factory.mktemp("memory") / "model"
     vocabulary = json.loads((released_folder() / "tokenizer.json").read_text())["model"]["vocab"]
     write_tiny_model(folder, weights=dict.fromkeys(sorted(vocabulary, key=vocabulary.get), 0))
@@ -41,7 +41,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 @contextmanager
 def watched(server: Server) -> Iterator[list[int]]:
-    "Note the most bytes that the server takes over idle."
+    "Record the server's peak memory above idle, in bytes."
     peak, ended, process = [0], threading.Event(), psutil.Process(server.process.pid)
 
     def watch():
@@ -64,7 +64,7 @@ def prose(characters: int) -> str:
 
 
 SHORT_WORDS, CJK = "a " * (LIMIT // 2), "\u597d\u7684\u7535\u5f71" * (LIMIT // 4)
-KINDS = {  # name: texts, further fields, whether each end was left out
+KINDS = {  # name: texts, further fields, whether each end was omitted
     "long texts": ([prose(LIMIT)] * 50, {}, True),
     "one text at the limit": ([prose(LIMIT)], {}, True),
     "words of one character": ([SHORT_WORDS] * 20, {}, True),
@@ -103,7 +103,7 @@ def test_packed_bodies_count_with_what_they_hold(server):
     body = gzip.compress(json.dumps({"inputs": ["\U0001f600" * LIMIT] * 50}, ensure_ascii=False).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     with watched(server) as peak, ThreadPoolExecutor(30) as pool:
-        for _ in range(3):  # what one wave frees serves the next
+        for _ in range(3):  # the memory that one wave frees serves the next
             asked = [
                 pool.submit(httpx.post, f"{server.url}/invocations", content=body, headers=headers, timeout=120)
                 for _ in range(30)
@@ -114,7 +114,7 @@ def test_packed_bodies_count_with_what_they_hold(server):
     assert server.ask("good").status_code == 200
 
 
-MOST = 128  # requests that are answered or wait for it
+MOST = 128  # requests in progress or waiting
 WAITING = """
 import json, threading
 from inference_of_the_model import Busy

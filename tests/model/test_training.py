@@ -56,12 +56,12 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    "What the container would get: nothing of the project but this folder is imported."
+    "The container's code: nothing else of the project is imported."
     return training_source(ROOT / "infra_scripts/train.py", tmp_path_factory.mktemp("source"))
 
 
 def prepare_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> dict:
-    "Lay out what SageMaker gives a job, with `root` for /opt/ml; return how to start it."
+    "Write the files that SageMaker gives a job, with `root` as /opt/ml; return how to start it."
     env = {"SM_CHANNEL_BASE": base, "SM_MODEL_DIR": root / "model", "SM_OUTPUT_DATA_DIR": root / "output/data"}
     for name, rows in {"train": train, "validation": reviews(12), "test": reviews(12)}.items():
         env[f"SM_CHANNEL_{name.upper()}"] = folder = root / "input/data" / name
@@ -73,13 +73,13 @@ def prepare_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *argu
 
 
 def run_job(source: Path, root: Path, base: Path, train: pd.DataFrame, *arguments: str) -> subprocess.CompletedProcess:
-    "Run train.py as SageMaker does."
+    "Run train.py like SageMaker."
     return subprocess.run(**prepare_job(source, root, base, train, *arguments), capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, source, base) -> tuple[Path, str]:
-    "A model trained for a few steps: its /opt/ml and what the job printed."
+    "A model trained for a few steps: its /opt/ml and the job's output."
     root = tmp_path_factory.mktemp("job")
     done = run_job(source, root, base, reviews(64), "--max_steps", "6", "--max-length", "32")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -117,7 +117,7 @@ def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(base)
     trainer = fit(load_model(str(base), recipe), tokenizer, encode(tokenizer, taught, 16), recipe, tmp_path)
     said = predict_rows(trainer, tokenizer, rows)["positive"]
-    assert (said - taught["target"]).abs().max() < 0.1, "a label would have taught it to be sure"
+    assert (said - taught["target"]).abs().max() < 0.1, "a hard label would have made it sure"
 
 
 def test_artifact_is_complete(trained):
@@ -160,14 +160,14 @@ def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
 
     folder = trained[0] / "model"
     found = json.loads((folder / "calibration.json").read_text())
-    assert found["rows"] == 12 and not found["reached"], "twelve answers prove nothing, however right"
+    assert found["rows"] == 12 and not found["reached"], "twelve answers prove nothing, even if all are right"
     assert json.loads((folder / "metrics.json").read_text())["calibration"] == found
     assert "no answer is called sure" in (folder / "README.md").read_text()
     assert predict_fn([KIND[0]], model_fn(folder))[0]["sure"] is False
 
 
 def test_torchrun_trains_one_model_in_two_processes(source, base, tmp_path):
-    "As on a machine with several GPUs: both train, the first alone writes."
+    "As on a machine with several GPUs: both train, only the first one writes."
     job = prepare_job(source, tmp_path, base, reviews(64), "--max-length", "16", "--time-budget", "600")
     job["args"][:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(**job, capture_output=True, timeout=300)
@@ -192,7 +192,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_all_processes_of_a_training_have_one_clock(tmp_path):
-    "A budget of time that each kept by its own clock would end at different steps, and the others wait for ever."
+    "With a time budget on separate clocks, processes would stop at different steps, and some would wait for ever."
     (tmp_path / "clocks.py").write_text(CLOCKS)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -239,7 +239,7 @@ def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, mon
 
 
 class Aws:
-    "AWS as an administrator meets it who has credentials and a region: every call is noted, and IAM denies."
+    "AWS for an administrator with credentials and a region: it records every call, and IAM denies."
 
     def __init__(self, refusal: ClientError | None = None):
         self.session = boto3.Session("id", "key", region_name="eu-central-1")
@@ -266,7 +266,7 @@ class Aws:
 
 @pytest.fixture
 def no_settings(monkeypatch):
-    "An environment with nothing in it that the SDK or boto3 would heed, and statistics that nobody may send."
+    "An environment without variables for the SDK or boto3; telemetry fails the test."
     for name in [name for name in os.environ if name.startswith(("SAGEMAKER_", "AWS_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr("requests.get", lambda *given, **_: pytest.fail(f"something was reported to {given}"))
@@ -274,11 +274,11 @@ def no_settings(monkeypatch):
 
 
 def sent(thread: threading.Thread):
-    assert thread.name != "sagemaker-telemetry", "the SDK reports to AWS what it was asked for"
+    assert thread.name != "sagemaker-telemetry", "the SDK reports its use to AWS"
 
 
 def wanted(source: Path, kind: str = "ml.g4dn.xlarge", **more) -> TrainingJob:
-    "Ask for a job as the notebook does."
+    "Request a job like the notebook."
     place = {"role": "arn:aws:iam::111122223333:role/training", "bucket": "artifacts"}
     return TrainingJob(
         source, {"train": "s3://lake/sample/train.parquet"}, {"epochs": 1}, kind, **place, mark=MARK, **more
@@ -294,7 +294,7 @@ def test_a_job_is_started_with_credentials_and_a_region_whatever_iam_says_of_the
     assert addresses[0] == "s3://lake/sample/train.parquet" and len(addresses) == 3
     assert all(address.startswith("s3://artifacts/training-code/") for address in addresses[1:])
     assert aws.keys and all(key.startswith("/training-code/") for key in aws.keys)
-    assert not [name for name in os.environ if name.startswith("SAGEMAKER_")], "what was set is restored"
+    assert not [name for name in os.environ if name.startswith("SAGEMAKER_")], "the setting is restored"
 
 
 def test_user_settings_for_the_sdk_are_restored(source, no_settings, monkeypatch):
@@ -349,7 +349,7 @@ def test_the_local_cloud_has_no_gpu_either_unless_this_machine_has_one(cloud, so
 
 
 def machine(root: Path, driver: str) -> Path:
-    "Lay out an image that brings CUDA's compatibility libraries, on a machine with a driver."
+    "Simulate an image with CUDA's compatibility libraries on a machine with a driver."
     (root / COMPAT).mkdir(parents=True)
     (root / COMPAT / "libcuda.so.580.65.06").touch()
     (root / COMPAT / "libcuda.so.1").symlink_to("libcuda.so.580.65.06")
@@ -363,10 +363,10 @@ def machine(root: Path, driver: str) -> Path:
     [
         ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "/lib", "{compat}:/lib"),
         ("Open Kernel Module for x86_64  570.9", "ml.g6.xlarge", "", "{compat}"),
-        ("x86_64 Kernel Module  580.65.06", "ml.g4dn.xlarge", "/lib", None),  # as new: the libraries are for older ones
+        ("x86_64 Kernel Module  580.65.06", "ml.g4dn.xlarge", "/lib", None),  # equally new
         ("x86_64 Kernel Module  1000.1", "ml.g4dn.xlarge", "/lib", None),
         ("x86_64 Kernel Module  550.163.01", "ml.m5.large", "/lib", None),
-        ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "{compat}:/lib", None),  # started so already
+        ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "{compat}:/lib", None),  # already restarted this way
     ],
 )
 def test_libraries_for_an_older_driver_are_used_as_the_images_own_entrypoint_does(
@@ -397,7 +397,7 @@ def test_a_base_model_that_was_tampered_with_is_replaced(cloud, base, monkeypatc
 
 
 class Account:
-    "SageMaker, its logs and S3, with the jobs that they know; what is in `faults` is raised first."
+    "SageMaker, its logs and S3, with known jobs; they first raise the errors in `faults`."
 
     def __init__(self, *jobs: dict):
         self.jobs, self.faults, self.asked, self.objects = {j["TrainingJobName"]: j for j in jobs}, [], [], {}
@@ -431,7 +431,7 @@ class Account:
 
 
 def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MARK, **more) -> dict:
-    "Describe a training job as SageMaker does."
+    "Describe a training job like SageMaker."
     name, place = f"{job_start(Settings(), mark)}{number}", f"s3://{bucket}/models"
     found = {"TrainingJobName": name, "TrainingJobStatus": status, "OutputDataConfig": {"S3OutputPath": place}}
     return found | {"ModelArtifacts": {"S3ModelArtifacts": f"{place}/{name}/output/model.tar.gz"}} | more
@@ -442,7 +442,7 @@ def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MAR
     [
         ([], None),
         ([job("InProgress")], 1),
-        ([job("Completed")], 1),  # while nobody watched
+        ([job("Completed")], 1),  # while it was not watched
         ([job("Failed")], None),
         ([job("Stopping")], None),
         ([job("Failed", 1), job("InProgress", 2)], 2),
@@ -480,7 +480,7 @@ def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws(monkeypatch):
     monkeypatch.setattr("sentiment_engine.polling.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
     assert wait_for_training(account, account, name, told.append)["TrainingJobStatus"] == "Completed"
     assert told == ["[train] step=1", "[train] step=2"]
-    assert account.asked[0] == 0 and account.asked[-1] == 5  # not from the beginning each time
+    assert account.asked[0] == 0 and account.asked[-1] == 5  # not from the start each time
 
 
 def test_whoever_waits_for_hours_asks_seldom(monkeypatch):
@@ -586,7 +586,7 @@ def test_a_walkthrough_rejects_a_wrong_parameter_before_it_asks_any_cloud(notebo
 
 
 def steps_told(printed: str) -> list[int]:
-    "Read the numbers of the steps that a job told."
+    "Read the step numbers in a job's output."
     return [int(step) for step in re.findall(r"step=(\d+)/", printed)]
 
 
@@ -597,12 +597,12 @@ def test_a_killed_job_goes_on_where_it_was(source, base, tmp_path):
     with subprocess.Popen(**job, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         for line in process.stdout:
             if any(step >= 12 for step in steps_told(line)):
-                process.kill()  # as spare capacity goes: without a word
+                process.kill()  # like lost spare capacity: without a warning
                 break
     assert not (tmp_path / "model/model.onnx").exists()
     whole = (tmp_path / "checkpoints").glob("checkpoint-*/trainer_state.json")  # the file that is written last
     newest = max((state.parent for state in whole), key=lambda path: int(path.name.split("-")[1]))
-    shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-36")  # one whose state arrived before its weights
+    shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-36")  # whose state arrived before its weights
     (tmp_path / "checkpoints/checkpoint-36/model.safetensors").write_bytes(b"killed while it was writ")
     shutil.copytree(newest, tmp_path / "checkpoints/checkpoint-37")
     (tmp_path / "checkpoints/checkpoint-37/optimizer.pt").unlink()

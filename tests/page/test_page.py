@@ -153,7 +153,7 @@ def test_the_page_takes_every_way_to_write_a_number_that_the_api_takes(visitor, 
     page.locator("#phone").fill("")
     longest = max(ACCEPTED, key=len)
     page.locator("#phone").focus()
-    page.keyboard.insert_text(longest)  # as pasted: what is too long for the field would be cut off
+    page.keyboard.insert_text(longest)  # as pasted: the field would truncate a longer one
     assert page.locator("#phone").input_value() == longest and len(sent) == len(ACCEPTED) + len(EMPTY)
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
     assert "2025550123" not in kept
@@ -195,7 +195,7 @@ def test_a_number_needs_consent(visitor, engine, asleep):
 
 def test_start_on_a_model_that_is_awake_already_reads_what_waits(visitor, engine, asleep):
     page = visitor.arrive("asleep")
-    engine.wake()  # by somebody else
+    engine.wake()  # by another visitor
     ask(page, COMPLAINT)
     visitor.see("awake")
     expect(page.locator("#answer .verdict strong")).to_have_text("Negative")
@@ -216,7 +216,7 @@ def test_waking_survives_reload_and_is_seen_in_other_tabs(visitor, engine, aslee
     run = engine.call("GET", "/status")["runId"]
     page.reload()
     visitor.see("waking")
-    visitor.see("waking", other)  # at once: the tabs tell each other
+    visitor.see("waking", other)  # at once: the tabs notify each other
     visitor.see("awake")
     visitor.see("awake", other)
     assert engine.call("GET", "/status")["runId"] == run
@@ -310,7 +310,7 @@ def test_a_long_start_is_reported(visitor, engine, asleep):
     visitor.see("awake")
 
 
-# A notification is shown by the operating system: what the page asks of the browser is written down here.
+# The operating system shows notifications, so this records the page's calls to the browser.
 NOTICES = """
 window.notices = [];
 window.Notification = class { static permission = 'default';
@@ -326,7 +326,7 @@ def test_the_browser_notifies_in_a_hidden_tab_if_allowed(visitor, asleep):
     page.get_by_role("button", name="Notify me in this browser").focus()
     with page.expect_response("**/status"):
         page.evaluate("dispatchEvent(new Event('online'))")
-    expect(page.locator("#notify")).to_be_focused()  # a look at the service moves nothing from under the fingers
+    expect(page.locator("#notify")).to_be_focused()  # a poll moves nothing while a visitor touches the page
     page.keyboard.press("Enter")
     expect(page.locator("#notify")).to_be_hidden()
     expect(page.locator("#start-form")).to_contain_text("This browser notifies you while this tab is open.")
@@ -348,7 +348,7 @@ def test_a_phone_whose_browser_lets_no_page_notify_is_promised_nothing(visitor, 
     assert text_of(page, "#notify-text") == ""
 
 
-# ---- looking at the service
+# ---- polling the service
 
 
 def test_an_older_answer_overtakes_no_newer_one(visitor, engine):

@@ -1,4 +1,4 @@
-"The page's own rules, against a service that is made up: no engine, so each test takes a second or two."
+"The page's own rules against a simulated service: no engine, so each test takes a second or two."
 
 import json
 import re
@@ -45,7 +45,7 @@ def answer(text: str, score: float = 0.9, **more) -> dict:
 
 
 class Service:
-    "A page and what its service says: `status` always, `replies` one by one to /predict, then what `predict` makes."
+    "A page and its service, which answers `status`, and to /predict first each of `replies`, then `predict`'s results."
 
     def __init__(self, page: Page):
         self.page, self.status, self.replies, self.config = page, ASLEEP, [], {}
@@ -75,7 +75,7 @@ class Service:
         return reply | {"secondsLeft": 1800, "shutdownAt": "2026-01-01T00:30:00Z"}
 
     def arrive(self, status: dict | None = None, clock: bool = False) -> Page:
-        "Open the page; with `clock`, its time stands still until it is moved."
+        "Open the page; with `clock`, its time stands still until a test advances it."
         self.status = status or self.status
         if clock:
             self.page.clock.install(time=0)
@@ -84,12 +84,12 @@ class Service:
         expect(self.page.locator("html")).not_to_have_attribute("data-view", "loading")
         return self.page
 
-    def gap(self, step: float = 1) -> float:  # seconds, to within a step; above 100 if it looks no more
-        "Let the page's time pass until it looks at the service."
+    def gap(self, step: float = 1) -> float:  # seconds, to within a step; above 100 if it no longer polls
+        "Advance the page's clock until it polls the service."
         before, waited = self.looks, 0.0
         while self.looks == before and waited < 100:
             self.page.clock.run_for(1000 * step)
-            self.page.evaluate("() => fetch('config.json')")  # what was asked before is served before
+            self.page.evaluate("() => fetch('config.json')")  # earlier requests are served first
             waited += step
         return waited
 
@@ -204,7 +204,7 @@ def test_a_bar_is_never_full_before_the_model_is_up(service):
     assert text_of(page, "#eta") == "any moment now"
 
 
-# ---- when the page looks at the service
+# ---- when the page polls the service
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_copied_commands_and_links_keep_every_character(service):
     page.goto("about:blank")
     page.goto(copied["link"])
     expect(page.locator("#review")).to_have_value(text)
-    assert page.url == HOME and len(service.asked) == 1  # the link is read once and asks nothing
+    assert page.url == HOME and len(service.asked) == 1  # the link is read once and sends nothing
 
 
 def test_a_link_leaves_a_way_back_to_what_was_written(service):

@@ -38,7 +38,7 @@ def test_no_sideways_scrolling(visitor, awake, width):
 
 
 def violations(page: Page, state: str) -> list[str]:
-    "Return what axe objects to, and sideways scrolling on the narrowest phone."
+    "Return axe's violations, and any sideways scrolling on the narrowest phone."
     found = []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
@@ -135,7 +135,7 @@ def test_axe_in_trouble(plain, engine, asleep):
 
 
 def test_axe_would_notice(plain, asleep):
-    "A label that is missing and a grey that is too pale are found, or the tests above show nothing."
+    "axe finds a missing label and a grey that is too pale; otherwise the tests above prove nothing."
     page = plain.arrive("asleep")
     page.evaluate("document.querySelector('label[for=review]').remove(); lead.style.color = '#bbb'")
     found = violations(page, "broken")
@@ -143,7 +143,7 @@ def test_axe_would_notice(plain, asleep):
 
 
 def tab_to(page: Page, name: str):
-    "Press Tab until the control of this name has the focus, which must be seen. Fails if it cannot be reached."
+    "Press Tab until the control with this name has a visible focus. Fails if it cannot be reached."
     for _ in range(40):
         page.keyboard.press("Tab")
         here = page.evaluate("""(() => { const n = document.activeElement, label = n.labels?.[0]?.textContent;

@@ -95,7 +95,7 @@ DROP = """([name, text]) => { const dataTransfer = new DataTransfer();
 )
 def test_a_file_may_be_dropped_and_may_be_anything(visitor, asleep, table, reviews, said):
     page = visitor.arrive("asleep")
-    assert page.evaluate(DROP, ["x.csv", table]) is False  # taken: the browser does not leave the page for it
+    assert page.evaluate(DROP, ["x.csv", table]) is False  # accepted: the browser does not navigate to it
     expect(page.locator("#review-form")).to_contain_text(said)
     assert page.locator("#review").input_value() == reviews
     assert page.evaluate("seen.ran") == [] and page.locator("#review-form img").count() == 0
@@ -160,7 +160,7 @@ SERVERLESS |= {"shutdownAt": None, "secondsLeft": None, "endpoint": "serverless"
 
 
 def wakes(seconds: float) -> dict:
-    "Return what the service says of a serverless model that is being loaded."
+    "Return the service's answer while a serverless model is loading."
     return {"error": {"code": "waking", "message": "The model is waking up.", "retryAfterSeconds": seconds}}
 
 
@@ -170,7 +170,7 @@ def test_a_serverless_model_that_wakes_up_is_asked_again_until_it_answers(visito
     visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
     page.reload()
     expect(page.locator("#lead")).to_contain_text("After a pause, the first answer can take a minute.")
-    page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1.5)), times=6)  # more than busy may
+    page.route("**/predict", lambda route: route.fulfill(status=503, json=wakes(1.5)), times=6)  # longer than busy may
     ask(page, COMPLAINT)
     hint = "It wakes up after a pause, which can take a minute: next try in 2 s, after 0:00."
     expect(page.locator("#read-hint")).to_have_text(hint)
@@ -219,7 +219,7 @@ def test_words_are_asked_for_again_while_a_serverless_model_wakes_up(visitor, aw
 
 
 def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_slept(visitor, engine, awake):
-    "It is awake: such a request is too heavy for it."
+    "It is awake, but such a request takes too long."
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")
     visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
@@ -261,12 +261,12 @@ def test_marked_words_belong_to_the_visible_answer(visitor, awake):
     why = page.get_by_role("button", name="Which words count?")
     why.click()
     expect(page.locator("#words")).to_be_visible()
-    page.locator("#history button").click()  # what was answered then
+    page.locator("#history button").click()  # the earlier answer
     expect(page.locator("#answer .stored")).to_be_visible()
     before = predictions(visitor)
     why.dblclick()
     expect(page.locator("#words")).to_be_visible()
-    expect(page.locator("#answer .stored")).to_have_count(0)  # it was answered anew, words and all
+    expect(page.locator("#answer .stored")).to_have_count(0)  # it was answered again, with its words
     assert predictions(visitor) == before + 1
     ask(page, PRAISE)
     page.route("**/predict", lambda route: held.append(route), times=1)
@@ -381,7 +381,7 @@ def test_an_invalid_answer_is_reported(visitor, awake):
 
 
 def test_the_model_version_and_certainty_are_shown(visitor, awake):
-    "How sure it is and in how many parts a long review was read, instead of our guess from the share."
+    "The answer states how sure it is and how many parts were read, so the page need not guess from the share."
     page, said = visitor.arrive("awake"), {"sure": False, "windows": 3, "truncated": False}
 
     def change(route):
@@ -408,7 +408,7 @@ def test_limits_are_told_before_anything_is_sent(visitor, awake):
     expect(page.locator("#counter")).to_have_text("10,001 of 10,000 characters")
     expect(page.locator("#review-error")).to_contain_text("10,000 characters at most")
     page.locator("#read").click()
-    page.locator("#review").fill("🎸" * 10_000)  # counted as the service counts
+    page.locator("#review").fill("🎸" * 10_000)  # counted like the service does
     expect(page.locator("#review-error")).to_be_hidden()
     assert predictions(visitor) == 0
 

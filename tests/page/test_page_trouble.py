@@ -1,4 +1,4 @@
-"The page under attack and in trouble. Only failures of the network are made up."
+"The page under attack and with faults. Only network failures are simulated."
 
 import json
 import re
@@ -112,7 +112,7 @@ def test_going_to_sleep_is_shown_until_it_sleeps(visitor, engine, awake):
         expect(page).to_have_title(re.compile("^Going to sleep"))
         expect(page.locator("#title")).to_be_focused()
         expect(page.locator("#announce")).to_contain_text("The machine is being switched off")
-        assert "/h" in text_of(page, "#sign-cost")  # it still costs
+        assert "/h" in text_of(page, "#sign-cost")  # it still costs money
         assert page.locator("#starting, #compose, #awake").evaluate_all("(all) => all.every((n) => n.hidden)")
     visitor.see("asleep")
     assert text_of(page, "#sign-cost") == "Next to nothing"
@@ -129,7 +129,7 @@ def test_a_start_beyond_the_budget_says_so_and_what_it_costs(visitor, engine, as
     assert engine.state() == "STOPPED"
 
 
-OWN = "+1 202 555 0177"  # of one test: other tests' Starts would count as uses of it
+OWN = "+1 202 555 0177"  # only for this test: other tests' starts would count as uses of it
 
 
 def test_a_number_that_was_told_a_moment_ago_is_told_when_to_come_back(visitor, engine, asleep):
@@ -167,7 +167,7 @@ def test_a_number_is_not_taken_when_no_message_can_be_sent(visitor, engine, asle
 def test_the_savings_of_sleep_are_shown(visitor, engine, awake):
     engine.sleep()
     until(lambda: not engine.cloud.client("sagemaker").list_endpoints()["Endpoints"])
-    engine.cloud.advance_clock(301)  # the reconciler comes by and books the run: it is paid until AWS has deleted it
+    engine.cloud.advance_clock(301)  # the reconciler books the run, which costs money until its endpoint is gone
     table, items = usage_table(engine.settings), engine.cloud.client("dynamodb").scan
     until(lambda: not items(TableName=table)["Items"][0]["open"]["M"])
     engine.cloud.advance_clock(3600)
@@ -198,7 +198,7 @@ def test_trouble_is_explained_and_ends_by_itself(visitor, asleep, answer, title,
     expect(page.locator("#trouble")).to_be_visible()
     expect(page.locator("#trouble-title")).to_contain_text(title)
     expect(page.locator("#trouble-text")).to_contain_text(reason)
-    expect(page.locator("#trouble-text")).not_to_contain_text("Too Many")  # the gateway's words are none for people
+    expect(page.locator("#trouble-text")).not_to_contain_text("Too Many")  # the gateway's message is not for people
     expect(page.locator("#trouble-text")).to_contain_text("Nothing extra is charged")
     expect(page.locator("#title")).to_have_text("The state is unknown")
     page.unroute("**/status")

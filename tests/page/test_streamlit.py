@@ -1,4 +1,4 @@
-"The developer's page, run by Streamlit's own test harness against the engine, and against what is no engine."
+"The developers' page in Streamlit's own test harness, against the engine and against other servers."
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ APP = ROOT / "website" / "app.py"
 
 @pytest.fixture
 def open_app(monkeypatch):
-    "Open the page for an API; none: SENTIMENT_API_URL is not set. Other variables are given in full."
+    "Open the page for an API; none: SENTIMENT_API_URL is not set. Other variables have their full names."
     for name in ("SENTIMENT_API_URL", "SENTIMENT_SITE_ORIGIN", "SENTIMENT_INBOX_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -40,7 +40,7 @@ def open_app(monkeypatch):
 
 
 def checked(app: AppTest) -> AppTest:
-    "Fail if the page has raised."
+    "Fail if the page raised an exception."
     assert not app.exception, app.exception[0].value
     return app
 
@@ -90,7 +90,7 @@ def impostor() -> Iterator[tuple[str, list]]:
             says[:2] = usual
 
         def log_message(self, *_):
-            "Be quiet."
+            "Log nothing."
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -161,7 +161,7 @@ def test_the_words_that_count_are_shown_when_asked_for(open_app, engine):
     app = ask(app, "\n".join(["good"] * 11 + ["bad"]))
     assert len(app.dataframe[0].value) == 12 and "bad -" in app.dataframe[0].value["why"].iloc[-1]
     sent = [call["sent"]["inputs"] for call in log(app) if call["path"] == "/predict"]
-    assert [len(inputs) for inputs in sent[:2]] == [2, 10]  # as many at a time as the API explains
+    assert [len(inputs) for inputs in sent[:2]] == [2, 10]  # as many at a time as the API may explain
     app.checkbox(key="explain").uncheck()
     app = ask(app, "good")
     assert "explanation" not in last(app, "/predict")["reply"]["predictions"][0]
@@ -171,7 +171,7 @@ TABLE = b'stars;text;note\n5;"Lovely; warm";x\n1;It broke. Terrible.;y\n3;;z\n'
 
 
 def read_table(app: AppTest, table: bytes, column: str = "") -> AppTest:
-    "Have a file read; the harness forgets it with every run."
+    "Upload a file, because the harness forgets it with every run."
     app.file_uploader(key="table").set_value(("mine.csv", table, "text/csv"))
     app.text_input(key="column").input(column)
     return press(app, "Read")
@@ -201,7 +201,7 @@ def test_reviews_come_from_a_file_or_an_example(open_app, engine):
 
 
 def test_a_press_draws_the_log_anew(open_app, impostor, monkeypatch):
-    "A press runs the fragment alone, which the harness never does by itself."
+    "A press runs only the fragment, which the harness never does by itself."
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE"}).encode()]
     app = open_app(address)
@@ -332,7 +332,7 @@ def test_a_call_can_be_made_again(open_app, engine):
 def test_the_inbox_and_the_costs(open_app, engine):
     engine.use("good")
     engine.sleep()
-    app = open_app(None, SENTIMENT_SITE_ORIGIN=engine.site_url)  # the published page says where all is
+    app = open_app(None, SENTIMENT_SITE_ORIGIN=engine.site_url)  # the published page has the addresses
     assert app.text_input(key="api").value == engine.api_url
     app.text_input(key="name").input("Grace")
     app.text_input(key="phone").input("+1 202 555 0188")  # of this test: the engine is shared
@@ -403,7 +403,7 @@ def test_the_address_can_be_changed(open_app, impostor, engine):
 
 
 def test_its_first_start_in_a_terminal_asks_no_questions(tmp_path):
-    "Somebody who never used Streamlit has no file with an e-mail address at home."
+    "A new user of Streamlit has no file with an e-mail address in the home folder."
     ours, theirs = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("STREAMLIT_", "SENTIMENT_"))}
     command, port = [sys.executable, "-m", "streamlit", "run", "website/app.py"], free_port()

@@ -1,4 +1,4 @@
-"The HTTP API: what every kind of request gets, good or bad, and that a bad one changes nothing."
+"The HTTP API's answer to every kind of request, good or bad; a bad one changes nothing."
 
 import base64
 import gzip
@@ -84,7 +84,7 @@ def test_bad_texts(world, body, code):
     ],
 )
 def test_requests_of_other_clients_are_understood(world, body):
-    "Those of the first version, and those of Hugging Face."
+    "The first version's, and Hugging Face's."
     world.in_service()
     plain = world.request("POST", "/predict", {"inputs": "Great."})
     status, got = world.request("POST", "/predict", body)
@@ -207,9 +207,9 @@ BAD_VISITORS = [
     ({"phone": "2025550123"}, "invalid_phone"),  # no country code
     ({"phone": "+1 202 555"}, "invalid_phone"),
     ({"phone": "+882 16 5555 0000"}, "invalid_phone"),  # a satellite network
-    ({"phone": "+49 900 1234567"}, "invalid_phone"),  # premium rate: somebody earns money with it
+    ({"phone": "+49 900 1234567"}, "invalid_phone"),  # premium rate: its owner earns money with each message
     ({"phone": "+44 20 7946 0000"}, "invalid_phone"),  # a landline
-    ({"phone": "+7 912 345-67-89"}, "invalid_phone"),  # a country that is not on the list
+    ({"phone": "+7 912 345-67-89"}, "invalid_phone"),  # a country not on the list
     ({"phone": 12025550123}, "invalid_phone"),
     ({"phone": 0}, "invalid_phone"),
     ({"phone": False}, "invalid_phone"),
@@ -275,7 +275,7 @@ def test_no_model_is_registered(world):
 
 
 def model_error(status: int, message: str):
-    "Make what the runtime raises when the container answers with an error."
+    "Make the runtime's exception for an error of the container."
     error = aws_error("ModelError", "Received client error")
     error.response |= {"OriginalStatusCode": status, "OriginalMessage": message}
     return error
@@ -293,7 +293,7 @@ def test_a_busy_container_returns_when_to_retry(world, code, status):
     got = world.handlers["invoke-sagemaker-endpoint"].handler(event, None)
     assert (got["statusCode"], json.loads(got["body"])["error"]["code"]) == (503, "busy")
     assert int(got["headers"]["retry-after"]) > 0
-    assert world.request("POST", "/predict", {"inputs": "good"})[0] == 200, "nothing is stopped because of it"
+    assert world.request("POST", "/predict", {"inputs": "good"})[0] == 200, "it stops nothing"
 
 
 REFUSALS = [
@@ -341,7 +341,7 @@ def test_an_answer_that_is_no_list_of_predictions(world, monkeypatch, nonsense):
 
 def test_an_answer_that_is_no_list_shows_no_part_of_a_number_in_the_log(world, monkeypatch, caplog):
     world.in_service()
-    for length in range(150, 250, 2):  # so that a cut falls into the number
+    for length in range(150, 250, 2):  # so that truncation cuts the number
         body = f"{'x' * length} {ADA} and more".encode()
         got = {"Body": io.BytesIO(body)}
         monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda got=got, **_: got, raising=False)
@@ -409,7 +409,7 @@ def test_numbers_are_in_no_log(world, caplog, capsys):
         world.start("+1 202 555 0123", "Ada")
         world.endpoint_becomes("InService")
         world.request("POST", "/start", {"phone": "+1 202 555 9"})
-    told = re.sub(r'"Timestamp":\d+', "", caplog.text + "".join(capsys.readouterr()))  # may hold a 555 too
+    told = re.sub(r'"Timestamp":\d+', "", caplog.text + "".join(capsys.readouterr()))  # may contain a 555 too
     assert "notified" in told and "555" not in told and ADA[2:-2] not in logged(caplog)
 
 
@@ -453,7 +453,7 @@ def test_the_limit_of_explanations_is_the_endpoints():
 
 
 def test_a_model_that_was_packed_earlier_is_still_understood(world):
-    "Its answers do not say how sure they are, nor in how many windows a text was read."
+    "Its answers lack the certainty and the number of windows."
     world.in_service()
     world.sagemaker.answer = [
         {k: v for k, v in world.sagemaker.answer[0].items() if k not in ("sure", "tokens", "windows")}

@@ -1,4 +1,4 @@
-"Many at once: a rush on Start, Start against the shutdown, and predictions while the model goes to sleep."
+"Concurrency: a rush on Start, Start during the shutdown, and predictions while the model goes to sleep."
 
 import asyncio
 import threading
@@ -29,7 +29,7 @@ def rush(engine, path: str, bodies: list[dict]) -> list[httpx.Response]:
 
 def test_two_hundred_press_start_at_once(tmp_path):
     assert all(phonenumbers.is_valid_number(phonenumbers.parse(number)) for number in NUMBERS)
-    with running_engine(tmp_path, waking_seconds=45) as engine:  # nobody may come when it is up already
+    with running_engine(tmp_path, waking_seconds=45) as engine:  # everybody comes before it is ready
         answers = rush(engine, "/start", [{"phone": number} for number in NUMBERS])
         assert Counter(a.status_code for a in answers) == {202: 200}
         assert Counter(a.json()["outcome"] for a in answers) == {"started": 1, "joined": 199}
@@ -39,7 +39,7 @@ def test_two_hundred_press_start_at_once(tmp_path):
         until(lambda: not engine.call("GET", "/status")["subscribers"])
         assert Counter(message["to"] for message in engine.messages()) == Counter(NUMBERS)
         engine.sleep()
-        until(lambda: not endpoints(engine))  # SageMaker needs a moment to delete one
+        until(lambda: not endpoints(engine))  # SageMaker takes a moment to delete one
 
 
 def endpoints(engine) -> list[str]:
@@ -87,7 +87,7 @@ def test_predictions_all_through_a_shutdown_end_cleanly(engine):
             pool.submit(predict)
         try:
             time.sleep(1)
-            # Predictions move the deadline, so only the longest life ends this run.
+            # Predictions move the deadline, so only the maximum run time ends this run.
             engine.cloud.advance_clock(engine.settings.max_run_minutes * 60 + 60)
             engine.wait("STOPPED")
             time.sleep(1)

@@ -1,7 +1,7 @@
 """Three stand-ins for DynamoDB obey AWS's rules: the one in memory, the local cloud's and moto's.
 
-`RULES` says what AWS answers, by the API reference, "Constraints in Amazon DynamoDB" and the chapters about
-expressions. dynamodb_differences.toml lists where a stand-in answers otherwise. A test fails if a listed difference is
+`RULES` contains AWS's answers, from the API reference, "Constraints in Amazon DynamoDB" and the chapters about
+expressions. dynamodb_differences.toml lists where a stand-in differs. A test fails if a listed difference is
 gone.
 """
 
@@ -47,11 +47,11 @@ def L(*members: dict) -> dict:
 
 ITEM = KEY | {"n": N(1), "s": S("a"), "m": M(k=N(2)), "l": L(N(1), S("a")), "ss": {"SS": ["a", "b"]}}
 ITEM |= {"b": {"B": b"ab"}, "t": {"BOOL": True}, "z": {"NULL": True}}
-Call = tuple[str, dict]  # method of a client and its parameters
+Call = tuple[str, dict]  # client method and its parameters
 
 
 def placeholders(names: dict[str, str], values: dict[str, dict]) -> dict:
-    "Return names and values as parameters, each left out if it is empty."
+    "Return names and values as parameters, without empty ones."
     given = {"ExpressionAttributeNames": {f"#{k}": v for k, v in names.items()}}
     given |= {"ExpressionAttributeValues": {f":{k}": v for k, v in values.items()}}
     return {name: value for name, value in given.items() if value}
@@ -71,7 +71,7 @@ def update(expression: str, condition: str = "", key: dict = KEY, names: dict = 
 
 
 def check(condition: str, names: dict = {}, **values: dict) -> Call:  # noqa: B006
-    "Make an update that only its condition can stop."
+    "Make an update that fails only if its condition is false."
     return update("SET q = :q", condition, names=names, q=N(7), **values)
 
 
@@ -91,7 +91,7 @@ def deep(levels: int) -> dict:
 
 
 ONE, OTHER = {"a": N(1)}, {"modelId": S("other")}
-# Rule: calls on ITEM and what AWS answers: the code of a refusal, or attributes of the item afterwards.
+# Rule: calls on ITEM and AWS's answers: the code of a refusal, or attributes of the item afterwards.
 RULES: dict[str, list[tuple[Call, str | dict]]] = {
     "A reserved word needs an alias, at every place and in any case.": [
         *(
@@ -310,7 +310,7 @@ RULES: dict[str, list[tuple[Call, str | dict]]] = {
 
 
 def shown(call: Call) -> str:
-    "Write a call in short: its expressions, its values, and how it differs from others."
+    "Summarize a call: its expressions, its values, and how it differs from others."
     method, given = call
     words = [method.partition("_")[0], given.get("UpdateExpression", ""), given.get("ConditionExpression", "")]
     if item := given.get("Item"):
@@ -358,8 +358,8 @@ def ask(client, call: Call, item: dict = ITEM) -> tuple[str, dict, object, str]:
     return code, found, told, message
 
 
-def verdict(client, call: Call, expected: str | dict) -> str:  # empty: as AWS
-    "Say what a stand-in answers if AWS answers otherwise."
+def verdict(client, call: Call, expected: str | dict) -> str:  # empty: like AWS
+    "Return a stand-in's answer if it differs from AWS's."
     code, found, *_ = ask(client, call)
     if isinstance(expected, str):
         return code or "accepted" if code != expected else "" if found == ITEM else "changed"
@@ -395,8 +395,8 @@ lists, sets = (
     st.sampled_from([{"SS": ["a"]}, {"NS": ["1", "2"]}]),
 )
 values = numbers | texts | numbers | texts | maps | lists | sets | st.sampled_from([{"BOOL": True}, {"NULL": True}])
-# ministack is known to be wrong about the size of a number and about two missing attributes: s is always there, and m
-# and x have a size if they are there.
+# ministack is known to be wrong about the size of a number and about two missing attributes, so s always exists, and m
+# and x have a size if they exist.
 items = st.builds(
     lambda **found: KEY | {name: value for name, value in found.items() if value},
     n=st.none() | values,
@@ -441,7 +441,7 @@ clauses = st.one_of(
 
 
 def used(words: str, known: dict) -> dict:
-    "Return the placeholders that an expression holds."
+    "Return the placeholders in an expression."
     return {name: value for name, value in known.items() if name in re.findall(r"[#:]\w+", words)}
 
 
@@ -475,11 +475,11 @@ def test_the_three_do_the_same(stands, item, method, clause, condition, other, a
     if not (ours[0] == REFUSED != theirs[0] and LEFT_TO_MINISTACK.search(ours[3])):
         assert theirs[:3] == ours[:3]
     judged = ask(stands["moto"], call, item)
-    if judged[0] != "500" and ours[0] != REFUSED:  # moto refuses too little, and sometimes ends with an exception
+    if judged[0] != "500" and ours[0] != REFUSED:  # moto refuses too few calls, and sometimes raises an exception
         assert judged[:3] == ours[:3]
 
 
-# ---- what only a table on its own can show
+# ---- rules that need a separate table
 
 
 @pytest.mark.parametrize("over", [0, 1])

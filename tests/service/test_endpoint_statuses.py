@@ -1,11 +1,11 @@
-"Whatever status SageMaker reports, there is one endpoint at most, and it is deleted and booked in the end."
+"Whatever status SageMaker reports, there is at most one endpoint, and finally it is deleted and booked."
 
 import pytest
 
 from tests.doubles.engine_double import ADA, World
 
-ANSWERS = ("Updating", "SystemUpdating", "RollingBack", "UpdateRollbackFailed")  # an endpoint with these still predicts
-CHANGES = ANSWERS[:3]  # and cannot be deleted meanwhile
+ANSWERS = ("Updating", "SystemUpdating", "RollingBack", "UpdateRollbackFailed")  # these states still predict
+CHANGES = ANSWERS[:3]  # and cannot be deleted
 
 
 @pytest.fixture
@@ -14,13 +14,13 @@ def world(monkeypatch) -> World:
 
 
 def set_status(world: World, status: str):
-    "Let the one endpoint have a status of which no event tells."
+    "Give the only endpoint a status without an event."
     (endpoint,) = world.sagemaker.endpoints.values()
     endpoint["status"] = status
 
 
 def at_rest(world: World) -> bool:
-    "Tell whether nothing is left and every run is booked."
+    "Check that nothing is left and every run is booked."
     return world.nothing_left() and not world.usage.open
 
 

@@ -1,4 +1,4 @@
-"Faults of an earlier version of this engine, each kept from coming back."
+"Regression tests for faults of an earlier version of this engine."
 
 import pytest
 
@@ -14,7 +14,7 @@ def world(monkeypatch):
 
 
 def test_fault_1_after_extending_the_right_endpoint_is_deleted(world):
-    "Extending passed the function's ARN as the endpoint's: it was never deleted, and the state said STOPPED."
+    "Extending passed the function's ARN as the endpoint's, so it was never deleted although the state was STOPPED."
     run_id = world.in_service()
     world.clock.now += 600
     assert world.request("POST", "/extend")[0] == 200
@@ -25,7 +25,7 @@ def test_fault_1_after_extending_the_right_endpoint_is_deleted(world):
 
 
 def test_fault_2_the_winner_of_start_keeps_subscribers_who_joined_in_between(world, monkeypatch):
-    "The winner wrote the list of subscribers a second time, without those who had joined since."
+    "The winner wrote the list of subscribers again, without those who had joined since."
     create = world.sagemaker.do_create_endpoint
 
     def create_while_others_join(**arguments):

@@ -1,4 +1,4 @@
-"What the monthly budget does not see: requests, held functions, messages and the page have limits and alarms."
+"Costs outside the monthly budget: requests, busy functions, messages and the page have limits and alarms."
 
 import copy
 
@@ -53,7 +53,7 @@ def test_a_flood_rings_within_its_period():
     assert threshold("held-predictions") < 3600 * 1000 * LIMITS["POST /predict"].at_once
     assert alarm("many-requests")["Period"] == alarm("held-predictions")["Period"] == 3600
     assert all(alarm(f"many-{what}")["AlarmActions"] for what in ("requests", "messages", "page-requests"))
-    assert 24 * site_flood_hour(threshold("many-page-requests") / 3600) < 10  # what rings nowhere costs little
+    assert 24 * site_flood_hour(threshold("many-page-requests") / 3600) < 10  # a flood below the alarm costs little
 
 
 @pytest.mark.parametrize("daily", [1, 5, 100, 1000])
@@ -63,7 +63,7 @@ def test_the_alarm_for_messages_follows_the_days_limit(daily):
 
 
 def test_a_hundred_idle_pages_ring_no_alarm():
-    polls = 100 * 3600 / 20  # the page looks each twenty seconds while nothing changes
+    polls = 100 * 3600 / 20  # the page polls every twenty seconds while nothing changes
     assert polls <= threshold("many-requests") and polls / 3600 <= LIMITS["GET /status"].rate
 
 

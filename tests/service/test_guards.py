@@ -1,4 +1,4 @@
-"What a Start must pass before it costs anything, through the Lambdas' own handlers."
+"The checks that a Start must pass before it costs money, through the Lambdas' own handlers."
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +17,13 @@ def make_world(monkeypatch):
 
 
 def refused(answer) -> tuple[int, str, int]:
-    "Return status, code and the seconds to wait."
+    "Return status, code and seconds to wait."
     status, body = answer
     return status, body["error"]["code"], body["error"]["retryAfterSeconds"]
 
 
 def sleep(world):
-    "Let the run come up and end."
+    "Let the run become ready and end."
     if world.row.state == "CREATING":
         world.endpoint_becomes("InService")
     world.pass_time(world.settings.idle_minutes * 60 + 90)
@@ -68,7 +68,7 @@ def test_an_address_waits_out_its_cool_down(make_world):
 def test_a_refusal_leaves_no_mark(make_world):
     world = make_world()
     world.start(ADA, address=HOME)
-    world.start(ADA, address=OFFICE)  # is on the list already: nothing to do, nothing to remember
+    world.start(ADA, address=OFFICE)  # already on the list: nothing to do, nothing to record
     assert world.start(BOB, address=OFFICE)[0] == 202
     assert refused(world.start(CAROL, address=OFFICE))[1] == "address_cooldown"
     assert world.start(CAROL, address="192.0.2.1")[0] == 202
@@ -113,7 +113,7 @@ def test_the_day_has_a_limit_of_starts(make_world):
 
 def test_the_month_has_a_budget_that_is_never_exceeded(make_world):
     world = make_world(monthly_budget=0.55, daily_starts=1000)
-    for _ in range(100):  # the money ends long before
+    for _ in range(100):  # the budget ends long before
         if (answer := world.start())[0] != 202:
             break
         sleep(world)
@@ -130,7 +130,7 @@ def test_a_run_of_an_unknown_instance_type_counts_as_the_dearest(make_world):
     world = make_world(instance_types=("ml.unknown.large",), monthly_budget=100)
     world.start()
     sleep(world)
-    assert world.status()["spentThisMonth"] > 0.3  # half an hour of the dearest type
+    assert world.status()["spentThisMonth"] > 0.3  # half an hour of the most expensive type
     assert world.status()["savedThisMonth"] is None
 
 
@@ -192,7 +192,7 @@ def test_account_numbers_do_not_reach_the_visitor(make_world):
     assert "123456789012" not in json.dumps(body) + json.dumps(world.status())
 
 
-@pytest.mark.parametrize("begin", [0, 20 * 3600])  # UTC's day turns in the middle of what is tried
+@pytest.mark.parametrize("begin", [0, 20 * 3600])  # the UTC day changes in the middle of the test
 @pytest.mark.parametrize("settings", [{}, {"number_cooldown_minutes": 0, "daily_messages_per_number": 5}])
 def test_a_number_gets_so_many_messages_in_any_24_hours_and_no_more(make_world, begin, settings):
     world = make_world(daily_starts=1000, daily_messages=1000, monthly_budget=1000, **settings)
@@ -203,7 +203,7 @@ def test_a_number_gets_so_many_messages_in_any_24_hours_and_no_more(make_world, 
         if status == 429:
             assert body["error"]["code"] == "number_limit" and 0 < body["error"]["retryAfterSeconds"] <= DAY
             assert ADA not in json.dumps(body)
-            assert world.start(BOB if n % 25 == 0 else None, address=f"192.0.2.{n}")[0] == 202  # nobody else waits
+            assert world.start(BOB if n % 25 == 0 else None, address=f"192.0.2.{n}")[0] == 202  # no other one waits
         sent = len(world.phone.sent)
         world.endpoint_becomes("InService")
         told += [world.clock.now] * sum(to == ADA for to, _ in world.phone.sent[sent:])
@@ -268,7 +268,7 @@ def test_marks_and_their_keys_live_for_a_day(make_world):
     sleep(world)
     before, keys = world.row, next(item for item in items(world) if "today" in item)
     assert before.told and before.seen and len(bytes.fromhex(keys["today"]["S"])) == 32
-    assert world.clock.now < int(keys["expiresAt"]["N"]) <= world.clock.now + 2 * DAY  # DynamoDB deletes it then
+    assert world.clock.now < int(keys["expiresAt"]["N"]) <= world.clock.now + 2 * DAY  # then DynamoDB deletes it
     world.clock.now += DAY
     world.reconcile()
     assert not world.row.told and not world.row.seen
@@ -281,7 +281,7 @@ def test_marks_and_their_keys_live_for_a_day(make_world):
 
 
 def test_the_providers_quota_is_asked_for_after_every_guard(make_world):
-    "A refused Start never reaches the provider, and neither does one that takes no number."
+    "Neither a refused Start nor one without a number reaches the provider."
     world, asked = make_world(daily_starts=4, daily_messages=3, monthly_budget=5), []
     world.phone.quota = lambda: asked.append(1) or 7
 
@@ -296,7 +296,7 @@ def test_the_providers_quota_is_asked_for_after_every_guard(make_world):
     assert set(never_asks((ADA,))) == {503}
     world.model = {"modelName": "m", "version": "7"}
     assert world.start(ADA, address=HOME)[0] == 202 and len(asked) == 1
-    assert set(never_asks(*[(ADA,)] * 20, (None,))) == {202}  # on the list already
+    assert set(never_asks(*[(ADA,)] * 20, (None,))) == {202}  # already on the list
     assert set(never_asks(*[(BOB, "", HOME)] * 20)) == {429}  # the address must wait
     world.start(BOB, address=OFFICE)
     world.start(CAROL, address="192.0.2.1")
@@ -305,12 +305,12 @@ def test_the_providers_quota_is_asked_for_after_every_guard(make_world):
     world.endpoint_becomes("InService")
     assert set(never_asks((ADA,), ("+12025550199",))) == {200}  # it is awake
     sleep(world)
-    assert set(never_asks((ADA,), (BOB,), ("+12025550199",))) == {429}  # cool-downs, and the day's messages
+    assert set(never_asks((ADA,), (BOB,), ("+12025550199",))) == {429}  # cool-downs, and the daily messages
     for _ in range(3):
         world.start()
         sleep(world)
     world.clock.now += 3600
-    assert set(never_asks((ADA,))) == {429}  # the day's starts
+    assert set(never_asks((ADA,))) == {429}  # the daily starts
     world.clock.now += DAY
     world.engine.settings.__dict__["monthly_budget"] = 0.01
     assert set(never_asks((ADA,))) == {402}
@@ -318,7 +318,7 @@ def test_the_providers_quota_is_asked_for_after_every_guard(make_world):
 
 @pytest.mark.parametrize("way", ["start", "join"])
 def test_a_number_used_on_both_sides_of_midnight_keeps_one_mark(make_world, way):
-    "Two marks of one number hold 48 bits about it, and both keys are stored."
+    "Two marks of one number reveal 48 bits of it, and both keys are stored."
     world = make_world(daily_messages_per_number=2)
     world.clock.now += DAY - world.clock.now % DAY - 2 * 3600
     world.start(ADA, address=HOME)

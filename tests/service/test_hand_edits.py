@@ -1,4 +1,4 @@
-"Whatever somebody edits by hand, in either table or in the model parameter, ends in a clear state and a true sentence."
+"Manual edits, in either table or in the model parameter, end in a valid state and a correct message."
 
 import json
 import threading
@@ -15,11 +15,11 @@ from sentiment_engine.settings import usage_table
 from tests.doubles.engine_double import ADA, BOB, World, aws_error
 from tests.doubles.memory_dynamodb import MemoryDynamoDB
 
-CALLS = 150  # of AWS, that no invocation may exceed
+CALLS = 150  # calls to AWS that no invocation may exceed
 ROW = [name for name in Row.__dataclass_fields__ if name != "modelId"]
 RUN = {"M": {"instanceType": {"S": "ml.t2.medium"}, "begunAt": {"N": "1799999000"}}}
 WRONG = (
-    None,  # the field is missing
+    None,  # missing field
     {"S": ""},
     {"S": "IN_SERVICE"},
     {"S": "0f3c5a7e9b1d"},
@@ -69,7 +69,7 @@ class Edited(World):
             self.clients[name] = Counted(client, self.counts)
 
     def live(self, life: str):
-        "Bring the engine into a state."
+        "Put the engine into a state."
         if life == "never":
             return
         self.start(ADA)
@@ -89,7 +89,7 @@ class Edited(World):
             item.pop(name, None) if value is None else item.update({name: value})
 
     def rest(self):
-        "Let SageMaker finish what it does, and a day go by under the reconciler."
+        "Let SageMaker finish, and run the reconciler for a day."
         for seconds in (301, 301, 86_400, 301):
             self.clock.now += seconds
             for endpoint in self.sagemaker.endpoints.values():
@@ -97,7 +97,7 @@ class Edited(World):
             self.call("reconcile")
 
     def call(self, what: str):
-        "Invoke one function. Every answer is one that the API knows, and none is an internal error."
+        "Invoke one function. Every answer must be in the API's description, and none may be an internal error."
         self.counts.clear()
         self.scheduler.due(self.clock.now)
         if what in ("status", "start", "extend", "predict", "with a number"):
@@ -191,7 +191,7 @@ def test_healing_never_undoes_a_concurrent_write(monkeypatch):
     assert (row.state, row.shutdownAt, len(row.history)) == ("IN_SERVICE", deadline, 1)
 
 
-# --- instants that nobody has seen yet
+# --- times in the future
 
 
 @pytest.mark.parametrize("ahead", [3600, 86_400, 10**9, 253_402_300_799 - 1_800_000_300])
@@ -235,7 +235,7 @@ def test_an_end_reports_no_cost_that_was_not_paid(monkeypatch, field):
     assert world.row.state == "STOPPED" and 0 <= told["RunCost"] < 0.1
 
 
-# --- a crowd
+# --- many subscribers
 
 
 @pytest.mark.parametrize("refusing", ["every write", "writes of the row"])
@@ -281,7 +281,7 @@ def test_a_provider_that_hangs_is_asked_once_however_often_a_start_tries(monkeyp
 
 
 GARBAGE = ("", " ", "nothing", "[]", "null", "{}", "7", '"m"', '{"modelName": 5}', '{"modelName": ""}', "{", '{"a": 1}')
-GARBAGE += ("[" * 4096, '{"a":' * 800, "9" * 4096, "NaN", '{"modelName": NaN}')  # SSM takes 4,096 characters
+GARBAGE += ("[" * 4096, '{"a":' * 800, "9" * 4096, "NaN", '{"modelName": NaN}')  # SSM accepts 4,096 characters
 GARBAGE += ('{"modelName": "../x"}', '{"modelName": null}', '{"modelName": "m m"}', '{"modelName": ["m"]}')
 
 

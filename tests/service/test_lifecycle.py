@@ -1,4 +1,4 @@
-"The life of the model through the Lambdas' own handlers: in order, late, twice, out of order and with AWS failing."
+"The model's lifecycle through the Lambdas' own handlers: in order, late, twice, out of order and with AWS errors."
 
 import io
 import json
@@ -96,7 +96,7 @@ def test_an_event_that_overtakes_sagemakers_description_is_tried_again(world, to
     world.start(ADA)
     sent = world.clock.now
     with pytest.raises(lifecycle.TooEarly):
-        world.event(told)  # SageMaker still says Creating
+        world.event(told)  # SageMaker still reports Creating
     assert world.status()["state"] == "CREATING" and not world.phone.tried
     world.clock.now = sent + 75
     world.endpoint_becomes(status, "no capacity", event=False)
@@ -132,14 +132,14 @@ def test_an_early_event_of_an_endpoint_that_was_left_is_tried_again(monkeypatch,
     world.sagemaker.endpoints[endpoint_name(world.settings, first)]["status"] = status
     assert world.event(told, first, at=sent) == "deleted"
     assert [n for n in alive(world) if n == endpoint_name(world.settings, first)] == []
-    assert len(alive(world)) == len(types) - 1  # the next type goes on, if there is one
+    assert len(alive(world)) == len(types) - 1  # continues with the next type, if there is one
 
 
 def test_the_last_try_of_an_early_event_is_left_to_the_reconciler(world):
-    "A third error would be a dead letter, and ring an alarm for what is about to be repaired."
+    "A third error would become a dead letter, and an alarm would ring for a problem that is about to be repaired."
     world.start(ADA)
     sent, errors = world.clock.now, 0
-    for wait in (0, 60, 120):  # how Lambda repeats an asynchronous event
+    for wait in (0, 60, 120):  # Lambda's retries of an asynchronous event
         world.clock.now += wait
         try:
             assert world.event("IN_SERVICE", at=sent) == "ignored"
@@ -193,7 +193,7 @@ def test_an_unreadable_answer_ends_the_start(monkeypatch, body):
 @pytest.mark.parametrize("way", ["refused create", "refused canary", "wrong answer"])
 def test_a_reason_that_is_cut_shows_no_part_of_a_number(monkeypatch, caplog, way):
     world, told = World(monkeypatch, instance_types=("ml.m5.large",)), []
-    for length in range(170, 310, 2):  # so that a cut falls into the number
+    for length in range(170, 310, 2):  # so that truncation cuts the number
         reason = f"{'x' * length} {ADA} and more"
         operation = {"refused create": "create_endpoint", "refused canary": "invoke_endpoint"}.get(way)
         world.sagemaker.errors = {operation: [aws_error("InternalFailure", reason)] * 3}
@@ -234,7 +234,7 @@ def test_a_failed_endpoint_is_reported_deleted_and_can_be_started_again(monkeypa
 
 CAPACITY = "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error."
 UNHEALTHY = "The primary container for production variant AllTraffic did not pass the ping health check."
-NO_TYPE = (  # what a create says of an instance type that this region or account does not have
+NO_TYPE = (  # errors of a create for an instance type that this region or account lacks
     ("ResourceLimitExceeded", "The account-level service limit 'ml.t2.medium for endpoint usage' is 0 Instances"),
     (
         "ValidationException",
@@ -246,7 +246,7 @@ NO_TYPE = (  # what a create says of an instance type that this region or accoun
 
 
 def alive(world) -> list[str]:
-    "List the endpoints that are, or are about to be, paid."
+    "List the endpoints that cost money or are about to."
     return [n for n, e in world.sagemaker.endpoints.items() if e["status"] in ("Creating", "InService")]
 
 
@@ -288,7 +288,7 @@ def is_not_ready_in_time(world):
         world.reconcile()
 
 
-NOT_UP = {  # why an endpoint did not come up: how that is found out
+NOT_UP = {  # reason for a failed start: how to cause it
     CAPACITY: lambda world: world.endpoint_becomes("Failed", CAPACITY),
     UNHEALTHY: lambda world: world.endpoint_becomes("Failed", UNHEALTHY),
     "CannotStartContainerError": lambda world: (
@@ -399,7 +399,7 @@ def test_a_start_is_refused_until_an_earlier_endpoint_is_deleted(monkeypatch, op
     code, body = world.start(ADA)
     assert (code, body["error"]["code"]) == (409, "stopping") and "not deleted yet" in body["error"]["message"]
     assert not alive(world) and world.row.runId == first
-    assert (first in world.usage.open) == bool(world.sagemaker.endpoints)  # a config that is left costs nothing
+    assert (first in world.usage.open) == bool(world.sagemaker.endpoints)  # a leftover config costs nothing
     assert world.start(ADA)[1]["outcome"] == "started" and len(alive(world)) == 1
     assert world.endpoint_becomes("InService") == "ready" and len(world.phone.sent) == 1
 
@@ -426,7 +426,7 @@ def goes_on_after_sleep(world):
 
 @pytest.mark.parametrize("go_on", [goes_on_after_a_failure, goes_on_with_another_type, goes_on_after_sleep])
 def test_no_second_endpoint_is_created_while_the_first_outlives_its_accepted_deletion(world, go_on):
-    "AWS may accept a deletion and not carry it out, as for an endpoint that it is updating."
+    "AWS may accept a deletion without carrying it out, for example during an update of the endpoint."
     world.start(ADA)
     first = endpoint_name(world.settings, world.row.runId)
     world.sagemaker.deaf = True
@@ -526,7 +526,7 @@ def test_no_capacity_anywhere_fails(world):
 def test_a_create_that_took_effect_but_whose_answer_was_lost(world):
     for operation in ("create_endpoint_config", "create_endpoint"):
         lost = aws_error("ValidationException", "Cannot create already existing endpoint")
-        lost.after = True  # what the SDK's own second try is told
+        lost.after = True  # the answer to the SDK's own retry
         world.sagemaker.errors[operation] = [lost]
     assert world.start()[0] == 202 and len(world.sagemaker.endpoints) == 1
 
@@ -539,7 +539,7 @@ def test_a_start_given_up_leaves_an_endpoint_that_is_deleted_when_it_comes_up(wo
     assert (code, body["error"]["code"]) == (503, "start_failed") and world.status()["state"] == "STOPPED"
     assert len(world.sagemaker.endpoints) == 1  # SageMaker deletes no endpoint that is being created
     assert world.endpoint_becomes("InService") == "deleted" and world.nothing_left()
-    assert not world.phone.tried  # the visitor read it on the page
+    assert not world.phone.tried  # the visitor has seen it on the page
 
 
 def test_subscribers_of_a_failed_start_get_a_message(world):
@@ -615,7 +615,7 @@ def test_extend_moves_the_deadline_and_the_wake_up_comes_back(world):
     world.clock.now += 1000
     code, body = world.request("POST", "/extend")
     assert code == 200 and body["secondsLeft"] == 1800
-    world.pass_time(900)  # the first wake-up comes within
+    world.pass_time(900)  # the first wake-up is within
     assert world.status()["state"] == "IN_SERVICE" and len(world.scheduler.schedules) == 1
     world.pass_time(1000)
     assert world.status()["state"] == "STOPPED" and world.nothing_left()
@@ -683,7 +683,7 @@ def test_a_sender_that_dies_leaves_no_second_message(world):
     assert len(world.phone.tried) == len(set(world.phone.tried))
     assert world.row.smsSent + world.row.smsFailed == 2 and not world.row.subscribers
     item = world.dynamodb.get_item(TableName=world.settings.table, Key=world.engine.table.key)["Item"]
-    assert "expiresAt" not in item  # else the row, and the month's bill in it, is gone a day later
+    assert "expiresAt" not in item  # otherwise the row, with the month's costs, is deleted a day later
 
 
 def test_a_sender_at_work_is_not_taken_for_dead(world, monkeypatch):
@@ -740,7 +740,7 @@ def test_an_endless_start_fails_and_is_deleted(monkeypatch):
     world.start(ADA)
     world.clock.now += 46 * 60
     assert world.reconcile()["repair"] == "failed" and "45 minutes" in world.status()["reason"]
-    assert world.sagemaker.endpoints  # still creating: SageMaker deletes it no sooner
+    assert world.sagemaker.endpoints  # still creating: SageMaker cannot delete it earlier
     next(iter(world.sagemaker.endpoints.values()))["status"] = "InService"
     world.reconcile()
     assert world.nothing_left() and world.phone.tried == [ADA]
@@ -834,7 +834,7 @@ def test_unsent_messages_are_counted(world):
     world.start(ADA)
     world.endpoint_becomes("InService", event=False)
     row = world.row
-    model_state.ready(world.engine.table, row, int(world.clock.now) + 60)  # and the Lambda dies before it tells anybody
+    model_state.ready(world.engine.table, row, int(world.clock.now) + 60)  # killed before it sends a message
     world.clock.now += 61
     assert world.handlers["shutdown-endpoint"].handler({"runId": row.runId}, None) == {"outcome": "stopped"}
     assert not world.phone.tried and (world.row.smsSent, world.row.smsFailed) == (0, 1) and world.nothing_left()
@@ -845,7 +845,7 @@ def test_an_endpoint_keeps_a_sample_of_its_answers_and_no_text(world):
     (config,) = world.sagemaker.configs.values()
     assert config["capture"]["InitialSamplingPercentage"] == 20
     place = f"s3://artifacts/captures/{config['model']}"
-    assert config["capture"]["DestinationS3Uri"] == place, "answers of one model are not held against another's"
+    assert config["capture"]["DestinationS3Uri"] == place, "a new model's answers are not compared with another's"
     assert config["capture"]["CaptureOptions"] == [{"CaptureMode": "Output"}]
 
 
@@ -945,7 +945,7 @@ def test_a_log_that_somebody_else_deletes_is_no_error(world, monkeypatch):
 
 @pytest.mark.parametrize("to", ["https://hook.example/x", "+1", "+1202555012x", "12025550123", "+" + "1" * 16, ""])
 def test_an_invalid_number_gets_no_message(world, to):
-    "Earlier versions kept the URLs of webhooks on the list."
+    "Earlier versions stored webhook URLs in the list."
     world.start(ADA)
     entry = {"M": {"to": {"S": to}, "name": {"S": ""}, "secret": {"S": "s"}}}
     world.dynamodb.update_item(

@@ -1,4 +1,4 @@
-"boto3 repeats a write whose answer was lost, and the repetition fails its own condition: nothing may depend on it."
+"boto3 retries a write whose answer was lost, and the retry fails its own condition. Nothing may depend on that."
 
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tests.doubles.engine_double import ADA, BOB, CAROL, World, aws_error
 
 
 class Repeats:
-    "A client of DynamoDB whose writes are all sent twice; the caller gets the second answer."
+    "A DynamoDB client that sends all writes twice; the caller gets the second answer."
 
     def __init__(self, behind):
         self.behind = behind
@@ -90,7 +90,7 @@ LIVES = (visit, next_type, next_type_after_a_wait, refused_type, rolled_back, fa
 
 
 def lived(monkeypatch, life, repeats: bool) -> dict:
-    "Play a life; return all that it has led to."
+    "Run a lifecycle; return everything that it produced."
     with monkeypatch.context() as patch:
         world = World(patch)
         if repeats:
@@ -128,7 +128,7 @@ LEAVES = {action: leaves[0] for action, (leaves, _) in states.TRANSITIONS.items(
 
 @pytest.mark.parametrize("action", states.TRANSITIONS)
 def test_each_transition_recognises_itself_and_nobody_elses(monkeypatch, action):
-    "Join and touch are many people's: those look at the row."
+    "Join and touch belong to many visitors, so the tests check the row."
     world = World(monkeypatch)
     table = replace(world.engine.table, dynamodb=Repeats(world.dynamodb))
     row = states.whole_row(world.engine.table)

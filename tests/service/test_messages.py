@@ -1,4 +1,4 @@
-"Messages: what the provider is asked, and what becomes of its answers."
+"Messages: the requests to the provider, and how its answers are handled."
 
 import contextlib
 import json
@@ -23,8 +23,8 @@ from tests.doubles.engine_double import ADA, BOB, CAROL, World, aws_error
 
 
 @contextlib.contextmanager
-def provider(answer: bytes):  # (URL, paths that were asked for)
-    "A provider that answers every request alike."
+def provider(answer: bytes):  # (URL, requested paths)
+    "A provider that answers every request in the same way."
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ def test_a_key_that_is_used_up_takes_no_number(monkeypatch):
 def test_the_quota_is_asked_of_the_provider_and_the_key_is_in_no_error():
     with provider(b'{"success": true, "quotaRemaining": 7}') as (url, asked):
         assert Textbelt(url, "k/e?y").quota() == 7 and asked == ["/quota/k%2Fe%3Fy"]
-    assert Textbelt(url, "secret-key").quota() is None  # nobody listens any more
+    assert Textbelt(url, "secret-key").quota() is None  # nothing listens any more
 
 
 def test_a_spent_key_is_not_asked_about_again_and_again():
@@ -104,7 +104,7 @@ def test_messages_and_ends_of_runs_are_reported_as_metrics(monkeypatch, capsys):
 
 
 @contextlib.contextmanager
-def no_links(error: str):  # (URL, texts that were sent, texts that were refused)
+def no_links(error: str):  # (URL, sent texts, refused texts)
     "A provider that refuses texts with a link in them."
     sent, refused = [], []
 
@@ -185,7 +185,7 @@ def slow_server(behave):  # its URL
                 threading.Thread(target=lambda c=connection: suppressed(behave, c), daemon=True).start()
 
         def suppressed(behave, connection):
-            with connection, contextlib.suppress(OSError):  # the client has gone
+            with connection, contextlib.suppress(OSError):  # the client has disconnected
                 behave(connection)
 
         threading.Thread(target=serve, daemon=True).start()
@@ -222,12 +222,12 @@ def test_the_time_for_messages_ends_before_the_functions_do():
     longest = lifecycle.TELL_SECONDS + notifications.MESSAGE_SECONDS
     assert all(longest + 15 <= resources[name]["Properties"]["Timeout"] for name in FUNCTIONS)
     rounds = math.ceil(100 / lifecycle.SENDERS)
-    assert rounds * notifications.MESSAGE_SECONDS <= lifecycle.TELL_SECONDS  # a hundred get theirs in one call
+    assert rounds * notifications.MESSAGE_SECONDS <= lifecycle.TELL_SECONDS  # one call sends a hundred messages
 
 
 @pytest.fixture
 def crowd(monkeypatch):
-    "A world with a hundred who wait, and a provider that takes a while for each."
+    "A world with a hundred waiting subscribers and a slow provider."
     limits = {"address_cooldown_seconds": 0, "daily_messages": 1000}
     world = World(monkeypatch, **limits)
     world.numbers = [f"+1202555{n:04}" for n in range(100, 200)]
@@ -236,7 +236,7 @@ def crowd(monkeypatch):
     send, lock = world.phone.send, threading.Lock()
 
     def slowly(*message):
-        with lock:  # senders wait side by side
+        with lock:  # senders wait in parallel
             world.clock.now += world.seconds / lifecycle.SENDERS
             return send(*message)
 
@@ -255,7 +255,7 @@ def test_every_subscriber_gets_one_message_from_a_slow_provider(crowd, seconds):
         assert crowd.clock.now - begun <= lifecycle.TELL_SECONDS + 2 * seconds
         if not crowd.row.subscribers:
             break
-        assert len(crowd.phone.tried) > before  # each call goes on where the last one stopped
+        assert len(crowd.phone.tried) > before  # each call continues where the last one stopped
         crowd.request("POST", "/predict", {"inputs": "keeps it awake"})
         crowd.clock.now = max(begun + 300, crowd.clock.now)
     assert sorted(crowd.phone.tried) == crowd.numbers and crowd.row.smsSent == 100
@@ -273,7 +273,7 @@ def test_remaining_subscribers_hear_of_a_failed_start_too(crowd):
 
 
 def test_money_comes_before_messages(monkeypatch):
-    "Whatever a round of the reconciler has to delete or to book is done when the first message goes out."
+    "The reconciler has finished all deletions and bookings of a round before it sends the first message."
     world = World(monkeypatch)
     world.start(ADA)
     orphan = "sentiment-engine-" + "a" * 12

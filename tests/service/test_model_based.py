@@ -1,4 +1,4 @@
-"Random lives of the engine in a hostile AWS: after every step, and once all is quiet, its promises hold."
+"Random lifecycles of the engine in a hostile AWS: its invariants hold after every step and at the end."
 
 import os
 
@@ -26,14 +26,14 @@ plans = st.one_of(
     st.just({}),
     st.dictionaries(st.integers(0, 14), st.sampled_from(FAULTS), min_size=1, max_size=2),
 )
-plans |= st.builds(  # two Lambdas in a race are what most conditions are for
+plans |= st.builds(  # most conditions are for a race of two Lambdas
     lambda at, action: {at: ("nest", action)}, st.integers(0, 8), st.sampled_from(NESTED)
 )
 which = st.integers(0, 2)
 
 
 class Life(RuleBasedStateMachine):
-    "One engine, its visitors and its misfortunes."
+    "One engine, its visitors and its faults."
 
     world = None
 
@@ -110,7 +110,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(phone=st.sampled_from(PHONES))
     def visit(self, phone):
-        "A start that goes well, so that most lives see an open model."
+        "A successful start, so that most lifecycles see an open model."
         for action in (("start", phone), ("up", 0), ("deliver", -1, False)):
             self.world.do(action, {})
 
@@ -128,12 +128,12 @@ class Life(RuleBasedStateMachine):
             self.world.__exit__()
 
     def come_to_rest(self):
-        """Let it become quiet, and see that what is left is repaired.
+        """Wait for quiescence, and check that all leftovers are repaired.
 
-        Quiet means: no faults; every endpoint in creation has come up and every deletion is done; all events and
-        wake-ups that were on their way are lost; 301 seconds have passed, so that no Lambda of before is alive.
-        Then one run of the reconciler must do. A day later it must find nothing alive: one run for an open model;
-        for one that has just been begun anew (another instance type) one more each time it moves on.
+        Quiescence means: no faults; every creation and every deletion of an endpoint is complete; all events and
+        wake-ups on their way are lost; 301 seconds have passed, so no earlier Lambda is still running. Then one run
+        of the reconciler must suffice. A day later it must find nothing running: after one run for an open model,
+        and after one more for each change of the instance type.
         """
         self.world.settle(301)
         self.world.do(("reconcile",))
@@ -146,7 +146,7 @@ class Life(RuleBasedStateMachine):
 
 
 def live(machine, examples: int, seeds: int):
-    "Play `examples` lives; the same ones each time."
+    "Run `examples` lifecycles; the same ones each time."
     quick = settings(
         max_examples=examples,
         stateful_step_count=STEPS,

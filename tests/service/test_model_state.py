@@ -1,4 +1,4 @@
-"The row: every action in every state, as one conditional write that names the state and the run it leaves."
+"The row: every action in every state, as one conditional write that requires the old state and run."
 
 import itertools
 import math
@@ -26,7 +26,7 @@ def table(monkeypatch):
 
 
 def put(table, state: str, run_id: str = RUN):
-    "Put the row into a state by force."
+    "Write a state into the row directly."
     item = {"modelId": {"S": table.model_id}, "state": {"S": state}, "runId": {"S": run_id}, "subscribers": {"M": {}}}
     table.dynamodb.put_item(TableName=table.name, Item=item | {"shutdownAt": {"N": "100"}, "startedAt": {"N": "50"}})
 
@@ -108,7 +108,7 @@ def test_start_keeps_subscribers_of_a_failed_run(table):
 def test_the_list_is_finite(table, monkeypatch):
     start(table, RUN, ADA)
     row = states.read_row(table)
-    monkeypatch.setattr(states, "ROW_LIMIT", states.row_size(row) + states.RESERVE)  # not a byte is left
+    monkeypatch.setattr(states, "ROW_LIMIT", states.row_size(row) + states.RESERVE)  # no byte is left
     with pytest.raises(Refused, match="waiting list is full"):
         start(table, OTHER, BOB)
     assert start(table, OTHER)[0] == "joined"
@@ -117,9 +117,9 @@ def test_the_list_is_finite(table, monkeypatch):
 def test_a_subscriber_is_claimed_once(table):
     _, row = start(table, RUN, ADA, "Ada")
     (key,) = states.waiting(row)
-    assert states.claim(table, RUN, key) is None  # still starting: there is nothing to tell
+    assert states.claim(table, RUN, key) is None  # still starting: no message is due
     states.ready(table, row, 1000)
-    assert states.claim(table, OTHER, key) is None  # a former run's sender
+    assert states.claim(table, OTHER, key) is None  # a sender of an earlier run
     with ThreadPoolExecutor(8) as pool:
         claims = [c for c in pool.map(lambda _: states.claim(table, RUN, key), range(8)) if c]
     ((token, subscriber),) = claims
@@ -133,7 +133,7 @@ def test_the_claims_of_a_dead_sender_are_counted_and_erased(table, monkeypatch):
     _, row = start(table, RUN, ADA)
     (key,) = states.waiting(row)
     claimed = states.ready(table, row, 1000) and states.claim(table, RUN, key)
-    assert claimed and states.settle_abandoned(table, states.read_row(table)) == 0  # its sender may still live
+    assert claimed and states.settle_abandoned(table, states.read_row(table)) == 0  # its sender may still be running
     later = states.read_row(table).subscribers[key]["claimedAt"] + states.ABANDONED + 1
     monkeypatch.setattr(states, "time", SimpleNamespace(time=lambda: later))
     assert states.settle_abandoned(table, states.read_row(table)) == 1
@@ -196,7 +196,7 @@ def test_a_guard_holds_for_two_who_read_the_row_at_once(table, monkeypatch, sett
 
 ROOMY = {"number_cooldown_minutes": 15, "address_cooldown_seconds": 60, "daily_messages": 100_000}
 KEY = "f" * 64
-KINDS = {  # what the API admits, at its longest and its shortest
+KINDS = {  # the longest and the shortest that the API admits
     "long names": lambda n: {"phone": f"+1202555{n:04}", "name": "𝒜" * 80},
     "umlauts": lambda n: {"phone": f"+1202555{n:04}", "name": "ÄöÜß" * 20},
     "no names": lambda n: {"phone": f"+1202555{n:04}"},
@@ -205,7 +205,7 @@ KINDS = {  # what the API admits, at its longest and its shortest
 
 @pytest.fixture
 def roomy(monkeypatch):
-    "An engine that could tell everybody, with a table in memory."
+    "An engine that could notify everybody, with a table in memory."
     world = World(monkeypatch, **ROOMY)
     world.dynamodb = world.clients["dynamodb"] = MemoryDynamoDB(table=world.settings.table)
     return world
@@ -216,7 +216,7 @@ def ask(world, kind: str, n: int) -> tuple[int, dict]:
 
 
 def fill(world, kind: str) -> int:  # subscribers
-    "Let so many come that the next one is refused: most are put into the item, the last ones come by the API."
+    "Fill the row until the next subscriber is refused: write most directly, and add the last ones through the API."
     assert ask(world, kind, 0)[0] == 202
     item, numbers = world.dynamodb.items[world.settings.model_id], itertools.count(1)
     now, more = {"N": str(int(world.clock.now))}, subscriber_of(KINDS[kind](0), world.settings)
@@ -232,7 +232,7 @@ def fill(world, kind: str) -> int:  # subscribers
             item["told"]["M"][mark_of(whom.to, KEY)] = item["seen"]["M"][f"{n:06x}"] = {"L": [now]}
     for n in numbers:
         status, body = ask(world, kind, n)
-        if status != 202 and "cooldown" not in body["error"]["code"]:  # of so many, two have the same mark now and then
+        if status != 202 and "cooldown" not in body["error"]["code"]:  # among so many, two sometimes have the same mark
             assert (status, body["error"]["code"]) == (429, "too_many_waiting")
             return len(world.row.subscribers)
     raise AssertionError("the list is never full")
@@ -247,9 +247,9 @@ def test_the_rows_size_decides_how_many_can_wait_and_a_full_row_lives_through_a_
     waiting = fill(roomy, kind)
     size = states.row_size(roomy.row)  # with all claims
     assert states.ROW_LIMIT - states.RESERVE - states.ENTRY_LIMIT < size <= states.ROW_LIMIT - states.RESERVE
-    assert roomy.start()[0] == 202 and ask(roomy, kind, 0)[0] == 202  # nobody is added
+    assert roomy.start()[0] == 202 and ask(roomy, kind, 0)[0] == 202  # no subscriber is added
     long = "x" * 400
-    for reason in (long, long):  # another instance type, and a start that failed, with all that a row can be told
+    for reason in (long, long):  # another instance type, and a failed start, with every field that a row can have
         row = states.retry(roomy.engine.table, roomy.row, "b" * 12, "ml.m5.large", reason)
         assert row and states.clear(roomy.engine.table, row, "7")
     history = [{"instanceType": "ml.g4dn.12xlarge", "seconds": 2700, "at": int(roomy.clock.now)}] * states.HISTORY
@@ -267,7 +267,7 @@ def test_the_rows_size_decides_how_many_can_wait_and_a_full_row_lives_through_a_
     assert stopping and (ended.smsSent, ended.smsFailed) == (1, waiting - 1)
 
 
-PARTITION = {"read": 3000, "write": 1000}  # units a second that DynamoDB gives one partition, and so one row
+PARTITION = {"read": 3000, "write": 1000}  # units per second that DynamoDB allows per partition, and so per row
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,7 +308,7 @@ def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_mes
 
 @pytest.mark.parametrize("left", [0, 1, 500, 900, 3000, 6000])
 def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monkeypatch, left):
-    "All have read the row before any of them writes."
+    "All callers read the row before any of them writes."
     ask(roomy, "long names", 0)
     stale, table = roomy.row, roomy.engine.table
     limit = states.row_size(stale) + states.RESERVE + left
@@ -329,7 +329,7 @@ def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monke
 
 
 def test_an_entry_that_was_replaced_since_the_row_was_read_is_noticed(table):
-    "One who was settled makes room for one more in the count, but perhaps not in bytes."
+    "A settled subscriber makes room for another one in the count, but perhaps not in bytes."
     start(table, RUN, ADA)
     start(table, OTHER, BOB)
     stale = states.read_row(table)

@@ -1,4 +1,4 @@
-"The API's description: it is whole, answers keep to it, and no request whatever breaks the API."
+"The API's description is complete, answers match it, and no request breaks the API."
 
 import ast
 import base64
@@ -27,13 +27,13 @@ FUNCTIONS = {
     "/predict": "invoke-sagemaker-endpoint",
     "/extend": "extend-shutdown-timer",
 }
-READABLE = re.compile(r"(text/|application/(json|javascript|xml))")  # what API Gateway hands on as it came
+READABLE = re.compile(r"(text/|application/(json|javascript|xml))")  # passed on unchanged by API Gateway
 FREE = {"number_cooldown_minutes": 0, "address_cooldown_seconds": 0, "daily_starts": 10**7, "daily_messages": 10**7}
 FREE |= {"daily_messages_per_number": 10**7, "monthly_budget": 10**7}
 
 
 class Gateway:
-    "API Gateway as a WSGI application. It makes events of requests and counts the answers by status."
+    "API Gateway as a WSGI application. It converts requests to events and counts the answers by status."
 
     def __init__(self, world: World, sleepy: bool = False):
         self.world, self.sleepy = world, sleepy  # sleepy: every start fails, so that the model stays asleep
@@ -49,7 +49,7 @@ class Gateway:
         return [body.encode()]
 
     def ask(self, method: str, path: str, raw: bytes = b"", kind: str = "application/json") -> tuple[int, dict, str]:
-        "Send a request to the function of its route, and hold the answer against the description."
+        "Send a request to the function of its route, and check the answer against the description."
         routed = ROUTES.get(path) == method and path != "/openapi.json"
         event = {"version": "2.0", "routeKey": f"{method} {path}" if routed else "$default", "rawPath": path}
         event["requestContext"] = {"requestId": "1", "http": {"method": method, "path": path, "sourceIp": "192.0.2.1"}}
@@ -64,7 +64,7 @@ class Gateway:
 
     @staticmethod
     def body(raw: bytes, kind: str) -> dict:
-        "Hand a body on as it came if it is text and says so; else in base64."
+        "Pass on a body unchanged if it is text with a text content type, otherwise in base64."
         try:
             text = raw.decode() if READABLE.match(kind) else None
         except UnicodeDecodeError:
@@ -80,7 +80,7 @@ def world(monkeypatch):
 
 @pytest.fixture(scope="module")
 def shared():
-    "The engine awake, behind its gateway, for many requests that should change nothing."
+    "The engine, awake and behind its gateway, for many requests that should change nothing."
     with pytest.MonkeyPatch.context() as patch:
         world = World(patch, **FREE)
         world.in_service()
@@ -134,11 +134,11 @@ def test_no_code_is_described_that_nothing_raises():
     assert [code for code in CODES if not any(f'"{code}"' in source for source in sources)] == []
 
 
-# ---- requests that nobody would think of
+# ---- unusual requests
 
 
-def fuzz(schema) -> str:  # what went wrong
-    "Let schemathesis try every kind of request: edge cases, wrong methods and random ones, valid and not."
+def fuzz(schema) -> str:  # failures
+    "Let schemathesis try every kind of request: edge cases, wrong methods and random ones, valid and invalid."
     wrong = {}
     for event in from_schema(schema).execute():
         if isinstance(event, NonFatalError | FatalError):
@@ -151,7 +151,7 @@ def fuzz(schema) -> str:  # what went wrong
 
 
 def plan(examples: int, address: str = "http://localhost") -> SchemathesisConfig:
-    "Say what is tried. A number can fit its schema and still be nobody's, so good requests may be refused."
+    "Describe the request. A number can match its schema without existing, so valid requests may be refused."
     checks = {"positive_data_acceptance": {"enabled": False}}
     generation = {"max-examples": examples, "database": "none", "deterministic": True}
     tried = {"continue-on-failure": True, "generation": generation, "checks": checks, "base-url": address}
@@ -159,7 +159,7 @@ def plan(examples: int, address: str = "http://localhost") -> SchemathesisConfig
 
 
 def asleep(world: World):
-    "Leave it as it is."
+    "Return it unchanged."
 
 
 def awake(world: World):
@@ -233,7 +233,7 @@ def is_object(raw: bytes) -> bool:
 @settings(max_examples=400, derandomize=True, database=None)
 def test_random_bytes_are_refused(shared, raw, path, kind):
     status = shared.ask("POST", path, raw, kind)[0]
-    if is_object(raw):  # bytes that happen to be a request are answered as one
+    if is_object(raw):  # bytes that form a request are answered as one
         assert status < 500
     else:
         assert status in (400, 413) or not raw
@@ -292,7 +292,7 @@ def test_java_is_answered(engine):
                 assert java.ask("POST", engine.api_url + "/start", "{", in_pieces)[0] == 400
 
 
-@pytest.mark.parametrize("what", sorted(clients.BYTES.keys() - {"a length and chunks"}))  # the gateway may read it
+@pytest.mark.parametrize("what", sorted(clients.BYTES.keys() - {"a length and chunks"}))  # the gateway may parse it
 def test_a_request_is_read_however_it_arrives(engine, what):
     engine.use("good")
     engine.wake()

@@ -1,4 +1,4 @@
-"A phone number leaves no trace: what is logged, measured, answered and stored in a whole visit is searched for it."
+"A phone number leaves no trace: the test searches all logs, metrics, answers and stored data of a whole visit."
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from sentiment_engine.settings import Settings
 from tests.doubles.engine_double import World, aws_error, logged
 
 COUNTRIES = {"US": "1", "GB": "44", "DE": "49", "FR": "33", "IN": "91", "IE": "353", "AU": "61"}
-FORMS = {  # how a provider may repeat a number
+FORMS = {  # ways in which a provider may repeat a number
     "E.164": lambda n: n,
     "without +": lambda n: n[1:],
     "national": lambda n: phonenumbers.format_number(phonenumbers.parse(n), phonenumbers.PhoneNumberFormat.NATIONAL),
@@ -43,7 +43,7 @@ def random_number(rng: random.Random) -> str:
 
 
 def hashes(number: str) -> set[str]:
-    "Return the beginnings and ends of all usual hashes of a number: more than 24 bits of each."
+    "Return the first and last characters of all usual hashes of a number: more than 24 bits of each."
     parsed = phonenumbers.parse(number)
     national = str(parsed.national_number)
     forms = {number, number[1:], national, f"0{national}", f"00{number[1:]}"}
@@ -59,7 +59,7 @@ def hashes(number: str) -> set[str]:
 
 
 def traces(number: str, text: str) -> list[str]:
-    "Find what `text` says of a number: more than seven of its digits on end, however they are parted, or a hash."
+    "Find traces of a number in `text`: more than seven digits in a row, with any separators, or a hash."
     digits = number[1:]
     windows = {digits[i : i + 8] for i in range(len(digits) - 7)}
     plain = "".join(str(int(c)) if c.isdecimal() else c for c in f"{text} {unquote(text)}")
@@ -76,7 +76,7 @@ def test_the_search_finds_what_it_should():
 
 
 class Recorder:
-    "A DynamoDB client that remembers what calls name: keys, paths and conditions. Values are looked at in the table."
+    "A DynamoDB client that records keys, paths and conditions of calls. The tests check values in the table."
 
     def __init__(self, dynamodb):
         self.dynamodb, self.said = dynamodb, []
@@ -91,7 +91,7 @@ class Recorder:
 
 
 def stored(world) -> str:
-    "Return the whole table but for the one place where a number stands until its message."
+    "Return the whole table, except the one place that contains a number until its message is sent."
     items = world.dynamodb.scan(TableName=world.settings.table)["Items"]
     for item in items:
         for entry in item.get("subscribers", {}).get("M", {}).values():
@@ -100,7 +100,7 @@ def stored(world) -> str:
 
 
 class Chatty:
-    "A provider that refuses, and repeats the number in every way it knows."
+    "A provider that refuses, and repeats the number in every form."
 
     def __init__(self, rng: random.Random):
         self.rng = rng
@@ -121,7 +121,7 @@ class Chatty:
         raise aws_error("InvalidParameter", f"Invalid parameter: PhoneNumber Reason: {self.text(PhoneNumber)}")
 
 
-PARTED = {  # by words, by letters or by more than any expression allows for
+PARTED = {  # by words, by letters or by more than any expression allows
     "in a sentence": lambda n: f"code {n[1:4]}, area {n[4:7]}, the rest is {n[7:]}",
     "letters between": lambda n: "x".join(n),
     "wide apart": lambda n: " - - - - - ".join(n),
@@ -146,7 +146,7 @@ def test_however_a_provider_parts_the_digits_at_most_six_are_logged(monkeypatch,
 
 
 def visit(world, number: str, say):
-    "Play a whole visit with everything that can be refused on its way."
+    "Simulate a whole visit with every possible refusal."
     say(world.start(number[:-4], "Ada"))  # some digits are missing
     say(world.start(number + "55555", "Ada"))
     world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure", "no luck")]

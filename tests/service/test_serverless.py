@@ -1,4 +1,4 @@
-"The serverless variant: its endpoint stands from the deployment on, and Start answers at once."
+"The serverless variant: its endpoint exists from the deployment on, and Start answers at once."
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,14 +37,14 @@ SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfron
 
 @pytest.fixture
 def world(monkeypatch):
-    "An engine of the serverless kind, whose row must never be read."
+    "A serverless engine, whose row must never be read."
     world = engine_of(monkeypatch)
     monkeypatch.setattr("sentiment_engine.service.model_state.read_row", lambda _: pytest.fail("the row was read"))
     return world
 
 
 class Stopwatch:
-    "A clock that each prediction turns on by some seconds."
+    "A clock that each prediction advances by some seconds."
 
     def __init__(self, world, monkeypatch):
         self.now, self.seconds, invoke = 0.0, 0.0, world.sagemaker.do_invoke_endpoint
@@ -58,7 +58,7 @@ class Stopwatch:
 
 
 def engine_of(monkeypatch, **settings) -> World:
-    "Return an engine of the serverless kind, with its endpoint in service."
+    "Return a serverless engine with its endpoint in service."
     world = World(monkeypatch, endpoint="serverless", **settings)
     world.watch = Stopwatch(world, monkeypatch)
     world.sagemaker.endpoints[endpoint_name(world.settings, STANDING)] = {"status": "InService", "reason": ""}
@@ -110,7 +110,7 @@ def test_predictions_beyond_the_budget_are_refused_and_the_status_shows_what_was
     assert world.status()["spentThisMonth"] == 0 and world.status()["monthlyBudget"] == world.settings.monthly_budget
     assert ask(world, 40) == [200] * 30 + [402] * 10
     invoked = [call for call, _ in world.sagemaker.calls if call == "invoke_endpoint"]
-    assert len(invoked) == 30, "what is refused costs nothing"
+    assert len(invoked) == 30, "a refused request costs nothing"
     status, told = world.request("POST", "/predict", {"inputs": "Great value."})
     error = told["error"]
     assert (status, error["code"]) == (402, "over_budget") and "The model answers again from 1 " in error["message"]
@@ -124,7 +124,7 @@ def test_predictions_beyond_the_budget_are_refused_and_the_status_shows_what_was
 
 def test_a_budget_holds_however_many_ask_at_once(monkeypatch):
     world = engine_of(monkeypatch, monthly_budget=10 * ONE / MICRO)
-    Stopwatch(world, monkeypatch)  # a busy machine makes no prediction dearer
+    Stopwatch(world, monkeypatch)  # a busy machine makes no prediction more expensive
     with ThreadPoolExecutor(8) as pool:
         statuses = [status for each in pool.map(lambda _: ask(world, 5), range(8)) for status in each]
     assert statuses.count(200) == 10 and statuses.count(402) == 30
@@ -169,7 +169,7 @@ def test_a_container_that_fails_or_does_not_answer_in_time_is_paid_for(world):
     world.watch.seconds = 24
     assert ask(world) == [502]
     assert sum(read_usage(world.engine.usage).spent.values()) == ONE
-    assert ask(world) == [503]  # the container may go on for a minute, whoever has stopped waiting
+    assert ask(world) == [503]  # the container may continue for a minute after the client has stopped waiting
     assert sum(read_usage(world.engine.usage).spent.values()) == ONE + prediction_cost(OWN, 60)
 
 
@@ -222,7 +222,7 @@ def test_a_typical_prediction_is_two_writes_and_no_read(world, monkeypatch):
 
 
 def model_error(**more) -> ClientError:
-    "Make SageMaker's ModelError, with what the container said."
+    "Make SageMaker's ModelError with the container's answer."
     error = {"Code": "ModelError", "Message": "Received server error"}
     return ClientError({"Error": error, **more}, "InvokeEndpoint")
 
@@ -242,7 +242,7 @@ COLD = {
 @pytest.mark.parametrize("cold", COLD)
 def test_a_cold_endpoint_is_waking_and_says_when_to_ask_again(world, cold):
     world.sagemaker.errors["invoke_endpoint"] = [COLD[cold]]
-    code, body = world.request("POST", "/predict", {"inputs": "Great value."})  # headers are checked by the contract
+    code, body = world.request("POST", "/predict", {"inputs": "Great value."})  # the contract checks headers
     assert (code, body["error"]["code"], body["error"]["retryAfterSeconds"]) == (503, "waking", WAKE_SECONDS)
     assert world.request("POST", "/predict", {"inputs": "Great value."})[0] == 200
 
@@ -257,7 +257,7 @@ def test_an_instance_is_never_waking(monkeypatch, cold):
 
 
 COMPLAINT = '{"error": {"code": "empty_input", "message": "Text 1 is empty."}}'
-WARM = [  # what a container that is up says, what has enough to do, and what cannot be reached at all
+WARM = [  # errors of a running container, of a busy one, and of one that cannot be reached
     (aws_error("ThrottlingException", "Rate exceeded"), 503, "busy"),
     (aws_error("Throttling", "Rate exceeded"), 503, "busy"),
     (model_error(OriginalStatusCode=429, OriginalMessage='{"error": {"code": "busy", "message": "x"}}'), 503, "busy"),
@@ -327,9 +327,9 @@ def test_on_the_local_cloud_it_is_made_moved_to_another_model_and_deleted(cloud:
 
 
 class Account:
-    """SageMaker as an account has it.
+    """SageMaker in an account.
 
-    A change takes one look; whoever changes an endpoint meanwhile is refused. An update that fails leaves the old
+    A change lasts until the next description, and SageMaker refuses others meanwhile. A failed update leaves the old
     config in service, and an endpoint that never came up can only be deleted.
     """
 
@@ -348,7 +348,7 @@ class Account:
 
     def describe_endpoint(self, EndpointName):
         told = self._found(self.endpoint)
-        if self.next is not None:  # empty: it goes
+        if self.next is not None:  # empty: it succeeds
             self.endpoint, self.next = self.next or None, None
         return told
 
@@ -411,7 +411,7 @@ def test_a_move_that_failed_is_no_success_and_can_be_repeated(account):
     first, second = (serverless_config(OWN, model)["EndpointConfigName"] for model in MODELS)
     deploy_serverless(account, OWN, MODELS[0])
     account.reason = "the model does not load"
-    assert deploy_serverless(account, OWN, MODELS[1]) == "moved"  # once the creation is over
+    assert deploy_serverless(account, OWN, MODELS[1]) == "moved"  # after the creation
     with pytest.raises(RuntimeError, match="still serves the previous model instead of two: the model does not load"):
         wait_for_serverless(account, OWN, MODELS[1])
     assert account.endpoint["EndpointConfigName"] == first
@@ -452,7 +452,7 @@ def statements(function: str, serverless: bool) -> list[dict]:
 
 
 class ForRole:
-    "DynamoDB for whoever has a role."
+    "DynamoDB as seen by a role."
 
     def __init__(self, world, role: list[dict]):
         self.world, self.role = world, role

@@ -1,4 +1,4 @@
-"What was spent: a record that outlives the row, counts once, and knows what may still cost something."
+"The spending record outlives the row, counts each cost once, and knows the run that may still cost money."
 
 import json
 import threading
@@ -93,7 +93,7 @@ def test_a_row_deleted_by_hand_costs_no_second_endpoint_and_no_booking(world, re
         if world.sagemaker.endpoints and first not in world.sagemaker.endpoints:
             break
     world.sagemaker.deaf = False
-    for endpoint in world.sagemaker.endpoints.values():  # SageMaker deletes nothing that it is creating
+    for endpoint in world.sagemaker.endpoints.values():  # SageMaker cannot delete an endpoint during its creation
         endpoint["status"] = "InService" if endpoint["status"] == "Creating" else endpoint["status"]
     world.clock.now += 300
     world.reconcile()
@@ -141,7 +141,7 @@ def test_an_endpoint_that_both_tables_have_forgotten_is_found_deleted_and_booked
 
 
 def test_two_starts_of_which_one_lost_its_row_create_one_endpoint(world, monkeypatch):
-    "The row is deleted when the first has won and recorded nothing yet, so the second wins too."
+    "The row is deleted after the first start has won but before it recorded anything, so the second one wins too."
     opens, answers = lifecycle.open_run, []
 
     def open_after_another(*run):
@@ -157,7 +157,7 @@ def test_two_starts_of_which_one_lost_its_row_create_one_endpoint(world, monkeyp
 
 
 def test_an_endpoint_that_is_about_to_be_created_without_its_row_is_waited_for(world, monkeypatch):
-    "The row is deleted between the record and the endpoint: whoever starts now must not create a second one."
+    "The row is deleted between the record and the endpoint: the next start must not create a second one."
     create, answers = world.sagemaker.do_create_endpoint, []
     monkeypatch.setattr(world.sagemaker, "lock", threading.RLock())
 
@@ -245,16 +245,16 @@ def test_the_record_never_holds_a_number_and_the_table_of_numbers_has_no_backup(
     scripts = ROOT / "infra_scripts/templates"
     state = read_template(scripts / "backend.yaml")["Resources"]["Table"]["Properties"]
     usage = read_template(scripts / "foundation.yaml")["Resources"]["Usage"]["Properties"]
-    assert state["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": False}  # also after an upgrade
+    assert state["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": False}  # even after an upgrade
     assert "TimeToLiveSpecification" not in usage
     assert usage["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
 
 
-# --- what AWS does not delete
+# --- endpoints that AWS does not delete
 
 
 def rounds(world, monkeypatch, minutes: int) -> list[int]:
-    "Let the reconciler come every five minutes; return what each round reports as not deleted."
+    "Run the reconciler every five minutes; return each round's number of endpoints that are not deleted."
     told = []
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "emit", lambda *_, **values: told[-1].append(values.get("NotDeleted", 0)))
@@ -269,7 +269,7 @@ ALARM = read_template(ROOT / "infra_scripts/templates/monitoring.yaml")["Resourc
 
 
 def rings_after(told: list[int]) -> int | None:  # minutes; None: never
-    "Say when the alarm of the template rings, if each round falls into a period of its own."
+    "Return when the template's alarm rings, if each round is in a separate period."
     periods, needed = ALARM["EvaluationPeriods"], ALARM["DatapointsToAlarm"]
     for i in range(1, len(told) + 1):
         if sum(n >= ALARM["Threshold"] for n in told[max(0, i - periods) : i]) >= needed:
@@ -328,11 +328,11 @@ TURN = datetime(2027, 2, 1, tzinfo=UTC).timestamp()
 
 @pytest.mark.parametrize("behind", [0, 1, 3])
 def test_a_run_over_the_turn_of_the_month_costs_each_month_its_share(world, behind):
-    "Lambdas have clocks that differ by seconds."
+    "The clocks of Lambdas differ by seconds."
     world.clock.now = TURN - 1000
     world.start()
     world.endpoint_becomes("InService")
-    world.clock.now = TURN - behind  # a first booking of another run by a clock that is behind
+    world.clock.now = TURN - behind  # the first booking of another run, with a clock that is behind
     assert world.status()["spentThisMonth"] == pytest.approx(
         run_cost("ml.t2.medium", 1000 - behind) if behind else 0, abs=1e-3
     )
@@ -353,14 +353,14 @@ def test_a_month_that_was_booked_is_never_wiped_out_by_another():
     assert (spent_in_month(usage, TURN - 1), spent_in_month(usage, TURN + 1)) == (5, 1)
 
 
-# --- what an earlier version counted in the row
+# --- counts of an earlier version in the row
 
 
 OLD = {"day": "2027-01-01", "starts": 1, "messages": 0, "month": "2027-01", "microdollars": 9_500_000, "since": 5}
 
 
 def old_row(world, **usage):
-    "Change the row, if there is one, to what an earlier version wrote: it has counted the month and the day there."
+    "Change the row, if there is one, to an earlier version's, which counted the month and the day there."
     now = int(world.clock.now)
     item = {"state": "STOPPED", "runId": "a" * 12, "since": now - 9000} | plain_item(world.engine.table.item())
     item |= {"usage": OLD | {"day": day_of(now), "starts": 3, "since": now - DAY} | usage}
@@ -405,7 +405,7 @@ def test_an_upgrade_while_a_run_is_up_counts_on(world):
     assert list(world.usage.open) == [run_id] and world.usage.spent == {"2027-01": 9_500_000}
 
 
-# --- a record that somebody edited
+# --- an edited record
 
 
 def edit(world, **fields):
@@ -454,7 +454,7 @@ def test_whatever_the_record_holds_closing_fits_into_an_update(begun_at):
 
 
 class Repeats:
-    "A client that sends its first write again, as boto3 does when an answer is lost; `meanwhile` happens in between."
+    "A client that repeats its first write, like boto3 after a lost answer, and runs `meanwhile` in between."
 
     def __init__(self, behind, meanwhile=lambda: None):
         self.behind, self.meanwhile, self.lost = behind, meanwhile, 0

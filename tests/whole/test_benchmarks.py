@@ -1,4 +1,4 @@
-"""The benchmarks' own machinery: counting, medians, goals, servers that end. Nothing here is timed."""
+"""The benchmarks' own code: counting, medians, goals, servers that end. Nothing here is timed."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.doubles.tiny_model import WEIGHTS, tokenizer, write_tiny_model
 
 
 @contextmanager
-def http_server(answer, held: list):  # answer: bytes for the number of a request; held: how many were open at a time
+def http_server(answer, held: list):  # answer: bytes for the number of a request; held: number of open ones
     "Serve on a free port, in a thread."
     loop, ready, asked = asyncio.new_event_loop(), threading.Event(), []
     waiting = set()
@@ -135,7 +135,7 @@ def test_texts_have_the_tokens_that_were_asked_for():
 
 @pytest.fixture
 def model(tmp_path):
-    "A model of a few words, in the folders that the ways expect."
+    "A model of a few words, in the folders that the compared servers expect."
     for way in ("ours", "stock"):
         add_inference_code(write_tiny_model(tmp_path / way))
     texts = {n: [f"love number {i}" for i in range(inference.POOL)] for n in inference.TOKENS}
@@ -216,7 +216,7 @@ def test_a_case_trains_and_predicts_in_a_process_of_its_own(case):
     assert done["samples/s"] > 0 and len(done["right"]) == 16
 
 
-# The recipe, one thing at a time
+# The recipe, one change at a time
 
 
 def rated(count: int = 600) -> pd.DataFrame:

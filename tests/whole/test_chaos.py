@@ -1,4 +1,4 @@
-"Kill -9 at random under traffic: the promises hold. `make chaos` is the long version."
+"The promises hold under traffic and random kill -9. `make chaos` is the long version."
 
 import pytest
 

@@ -1,4 +1,4 @@
-"The documentation site, built and opened in a browser; a link that leads nowhere fails the build."
+"The documentation site, built and opened in a browser; a broken link fails the build."
 
 import json
 import re

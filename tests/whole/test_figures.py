@@ -1,4 +1,4 @@
-"""The figures in the documents are those of the committed results, and say where and when they were measured."""
+"""The figures in the documents match the committed results, and state where and when they were measured."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"The installation picks a Python that works, repairs a broken environment, and leaves a good one alone."
+"The installation picks a working Python, repairs a broken environment, and leaves a good one unchanged."
 
 import configparser
 import importlib.metadata
@@ -25,7 +25,7 @@ SETTINGS.read(ROOT / "settings.ini")
 REQUIREMENTS = [
     each for key, value in SETTINGS["DEFAULT"].items() if key.endswith("requirements") for each in value.split()
 ]
-# A Python of any version: it says what it was asked, makes environments out of itself, and runs code for real.
+# A fake Python of any version: it logs its arguments, creates environments from itself, and really runs code.
 FAKE = """#!/bin/sh
 here=$(dirname "$0")
 echo "$0 $*" >>"$LOG"
@@ -47,7 +47,7 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path):
-    "A checkout with nothing in it but what the installation reads; its folder has a space in its name."
+    "A checkout with only the files that the installation reads, in a folder with a space in its name."
     folder = tmp_path / "a checkout"
     for part in ("infra_scripts/make", "lambdas"):
         (folder / part).mkdir(parents=True)
@@ -67,7 +67,7 @@ def python_of(folder: Path, version: tuple[int, ...], name: str = "python3.11") 
 
 
 def install(checkout: Path, python: Path | None = None, before=None, **env: str) -> tuple[int, str, str]:
-    "Run the installation; return its exit status, its words, and what the Pythons were asked."
+    "Run the installation; return its exit status, its output, and the Pythons' arguments."
     log = checkout.parent / "log"
     log.write_text("")
     run = subprocess.run(
@@ -190,7 +190,7 @@ EVERYTHING = ("--no-deps --require-hashes -r lambdas/requirements.txt", "-c cons
 
 
 def installed_by(tool: str, asked: str) -> list[str]:
-    "Return what `tool` (pip or uv) was told to install, of the two parts of everything."
+    "Return which of the two parts `tool` (pip or uv) installed."
     lines = [line for line in asked.splitlines() if f"-m {tool} " in line]
     return [part for part in EVERYTHING if any(line.endswith(part) for line in lines)]
 

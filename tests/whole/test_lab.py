@@ -1,4 +1,4 @@
-"`make lab` opens the notebooks with the local cloud behind them, and leaves nothing when it ends."
+"`make lab` opens the notebooks with the local cloud, and leaves no process behind."
 
 import json
 import os
@@ -37,7 +37,7 @@ print(json.dumps([*told, settings_from(os.environ).textbelt_url, os.environ["AWS
 
 
 def answers(url: str) -> bool:
-    "Tell whether a server listens."
+    "Check whether a server listens."
     try:
         return urllib.request.urlopen(url, timeout=5).status == 200
     except urllib.error.URLError:
@@ -45,7 +45,7 @@ def answers(url: str) -> bool:
 
 
 def ask_kernel(address: str, token: str, runtime: Path) -> list:
-    "Open a notebook's kernel and return what it says of its surroundings."
+    "Open a notebook's kernel and return its environment."
     until(lambda: answers(f"{address}/api"))
     about = {"path": "nbs/index.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
     request = urllib.request.Request(f"{address}/api/sessions", json.dumps(about).encode())
@@ -61,12 +61,12 @@ def ask_kernel(address: str, token: str, runtime: Path) -> list:
 
 
 def lives(pid: int) -> bool:
-    "Tell whether a process runs."
+    "Check whether a process runs."
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-WAYS = {  # the terminal tells every program of the group
+WAYS = {  # the terminal signals every process of the group
     "Ctrl-C": lambda pid: os.killpg(pid, signal.SIGINT),
     "a closed terminal": lambda pid: os.killpg(pid, signal.SIGHUP),
     "a signal to the program": lambda pid: os.kill(pid, signal.SIGTERM),
@@ -75,7 +75,7 @@ WAYS = {  # the terminal tells every program of the group
 
 @contextmanager
 def running_lab(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, Path, str]]:  # the program, its log, its address
-    "Open the notebooks of a checkout with only the index in it, and without a browser."
+    "Open the notebooks of a checkout that contains only the index, without a browser."
     folder, log = tmp_path / "a folder ä", tmp_path / "log"
     (folder / "nbs").mkdir(parents=True)
     shutil.copy(ROOT / "nbs/index.ipynb", folder / "nbs")
@@ -118,7 +118,7 @@ def test_a_jupyterlab_that_does_not_end_is_ended():
         program.stdout.readline()  # it runs
         program.send_signal(signal.SIGINT)
         program.wait(60)
-        assert program.stdout.read() == b""  # its end is closed, as nobody has it open any more
+        assert program.stdout.read() == b""  # end of file: no process has it open any more
 
 
 @pytest.mark.browser

@@ -1,4 +1,4 @@
-"`make` lists its commands, notices misspelt variables, and names in errors what was typed."
+"`make` lists its commands, refuses misspelt variables, and names the variable in errors."
 
 import os
 import re
@@ -16,12 +16,12 @@ from sentiment_engine.settings import settings_from
 from tests import ROOT
 
 SCRIPTS = sorted(p for p in (ROOT / "infra_scripts").rglob("*.py") if "__main__" in p.read_text(encoding="utf-8"))
-JOBS = {"clean_reviews.py", "train.py"}  # Glue and SageMaker run them, with options of their own
+JOBS = {"clean_reviews.py", "train.py"}  # Glue and SageMaker run them, with their own options
 QUICK = ("local_cloud.py", "logs.py", "checks/mutants.py", "checks/check_generated.py", "make/build_docs.py")
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
-    "Run make as in a shell of its own; nothing is installed."
+    "Run make with a clean environment; nothing is installed."
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     kept = () if "-n" in words else ("-o", "install")
     return subprocess.run(("make", *words, *kept), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
@@ -33,7 +33,7 @@ TAKEN = {name: re.findall(r"([A-Z]+)=", about) for name, about in zip(PARTS[::2]
 
 
 def told(monkeypatch, capsys, script: Path | str, words: list[str], names: str = "") -> str:
-    "Run a script, or a module, in this process until it ends; return its last words."
+    "Run a script or a module in this process until it ends; return its last message."
     monkeypatch.setattr(sys, "argv", [str(script), *words])
     monkeypatch.setenv(MAKE_NAMES, names)
     with pytest.raises(SystemExit) as end:
@@ -83,7 +83,7 @@ def test_the_names_that_make_passes_on_are_no_setting():
     assert name == MAKE_NAMES and settings_from({name: value}) == settings_from({})
 
 
-# ---- what is misspelt
+# ---- misspelt names
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_means_something_everywhere_is_no_mistake():
     assert make("-n", "check", "notebooks", *words).returncode == 0
 
 
-# ---- what is wrong
+# ---- wrong values
 
 
 WRONG = {
@@ -175,14 +175,14 @@ def test_a_script_tells_the_version_of_settings_ini(monkeypatch, capsys, name):
 
 @pytest.fixture
 def biome(monkeypatch, capfd, tmp_path):
-    "Lint a page of a folder that has our rules."
+    "Lint a page in a folder with our rules."
     from infra_scripts.checks import biome
 
     monkeypatch.setattr(biome, "ROOT", tmp_path)
     (tmp_path / "biome.json").write_text((ROOT / "biome.json").read_text())
     (tmp_path / "website").mkdir()
 
-    def linted(name: str, text: str, *words: str) -> tuple[bool, str]:  # whether it is fine, and what was said
+    def linted(name: str, text: str, *words: str) -> tuple[bool, str]:  # whether it passes, and the output
         path = tmp_path / "website" / name
         path.write_text(text)
         monkeypatch.setattr(sys, "argv", ["biome.py", *words])

@@ -1,4 +1,4 @@
-"The changes that `make mutants` makes: each fits the code of today, and the test that must notice it exists."
+"The changes of `make mutants`: each fits the current code, and the test that must notice it exists."
 
 import ast
 import subprocess

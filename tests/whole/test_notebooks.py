@@ -1,4 +1,4 @@
-"Notebooks check their parameters before they do anything, stay away from AWS accounts, and can be run again."
+"Notebooks check their parameters first, never use an AWS account by accident, and can run again."
 
 import ast
 import json
@@ -19,7 +19,7 @@ COSTS, BACKEND, WEBSITE = "07_costs", "05_serverless_backend", "06_website"
 NAN = float("nan")
 
 
-def code_of(name: str) -> list[tuple[bool, str]]:  # whether it is the cell of parameters, and the source
+def code_of(name: str) -> list[tuple[bool, str]]:  # whether it is the parameters cell, and the source
     "List a notebook's code cells."
     cells = json.loads((NBS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -27,7 +27,7 @@ def code_of(name: str) -> list[tuple[bool, str]]:  # whether it is the cell of p
 
 
 def run(name: str, first: int | None = None, **parameters):
-    "Run a notebook's first cells here, as papermill does: what is given replaces what the cell of parameters says."
+    "Run a notebook's first cells here, with parameters that replace those of the parameters cell, as in papermill."
     names = {}
     for tagged, source in code_of(name)[:first]:
         exec(source, names)
@@ -105,7 +105,7 @@ def reaching() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_no_notebook_makes_a_client_that_may_belong_to_an_account():
-    "`connect` and the handle of a local cloud say whose a client is; boto3 alone takes whatever the shell has."
+    "`connect` and the handle of a local cloud determine a client's account; boto3 alone uses the shell's."
     made = ("boto3.client", "boto3.resource", "boto3.Session")
     for name, cells in reaching():
         calls = [node for source in cells for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
@@ -116,7 +116,7 @@ DEMONSTRATIONS = [name for name, cells in reaching() if any("create_table(" in s
 
 
 def play(name: str, environment: dict[str, str], but_last: bool = False) -> subprocess.CompletedProcess:
-    "Run a notebook in a process of its own; without its last cell it is as after an interruption."
+    "Run a notebook in a new process; without its last cell, the result is like an interruption."
     sources = [source for _, source in code_of(name) if "nbdev_export()" not in source]
     script = "\n".join(sources[:-1] if but_last else sources)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "SENTIMENT_"))}

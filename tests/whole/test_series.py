@@ -1,4 +1,4 @@
-"The whole series by papermill on a small sample: deployed, visited, found up to date, torn down twice."
+"The whole series with papermill on a small sample: deployed, visited, found up to date, torn down twice."
 
 import json
 import os
@@ -26,7 +26,7 @@ SMALL = {"rows": 1_200, "sample_rows": 800}
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    "A local cloud of its own with the whole series deployed to it: (cloud, stack outputs)."
+    "A separate local cloud with the whole series deployed: (cloud, stack outputs)."
     state = tmp_path_factory.mktemp("series")
     with LocalCloud(state, port=0, site_port=0) as cloud, pytest.MonkeyPatch.context() as patch:
         for name, value in cloud.environment.items():
@@ -56,7 +56,7 @@ def test_one_visit(series):
 
 
 def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
-    "Two at once included: one endpoint, and none afterwards."
+    "Including two at once: one endpoint, and none afterwards."
     _, outputs = series
     played = tmp_path / "played.ipynb"
     papermill.execute_notebook(
@@ -66,7 +66,7 @@ def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
     said = "".join("".join(each.get("text", "")) for cell in cells for each in cell.get("outputs", []))
     assert "in service after" in said and "SMS: Hi Ada" in said and "in 1 run\n1 endpoint\n0 endpoints" in said
     status = httpx.get(f"{outputs['ApiUrl']}/status").json()
-    assert status["state"] == "STOPPED" and status["typicalSeconds"]["starts"] == 3  # the visit before, and two here
+    assert status["state"] == "STOPPED" and status["typicalSeconds"]["starts"] == 3  # the earlier visit, and two here
     ours = connect("local").client("sagemaker").list_endpoints(NameContains="sentiment-engine-")
     assert ours["Endpoints"] == []
 
@@ -95,7 +95,7 @@ def test_the_demo_reports_omitted_rows(series):
 
 
 def test_the_better_model_is_the_one_to_wake(series):
-    "After so few made-up reviews the candidate cannot read what the suite asks; the champion can."
+    "After so few generated reviews the candidate fails the suite; the champion passes it."
     model = current_model(connect("local").client("ssm"), settings_from(os.environ))
     assert "/models/released/" in model.artifact and 0.9 < model.accuracy < 1
     assert told_model(model).startswith("the released model") and f"{model.accuracy:.3f}" in told_model(model)

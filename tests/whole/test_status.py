@@ -1,4 +1,4 @@
-"`make status`, `make open` and `make logs` tell what runs, on this machine and in an account."
+"`make status`, `make open` and `make logs` show what is running, on this machine and in an account."
 
 import os
 import re
@@ -26,14 +26,14 @@ def run(script: Path, *words: object, **env: str) -> subprocess.CompletedProcess
 
 
 def rows(done: subprocess.CompletedProcess) -> dict[str, str]:
-    "Read what status.py prints."
+    "Return the output of status.py."
     assert done.returncode == 0, done.stderr
     return {line[:13].strip(): line[13:] for line in done.stdout.splitlines()}
 
 
 def test_where_nothing_runs_it_says_what_to_do(tmp_path):
     told = run(STATUS, "--state", tmp_path)
-    assert told.returncode == 0 and "Nothing runs" in told.stdout and "make demo" in told.stdout
+    assert told.returncode == 0 and "Nothing is running" in told.stdout and "make demo" in told.stdout
     for words in ((STATUS, "--open"), (LOGS,)):
         done = run(*words, "--state", tmp_path)
         assert done.returncode == 1 and "make demo" in done.stderr and not done.stdout

@@ -1,4 +1,4 @@
-"Where things are: notebooks and modules have the same path, dependencies point one way, and walkthroughs walk."
+"Structure: notebooks and modules have the same paths, dependencies point one way, and walkthroughs are short."
 
 import ast
 import json
@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 SCRIPTS = sorted((ROOT / "infra_scripts").rglob("*.py"))
 WALKTHROUGHS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
 SHARED = {"settings", "aws_errors", "polling", "s3", "sagemaker", "spark", "plots", "causes", "commands"}
-MAY_USE = {  # folder: what its modules may import, besides each other
+MAY_USE = {  # folder: packages that its modules may import, besides each other
     "data": SHARED,
     "model": SHARED | {"data"},
     "service": SHARED | {"costs"},
@@ -43,7 +43,7 @@ def modules() -> list[str]:
 
 
 def part(name: str) -> str:
-    "Name the folder of a module, or the module if it is shared by all."
+    "Return the folder of a module, or the module if all folders share it."
     return name.removeprefix("sentiment_engine").strip(".").split(".")[0]
 
 
@@ -61,7 +61,7 @@ def test_dependencies_point_one_way(name):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT / "infra_scripts").as_posix())
 def test_a_script_imports_no_other_script(path):
-    "What two scripts need belongs to the package, so a script needs no search path."
+    "Code that two scripts need belongs to the package, so a script needs no search path."
     nodes = list(ast.walk(ast.parse(path.read_text())))
     names = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -133,7 +133,7 @@ def test_a_text_names_only_what_the_package_has(path):
 
 
 def exists(name: str) -> bool:
-    "Tell whether a dotted name is a module or something in one."
+    "Check whether a dotted name is a module or an object in one."
     try:
         return bool(pkgutil.resolve_name(name)) or True
     except (ImportError, AttributeError):

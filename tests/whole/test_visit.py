@@ -7,7 +7,7 @@ import httpx
 
 from tests.doubles.local_models import until
 
-VISITORS = 20  # each one cold: a Lambda worker is a process, and API Gateway waits 29 seconds
+VISITORS = 20  # all cold: a Lambda worker is a process, and API Gateway waits 29 seconds
 
 
 def left(engine) -> list[str]:
@@ -19,19 +19,19 @@ def left(engine) -> list[str]:
 
 
 def logged(engine) -> list[str]:
-    "Return all that the Lambdas have written so far."
+    "Return the Lambdas' output so far."
     logs = engine.cloud.client("logs")
     groups = logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{engine.settings.prefix}-")["logGroups"]
     return [e["message"] for g in groups for e in logs.filter_log_events(logGroupName=g["logGroupName"])["events"]]
 
 
 def errors(lines: list[str]) -> list[str]:
-    "Return what was logged as an error, or raised."
+    "Return logged errors and exceptions."
     return [line for line in lines if '"level":"ERROR"' in line or "Traceback" in line]
 
 
 def texted(engine, numbers: list[str]) -> list[str]:
-    "Return to whom of `numbers` an SMS went, once everybody was told."
+    "Return the `numbers` that got an SMS, once no subscriber waits."
     told = lambda: sorted(m["to"] for m in engine.messages() if m["to"] in numbers)  # noqa: E731
     until(lambda: len(told()) >= len(numbers))
     return told()
@@ -60,14 +60,14 @@ def test_simultaneous_visitors_get_one_endpoint_a_message_each_and_leave_nothing
     assert [p["label"] for p in prediction["predictions"]] == ["POSITIVE", "NEGATIVE"]
     engine.cloud.advance_clock(engine.settings.idle_minutes * 60 - 60)
     assert engine.call("POST", "/extend")["secondsLeft"] > engine.settings.idle_minutes * 60 - 30
-    engine.cloud.advance_clock(90)  # the first wake-up comes, and goes back to sleep
+    engine.cloud.advance_clock(90)  # the first wake-up runs and schedules the next one
     time.sleep(3)
     assert engine.state() == "IN_SERVICE"
     engine.cloud.advance_clock(engine.settings.idle_minutes * 60)
     engine.wait("STOPPED")
     since = logged(engine)
     assert left(engine) == [] and errors(since) == errors(before)
-    assert sum("start" in line for line in since) > sum("start" in line for line in before)  # or this saw nothing
+    assert sum("start" in line for line in since) > sum("start" in line for line in before)  # or this checked nothing
     assert engine.call("POST", "/predict", {"inputs": "Late."})["error"]["state"] == "STOPPED"
 
 

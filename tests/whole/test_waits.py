@@ -1,4 +1,4 @@
-"No test waits without end or depends on how fast the machine is; conftest.py ends what is not found here."
+"No test waits for ever or depends on the machine's speed; conftest.py ends waits that this does not find."
 
 import ast
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 FILES = sorted(Path(__file__).parents[1].rglob("*.py"))
-ENDLESS = {"wait", "join", "result", "communicate"}  # methods that wait for ever unless they are given a limit
+ENDLESS = {"wait", "join", "result", "communicate"}  # methods that wait for ever without a limit
 CLOCKS = {"monotonic", "perf_counter"}
 
 
 def calls(tree: ast.AST, *names: str) -> bool:
-    "Tell whether a function of the module `time`, or a method, of one of these names is called."
+    "Check for a call of a function of the module `time`, or of a method, with one of these names."
     found = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return any(ast.unparse(function) == f"time.{name}" for function in found for name in names)
 

@@ -1,4 +1,4 @@
-"A walkthrough refuses a wrong parameter by name, in its first cells and before it calls a cloud."
+"A walkthrough names a wrong parameter in its first cells, before it calls a cloud."
 
 import json
 import math
@@ -20,7 +20,7 @@ WRONG = {
 
 
 def opening(path: Path) -> tuple[str, str]:  # the parameters, and the code that follows to the end of the check
-    "Return how a notebook begins."
+    "Return the first cells of a notebook."
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     sources = ["".join(cell["source"]) for cell in cells]
     declared = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
@@ -37,7 +37,7 @@ CHECKED = [path for path in sorted(NOTEBOOKS.glob("0*.ipynb")) if has_parameters
 
 
 def run(path: Path, **given):
-    "Run the beginning of a notebook with parameters as papermill injects them."
+    "Run the first cells of a notebook with parameters injected like papermill's."
     parameters, code = opening(path)
     exec(parameters, values := {})
     exec(code, values | given)
