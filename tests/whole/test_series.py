@@ -98,10 +98,10 @@ def test_the_better_model_is_the_one_to_wake(series):
     "After so few generated reviews the candidate fails the suite; the champion passes it."
     model = current_model(connect("local").client("ssm"), settings_from(os.environ))
     assert "/models/released/" in model.artifact and 0.9 < model.accuracy < 1
-    assert told_model(model).startswith("the released model") and f"{model.accuracy:.3f}" in told_model(model)
+    assert "the released model" in told_model(model) and f"{model.accuracy:.3f}" in told_model(model)
     deploy("local", only="04", deploy_model="candidate")
     model = current_model(connect("local").client("ssm"), settings_from(os.environ))
-    assert "/models/released/" not in model.artifact and told_model(model).startswith("the model trained here")
+    assert "/models/released/" not in model.artifact and "the model trained here" in told_model(model)
 
 
 def test_another_release_is_deployed_again(monkeypatch, tmp_path):
