@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .account import ACCOUNT_ID
-from ..local.processes import PACKAGE_ROOT
+from ..local.processes import ROOT
 
 # %% ../../nbs/deploy/scrub.ipynb #b3d4298c
 PATTERNS: tuple[tuple[str, str], ...] = (
@@ -51,7 +51,7 @@ LEAST_KNOWN = 5  # characters: a shorter value, such as the user name "me", occu
 def private_places() -> dict[str, str]:  # path or name → replacement
     "Return the folders and the user name of this machine, with their replacements."
     home = Path.home()
-    found = {str(PACKAGE_ROOT): "."} | ({str(home): "~"} if home != Path(home.anchor) else {})
+    found = {str(ROOT): "."} | ({str(home): "~"} if home != Path(home.anchor) else {})
     try:
         return found | {getpass.getuser(): "<user>"}
     except (OSError, KeyError):  # the user of a container may have no name
