@@ -76,9 +76,7 @@ def start_spark(name: str = "clean-reviews") -> SparkSession:
         (Path(folder) / "log4j2.properties").write_text(LOGGING)
         quick, log = ONE_MACHINE["spark.driver.extraJavaOptions"], f"{folder}/log4j2.properties"
         options = {"spark.driver.extraJavaOptions": f'{quick} -Dlog4j2.configurationFile="{log}"'}
-        spark = SparkSession.builder.appName(name).config(map={**ONE_MACHINE, **options}).getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
-    return spark
+        return SparkSession.builder.appName(name).config(map={**ONE_MACHINE, **options}).getOrCreate()
 
 # %% ../../nbs/data/etl.ipynb #ec4e404c
 PARSED = "title string, text string, rating double, timestamp long, verified_purchase boolean, fault string"
