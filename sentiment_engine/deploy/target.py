@@ -189,7 +189,7 @@ def _silent(name: str, value: str) -> bool:
     derived = f"{os.environ.get('SENTIMENT_PREFIX')}-state" if name == "SENTIMENT_TABLE" else None
     return os.environ.get(name) in (None, derived) and os.environ.get(name) != value
 
-
+# %% ../../nbs/deploy/target.ipynb #4b1715ea
 def recall(options: argparse.Namespace) -> Finding:
     "Complete options and environment with the choices of the existing deployment. New options win."
     try:
@@ -232,7 +232,7 @@ def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, 
     at_cloudfront = found.get("DistributionOrigin", "https://the-page.cloudfront.net")
     return {"DistributionOrigin": at_cloudfront, "SiteOrigin": f"https://{domain}" if domain else at_cloudfront}
 
-
+# %% ../../nbs/deploy/target.ipynb #05b011cb
 def planned(options: argparse.Namespace, settings: Settings, session: boto3.Session, asked: bool) -> Plan:
     "Plan the deployment. Compares with the existing stacks if AWS answers."
     domain, boundary = options.domain or "", options.permissions_boundary or ""
@@ -349,7 +349,7 @@ def _metrics(archive: Path) -> dict:
     except (OSError, ValueError) as e:
         raise ValueError(f"{archive.name} is no artifact with a metrics.json: {e}") from None
 
-
+# %% ../../nbs/deploy/target.ipynb #7477ae2f
 def adopt_model(session: boto3.Session, settings: Settings, place: str) -> str:  # s3:// address of the artifact
     "Make an existing artifact the newest model. Raises ValueError if it has no metrics."
     bucket = stack_outputs(session.client("cloudformation"), foundation_stack(settings))["ArtifactsBucket"]
