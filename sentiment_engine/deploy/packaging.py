@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..local.processes import ROOT
 from ..s3 import upload_once
+from ..settings import Settings
 
 # %% ../../nbs/deploy/packaging.ipynb #41ea8b8e
 PACKAGE = "sentiment_engine"
@@ -151,7 +152,7 @@ LIMITS += ("daily_messages_per_number", "capture_percent", "serverless_memory_mb
 
 # %% ../../nbs/deploy/packaging.ipynb #e06a87b6
 def stack_parameters(
-    settings,  # Settings
+    settings: Settings,
     artifacts_bucket: str,
     packages: Mapping[str, str],  # from upload_packages
     site: Mapping[str, str],  # outputs of the site's stack
@@ -185,7 +186,7 @@ CLOUDFRONT_REGION = "us-east-1"  # CloudFront reports its metrics to this region
 
 
 def monitoring_parameters(
-    settings,  # Settings
+    settings: Settings,
     dead_letters: str,  # name of the queue, an output of the engine's stack
     api: str,  # id of the API, an output of the engine's stack
     distribution: str,  # id of the page's distribution, an output of the site's stack
