@@ -21,8 +21,8 @@ from sentiment_engine.deploy.phases import (
     stop_on_signals,
 )
 from sentiment_engine.deploy.stacks import stack_outputs
-from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.local.processes import ROOT
 from sentiment_engine.settings import foundation_stack, settings_from
 
 

@@ -20,7 +20,7 @@ from sentiment_engine.deploy.phases import (
     local_cloud,
     stop_on_signals,
 )
-from sentiment_engine.deploy.target import ROOT
+from sentiment_engine.local.processes import ROOT
 
 
 def open_lab(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, port
-from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.aws import stray_variables
 from sentiment_engine.local.cloud import USUAL_PORTS, LocalCloud
+from sentiment_engine.local.processes import ROOT
 
 COMMANDS = {
     "start": "start the cloud unless it is running, and wait until it is ready",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, at_least
-from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.local.processes import ROOT
 from sentiment_engine.settings import settings_from
 
 GROUPS = "/aws/lambda/", "/aws/sagemaker/Endpoints/"

@@ -21,8 +21,8 @@ from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, profile, region
 from sentiment_engine.deploy.account import mask_accounts
 from sentiment_engine.deploy.stacks import stack_outputs
-from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.local.processes import ROOT
 from sentiment_engine.settings import connect, engine_stack, settings_from
 
 NOTHING = "Nothing is running on this machine. `make demo` starts the engine, `make lab` the notebooks."

@@ -33,7 +33,7 @@ def at_least(
 
     return read
 
-
+# %% ../nbs/commands.ipynb #df4174af
 def port(text: str) -> int:
     "Read a port."
     if not text.isdecimal() or int(text) > 65_535:

@@ -48,7 +48,7 @@ class Resource:
     made: datetime  # of creation
     status: str  # of an endpoint; empty for the other kinds
 
-
+# %% ../nbs/sagemaker.ipynb #3d88a1a3
 def resources(
     sagemaker,  # boto3 client
     kind: str,  # endpoint, endpoint_config, model or training_job
@@ -84,7 +84,7 @@ def create_endpoint(
     unless_there(config, EndpointConfigName=name, ProductionVariants=[variant], Tags=tags, **more)
     unless_there(sagemaker.create_endpoint, EndpointName=name, EndpointConfigName=name, Tags=tags)
 
-
+# %% ../nbs/sagemaker.ipynb #49b7715a
 def delete_endpoint(sagemaker, name: str):
     "Request the deletion of an endpoint, and delete its config. Resources that are already gone cause no error."
     try:
@@ -112,7 +112,7 @@ CHANGING = (
 class EndpointFailed(RuntimeError):
     "An endpoint that did not start. The message contains SageMaker's reason."
 
-
+# %% ../nbs/sagemaker.ipynb #b18890bd
 def endpoint_at_rest(
     sagemaker,  # boto3 client
     name: str,
@@ -126,7 +126,7 @@ def endpoint_at_rest(
             return found
     raise TimeoutError(f"{name} is still {status} after {timeout:.0f} s: read its log, or delete it")
 
-
+# %% ../nbs/sagemaker.ipynb #dfd8b8df
 def wait_until_in_service(
     sagemaker,  # boto3 client
     name: str,

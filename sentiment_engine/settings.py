@@ -130,7 +130,7 @@ _FORMS = {  # field: (form, in words)
     "alarm_email": (re.compile(r"([^\s@]{1,64}@[^\s@.]{1,63}(\.[^\s@.]{1,63}){1,8})?"), "an e-mail address"),
 }
 
-
+# %% ../nbs/settings.ipynb #b0d52c8b
 def _check_texts(settings: Settings):
     "Raise ValueError naming the first text that has the wrong form."
     for name, (form, words) in _FORMS.items():
@@ -181,7 +181,7 @@ _READ: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool
 _READ |= {tuple[str, ...]: lambda text: tuple(text.replace(",", " ").split())}
 NOT_SETTINGS = {"SENTIMENT_API_URL"}  # of the Streamlit page, not a setting
 
-
+# %% ../nbs/settings.ipynb #afff3367
 def _check_names(env: Mapping[str, str]):
     "Raise ValueError naming a variable that looks like a setting but is not one."
     known = {ENV_PREFIX + field.name.upper() for field in fields(Settings)}
@@ -190,7 +190,7 @@ def _check_names(env: Mapping[str, str]):
             close = get_close_matches(name, known, 1)
             raise ValueError(f"{name} is not a setting" + (f": did you mean {close[0]}?" if close else ""))
 
-
+# %% ../nbs/settings.ipynb #be1c253a
 def settings_from(
     env: Mapping[str, str],  # usually os.environ
     **overrides,  # fields that override the environment; None is ignored
@@ -240,7 +240,7 @@ def monitoring_stack(settings: Settings) -> str:
     "Name the CloudFormation stack of the alarms and the dashboard."
     return f"{settings.prefix}-monitoring"
 
-
+# %% ../nbs/settings.ipynb #8c27b2b9
 def usage_table(settings: Settings) -> str:
     "Name the table that records the spending, as the templates do."
     return f"{settings.table}-usage"

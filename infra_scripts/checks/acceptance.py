@@ -40,8 +40,9 @@ from sentiment_engine.deploy.phases import stop_on_signals
 from sentiment_engine.deploy.plan import Plan
 from sentiment_engine.deploy.stacks import find_stack
 from sentiment_engine.deploy.standing import by_name, by_tag
-from sentiment_engine.deploy.target import GLUE_WORKERS, ROOT, chosen_environment, enter, planned
+from sentiment_engine.deploy.target import GLUE_WORKERS, chosen_environment, enter, planned
 from sentiment_engine.deploy.visit import StepFailed
+from sentiment_engine.local.processes import ROOT
 from sentiment_engine.service.notifications import FREE_KEY, BadPhone, Textbelt, e164
 from sentiment_engine.settings import Settings, connect, settings_from, textbelt_key_parameter
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.node_packages import npm_package
-from sentiment_engine.deploy.target import ROOT
+from sentiment_engine.local.processes import ROOT
 
 BIOME = "2.6.8"  # as in biome.json
 

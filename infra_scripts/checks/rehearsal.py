@@ -25,9 +25,9 @@ from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, at_least
 from sentiment_engine.deploy.phases import FAILURES, explain_failure, stop_on_signals
 from sentiment_engine.deploy.stacks import deploy_stack
-from sentiment_engine.deploy.target import ROOT
 from sentiment_engine.deploy.visit import PHONE
 from sentiment_engine.local.cloud import LocalCloud
+from sentiment_engine.local.processes import ROOT
 from sentiment_engine.local.requests import read_recording
 from sentiment_engine.local.strict import workflow_environment
 from sentiment_engine.settings import Settings, textbelt_key_parameter

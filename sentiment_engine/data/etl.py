@@ -76,9 +76,7 @@ def start_spark(name: str = "clean-reviews") -> SparkSession:
         (Path(folder) / "log4j2.properties").write_text(LOGGING)
         quick, log = ONE_MACHINE["spark.driver.extraJavaOptions"], f"{folder}/log4j2.properties"
         options = {"spark.driver.extraJavaOptions": f'{quick} -Dlog4j2.configurationFile="{log}"'}
-        spark = SparkSession.builder.appName(name).config(map={**ONE_MACHINE, **options}).getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
-    return spark
+        return SparkSession.builder.appName(name).config(map={**ONE_MACHINE, **options}).getOrCreate()
 
 # %% ../../nbs/data/etl.ipynb #ec4e404c
 PARSED = "title string, text string, rating double, timestamp long, verified_purchase boolean, fault string"
@@ -144,7 +142,7 @@ def check_raw(
         check_head(f"{raw}/{name}", _read_head(spark, names[name]))
     return left
 
-
+# %% ../../nbs/data/etl.ipynb #151e103b
 def _read_head(spark: SparkSession, path) -> bytes:
     source = path.getFileSystem(spark._jsc.hadoopConfiguration()).open(path)
     try:
@@ -380,7 +378,7 @@ def _remove(
             files, path = _hadoop_path(spark, place)
             files.delete(path, True)
 
-
+# %% ../../nbs/data/etl.ipynb #ade89828
 def _remove_older(
     spark: SparkSession,
     place: str,  # a folder or S3 prefix that contains runs
@@ -442,7 +440,7 @@ def clean_reviews(
         _remove_older(spark, place, oldest)
     return result
 
-
+# %% ../../nbs/data/etl.ipynb #7b3350ee
 def _write_run(
     spark: SparkSession,
     raw: str,
@@ -473,7 +471,7 @@ def _write_rejected(staged: DataFrame, place: str) -> None:
     rows = staged.where("reason <> 'repeat'").select("reason", "category", "line").hint("rebalance")
     rows.sortWithinPartitions("reason", "category", "line").write.options(**COMMITTER).json(place)
 
-
+# %% ../../nbs/data/etl.ipynb #f6c55022
 @contextmanager
 def _java_errors_explained(place: str) -> Iterator[None]:
     "Turn an error of Java into a RuntimeError with its causes."

@@ -65,7 +65,7 @@ def open_reviews(
         return found
     raise FileNotFoundError(f"there are no cleaned reviews in {root}: run 01_glue_etl first")
 
-
+# %% ../../nbs/data/exploration.ipynb #61e038aa
 def newest_reviews(
     files: FileSystem,  # as above
     lake: str,  # a bucket, or a folder
@@ -138,7 +138,7 @@ def count_reviews(
         _refuse_labels(reviews)
     return counts
 
-
+# %% ../../nbs/data/exploration.ipynb #9803b5df
 def _refuse_labels(reviews: ds.Dataset):
     "Raise DataError naming the first file with a label that is neither 0 nor 1."
     for file in reviews.get_fragments():
@@ -238,7 +238,7 @@ def draw_sample(
     held["text"] = [review_text(title, text) for title, text in zip(held.title, held.text, strict=True)]
     return held[CARRIED].reset_index(drop=True)
 
-
+# %% ../../nbs/data/exploration.ipynb #9f336344
 def _first(reviews: pd.DataFrame, plan: pd.Series, seed: int) -> pd.DataFrame:
     "Keep the planned number of reviews of each stratum, the first in the order of the hash."
     order = pd.util.hash_array(reviews.review_id.to_numpy(object), hash_key=f"{seed:016d}"[-16:])

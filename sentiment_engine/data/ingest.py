@@ -65,7 +65,7 @@ Patio_Lawn_and_Garden Pet_Supplies Software Sports_and_Outdoors Subscription_Box
 Toys_and_Games Unknown Video_Games
 """.split()
 
-
+# %% ../../nbs/data/ingest.ipynb #1390789e
 def category_addresses(
     categories: str,  # as in "Musical_Instruments, Books"
     source: str = "",  # https:// or s3:// address that contains {category}; empty: SOURCE
@@ -109,7 +109,7 @@ WEB = urllib3.PoolManager(
     retries=urllib3.Retry(6, backoff_factor=0.5, status_forcelist=AGAIN, raise_on_status=False),
 )
 
-
+# %% ../../nbs/data/ingest.ipynb #06c40b23
 def _request_range(web: urllib3.PoolManager, address: str, start: int, stop: int, whole: bool, **more: str):
     "Request the bytes from `start` to before `stop`, and read them if `whole`. Raises IngestError on any other answer."
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"} | more

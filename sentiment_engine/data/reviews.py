@@ -457,7 +457,7 @@ _STARTS = {
 }
 _COLUMNS = {"rating", "stars", "text", "title", "review", "label"}  # at least one heads a column of a table
 
-
+# %% ../../nbs/data/reviews.ipynb #b8527daf
 def _what_else(head: bytes) -> str:  # empty: the bytes look like JSON lines
     "Recognise from a file's first bytes that it is not JSON lines."
     for start, kind in _STARTS.items():

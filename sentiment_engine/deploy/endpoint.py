@@ -196,7 +196,7 @@ class Prediction:
 class PredictionFailed(RuntimeError):
     "A request that the endpoint did not answer. The message contains the reason."
 
-
+# %% ../../nbs/deploy/endpoint.ipynb #78f5ef53
 def _reason(error: ClientError) -> str:
     "Return the model's own message out of SageMaker's ModelError."
     said = str(error.response.get("OriginalMessage") or error.response["Error"].get("Message", ""))

@@ -48,7 +48,7 @@ GLUE_ADVICE = {
     "wait, or request a higher quota in Service Quotas",
 }
 
-
+# %% ../../nbs/deploy/glue.ipynb #e657a6de
 def run_glue_job(
     glue,  # boto3 client
     job: str,
@@ -87,7 +87,7 @@ def _run_once(glue, job: str, arguments: Mapping, say: Callable[[str], None], ev
         glue.batch_stop_job_run(JobName=job, JobRunIds=[run])
         raise
 
-
+# %% ../../nbs/deploy/glue.ipynb #f87d5ac3
 def _follow(glue, job: str, run: str, say: Callable[[str], None], every: float, patience: float) -> dict:
     "Poll a run until it ends, and report the changes of its state."
     start, said = time.monotonic(), ("", 0)

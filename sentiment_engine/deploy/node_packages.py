@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ..causes import ExplainedFailure
-from .target import ROOT
+from ..local.processes import ROOT
 
 # %% ../../nbs/deploy/node_packages.ipynb #e8dc67a5
 NODE_HOME = ROOT / ".node"

@@ -16,21 +16,17 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import sentiment_engine
+from ..local.processes import ROOT
 from ..s3 import upload_once
+from ..settings import Settings
 
 # %% ../../nbs/deploy/packaging.ipynb #41ea8b8e
 PACKAGE = "sentiment_engine"
 
 
-def _root() -> Path:
-    "Return the folder that contains the package."
-    return Path(sentiment_engine.__path__[0]).parent
-
-
 def _file_of(name: str) -> Path | None:
     "Find the file of a module or package by its dotted name."
-    path = _root() / name.replace(".", "/")
+    path = ROOT / name.replace(".", "/")
     found = (file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file())
     return next(found, None)
 
@@ -60,10 +56,10 @@ def package_files(source: str) -> dict[str, Path]:  # by name in an archive: sen
         needed |= {name: file for name in ahead if (file := _file_of(name))}
         more = set()
         for file in (needed[name] for name in ahead):
-            inside = ".".join(file.relative_to(_root()).parent.parts)
+            inside = ".".join(file.relative_to(ROOT).parent.parts)
             more |= modules_imported(file.read_text(encoding="utf-8"), inside)
         ahead = more - set(needed)
-    return {file.relative_to(_root()).as_posix(): file for _, file in sorted(needed.items())}
+    return {file.relative_to(ROOT).as_posix(): file for _, file in sorted(needed.items())}
 
 # %% ../../nbs/deploy/packaging.ipynb #dbdd4960
 UNUSED = "auth_alpha batch circuit_breaker data_classes data_masking feature_flags idempotency kafka parameters parser"
@@ -156,7 +152,7 @@ LIMITS += ("daily_messages_per_number", "capture_percent", "serverless_memory_mb
 
 # %% ../../nbs/deploy/packaging.ipynb #e06a87b6
 def stack_parameters(
-    settings,  # Settings
+    settings: Settings,
     artifacts_bucket: str,
     packages: Mapping[str, str],  # from upload_packages
     site: Mapping[str, str],  # outputs of the site's stack
@@ -190,7 +186,7 @@ CLOUDFRONT_REGION = "us-east-1"  # CloudFront reports its metrics to this region
 
 
 def monitoring_parameters(
-    settings,  # Settings
+    settings: Settings,
     dead_letters: str,  # name of the queue, an output of the engine's stack
     api: str,  # id of the API, an output of the engine's stack
     distribution: str,  # id of the page's distribution, an output of the site's stack

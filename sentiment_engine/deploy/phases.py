@@ -44,7 +44,6 @@ from .stacks import stack_outputs
 from sentiment_engine.deploy.target import (
     CHOICES_KEY,
     REVIEWS,
-    ROOT,
     TRAINING,
     adopt_model,
     asked_for,
@@ -57,6 +56,7 @@ from sentiment_engine.deploy.target import (
     recall,
 )
 from ..local.cloud import LocalCloud
+from ..local.processes import ROOT
 from ..model.wheels import fetch_wheels
 from ..s3 import stored_json
 from ..settings import connect, engine_stack, environment_of, foundation_stack, settings_from

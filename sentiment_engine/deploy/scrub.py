@@ -12,20 +12,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .account import ACCOUNT_ID
-from ..local.processes import PACKAGE_ROOT
+from ..local.processes import ROOT
 
 # %% ../../nbs/deploy/scrub.ipynb #b3d4298c
+_LETTER = r"[^\s@<>()\[\]\",;:]"  # of an e-mail address
+_DOMAIN = r"@[^\s@<>()\[\]\",;:/]+\.[^\s@<>()\[\]\",;:/.]+"
 PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"(https?://[^\s?#'\"<>]+)\?[^\s'\"<>]*[^\s'\"<>.]", r"\1?<query>"),  # presigned URLs carry keys
+    # A match starts with its word, because a search from each letter would take long. Presigned URLs carry keys.
+    (r"(?<![^\s?#'\"<>])((?>[^\s?#'\"<>]*?https?://)[^\s?#'\"<>]++)\?[^\s'\"<>]*[^\s'\"<>.]", r"\1?<query>"),
     (r"(?i)(encoded authorization failure message: *)[^\s<]\S*", r"\1<encoded>"),
     (r"(?i)(\b(?:aws_)?(?:secret_access_key|session_token|security-token)\b\W{1,4})[^\s<'\"]+", r"\1<secret>"),
     # The caller: arn:aws:iam::…:user/path/ada, arn:aws:sts::…:assumed-role/Admin/ada, or the same without the ARN.
     (r"\b(user|assumed-role|federated-user)/[^\s'\",;:()<>\]]+", r"\1/<name>"),
-    (r"[^\s@<>()\[\]\",;:]+@[^\s@<>()\[\]\",;:/]+\.[^\s@<>()\[\]\",;:/.]+", "<e-mail>"),
+    (rf"(?<!{_LETTER}){_LETTER}++{_DOMAIN}(?:[./]{_LETTER}*+{_DOMAIN})*", "<e-mail>"),
     # The name of the session may follow a role's id, and it is often a person's: AROA…:ada.lovelace.
     (r"\b(?:AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AIPA|ANPA|ANVA|APKA|AROA|ASCA)[A-Z0-9]{8,}(?::[\w+=,.@-]+)?", "<key-id>"),
     (r"(?<![A-Za-z0-9/+])(?=[A-Za-z0-9/+]*[a-z])(?=[A-Za-z0-9/+]*[A-Z])[A-Za-z0-9/+]{40,}={0,2}", "<secret>"),
-    (r"\b[A-Za-z0-9-]+(\.execute-api\b)", r"<api>\1"),
+    (r"(?<![A-Za-z0-9-])[A-Za-z0-9-]++(\.execute-api\b)", r"<api>\1"),
     (r"\b((?:execute-api|apis|restapis)/)[A-Za-z0-9]{6,}", r"\1<api>"),
     (r"\b[A-Za-z0-9]+(\.cloudfront\.net\b)", r"<distribution>\1"),
     (r"(?<![A-Za-z0-9])E[A-Z0-9]{11,}(?![A-Za-z0-9])", "<distribution>"),
@@ -38,7 +41,10 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"(?<![\d.])(?!127\.)\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "<address>"),
     # IPv6: complete, perhaps with IPv4 at the end; shortened; shortened at the beginning. ::1 remains.
     (r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:){6,}(?:[0-9A-Fa-f]{1,4}|<[a-z-]+>)(?![0-9A-Za-z])", "<address>"),
-    (r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:)+:(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*)?(?![0-9A-Za-z])", "<address>"),
+    (
+        r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{1,4}:){1,7}:(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*)?(?![0-9A-Za-z])",
+        "<address>",
+    ),
     (r"(?<![0-9A-Za-z])::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})+(?![0-9A-Za-z])", "<address>"),
     (r"(?:/(?:home|Users)/|[A-Za-z]:\\Users\\)[^\s/\\'\":<>]+", "~"),
 )
@@ -51,7 +57,7 @@ LEAST_KNOWN = 5  # characters: a shorter value, such as the user name "me", occu
 def private_places() -> dict[str, str]:  # path or name → replacement
     "Return the folders and the user name of this machine, with their replacements."
     home = Path.home()
-    found = {str(PACKAGE_ROOT): "."} | ({str(home): "~"} if home != Path(home.anchor) else {})
+    found = {str(ROOT): "."} | ({str(home): "~"} if home != Path(home.anchor) else {})
     try:
         return found | {getpass.getuser(): "<user>"}
     except (OSError, KeyError):  # the user of a container may have no name

@@ -24,7 +24,7 @@ from ..settings import Settings
 DEPLOYED_BY = dict.fromkeys(("foundation", "site"), "00_settings")
 DEPLOYED_BY |= dict.fromkeys(("engine", "monitoring"), "05_serverless_backend")
 
-
+# %% ../../nbs/deploy/stacks.ipynb #bd3b1930
 def find_stack(
     cloudformation,  # boto3 client
     name: str,

@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from ..aws_errors import is_missing
 from .loose_ends import glue_runs, stop_glue, tell, training_jobs
 from .stacks import delete_stack, find_stack, is_our_stack
-from .target import ROOT
+from ..local.processes import ROOT
 from ..polling import polls
 from ..s3 import empty_bucket
 from ..sagemaker import our_names, remove_endpoint, resources

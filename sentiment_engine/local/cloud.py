@@ -21,7 +21,7 @@ from urllib.request import Request
 
 from ..causes import ExplainedFailure, naming, with_cause
 from .aws import Aws, aws_environment, open_directly, read_keys, stray_variables
-from .processes import PACKAGE_ROOT
+from .processes import ROOT
 from .records import private
 from .strict import administrator_environment
 from ..settings import Settings, environment_of
@@ -58,7 +58,7 @@ def _server_environment() -> dict[str, str]:
     "Return the server's environment: this one without AWS variables and without settings of the engine."
     stray = stray_variables(os.environ)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SENTIMENT_", "PYTHONSTARTUP")) and k not in stray}
-    path = os.pathsep.join(p for p in [str(PACKAGE_ROOT), kept.get("PYTHONPATH", "")] if p)
+    path = os.pathsep.join(p for p in [str(ROOT), kept.get("PYTHONPATH", "")] if p)
     return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 # %% ../../nbs/local/cloud.ipynb #f574df55

@@ -53,7 +53,7 @@ _LITERALS = {  # operator or function: allowed types of values
     "DELETE": _SETS,
 }
 
-
+# %% ../../nbs/local/expressions.ipynb #be8d05bb
 @functools.cache
 def reserved_words() -> frozenset[str]:
     "Return the reserved words, in upper case."

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ..causes import with_cause
 from .aws import Aws, open_directly, split_uri
-from .processes import PACKAGE_ROOT, Child
+from .processes import ROOT, Child
 from ..model.artifact import artifact_environment, unpack
 from ..model.serving import CONTAINER_BODY_LIMIT
 from ..model.wheels import why_not_installable
@@ -105,7 +105,7 @@ class ModelServer:
         port_file = self.folder / "port"
         port_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", str(self.folder / "model")]
-        own = {"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUNBUFFERED": "1"}
+        own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         env = artifact_environment(**own | self.container.get("Environment", {}))
         self.child = Child(
             [*command, "--port", "0", "--port-file", str(port_file)],

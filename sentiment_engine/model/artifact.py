@@ -88,7 +88,7 @@ def _demand(holds: bool, otherwise: str):
     if not holds:
         raise ValueError(otherwise)
 
-
+# %% ../../nbs/model/artifact.ipynb #2c33a272
 class _Stream:
     "The unpacked bytes of an archive. It limits headers, because tarfile reads a whole header into memory."
 
@@ -154,7 +154,7 @@ def _members(tar: tarfile.TarFile, stream: _Stream) -> Iterator[tuple[tarfile.Ta
         tar.members.clear()  # type: ignore[attr-defined] # undocumented, but tarfile would keep them all in memory
         stream.header = MAX_HEADER
 
-
+# %% ../../nbs/model/artifact.ipynb #730a0f77
 def _fill(folder: Path, path: Path):
     "Unpack an archive into an empty folder."
     most = min(MAX_UNPACKED, MAX_GROWTH * path.stat().st_size + ROOM)
@@ -294,7 +294,7 @@ def artifact_environment(
     "Return the environment for the code of an artifact, without keys, tokens or settings."
     return {name: os.environ[name] for name in SEEN if name in os.environ} | more
 
-
+# %% ../../nbs/model/artifact.ipynb #029b6de5
 def ask_artifact(
     model_dir: Path,
     texts: Sequence[str],
@@ -412,7 +412,7 @@ def _see_archive(artifact: Path, folder: Path) -> str:
     unpack(artifact, folder)
     return "a readable archive"
 
-
+# %% ../../nbs/model/artifact.ipynb #4906b15a
 def preflight(
     artifact: Path,  # a model.tar.gz, or its unpacked folder
     macro_f1_floor: float = 0.75,  # on the test split, from metrics.json

@@ -67,7 +67,7 @@ def misfit(
     close = np.maximum(_gaps(logits), -FARTHEST)
     return len(close) * nll(close, labels, temperature) + prior * (1 / temperature - 1 + np.log(temperature))
 
-
+# %% ../../nbs/model/calibration.ipynb #29bffd71
 def fit_temperature(
     logits: ArrayLike,  # rows × labels, of reviews unseen in training
     labels: ArrayLike,

@@ -156,7 +156,7 @@ def read_channel(
         warnings.warn(f"{blank:,} of {len(rows):,} rows of {Path(folder).name} have no text: left out", stacklevel=2)
     return rows[rows["text"] != ""].reset_index(drop=True)
 
-
+# %% ../../nbs/model/training_job.ipynb #4ece0d78
 def _read_file(file: Path, name: str) -> pd.DataFrame:
     "Read one file. Raises UnusableData, with its name, if a text is not text or a label is not 0 or 1."
     try:
@@ -197,7 +197,7 @@ def on_gpu(
     "Return whether an instance type has GPUs."
     return re.match(r"ml\.[gp]", instance_type) is not None
 
-
+# %% ../../nbs/model/training_job.ipynb #2f88cc96
 def check_gpu(env: Mapping[str, str]):
     "Check that torch can use the GPU of a GPU instance. Raises NoGpu."
     kind = env.get("SM_CURRENT_INSTANCE_TYPE", "")
@@ -235,7 +235,7 @@ def compat_path(
     older = running and _version(running[1]) < brought
     return str(library.parent) if older else ""
 
-
+# %% ../../nbs/model/training_job.ipynb #94fb0bf1
 def restart_with_compat(env: Mapping[str, str], root: Path = Path("/")):
     "Restart this script with the compatibility libraries, if a GPU needs them and they are not in use."
     path, before = compat_path(root), env.get("LD_LIBRARY_PATH", "")
@@ -327,7 +327,7 @@ def say(phase: str, **facts):
         return
     print(f"[{phase}]", *(f"{name}={value}" for name, value in facts.items()), flush=True)
 
-
+# %% ../../nbs/model/training_job.ipynb #00ec5a2f
 def progress_callback(
     recipe: Recipe,
     clock: Clock,
@@ -885,7 +885,7 @@ def describe_model(done: Trained, recipe: Recipe) -> dict:  # the part of metric
     facts |= {"train_rows": len(done.train), "train_negative": int((done.train["label"] == 0).sum())}
     return measure_model(done.predictions, done.train) | facts | {"device": device_name()}
 
-
+# %% ../../nbs/model/training_job.ipynb #4acc644b
 def write_artifact(done: Trained, recipe: Recipe, places: Places, watch: Stopwatch) -> dict:  # metrics.json
     "Write the folders for model and output."
     from sentiment_engine.model.artifact import add_inference_code
@@ -933,7 +933,7 @@ def explain(error: BaseException) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
-
+# %% ../../nbs/model/training_job.ipynb #03fa244c
 def main(
     argv: Sequence[str] | None = None,
     env: Mapping[str, str] = os.environ,

@@ -43,7 +43,7 @@ class Lock:
         parsed = [parse_wheel_filename(name) for name in self.sha256]
         return {name: str(version) for name, version, *_ in parsed}
 
-
+# %% ../../nbs/model/wheels.ipynb #a319c222
 def parse_lock(text: str) -> Lock:
     "Read a lock from TOML."
     held = tomllib.loads(text)
@@ -81,7 +81,7 @@ def _has_hash(path: Path, sha256: str) -> bool:
     "Return whether a file exists and has this hash."
     return path.is_file() and artifact_hash(path) == sha256
 
-
+# %% ../../nbs/model/wheels.ipynb #6f769196
 def _download(lines: Iterable[str], lock: Lock, folder: Path):
     "Let pip fetch wheels for the container. Raises WheelError with pip's reason."
     wanted = folder / "requirements.txt"
@@ -156,7 +156,7 @@ def add_wheels(
         shutil.copyfile(Path(wheels) / name, code / "wheels" / name)
     (code / "requirements.txt").write_text(requirements_text(lock), encoding="utf-8")
 
-
+# %% ../../nbs/model/wheels.ipynb #655b2368
 def with_wheels(
     artifact: Path,  # a model.tar.gz
     path: Path,  # the model.tar.gz to write

@@ -182,7 +182,7 @@ ERROR_KINDS = {  # error class: (keywords in its code or text, outcome)
     "broken": ((), "same as throttled: AWS failed, was unreachable or did not answer in time"),
 }
 
-
+# %% ../../nbs/service/lifecycle.ipynb #85bd955c
 def error_kind(e: Exception | str) -> str:  # a key of ERROR_KINDS
     "Classify an error."
     error = e.response["Error"] if isinstance(e, ClientError) else {"Message": e if isinstance(e, str) else ""}

@@ -245,7 +245,7 @@ _SCORES = {
 }
 _PLACE = {"type": "integer", "minimum": 0}  # character offset in the text
 
-
+# %% ../../nbs/service/openapi.ipynb #ac422392
 def _more() -> dict:
     "Describe the optional fields of a prediction."
     place = {"start": _PLACE, "end": _PLACE}

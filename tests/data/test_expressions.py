@@ -10,6 +10,7 @@ import pytest
 import regex
 
 from sentiment_engine.data import cleaning, quoting
+from sentiment_engine.deploy import scrub
 from sentiment_engine.model import inference, released
 from sentiment_engine.service import notifications
 from tests import ROOT
@@ -18,10 +19,12 @@ from tests.doubles.expressions import LIMIT, growth, in_javascript, in_python, p
 SCRIPTS = [
     ROOT / "website/app.py",
     ROOT / "infra_scripts/make/release_model.py",
+    *sorted(ROOT.glob("infra_scripts/*.py")),
     *sorted(ROOT.glob("lambdas/*/handler.py")),
 ]
 PAGE = (ROOT / "website/sentiment.js").read_text()
 AT_RUN_TIME = {  # expressions with a value inside: source text → expression
+    "pattern": scrub.PATTERNS[0][0],  # the others are in the module's table
     "f\"[\\\\s\\\\S][{''.join(sorted(joins))}]{{0,31}}\"": cleaning._letter().pattern,
     "re.escape(settings.prefix) + '-([0-9a-f]{12})'": "sentiment-([0-9a-f]{12})",
     "f'{prefix}-((trial-)?[0-9a-f]{{12}}|{STANDING})'": "sentiment-((trial-)?[0-9a-f]{12}|serverless)",
@@ -41,14 +44,19 @@ NOT_FOR_VISITORS = {  # their input comes from the owner or from the machine
     r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)\s": "what the graphics driver says of itself",
     r"\/+$": "the address of the API, from config.json",
 }
-OWN_WORDS = {"scrub.py": "the report of an acceptance, which this project and AWS write"}
+
+
+def compiled(value: object) -> list[str]:
+    "Find the expressions in a value of a module, such as a table of them."
+    if isinstance(value, list | tuple):
+        return [pattern for each in value for pattern in compiled(each)]
+    return [value.pattern] if isinstance(value, re.Pattern) else []
 
 
 def known_expressions() -> dict[tuple[str, str, str], str]:
     "Find every expression of the package, the scripts and the page: file, kind and source text → expression."
     found = {}
-    read = [p for p in sorted((ROOT / "sentiment_engine").rglob("*.py")) if p.parent.name != "local"]
-    ours = [path for path in read if path.name not in OWN_WORDS]
+    ours = [p for p in sorted((ROOT / "sentiment_engine").rglob("*.py")) if p.parent.name != "local"]
     for path in [*ours, *SCRIPTS]:
         names = {}
         if path in ours:
@@ -57,8 +65,9 @@ def known_expressions() -> dict[tuple[str, str, str], str]:
         for kind, written, pattern in in_python(path.read_text(), names):
             found[path.name, kind, written] = AT_RUN_TIME.get(written) if pattern is None else pattern
         for name, value in names.items():
-            if isinstance(value, re.Pattern) and value.pattern not in found.values():
-                found[path.name, "re", name] = value.pattern
+            for number, pattern in enumerate(compiled(value)):
+                if pattern not in found.values():
+                    found[path.name, "re", f"{name} {number}"] = pattern
     for written, pattern in in_javascript(PAGE):
         found["sentiment.js", "re", written] = AT_RUN_TIME.get(written) if pattern is None else pattern
     return found

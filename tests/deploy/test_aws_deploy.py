@@ -310,9 +310,9 @@ def test_a_problem_ends_a_dry_run_with_1(monkeypatch, fine, status, capsys):
     assert ended.value.code == status and ("PROBLEM  endpoint quota" in capsys.readouterr().out) is not fine
 
 
-def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
-    found = [Finding("region", True, "us-east-1"), Finding("table", False, "it is not ours")]
-    monkeypatch.setattr(target, "check_account", lambda *_: found)
+def deploy_to(monkeypatch, *found: Finding):
+    "Prepare the command that deploys to an account with these findings, in which no deployment may begin."
+    monkeypatch.setattr(target, "check_account", lambda *_: list(found))
     monkeypatch.setattr(phases, "recall", lambda _: KNOWN)
     monkeypatch.setattr(phases.Stamps, "read", lambda _: {})
     monkeypatch.setattr(phases, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
@@ -320,6 +320,10 @@ def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "us-east-1")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+
+
+def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
+    deploy_to(monkeypatch, Finding("region", True, "us-east-1"), Finding("table", False, "it is not ours"))
     with pytest.raises(SystemExit, match="nothing was changed: table: it is not ours"):
         deploy_command.main()
 

@@ -1,6 +1,8 @@
 "The notebooks of a deployment run in order; their kernels start early and leave nothing behind."
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from sentiment_engine.deploy import phases as deployment
+from sentiment_engine.deploy.kernels import LATER
 
 LOADED = "import sys\nprint('colorsys' in sys.modules, 'colorsys' in globals(), len(In))"
 TIDY = """
@@ -45,6 +48,13 @@ def printed(notebook: Path) -> str:
 
 def test_a_kernel_imports_what_its_notebook_imports_and_names_nothing(run):
     assert run(["print('first')"], [LOADED, "import colorsys"]) == ["first", "True False 2"]
+
+
+def test_what_is_loaded_early_prints_nothing():
+    "Its output would appear in the terminal, because no cell runs yet."
+    code = "\n".join(LATER.values())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_commands_of_ipython_and_missing_modules_do_no_harm_ahead(run):

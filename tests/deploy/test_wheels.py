@@ -16,7 +16,7 @@ from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
 from infra_scripts import deploy as deploy_command
-from sentiment_engine.deploy import phases, target
+from sentiment_engine.deploy import phases
 from sentiment_engine.deploy.account import Finding
 from sentiment_engine.deploy.endpoint import serving_image, upload_artifact
 from sentiment_engine.local.hosting import ModelServer
@@ -32,6 +32,7 @@ from sentiment_engine.model.wheels import (
     with_wheels,
 )
 from tests import ROOT
+from tests.deploy.test_aws_deploy import deploy_to
 from tests.doubles.tiny_model import write_tiny_model
 
 NAMES = ("tiny_a-1.0-py3-none-any.whl", "tiny_b-2.0-py3-none-any.whl")
@@ -380,13 +381,6 @@ def test_wheels_that_cannot_be_had_stop_a_deployment_before_it_costs_anything(in
     "Notebook 04 packs them after cleaning and training, which cost money."
     (index / NAMES[0]).unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(target, "check_account", lambda *_: [Finding("region", True, "us-east-1")])
-    monkeypatch.setattr(phases, "recall", lambda _: Finding("as before", True, "nothing"))
-    monkeypatch.setattr(phases.Stamps, "read", lambda _: {})
-    monkeypatch.setattr(phases, "deploy", lambda *_, **__: pytest.fail("something was deployed"))
-    monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws", "--region", "us-east-1"])
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    deploy_to(monkeypatch, Finding("region", True, "us-east-1"))
     with pytest.raises(SystemExit, match="pip cannot fetch tiny-a"):
         deploy_command.main()

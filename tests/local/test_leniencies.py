@@ -17,7 +17,7 @@ import pytest
 from sentiment_engine.local.aws import aws_environment, make_keys
 from sentiment_engine.local.glue import RUN_CALLS, spark_environment
 from sentiment_engine.local.leniencies import read_leniencies, rows
-from sentiment_engine.local.processes import _KEPT, PACKAGE_ROOT
+from sentiment_engine.local.processes import _KEPT, ROOT
 from sentiment_engine.local.sagemaker import SUPPORTED
 from sentiment_engine.local.server import emulator_environment
 from sentiment_engine.local.strict import NEW_ACCOUNT
@@ -25,7 +25,7 @@ from sentiment_engine.model.artifact import SEEN as SEEN_BY_ARTIFACTS
 from tests.conftest import TestCloud
 from tests.deploy.test_boto3_calls import FOUND, model, operations
 
-LOCAL = PACKAGE_ROOT / "sentiment_engine" / "local"
+LOCAL = ROOT / "sentiment_engine" / "local"
 # Set by shells, Python, pytest, and by Jupyter in a process that has loaded it, such as this one after other tests.
 OTHERS = {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "PYTEST_CURRENT_TEST", "MPLBACKEND"}
 ROLE = "arn:aws:iam::000000000000:role/lab"

@@ -270,6 +270,12 @@ def test_the_packages_of_the_functions_are_pinned_with_hashes():
         assert f"{name}=={version}" in constraints and importlib.metadata.version(name) == version
 
 
+def test_a_package_that_most_programs_import_loads_quickly():
+    "The newest jsonschema compiles grammars for seconds in each kernel, test worker and script."
+    code = "import sys, jsonschema; print('lark' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 @pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.name)
 def test_workflows_use_actions_by_commit_and_say_which_version_that_is(workflow):
     used = re.findall(r"uses: (.+)", workflow.read_text())
