@@ -295,6 +295,7 @@ function render(view, before) {
 	}
 }
 
+const toStart = () => $('offer-title').focus();
 function placeStart() {
 	// Trying comes first if the small model answers.
 	const [compose, start] = [$('compose'), $('starting')];
@@ -637,6 +638,7 @@ function renderCompose() {
 	if (able && view !== 'awake') app.queued = false; // the small model reads it now
 	text('beyond', beyond && `${beyond} ${INSTEAD[view]}`);
 	show('beyond', beyond && !fault);
+	show('to-start', able && /asleep|failed/.test(view));
 	text('review-label', lines ? 'Your reviews, one per line' : 'Your review');
 	text(
 		'counter',
@@ -908,7 +910,7 @@ async function why({text: review}) {
 			'tool-text',
 			`The small model explains texts of up to ${big(most)} characters.${alone() ? '' : ' The large model explains longer ones. '}`
 		);
-		if (/asleep|failed/.test(app.view)) $('tool-text').append(button('Get the large model', () => $('start').focus()));
+		if (/asleep|failed/.test(app.view)) $('tool-text').append(button('Get the large model', toStart));
 		return;
 	}
 	busy('why', 'Looking …');
@@ -1254,6 +1256,7 @@ $('review').onkeydown = (e) => {
 };
 $('extend').onclick = extend;
 $('done').onclick = sleep;
+$('to-start').onclick = toStart;
 $('retry').onclick = () => {
 	text('retry-in', 'Trying …');
 	look();

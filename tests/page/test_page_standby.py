@@ -82,6 +82,8 @@ def test_start_is_offered_with_what_it_gives_and_costs(service):
     assert "lists of up to 120 reviews" in said and "3 reviews or 60 characters at once" in said
     assert "5,000 reviews a day for all visitors" in said and "same version" not in said
     assert "Usually 3 minutes" in text_of(page, "#fact-time") and "$0.056 an hour" in text_of(page, "#fact-cost")
+    page.locator("#review-form").get_by_role("button", name="Get the large model").click()
+    expect(page.get_by_role("heading", name="Get the large model")).to_be_focused()
     service.status = beside(ASLEEP, modelVersion="7")
     page.evaluate("dispatchEvent(new Event('online'))")
     expect(page.locator("#gain")).to_contain_text("Here both run the same version of the model.")
@@ -185,8 +187,8 @@ def test_words_of_a_long_text_are_the_large_models_work(service):
     read(page, "a text of more than twenty characters")
     page.get_by_role("button", name="Which words count?").click()
     expect(page.locator("#tool-text")).to_contain_text("The small model explains texts of up to 20 characters.")
-    page.get_by_role("button", name="Get the large model").click()
-    expect(page.locator("#start")).to_be_focused()
+    page.locator("#tool-text button").click()
+    expect(page.get_by_role("heading", name="Get the large model")).to_be_focused()
     assert len(service.asked) == 1
     read(page, "fine as it is")
     expect(page.locator("#answer blockquote")).to_have_text("fine as it is")
@@ -330,7 +332,7 @@ def test_axe_and_narrow_screens_while_it_sleeps(service):
     page = service.arrive(beside(ASLEEP))
     read(page, "a text of more than twenty characters")
     page.get_by_role("button", name="Which words count?").click()
-    expect(page.get_by_role("button", name="Get the large model")).to_be_visible()
+    expect(page.locator("#tool-text button")).to_have_text("Get the large model")
     page.locator("#lines").check()
     page.locator("#review").fill(LIST)
     expect(page.locator("#beyond")).to_be_visible()
