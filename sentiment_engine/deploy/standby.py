@@ -118,9 +118,7 @@ def standby_model(
         size = sum((folder / name).stat().st_size for name in MODEL_FILES if (folder / name).is_file())
         if size <= MODEL_LIMIT:
             return folder, registered.version
-        print(
-            f"{size / 1e6:.0f} MB of model {registered.version} are too much for a Lambda: the released one stands by"
-        )
+        print(f"model {registered.version} is too large for a Lambda ({size / 1e6:.0f} MB): using the released one")
     check_sums(released_folder())
     return released_folder(), released_version()
 
