@@ -594,7 +594,10 @@ async function sleep() {
 
 // reviews
 
-const limits = () => ({most: app.status?.textLimit || 10000, batch: app.status?.batchLimit || 1000});
+const limits = () => ({
+	most: app.status?.textLimit || 10000,
+	batch: (!alone() && app.status?.batchLimit) || 1000 // alone, the small model reads any list in parts
+});
 function reviews() {
 	const all = $('review').value;
 	return ($('lines').checked ? all.split('\n') : [all]).map((r) => r.trim()).filter(Boolean);

@@ -17,7 +17,7 @@ ASLEEP = STATUS | {
 }
 ASLEEP |= {"idleMinutes": 30, "maxRunMinutes": 120, "pricePerHour": 0.056, "savedThisMonth": 0, "textLimit": 50}
 ASLEEP |= {"batchLimit": 120, "typicalSeconds": {"p50": 200, "p90": 300, "starts": 5}, "costSoFar": None}
-ASLEEP |= {"spentThisMonth": 0.5, "monthlyBudget": 10, "countedSince": "2026-01-01T00:00:00Z"}
+ASLEEP |= {"standby": None, "spentThisMonth": 0.5, "monthlyBudget": 10, "countedSince": "2026-01-01T00:00:00Z"}
 ASLEEP |= dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "shutdownAt", "secondsLeft", "etaSeconds"))
 AWAKE = ASLEEP | STATUS | {"state": "IN_SERVICE", "etaSeconds": None}
 WAKING = ASLEEP | STATUS | {"state": "CREATING", "shutdownAt": None, "secondsLeft": None}
@@ -73,7 +73,7 @@ class Service:
             route.fulfill(status=status, json=body)
         elif name == "api/start":
             self.starts += 1
-            self.status = WAKING | {each: self.status[each] for each in ("endpoint", "standby") if each in self.status}
+            self.status = WAKING | {each: self.status[each] for each in ("endpoint", "standby")}
             route.fulfill(status=202, json=self.status | {"outcome": "started", "sleepToken": TOKEN})
         elif name == "api/sleep":
             self.slept.append(route.request.post_data_json["token"])
@@ -88,7 +88,7 @@ class Service:
     def small(self) -> dict | None:
         "Return the standby's limits if the standby answers."
         endpoint = self.status["state"] == "IN_SERVICE" and self.status["endpoint"] != "lambda"
-        return None if endpoint else self.status.get("standby")
+        return None if endpoint else self.status["standby"]
 
     def answered(self, body: dict) -> tuple[int, dict]:
         "Answer a request, or refuse it as the engine does."
@@ -96,7 +96,7 @@ class Service:
         small, total = self.small, sum(map(len, texts))
         if not small:
             awake = self.status["state"] == "IN_SERVICE"
-            return (200, self.predictions(texts) | {"answeredBy": "endpoint"}) if awake else refusal("It is asleep.")
+            return (200, self.predictions(texts)) if awake else refusal("It is asleep.")
         most = small["explainLimit"] if body.get("explain") else small["characterLimit"]
         if len(texts) > small["textLimit"] or total > most:
             return refusal("This is too much for the small model.")
@@ -106,12 +106,13 @@ class Service:
         "End the run for whoever started it."
         if token != TOKEN:
             return 403, {"error": {"code": "wrong_token", "message": "This token did not start this run."}}
-        self.status = ASLEEP | {each: self.status[each] for each in ("endpoint", "standby") if each in self.status}
+        self.status = ASLEEP | {each: self.status[each] for each in ("endpoint", "standby")}
         return 202, self.status | {"outcome": "sleeping"}
 
     def predictions(self, inputs: str | list[str]) -> dict:
         texts = [inputs] if isinstance(inputs, str) else inputs
         reply = {"predictions": [self.predict(text) for text in texts], "latencyMs": 5, "modelVersion": "7"}
+        reply |= {"answeredBy": "endpoint"}
         return reply | {"secondsLeft": 1800, "shutdownAt": "2026-01-01T00:30:00Z"}
 
     def arrive(self, status: dict | None = None, clock: bool = False) -> Page:

@@ -7,7 +7,18 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.doubles import contract
-from tests.doubles.page_service import ASLEEP, AWAKE, HOME, STOPPING, WAKING, Service, answer, read
+from tests.doubles.page_service import (
+    ASLEEP,
+    AWAKE,
+    HOME,
+    NEVER_ASLEEP,
+    STANDBY,
+    STOPPING,
+    WAKING,
+    Service,
+    answer,
+    read,
+)
 from tests.doubles.visitor import text_of
 
 pytestmark = pytest.mark.browser
@@ -15,7 +26,7 @@ pytestmark = pytest.mark.browser
 
 def test_the_service_that_is_made_up_keeps_to_the_contract(service):
     headers = {"content-type": "application/json"}
-    for status in (ASLEEP, WAKING, AWAKE, STOPPING):
+    for status in (ASLEEP, WAKING, AWAKE, STOPPING, NEVER_ASLEEP, ASLEEP | {"standby": STANDBY}):
         contract.check("GET", "/status", 200, headers, status)
     contract.check("POST", "/predict", 200, headers, service.predictions(["good", "bad"]))
 

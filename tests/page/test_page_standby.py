@@ -43,7 +43,7 @@ def test_with_a_small_model_every_state_answers_at_once_and_says_who_answered(se
 
 @pytest.mark.parametrize("view", STATES)
 def test_without_a_small_model_only_an_awake_one_answers(service, view):
-    page = service.arrive(STATES[view] | {"standby": None})
+    page = service.arrive(STATES[view])
     expect(page.locator("html")).to_have_attribute("data-view", view)
     assert text_of(page, "#title").startswith("The model ") and text_of(page, "#sign-model") == "Model"
     assert page.locator("#compose").is_visible() == (view in ("asleep", "waking", "awake"))
@@ -64,7 +64,7 @@ def test_trying_comes_before_start_only_if_the_small_model_answers(service):
     before = "() => document.querySelector('#read').compareDocumentPosition(document.querySelector('#start')) & 4"
     assert page.evaluate(before)
     page.locator("#review").fill("mine")
-    service.status = ASLEEP | {"standby": None}
+    service.status = ASLEEP
     page.evaluate("dispatchEvent(new Event('online'))")
     expect(page.locator("#offer")).to_be_hidden()
     assert not page.evaluate(before) and page.locator("#review").input_value() == "mine"
@@ -224,7 +224,7 @@ def test_a_refusal_because_no_endpoint_answers_is_told_in_its_own_words(service)
 def test_a_list_that_outlives_the_large_model_can_go_on_after_a_start(service):
     page = service.arrive(beside(AWAKE))
     texts = [f"n {n}" for n in range(60)]
-    service.replies = [(200, service.predictions(texts[:50]) | {"answeredBy": "endpoint"})]
+    service.replies = [(200, service.predictions(texts[:50]))]
     service.replies += [(409, refusal("not_in_service", "The model is asleep: press Start."))]
     page.route("**/api/status", lambda route: route.fulfill(json=beside(ASLEEP)))
     read(page, "\n".join(texts), lines=True)
