@@ -14,7 +14,7 @@ from sentiment_engine.deploy.endpoint import current_model
 from sentiment_engine.deploy.phases import Stamps, deploy, outdated, plan, sources_fingerprint
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.deploy.teardown import teardown
-from sentiment_engine.deploy.visit import local_visit, sleep, use, wake
+from sentiment_engine.deploy.visit import ask_asleep, local_visit, sleep, use, wake
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import connect, foundation_stack, settings_from
 from tests import ROOT
@@ -49,10 +49,11 @@ def test_page_is_published(series):
 def test_one_visit(series):
     cloud, outputs = series
     visit = local_visit(cloud, outputs["ApiUrl"])
+    ask_asleep(visit)
     wake(visit)
     use(visit)
     sleep(visit, connect("local").client("sagemaker"), settings_from(os.environ).prefix)
-    assert visit.step_number == 13
+    assert visit.step_number == 18
 
 
 def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
