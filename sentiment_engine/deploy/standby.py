@@ -146,7 +146,7 @@ def standby_keys(
     locked: bool,  # as in `pack_layer`
 ) -> dict[str, str]:  # by template parameter
     "Return the parameters of a deployment, without packing anything."
-    key = f"lambdas/{STANDBY}-{_mark(sorted(_code(lambdas / STANDBY).items()))}-{version}.zip"
+    key = f"lambdas/{STANDBY}-{_mark(sorted(_code(lambdas / STANDBY).items()), MODEL_FILES)}-{version}.zip"
     return {parameter_of(STANDBY): key, "StandbyLayerKey": layer_key(locked), "StandbyVersion": version}
 
 
