@@ -138,7 +138,7 @@ def check_predictions(
     for text, expected in ((PRAISE, "POSITIVE"), (COMPLAINT, "NEGATIVE")):
         failed: tuple[int, dict] = (503, {"message": f"the {by} did not answer within {visit.patience:.0f} s"})
         code, reply = visit.wait(partial(answer, text), visit.patience) or failed
-        said = reply["predictions"][0] if code == 200 else reply
+        said = {"answeredBy": by} | reply["predictions"][0] if code == 200 else reply
         visit.step(f"predict: {text[:32]}…", code == 200 and said["label"] == expected, said)
 
 # %% ../../nbs/deploy/visit.ipynb #ad77c0e5
