@@ -74,7 +74,7 @@ def read(page: Page, text: str, lines: bool = False):
     page.locator("#lines").set_checked(lines)
     page.locator("#review").fill(text)
     page.locator("#read").click()
-    expect(page.locator("#answer .verdict")).to_be_visible()
+    expect(page.locator("#answer .verdict")).to_be_visible(timeout=40_000)  # the small model may have to load first
     expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
 
 
