@@ -143,7 +143,7 @@ def engine_from(
         log_days=int(env.get("LOG_DAYS", 0)),
         captures=env.get("CAPTURES_ADDRESS", ""),
         standby=env.get("STANDBY_FUNCTION", ""),
-        standby_version=env.get("STANDBY_MODEL_VERSION", ""),
+        standby_version=env.get("STANDBY_VERSION", ""),
     )
 
 # %% ../../nbs/service/lifecycle.ipynb #cd731cba

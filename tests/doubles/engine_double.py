@@ -350,6 +350,12 @@ def load_handler(folder: str):
     return module
 
 
+def load_handlers() -> dict:  # by folder
+    "Import the Lambdas of the engine. The standby model's needs its model and is no part of them."
+    folders = (path.name for path in (ROOT / "lambdas").iterdir() if path.is_dir() and path.name != "standby-model")
+    return {folder: load_handler(folder) for folder in folders}
+
+
 class World:
     "An engine with its surroundings, driven through the Lambdas' own handlers."
 
@@ -378,7 +384,7 @@ class World:
         given = {"captures": "s3://artifacts/captures", "log_days": 14}
         self.clients = clients
         self.engine = Engine(self.settings, clients.__getitem__, "shutdown", "role", "group", **given)
-        self.handlers = {path.name: load_handler(path.name) for path in (ROOT / "lambdas").iterdir() if path.is_dir()}
+        self.handlers = load_handlers()
         self.use(self.engine)
 
     def use(self, engine: Engine):

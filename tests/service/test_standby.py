@@ -498,5 +498,5 @@ def test_a_failure_of_the_standby_is_reported(monkeypatch, capsys):
 
 
 def test_a_lambda_reads_the_standby_from_its_environment():
-    engine = engine_from({"STANDBY_FUNCTION": "arn:f:7", "STANDBY_MODEL_VERSION": "0f3c5a7e9b1d"})
+    engine = engine_from({"STANDBY_FUNCTION": "arn:f:7", "STANDBY_VERSION": "0f3c5a7e9b1d"})
     assert (engine.standby, engine.standby_version, engine_from({}).standby) == ("arn:f:7", "0f3c5a7e9b1d", "")
