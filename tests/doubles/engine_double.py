@@ -25,7 +25,7 @@ from botocore.exceptions import ClientError
 
 from sentiment_engine.local.expressions import read_expressions
 from sentiment_engine.local.records import AwsError
-from sentiment_engine.service import api, lifecycle, model_state
+from sentiment_engine.service import api, lifecycle, model_state, standby
 from sentiment_engine.service.lifecycle import Engine
 from sentiment_engine.service.model_state import read_row
 from sentiment_engine.service.notifications import NotSent
@@ -363,7 +363,7 @@ class World:
         self.clock, self.scheduler, self.phone = Clock(), Scheduler(), Phone()
         self.sagemaker = SageMaker(self.clock)
         self.logs = Logs()
-        for module in (api, lifecycle, model_state):
+        for module in (api, lifecycle, model_state, standby):
             monkeypatch.setattr(module, "time", self.clock)
         name = f"state-{uuid.uuid4().hex[:8]}"
         self.settings = Settings(table=name, site_origin="https://site.example", **settings)
