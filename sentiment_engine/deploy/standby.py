@@ -147,7 +147,7 @@ def standby_keys(
 ) -> dict[str, str]:  # by template parameter
     "Return the parameters of a deployment, without packing anything."
     key = f"lambdas/{STANDBY}-{_mark(sorted(_code(lambdas / STANDBY).items()))}-{version}.zip"
-    return {parameter_of(STANDBY): key, "StandbyLayerKey": layer_key(locked), "StandbyVersion": version}
+    return {parameter_of(STANDBY): key, "StandbyLayerKey": layer_key(locked), "StandbyModelVersion": version}
 
 
 def upload_standby(

@@ -23,6 +23,7 @@ from sentiment_engine.deploy.packaging import parameter_of, stack_parameters, up
 from sentiment_engine.deploy.plan import read_template, resources_of
 from sentiment_engine.deploy.policies import BOUNDARY, LAB, NOTHING, filled
 from sentiment_engine.deploy.stacks import INLINE_LIMIT, delete_stack, deploy_stack, template_argument, upload_template
+from sentiment_engine.deploy.standby import upload_standby
 from sentiment_engine.service.metrics import METRICS, NAMESPACE
 from sentiment_engine.settings import PREFIX, Settings
 from tests import ROOT
@@ -72,8 +73,8 @@ def test_cfn_lint():
 
 def test_every_function_has_a_role_and_a_log_group_of_its_own():
     functions = of_type("AWS::Lambda::Function")
-    assert len(functions) == 7 == len({f["Role"] for f in functions.values()})
-    assert len({f["LoggingConfig"]["LogGroup"] for f in functions.values()}) == 7
+    assert len(functions) == 8 == len({f["Role"] for f in functions.values()})
+    assert len({f["LoggingConfig"]["LogGroup"] for f in functions.values()}) == 8
     assert all(group["RetentionInDays"] for group in of_type("AWS::Logs::LogGroup").values())
 
 
@@ -169,6 +170,7 @@ def deployed(cloud):
     s3, cloudformation = cloud.client("s3"), cloud.client("cloudformation")
     s3.create_bucket(Bucket="template-test-artifacts")
     keys = upload_packages(s3, "template-test-artifacts", ROOT / "lambdas")
+    keys |= upload_standby(s3, "template-test-artifacts", ROOT / "lambdas", None, locked=False)
     tags, stored = {"Project": OURS.prefix}, upload_template(s3, "template-test-artifacts", TEMPLATE)
     foundation = ROOT / "infra_scripts/templates/foundation.yaml"
     deploy_stack(cloudformation, "template-test-foundation", foundation, foundation_parameters(OURS), tags)
@@ -386,7 +388,7 @@ def _physical(cloud, stack: str = "template-test-engine") -> dict[str, str]:
 
 
 def test_no_drift_the_cloud_holds_what_the_templates_list(cloud, deployed, site):
-    assert _physical(cloud).keys() == resources_of(read_template(TEMPLATE), {}).keys()
+    assert _physical(cloud).keys() == resources_of(read_template(TEMPLATE), {"StandbyModelKey": "a.zip"}).keys()
     of_site = resources_of(read_template(ROOT / "infra_scripts/templates/site.yaml"), {})
     assert _physical(cloud, "template-test-site").keys() == of_site.keys()
 
@@ -396,8 +398,10 @@ def test_no_drift_functions(cloud, deployed):
     for name, wanted in of_type("AWS::Lambda::Function").items():
         found = client.get_function_configuration(FunctionName=physical[name])
         for field in ("MemorySize", "Timeout", "Handler", "Architectures", "Description"):
-            assert found[field] == wanted[field], (name, field)
-        assert found["Environment"]["Variables"].keys() == wanted["Environment"]["Variables"].keys()
+            given = template["Parameters"].get(str(wanted[field]), {"Default": wanted[field]})
+            assert found[field] == given["Default"], (name, field)
+        variables = found.get("Environment", {}).get("Variables", {})
+        assert variables.keys() == wanted.get("Environment", {}).get("Variables", {}).keys()
         assert found["Role"].endswith("/" + physical[wanted["Role"].removesuffix(".Arn")])
         assert found["LoggingConfig"]["LogGroup"] == physical[wanted["LoggingConfig"]["LogGroup"]]
         share = client.get_function_concurrency(FunctionName=physical[name])["ReservedConcurrentExecutions"]
@@ -612,9 +616,9 @@ def test_a_template_fits_into_a_request(name):
 
 def test_a_template_that_fits_into_no_request_is_refused_before_it_is_sent(tmp_path):
     large = tmp_path / "large.yaml"
-    large.write_text("# é" + "x" * (INLINE_LIMIT - 4))
-    assert template_argument(large)
-    large.write_text("# é" + "x" * (INLINE_LIMIT - 3))
+    large.write_text("# a comment does not count\nA: é" + "x" * (INLINE_LIMIT - 5))
+    assert template_argument(large) == {"TemplateBody": "A: é" + "x" * (INLINE_LIMIT - 5)}
+    large.write_text("A: é" + "x" * (INLINE_LIMIT - 4))
     with pytest.raises(RuntimeError, match=r"large\.yaml has 51201 bytes"):
         template_argument(large)
 
@@ -625,7 +629,7 @@ def test_alarms_deploy_and_go(cloud):
     given |= {"ApiId": "a1", "DistributionId": "E1"}
     deploy_stack(cloudformation, "watched-monitoring", ROOT / "infra_scripts/templates/monitoring.yaml", given)
     names = {a["AlarmName"] for a in watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]}
-    assert len(names) == 20 and "watched-reconciler-quiet" in names
+    assert len(names) == 22 and "watched-reconciler-quiet" in names
     body = json.loads(watch.get_dashboard(DashboardName="watched-us-east-1")["DashboardBody"])
     assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
     delete_stack(cloudformation, "watched-monitoring")
@@ -642,7 +646,14 @@ def test_the_endpoint_may_keep_answers_and_nothing_else_and_they_expire():
 
 
 # GitHub's deployment role, evaluated like the local cloud does, with an engine's names filled in.
-CASES = {"UsesSns": True, "Bounded": True}
+CASES = {
+    "UsesSns": True,
+    "Bounded": True,
+    "Realtime": True,
+    "HasEndpoint": True,
+    "HasStandby": True,
+    "CountsUsage": True,
+}
 
 
 def deployer(name: str) -> dict:
@@ -734,13 +745,13 @@ def test_the_deployer_may_create_this_engine_only(action_and_resource):
     assert not may(deployer("DeployRole"), action, on.replace("lab", "shop"))
 
 
-@pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False}, CASES | {"Serverless": True}])
+@pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False, "Snapshots": True}, CASES | {"Realtime": False}])
 @pytest.mark.parametrize("name", ["backend.yaml", "foundation.yaml"])
 def test_every_role_is_bounded_and_within_the_boundary(name, cases):
     roles = read_template(ROOT / "infra_scripts/templates" / name)["Resources"]
     roles = {n: r["Properties"] for n, r in roles.items() if r["Type"] == "AWS::IAM::Role"}
     boundary, known = deployer("Boundary"), LAB | {"PermissionsBoundary": BOUNDARY}
-    assert len(roles) in (3, 8)
+    assert len(roles) in (3, 9)
     for who, properties in roles.items():
         bound = filled(properties["PermissionsBoundary"], known, cases)
         assert bound == BOUNDARY and filled(properties["PermissionsBoundary"], known, {"Bounded": False}) is NOTHING
