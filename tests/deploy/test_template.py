@@ -473,7 +473,8 @@ def test_no_drift_roles_and_rules(cloud, deployed):
     for name, wanted in of_type("AWS::IAM::Role").items():
         (policy,) = wanted["Policies"]
         found = iam.get_role_policy(RoleName=physical[name], PolicyName=policy["PolicyName"])["PolicyDocument"]
-        sent = [s if isinstance(s, dict) else s[1 if s[0] in HOLDS else 2] for s in policy["PolicyDocument"]["Statement"]]
+        each = policy["PolicyDocument"]["Statement"]
+        sent = [s if isinstance(s, dict) else s[1 if s[0] in HOLDS else 2] for s in each]
         sent = [s["Action"] for s in sent if isinstance(s, dict)]
         assert [s["Action"] for s in found["Statement"]] == sent, name
     pattern = json.loads(events.describe_rule(Name="template-test-endpoint-changed")["EventPattern"])

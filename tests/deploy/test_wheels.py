@@ -128,7 +128,7 @@ def test_the_command_locks_the_versions_of_the_constraints(monkeypatch, capsys):
 
     monkeypatch.setattr(wheels, "lock_text", again)
     wheels.main()
-    assert [text for text in texts.values()] == [(folder / place).read_text(encoding="utf-8") for place in texts]
+    assert list(texts.values()) == [(folder / place).read_text(encoding="utf-8") for place in texts]
     assert len(asked) == 2 and all(
         {name: versions[name] for name in lock.pins} == lock.pins for lock, versions in asked
     )
