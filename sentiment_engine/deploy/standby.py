@@ -96,7 +96,7 @@ def layer_key(locked: bool) -> str:  # S3 key
     return f"lambdas/{STANDBY}-layer-{_mark(sorted(held.items()), UNUSED, UNUSED_KINDS)}.zip"
 
 # %% ../../nbs/deploy/standby.ipynb #b7976e52
-MODEL_FILES = ("model.onnx", "tokenizer.json", "config.json", "calibration.json")
+MODEL_FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", "config.json", "calibration.json")
 MODEL_LIMIT = 120_000_000  # bytes of these files; with the layer, AWS allows 262,144,000
 
 

@@ -18,10 +18,10 @@ from sentiment_engine.deploy.packaging import STANDBY, parameter_of, stack_param
 from sentiment_engine.deploy.plan import read_template
 from sentiment_engine.deploy.stacks import delete_stack, deploy_stack
 from sentiment_engine.deploy.standby import pack_layer, pack_standby, read_standby_lock, standby_keys, upload_standby
-from sentiment_engine.model.artifact import artifact_hash, pack
+from sentiment_engine.model.artifact import artifact_hash, pack, unpack
 from sentiment_engine.model.behaviour import load_suite
 from sentiment_engine.model.inference import model_fn, predict_fn
-from sentiment_engine.model.released import released_folder
+from sentiment_engine.model.released import pack_released, released_folder
 from sentiment_engine.model.wheels import WheelError
 from sentiment_engine.settings import Settings
 from tests import ROOT
@@ -240,11 +240,21 @@ def stack(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def deploy(cloud, stack):
+def artifact(tmp_path_factory) -> Path:
+    "The released model in the form that an endpoint serves."
+    path = tmp_path_factory.mktemp("artifact") / "model.tar.gz"
+    pack_released(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def deploy(cloud, stack, artifact):
     "Deploy the function, with snapshots unless told otherwise. The result maps logical ids to names."
     s3, cloudformation, site = cloud.client("s3"), cloud.client("cloudformation"), {"SiteOrigin": "https://d1.example"}
     s3.create_bucket(Bucket=BUCKET)
-    keys = upload_standby(s3, BUCKET, LAMBDAS, None, locked=False)
+    s3.upload_file(str(artifact), BUCKET, "models/model.tar.gz")
+    model = RegisteredModel("model", artifact_hash(artifact)[:12], 0.9, 0.9, f"s3://{BUCKET}/models/model.tar.gz")
+    keys = upload_standby(s3, BUCKET, LAMBDAS, model, locked=False)
 
     def deployed(more: dict | None = None, **changed) -> dict[str, str]:
         own = Settings(prefix="stand-by", **{"standby_snapshots": True} | changed)
@@ -265,12 +275,14 @@ def ask(cloud, function: str, event: object) -> dict:
     return json.load(reply["Payload"])
 
 
-def test_the_function_gives_the_labels_of_the_same_model_in_this_process_and_logs_no_text(cloud, deploy):
+def test_the_function_gives_the_labels_of_the_same_artifact_in_this_process_and_logs_no_text(
+    cloud, deploy, artifact, tmp_path
+):
     function, texts = deploy()["StandbyModelPublished"], list(load_suite()["text"][:200])
     found = [ask(cloud, function, {"inputs": texts[i : i + 25], "explain": False}) for i in range(0, 200, 25)]
     labels = [each["label"] for answer in found for each in answer["predictions"]]
-    assert labels == [each["label"] for each in predict_fn(texts, model_fn(released_folder()))]
-    assert {answer["modelVersion"] for answer in found} == {standby.released_version()}
+    assert labels == [each["label"] for each in predict_fn(texts, model_fn(unpack(artifact, tmp_path / "model")))]
+    assert {answer["modelVersion"] for answer in found} == {artifact_hash(artifact)[:12]}
     assert ask(cloud, function, {"inputs": [" "]})["error"]["code"] == "empty_input"
     pages = cloud.client("logs").get_paginator("filter_log_events")
     logged = list(pages.paginate(logGroupName="/aws/lambda/stand-by-standby-model").search("events[].message"))
