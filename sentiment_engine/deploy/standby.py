@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 from .endpoint import RegisteredModel
 from .packaging import STANDBY, package_files, parameter_of, zip_bytes
 from ..model.artifact import unpack
-from ..model.released import SUMS, check_sums, released_folder
 from ..model.wheels import Lock, fetch_wheels, parse_lock
 from ..s3 import s3_place, upload_once
 
@@ -103,6 +102,8 @@ MODEL_LIMIT = 120_000_000  # bytes of these files; with the layer, AWS allows 26
 
 def released_version() -> str:  # 12 characters
     "Return the version of the released model."
+    from sentiment_engine.model.released import SUMS, released_folder  # with pandas, which a plan does not need
+
     return hashlib.sha256((released_folder() / SUMS).read_bytes()).hexdigest()[:12]
 
 
@@ -112,6 +113,8 @@ def standby_model(
     work: Path,  # an empty folder
 ) -> tuple[Path, str]:  # folder and version of the model
     "Choose the model of the function. Raises ValueError for a damaged one."
+    from sentiment_engine.model.released import check_sums, released_folder
+
     if registered:
         s3.download_file(*s3_place(registered.artifact), str(work / "model.tar.gz"))
         folder = unpack(work / "model.tar.gz", work / "model")
@@ -147,7 +150,7 @@ def standby_keys(
 ) -> dict[str, str]:  # by template parameter
     "Return the parameters of a deployment, without packing anything."
     key = f"lambdas/{STANDBY}-{_mark(sorted(_code(lambdas / STANDBY).items()), MODEL_FILES)}-{version}.zip"
-    return {parameter_of(STANDBY): key, "StandbyLayerKey": layer_key(locked), "StandbyVersion": version}
+    return {parameter_of(STANDBY): key, "StandbyLayerKey": layer_key(locked), "StandbyModelVersion": version}
 
 
 def upload_standby(

@@ -142,8 +142,7 @@ def _deploy(cloud: TestCloud, settings: Settings, standby: bool) -> dict[str, st
     site = deploy_stack(cloudformation, site_stack(settings), template, given, tags)
     template = upload_template(s3, bucket, templates / "backend.yaml")
     packages = upload_packages(s3, bucket, ROOT / "lambdas")
-    if standby:
-        packages |= upload_standby(s3, bucket, ROOT / "lambdas", None, locked=False)
+    packages |= upload_standby(s3, bucket, ROOT / "lambdas", None, locked=False) if standby else {}
     given = stack_parameters(settings, bucket, packages, site)
     return base | site | deploy_stack(cloudformation, engine_stack(settings), template, given, tags)
 
@@ -163,7 +162,7 @@ def running_engine(
     folder: Path,  # its state is kept below it
     waking_seconds: float = WAKING_SECONDS,
     weights: Path | None = None,  # folder of a model; none: one of a few words, which loads at once
-    standby: bool = False,  # whether the released model answers while it sleeps
+    standby: bool = False,  # whether the released model answers while the endpoint does not
 ) -> Iterator[Engine]:
     "Deploy the engine with its page to a separate local cloud."
     with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:

@@ -25,7 +25,7 @@ from botocore.exceptions import ClientError
 
 from sentiment_engine.local.expressions import read_expressions
 from sentiment_engine.local.records import AwsError
-from sentiment_engine.service import api, lifecycle, model_state
+from sentiment_engine.service import api, lifecycle, model_state, standby
 from sentiment_engine.service.lifecycle import Engine
 from sentiment_engine.service.model_state import read_row
 from sentiment_engine.service.notifications import NotSent
@@ -350,6 +350,12 @@ def load_handler(folder: str):
     return module
 
 
+def load_handlers() -> dict:  # by folder
+    "Import the Lambdas of the engine. The standby model's needs its model and is no part of them."
+    folders = (path.name for path in (ROOT / "lambdas").iterdir() if path.is_dir() and path.name != "standby-model")
+    return {folder: load_handler(folder) for folder in folders}
+
+
 class World:
     "An engine with its surroundings, driven through the Lambdas' own handlers."
 
@@ -357,7 +363,7 @@ class World:
         self.clock, self.scheduler, self.phone = Clock(), Scheduler(), Phone()
         self.sagemaker = SageMaker(self.clock)
         self.logs = Logs()
-        for module in (api, lifecycle, model_state):
+        for module in (api, lifecycle, model_state, standby):
             monkeypatch.setattr(module, "time", self.clock)
         name = f"state-{uuid.uuid4().hex[:8]}"
         self.settings = Settings(table=name, site_origin="https://site.example", **settings)
@@ -378,7 +384,7 @@ class World:
         given = {"captures": "s3://artifacts/captures", "log_days": 14}
         self.clients = clients
         self.engine = Engine(self.settings, clients.__getitem__, "shutdown", "role", "group", **given)
-        self.handlers = {path.name: load_handler(path.name) for path in (ROOT / "lambdas").iterdir() if path.is_dir()}
+        self.handlers = load_handlers()
         self.use(self.engine)
 
     def use(self, engine: Engine):

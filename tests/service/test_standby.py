@@ -106,6 +106,7 @@ FAILURES = {
     "unreachable": EndpointConnectionError(endpoint_url="https://x"),
     "rubbish": [{"label": "LABEL_1", "score": 0.9}],
 }
+BUSY = aws_error("TooManyRequestsException")
 COMPLAINT = json.dumps({"error": {"code": "too_much_text", "message": "Too much text."}})
 
 
@@ -137,13 +138,13 @@ def test_if_the_standby_fails_too_the_error_is_the_endpoints_own(monkeypatch, fa
     alone = failing(World(monkeypatch), failure)
     own = ask(alone)
     world = failing(World(monkeypatch).with_standby(), failure)
-    world.standby.errors = [aws_error("TooManyRequestsException")]
+    world.standby.errors = [BUSY] * 3
     assert own[0] in (409, 502, 503, 504) and world.row.state == IN_SERVICE
     if failure is MISSING:  # the model does not serve any more, so the standby was the only one
         assert code_of(ask(world)) == (503, "busy")
     else:
         assert ask(world) == own
-    assert world.row.state == alone.row.state and len(world.standby.calls) == 1
+    assert world.row.state == alone.row.state and len(world.standby.calls) == 3
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -225,9 +226,13 @@ def test_a_standby_that_is_down_says_what_to_do_and_logs_no_text(monkeypatch, ca
     assert ask(world)[0] == 200
 
 
-def test_a_standby_that_is_busy_says_so(monkeypatch):
-    world = broken(World(monkeypatch).with_standby(), aws_error("TooManyRequestsException"))
-    assert code_of(ask(world)) == (503, "busy") and ask(world)[0] == 200
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_standby_that_is_busy_is_asked_again_and_then_says_so(monkeypatch, times):
+    world = World(monkeypatch, daily_standby_texts=1).with_standby()
+    world.standby.errors = [BUSY] * times
+    status, body = ask(world)
+    assert status == 200 if times < 3 else (status, body["error"]["code"]) == (503, "busy")
+    assert len(world.standby.calls) == min(3, times + 1) and world.status()["standby"]["leftToday"] == 0
 
 
 def test_what_the_standby_refuses_is_the_visitors_error(monkeypatch):
