@@ -44,7 +44,7 @@ class Camera:
     def arrive(self, view: str):
         "Reload the page and wait for a view."
         self.each(lambda page: page.goto(self.engine.site_url))
-        self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view, timeout=40_000))
+        self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view))
 
     def hears(self, **answer):
         "Answer the status requests of both tabs with our own answer."
@@ -74,7 +74,7 @@ def read(page: Page, text: str, lines: bool = False):
     page.locator("#lines").set_checked(lines)
     page.locator("#review").fill(text)
     page.locator("#read").click()
-    expect(page.locator("#answer .verdict")).to_be_visible(timeout=40_000)  # the small model may have to load first
+    expect(page.locator("#answer .verdict")).to_be_visible()
     expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
 
 
@@ -215,6 +215,7 @@ def main():
     parser.add_argument("--into", type=Path, default=ROOT / "images", help="folder of the pictures (images/)")
     folder = parser.parse_args().into
     folder.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=40_000)  # milliseconds: the first call of a function takes seconds on a busy machine
     with (
         tempfile.TemporaryDirectory() as state,
         running_engine(Path(state), weights=RELEASED, standby=True) as engine,
