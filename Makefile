@@ -8,14 +8,14 @@ TEMPLATES := $(addprefix infra_scripts/templates/,foundation.yaml site.yaml back
 # Each variable becomes an option of a script. The scripts get the table too, so that errors name the variable.
 NAMES := DATA=--data CATEGORIES=--categories ROWS=--rows MODEL=--model IDLE=--idle-minutes PORT=--site-port \
 	TEACHERS=--teachers OUT=--pack SECONDS=--seconds SEED=--seed SEEDS=--seeds SIZES=--sizes ARTIFACT=--artifact \
-	KEEP=--keep FUNCTION=--function PROFILE=--profile REGION=--region PHONE=--phone \
+	ENDPOINT=--endpoint STANDBY=--standby KEEP=--keep FUNCTION=--function PROFILE=--profile REGION=--region PHONE=--phone \
 	QUICK=--quick ACCURACY=--accuracy OPEN=--open FOLLOW=--follow SERIES=--series YES=--yes DRY=--dry-run
 RUN = MAKE_NAMES='$(NAMES)' $(PY)
 option = $(patsubst $(1)=%,%,$(filter $(1)=%,$(NAMES)))
 quoted = '$(subst ','\'',$(1))'
 given = $(foreach name,$(1),$(if $($(name)),$(call option,$(name)) $(call quoted,$($(name)))))
 switched = $(foreach name,$(1),$(if $(filter-out 0 no,$($(name))),$(call option,$(name))))
-REVIEWS = $(call given,DATA CATEGORIES ROWS MODEL IDLE PORT)
+VISIT = $(call given,DATA CATEGORIES ROWS MODEL IDLE ENDPOINT STANDBY PORT)
 
 # make refuses variables that a command does not accept, because they are probably misspelt. These are always accepted:
 # make passes them on to programs, which read them from the environment.
@@ -35,8 +35,8 @@ help:
 	@awk -f infra_scripts/make/help.awk Makefile
 
 ##@ Use it on this machine
-demo: install ## run the whole engine, and serve the page [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes PORT=n]
-	@$(RUN) infra_scripts/demo.py $(REVIEWS)
+demo: install ## run the whole engine, and serve the page [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes ENDPOINT=lambda STANDBY=off PORT=n]
+	@$(RUN) infra_scripts/demo.py $(VISIT)
 
 status: install ## show what is running, where, and the state of the model [PROFILE=name REGION=name]
 	@$(RUN) infra_scripts/status.py $(call given,PROFILE REGION)
@@ -47,8 +47,8 @@ open: install ## open the page in the browser [PROFILE=name REGION=name]
 logs: install ## print the logs, newest line first [FOLLOW=1 FUNCTION=name]
 	@$(RUN) infra_scripts/logs.py $(call given,FUNCTION) $(call switched,FOLLOW)
 
-smoke: install ## simulate one visit over HTTP, step by step [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes PORT=n]
-	@$(RUN) infra_scripts/smoke.py $(REVIEWS)
+smoke: install ## simulate one visit over HTTP, step by step [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes ENDPOINT=lambda STANDBY=off PORT=n]
+	@$(RUN) infra_scripts/smoke.py $(VISIT)
 
 streamlit: install ## open the page for developers; needs a running demo, or SENTIMENT_API_URL
 	@eval "$$($(PY) infra_scripts/local_cloud.py env 2>/dev/null)"; $(VENV)/bin/streamlit run website/app.py
@@ -63,8 +63,8 @@ install: ## make .venv with everything in it, or repair it [PYTHON=path]
 lab: install ## open the notebooks in JupyterLab, with the local cloud behind them [PORT=n]
 	@$(RUN) infra_scripts/lab.py $(call given,PORT)
 
-pipeline: install ## run the notebooks as the demo does, then stop [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes PORT=n]
-	@$(RUN) infra_scripts/demo.py $(REVIEWS) --exit
+pipeline: install ## run the notebooks as the demo does, then stop [DATA=folder CATEGORIES=names ROWS=n MODEL=released IDLE=minutes ENDPOINT=lambda STANDBY=off PORT=n]
+	@$(RUN) infra_scripts/demo.py $(VISIT) --exit
 
 book: install ## run all notebooks against a fresh local cloud and keep their outputs
 	@$(PY) infra_scripts/make/book.py

@@ -21,6 +21,7 @@ from sentiment_engine.deploy.phases import (
     stop_on_signals,
 )
 from sentiment_engine.deploy.stacks import stack_outputs
+from sentiment_engine.deploy.target import add_endpoint_options, chosen_endpoint
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.local.processes import ROOT
 from sentiment_engine.settings import foundation_stack, settings_from
@@ -49,9 +50,17 @@ def tell(taught: bool):
         print(told_model(model), flush=True)
 
 
+def told_state() -> str:
+    "Return what a visitor of the page can do first."
+    settings = settings_from(os.environ)
+    if settings.endpoint != "realtime":
+        return "The model is always awake: open the page."
+    return f"The model is asleep: open the page and {'ask the small model, or ' if settings.standby else ''}wake it."
+
+
 def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this program started the cloud
     "Print the addresses and wait for Ctrl-C."
-    print(f"\nReady after {time.monotonic() - started:.0f} s. The model is asleep: open the page and wake it.\n")
+    print(f"\nReady after {time.monotonic() - started:.0f} s. {told_state()}\n")
     print(f"  the page   {cloud.site_url}")
     print(f"  SMS inbox  {cloud.inbox_url}")
     print(f"  the cloud  {cloud.url}   (AWS_ENDPOINT_URL)")
@@ -66,12 +75,14 @@ def serve(cloud: LocalCloud, started: float, ours: bool):  # ours: whether this 
 def main():
     parser = Parser(description=__doc__)
     add_options(parser)
+    add_endpoint_options(parser)
     add_ports(parser)
     parser.add_argument("--exit", action="store_true", help="stop as soon as the page is served")
     options = parser.parse_args()
     stop_on_signals()
     started, ours = time.monotonic(), not LocalCloud(ROOT / ".local-cloud").running
     try:
+        os.environ.update(chosen_endpoint(options))
         parameters = chosen_parameters(options)
         with local_cloud(ports=options) as cloud:
             since = f"is up at {cloud.url} after {time.monotonic() - started:.1f} s"

@@ -1,8 +1,9 @@
 """Simulate one visit over HTTP against the local cloud, and print each step with its time.
 
-The visit starts the model, waits for it and its SMS, asks for two predictions, keeps it alive, lets it fall asleep, and
-checks that nothing left over costs money. It uses the running cloud, or starts one and stops it afterwards. It does
-not wait half an hour for the idle timeout: it moves the local cloud's clock forward.
+The visit asks the small model, starts the large one, waits for it and its SMS, asks it, keeps it alive, lets it fall
+asleep, checks that nothing left over costs money, and asks the small model again. A model that needs no start is only
+asked. The visit uses the running cloud, or starts one and stops it afterwards. It does not wait half an hour for the
+idle timeout: it moves the local cloud's clock forward.
 """
 
 import argparse
@@ -27,10 +28,12 @@ from sentiment_engine.deploy.phases import (
     stop_on_signals,
 )
 from sentiment_engine.deploy.stacks import stack_outputs
+from sentiment_engine.deploy.target import add_endpoint_options, chosen_endpoint
 from sentiment_engine.deploy.visit import (
     LiveVisit,
     StepFailed,
-    ask_serverless,
+    ask_asleep,
+    ask_standing,
     end_visit,
     local_visit,
     sleep,
@@ -42,12 +45,12 @@ from sentiment_engine.settings import engine_stack, settings_from
 
 
 def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
-    "Return the API's address. Deploys the engine first, unless it is deployed at this cloud's address."
+    "Return the API's address. Deploys the engine first, unless it is deployed at this cloud's address as wanted."
     try:
         outputs = stack_outputs(boto3.client("cloudformation"), engine_stack(settings_from(os.environ)))
     except LookupError:  # nothing deployed yet
         outputs = {"ApiUrl": ""}
-    if not outputs["ApiUrl"].startswith(f"{cloud.url}/"):
+    if options.endpoint or options.standby or not outputs["ApiUrl"].startswith(f"{cloud.url}/"):
         outputs = deploy("local", **chosen_parameters(options))
     return outputs["ApiUrl"]
 
@@ -56,17 +59,19 @@ def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
 def main():
     parser = Parser(description=__doc__)
     add_options(parser)
+    add_endpoint_options(parser)
     add_ports(parser)
     options = parser.parse_args()
     stop_on_signals()
     try:
+        os.environ.update(chosen_endpoint(options))
         with local_cloud(ports=options) as cloud:
             visit = local_visit(cloud, deployed_api(cloud, options))
             asleep = partial(sleep, sagemaker=boto3.client("sagemaker"), prefix=settings_from(os.environ).prefix)
-            serverless = visit.call("GET", "/status")[1].get("endpoint") == "serverless"
+            standing = visit.call("GET", "/status")[1].get("endpoint") in ("serverless", "lambda")
             try:
-                acts: list[Callable[[LiveVisit], None]] = [ask_serverless] if serverless else [wake, use, asleep]
-                for act in acts:
+                acts: list[Callable[[LiveVisit], None]] = [ask_asleep, wake, use, asleep]
+                for act in [ask_standing] if standing else acts:
                     act(visit)
             except StepFailed as e:
                 sys.exit(f"smoke: {e}; the local cloud's log is {cloud.log}")

@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser, profile, region
+from sentiment_engine.costs import standby_worst_day
 from sentiment_engine.deploy.account import mask_accounts
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.local.cloud import LocalCloud
@@ -58,6 +59,10 @@ def model_rows(status: Mapping) -> dict[str, str]:
     place = "a serverless endpoint" if status["endpoint"] == "serverless" else status["instanceType"]
     if status["state"] == "IN_SERVICE" and place:
         rows["runs"] = f"version {status['modelVersion']} on {place}"
+    if small := status.get("standby"):  # earlier versions of the engine have none
+        most = standby_worst_day(small["dailyTexts"], small["memoryMb"])
+        left = f"{small['leftToday']:,} of {small['dailyTexts']:,} texts left today"
+        rows["standby"] = f"version {small['modelVersion']}; {left}; ${most:.2f} a day at most"
     if status["spentThisMonth"] is not None:
         rows["cost"] = f"${status['spentThisMonth']:,.4f} this month"
     return rows

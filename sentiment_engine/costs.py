@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['HOURS_PER_MONTH', 'PRICES', 'SERVERLESS_GB_SECOND', 'LAMBDA_GB_SECOND', 'LAMBDA_REQUEST', 'API_REQUEST',
            'S3_GB_MONTH', 'DYNAMODB_READ', 'LOGS_GB', 'CLOUDFRONT_REQUEST', 'CLOUDFRONT_GB', 'SMS_MESSAGE',
-           'GLUE_DPU_HOUR', 'STANDING_PRICES', 'METRIC', 'RESTING_METRICS', 'price_per_hour', 'Visit', 'run_cost',
-           'resting_cost', 'Standing', 'standing_cost', 'always_on_month', 'on_demand_month', 'serverless_month',
-           'saved_share', 'break_even_visits', 'break_even_predictions', 'Limit', 'limits_of', 'flood_hour',
-           'site_flood_hour']
+           'GLUE_DPU_HOUR', 'STANDING_PRICES', 'METRIC', 'RESTING_METRICS', 'STANDBY_SECONDS', 'price_per_hour',
+           'Visit', 'run_cost', 'resting_cost', 'Standing', 'standing_cost', 'always_on_month', 'on_demand_month',
+           'serverless_month', 'saved_share', 'break_even_visits', 'break_even_predictions', 'Limit', 'limits_of',
+           'flood_hour', 'site_flood_hour', 'standby_worst_day']
 
 # %% ../nbs/costs.ipynb #7b144714
 from collections.abc import Mapping
@@ -200,3 +200,14 @@ def site_flood_hour(
 ) -> float:  # dollars
     "Price an hour of requests to the page, beyond the free share."
     return 3600 * rate * (CLOUDFRONT_REQUEST + answer_bytes / 1e9 * CLOUDFRONT_GB)
+
+# %% ../nbs/costs.ipynb #d334e247
+STANDBY_SECONDS = 8  # timeout of the standby's function
+
+
+def standby_worst_day(
+    texts: int,  # daily limit of texts
+    memory_mb: int,  # memory size of the function
+) -> float:  # dollars
+    "Price a day in which each text is a request of its own and takes as long as the function may run."
+    return texts * (LAMBDA_REQUEST + STANDBY_SECONDS * memory_mb / 1024 * LAMBDA_GB_SECOND)

@@ -32,8 +32,12 @@ class Settings:
     prefix: str = "sentiment-engine"  # prefix of all resources that the engine creates; it changes no others
     model_id: str = "amazon-reviews"  # key of this model's row in the table
     table: str = "SentimentModelState"
-    endpoint: str = "realtime"  # realtime: an instance that is started and deleted; serverless: paid by the request
+    endpoint: str = "realtime"  # realtime: started on demand; serverless: paid by the request; lambda: only the standby
     serverless_memory_mb: int = 3072  # of a serverless endpoint: 1024 to 6144, in steps of 1024
+    standby: bool = True  # whether a small model in a Lambda answers while the endpoint does not
+    standby_memory_mb: int = 1769  # 512 to 10240; at 1769 MB, Lambda gives it one whole processor
+    standby_snapshots: bool = False  # SnapStart shortens its cold start, and costs about $7 a month even at rest
+    daily_standby_texts: int = 5_000  # most texts that it answers in a day (UTC)
     instance_types: tuple[str, ...] = ("ml.t2.medium", "ml.m5.large")  # tried in this order when one has no capacity
     idle_minutes: float = 30  # the endpoint is deleted this long after the last prediction
     max_run_minutes: float = 240  # and at the latest this long after its start
@@ -64,6 +68,8 @@ class Settings:
             object.__setattr__(self, name, value)  # the class is frozen
         _check_numbers(self)
         _check_texts(self)
+        if self.endpoint == "lambda" and not self.standby:
+            raise ValueError("standby must not be off with the endpoint lambda, because nothing else answers")
         _check_countries(self.sms_countries)
 
 # %% ../nbs/settings.ipynb #281c4287
@@ -114,12 +120,14 @@ def _check_numbers(settings: Settings):
         raise ValueError("creating_minutes must be below max_run_minutes, or a run could end before it serves")
     if settings.serverless_memory_mb not in range(1024, 6145, 1024):
         raise ValueError("serverless_memory_mb must be 1024, 2048, 3072, 4096, 5120 or 6144")
+    if not 512 <= settings.standby_memory_mb <= 10_240:
+        raise ValueError(f"standby_memory_mb must be between 512 and 10,240, not {settings.standby_memory_mb:,}")
 
 # %% ../nbs/settings.ipynb #d5d79613
 _FORMS = {  # field: (form, in words)
     "model_id": (re.compile(r"[\w.-]{1,128}", re.ASCII), "a name of letters, digits, '_', '.' and '-'"),
     "table": (re.compile(r"[\w.-]{3,240}", re.ASCII), "a name of 3 to 240 letters, digits, '_', '.' and '-'"),
-    "endpoint": (re.compile("realtime|serverless"), "realtime or serverless"),
+    "endpoint": (re.compile("realtime|serverless|lambda"), "realtime, serverless or lambda"),
     "sms_provider": (re.compile("textbelt|sns"), "textbelt or sns"),
     "textbelt_url": (re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?"), "an address, such as https://textbelt.com"),
     "site_origin": (
@@ -173,8 +181,8 @@ def check_prefix(prefix: str):
 
 # %% ../nbs/settings.ipynb #2fbcf830
 def _flag(text: str) -> bool:
-    "Read true or false."
-    return {"true": True, "false": False}[text.strip().lower()]
+    "Read true or false, or on or off."
+    return {"true": True, "false": False, "on": True, "off": False}[text.strip().lower()]
 
 
 _READ: dict[Any, Callable[[str], Any]] = {str: str, int: int, float: float, bool: _flag}  # by a field's type

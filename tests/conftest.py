@@ -13,7 +13,7 @@ from sentiment_engine.data import etl
 from sentiment_engine.local.aws import direct_hosts, stray_variables
 from sentiment_engine.local.cloud import LocalCloud
 
-pytest_plugins = ("tests.doubles.engine", "tests.doubles.visitor")
+pytest_plugins = ("tests.doubles.engine", "tests.doubles.visitor", "tests.doubles.page_service")
 ci = {"derandomize": True, "database": None} if "CI" in os.environ else {}
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], **ci)
 settings.load_profile("tests")

@@ -67,6 +67,9 @@ def test_every_country_is_one_that_a_number_can_be_of(code):
         ("textbelt_url", "https://textbelt.com/", "https://textbelt.com"),
         ("sms_provider", "SNS", "sns"),
         ("endpoint", "Serverless ", "serverless"),
+        ("endpoint", "LAMBDA", "lambda"),
+        ("standby", "Off", False),
+        ("standby", "on", True),
         ("alarm_email", " me@example.com", "me@example.com"),
     ],
 )
@@ -111,6 +114,11 @@ def test_another_spelling_of_the_same_is_the_same(name, given, read):
         ("table", "a table"),
         ("model_id", ""),
         ("serverless_memory_mb", "3000"),
+        ("standby", "sometimes"),
+        ("standby_memory_mb", "511"),
+        ("standby_memory_mb", "10241"),
+        ("standby_snapshots", "1"),
+        ("daily_standby_texts", "0"),
         ("firewall", "maybe"),
         ("text_limit", "1.5"),
     ],
@@ -118,6 +126,12 @@ def test_another_spelling_of_the_same_is_the_same(name, given, read):
 def test_a_value_that_can_never_match_is_refused_by_name(name, given):
     with pytest.raises(ValueError, match=f"(?i){name}"):
         settings_from({variable(name): given})
+
+
+def test_an_engine_without_an_endpoint_needs_its_standby():
+    with pytest.raises(ValueError, match="standby"):
+        settings_from({variable("endpoint"): "lambda", variable("standby"): "off"})
+    assert settings_from({variable("endpoint"): "lambda"}).standby
 
 
 @pytest.mark.parametrize("name", ["SENTIMENT_IDLE_MINUTE", "SENTIMENT_MONTHLY_BUDGETS", "SENTIMENT_XYZ"])

@@ -29,6 +29,7 @@ TRIES = 4  # attempts per part of a long list, while the API is busy
 WAKE_SECONDS = 180  # wait for a serverless model
 LOADED_SECONDS = 180  # after an answer, while a serverless model is still loaded
 MONTH_HOURS = 730
+BY = {"standby": "the small model", "endpoint": "the large model"}
 NAMED = re.compile(r"^(comment|content|feedback)s?$|(review|text|body)s?$", re.IGNORECASE)  # names of a review column
 MEANING = {
     "STOPPED": "asleep: no machine is running",
@@ -117,9 +118,19 @@ def clock(seconds: float | None) -> str:
     return "–" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def is_serverless(status: dict) -> bool:
-    "Return whether the model needs no start."
-    return status.get("endpoint") == "serverless"
+def needs_no_start(status: dict) -> bool:
+    "Return whether the model is always in service."
+    return status.get("endpoint") in ("serverless", "lambda")
+
+
+def show_small(small: dict, alone: bool):  # alone: there is no large model
+    "Show what the small model takes."
+    when, more = ("", "") if alone else (" while no endpoint does", " The large model takes long lists, and is faster.")
+    st.caption(
+        f"The small model answers{when}. It takes {small['textLimit']} reviews or {small['characterLimit']:,} "
+        f"characters at once, explains up to {small['explainLimit']:,} characters, and takes {small['leftToday']:,} "
+        f"more reviews today.{more}"
+    )
 
 
 def show_state(status: dict):
@@ -133,8 +144,10 @@ def show_state(status: dict):
     columns[1].metric("Until it sleeps", clock(status.get("secondsLeft")))
     columns[2].metric("Cost of this run", "–" if cost is None else f"${cost:.4f}")
     columns[3].metric("Price an hour", "–" if price is None else f"${price:.3f}")
-    if is_serverless(status):
-        st.caption("Serverless: it needs no start, costs money per request and never sleeps.")
+    if needs_no_start(status):
+        st.caption(f"{status['endpoint'].capitalize()}: it needs no start, costs money per request and never sleeps.")
+    if status.get("standby"):
+        show_small(status["standby"], alone=status.get("endpoint") == "lambda")
     st.caption(
         f"run {status.get('runId') or '–'} · {status.get('instanceType') or '–'} · "
         f"model {status.get('modelVersion') or '–'} · {status.get('subscribers', 0)} waiting for an SMS · "
@@ -161,6 +174,17 @@ def begin():
     call = ask("POST", "/start", {name: value for name, value in given.items() if value})
     if call.well:
         tell("info", f"Outcome: {call.reply.get('outcome')}")
+        if token := call.reply.get("sleepToken"):
+            st.session_state.run = {"id": call.reply["runId"], "token": token}
+    else:
+        tell("error", call.problem)
+
+
+def end():
+    "End the run that this session has started."
+    call = ask("POST", "/sleep", {"token": st.session_state.run["token"]})
+    if call.well:
+        tell("info", f"Outcome: {call.reply.get('outcome')}")
     else:
         tell("error", call.problem)
 
@@ -174,7 +198,8 @@ def start_form(status: dict):
             "Your number gets one message, when the model is ready or has failed, and is deleted right after. "
             "The SMS provider may keep a record."
         )
-        label = "Wake the model" if status["state"] != "CREATING" else "Join the waiting list"
+        wake = "Start the large model" if status.get("standby") else "Wake the model"
+        label = wake if status["state"] != "CREATING" else "Join the waiting list"
         st.form_submit_button(label, type="primary", on_click=begin)
 
 
@@ -264,7 +289,8 @@ def show_answers(answered: dict):
     if any(one.get("partial") for one in predictions):
         tried = sum(one.get("explained", 1) for one in predictions) / len(predictions)
         st.info(f"Time ran out: {math.floor(tried * 100)} % of the words were tried.")
-    st.caption(f"{answered['latencyMs']} ms · model {answered['modelVersion'] or '–'}")
+    by = "".join(f" · answered by {each}" for each in sorted(answered["by"]))
+    st.caption(f"{answered['latencyMs']} ms · model {answered['modelVersion'] or '–'}{by}")
 
 
 def error_of(call: Call) -> dict:  # code, message and more; empty without an error of this API
@@ -303,9 +329,11 @@ def ask_patiently(sent: dict) -> Call:
 
 def predict(reviews: list[str], explain: bool) -> dict | None:
     "Ask the model about a few reviews at a time. Returns None without any answer."
-    size = EXPLAINED if explain else CHUNK
+    size, status = EXPLAINED if explain else CHUNK, st.session_state.status or {}
+    if status.get("endpoint") == "lambda" and status.get("standby"):
+        size = min(size, status["standby"]["textLimit"])
     bar = st.progress(0.0, text="Reading") if len(reviews) > size else None
-    answered = {"reviews": [], "predictions": [], "latencyMs": 0, "modelVersion": None}
+    answered = {"reviews": [], "predictions": [], "latencyMs": 0, "modelVersion": None, "by": set()}
     for start in range(0, len(reviews), size):
         part = reviews[start : start + size]
         call = ask_patiently({"inputs": part[0] if len(part) == 1 else part} | ({"explain": True} if explain else {}))
@@ -316,6 +344,8 @@ def predict(reviews: list[str], explain: bool) -> dict | None:
         answered["predictions"] += call.reply["predictions"]
         answered["latencyMs"] += call.reply["latencyMs"]
         answered["modelVersion"] = call.reply["modelVersion"]
+        if by := BY.get(call.reply.get("answeredBy")):
+            answered["by"].add(by)
         if bar:
             bar.progress(len(answered["predictions"]) / len(reviews), text="Reading")
     return answered if answered["reviews"] else None
@@ -499,12 +529,15 @@ def sidebar() -> bool:  # whether the page refreshes itself
 def panel(status: dict):
     "Show the state and its actions."
     show_state(status)
+    awake = status["state"] == "IN_SERVICE"
+    if awake and not needs_no_start(status):
+        st.button("Keep it awake", key="extend", on_click=extend)
+        if st.session_state.run.get("id", "") == status.get("runId"):
+            st.button("I am done", key="end", on_click=end, help="Ends the run that you started, for everyone.")
+    if awake or status.get("standby"):
+        read_form(status)
     if status["state"] in ("STOPPED", "FAILED", "CREATING"):
         start_form(status)
-    if status["state"] == "IN_SERVICE":
-        if not is_serverless(status):
-            st.button("Keep it awake", key="extend", on_click=extend)
-        read_form(status)
 
 
 def body():
@@ -523,6 +556,7 @@ def main():
     st.set_page_config("Sentiment engine, for developers", "🌙", layout="wide")
     if "calls" not in st.session_state:
         empty = {"calls": [], "states": [], "told": [], "past": [], "answered": None, "status": None}
+        empty["run"] = {}  # that this session has started: id, token
         empty["answered_at"] = float("-inf")
         st.session_state.update(empty | addresses())
     st.title("Sentiment engine, for developers")

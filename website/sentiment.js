@@ -205,29 +205,49 @@ function accept(status, mine = false) {
 
 const WORDS = {
 	// tab, title, lead
-	asleep: () => ['Asleep', 'The model is asleep', 'Wake it, and it says whether a review praises or complains.'],
+	asleep: () => [
+		'Asleep',
+		`${model()} is asleep`,
+		`Tells you whether a review is positive or negative. ${
+			standby()
+				? 'The small model answers now. The large one is switched off to save money.'
+				: 'It is switched off to save money: wake it, or try an example.'
+		}`
+	],
 	waking: () => [
 		'Waking up',
-		'The model is waking up',
-		'You can close or reload this tab, and write a review meanwhile.'
+		`${model()} is waking up`,
+		standby()
+			? 'The small model answers meanwhile. You can close or reload this tab.'
+			: 'You can close or reload this tab, and write a review meanwhile.'
 	],
 	awake: () => [
 		'Awake',
-		'The model is awake',
+		`${model()} is awake`,
 		standing()
-			? 'It needs no start and never sleeps. Its owner pays per request. After a pause, the first answer can take a minute.'
+			? `It needs no start and never sleeps. Its owner pays per request. After a pause, the first answer can take ${alone() ? 'some seconds' : 'a minute'}.`
 			: longest() < idle()
 				? `Give it a review. It sleeps in ${duration(longest())} at the latest, the limit of a run.`
 				: `Give it a review. It stays up for ${duration(idle())} after the last one.`
 	],
 	stopping: () => [
 		'Going to sleep',
-		'The model is going to sleep',
-		'The machine is being switched off. You can wake it again in a minute.'
+		`${model()} is going to sleep`,
+		standby()
+			? 'The machine is being switched off. The small model answers now.'
+			: 'The machine is being switched off. You can wake it again in a minute.'
 	],
-	failed: () => ['Failed', 'The model has failed', 'It did not start, or it broke down. Your reviews are safe.']
+	failed: () => [
+		'Failed',
+		`${model()} has failed`,
+		`It did not start, or it broke down. ${standby() ? 'The small model still answers.' : 'Your reviews are safe.'}`
+	]
 };
-const standing = () => app.status.endpoint === 'serverless';
+const standby = () => app.status?.standby; // what the small model takes; null: there is none
+const alone = () => app.status?.endpoint === 'lambda'; // the small model is the only one
+const standing = () => alone() || app.status.endpoint === 'serverless';
+const small = () => (alone() || app.view !== 'awake' ? standby() : null); // the small model answers
+const model = () => (standby() && !alone() ? 'The large model' : 'The model');
 const idle = () => app.status.idleMinutes * 60; // seconds
 
 function render(view, before) {
@@ -236,8 +256,12 @@ function render(view, before) {
 	root.dataset.view = view;
 	text('title', title);
 	text('lead', lead);
+	root.dataset.open = Boolean(view === 'awake' || standby());
 	for (const part of document.querySelectorAll('[data-in]'))
 		part.hidden = !part.dataset.in.includes(view) || (part.id === 'awake' && standing());
+	if (standby()) show('compose', true);
+	placeStart();
+	text('sign-model', standby() && !alone() ? 'Large model' : 'Model');
 	text('sign-state', tab);
 	text('sign-version', s.modelVersion || '–');
 	if (view !== before) {
@@ -271,11 +295,24 @@ function render(view, before) {
 	}
 }
 
+const toStart = () => $('offer-title').focus();
+function placeStart() {
+	// Trying comes first if the small model answers.
+	const [compose, start] = [$('compose'), $('starting')];
+	if (Boolean(standby()) !== (compose.nextElementSibling === start)) compose[standby() ? 'after' : 'before'](start);
+}
 function usually() {
 	const {p50, p90, starts} = app.status.typicalSeconds;
 	return !starts
 		? `About ${duration(p50)}; no start was measured yet.`
 		: `Usually ${duration(p50)}${starts > 4 && p90 > p50 * 1.1 ? `, nine in ten within ${duration(p90)}` : ''} (the last ${starts > 1 ? plural(starts, 'start') : 'start'}).`;
+}
+function gain() {
+	const {modelVersion, textLimit, characterLimit, dailyTexts} = standby(),
+		{most, batch} = limits();
+	return `It reads lists of up to ${plural(batch, 'review')}, explains texts of up to ${big(most)} characters, and is faster. The small model reads ${plural(textLimit, 'review')} or ${big(characterLimit)} characters at once, and ${plural(dailyTexts, 'review')} a day for all visitors together.${
+		modelVersion && modelVersion === app.status.modelVersion ? ' Here both run the same version of the model.' : ''
+	}`;
 }
 function renderStart(waking) {
 	const s = app.status,
@@ -289,6 +326,8 @@ function renderStart(waking) {
 		'fact-idle',
 		`${duration(idle())} after the last review, and ${duration(s.maxRunMinutes * 60)} after its start at the latest.`
 	);
+	show('offer', standby() && !waking);
+	if (standby()) text('gain', gain());
 	show('last-failure', app.view === 'asleep' && s.reason);
 	text('last-failure', `The last start failed; you can try again. Why: ${s.reason}`);
 	const by = app.provider;
@@ -296,8 +335,8 @@ function renderStart(waking) {
 		'consent-text',
 		`Send me one message${by ? ` through ${by}` : ''} when it is ready, or if it fails. My number is deleted right after${by ? `; ${by} may keep a record` : ''}.`
 	);
-	text('start-title', waking ? 'Get a message when it is awake' : 'Wake it');
-	$('start').dataset.label = waking ? 'Leave my number' : 'Wake the model';
+	text('start-title', waking ? 'Get a message when it is awake' : standby() ? 'Start it' : 'Wake it');
+	$('start').dataset.label = waking ? 'Leave my number' : standby() ? 'Start the large model' : 'Wake the model';
 	if (!app.starting) busy('start');
 	if (!waking) return;
 	show('longer', s.longerThanUsual);
@@ -380,6 +419,8 @@ function tick() {
 		);
 		show('soon', soon);
 		show('extend', !capped());
+		show('done', mine());
+		show('done-hint', mine());
 		if (soon) title = `${clock(rest)} left · ${NAME}`;
 		if (soon && !app.warned) announce($('soon').textContent);
 		app.warned = soon;
@@ -462,7 +503,7 @@ async function start(event) {
 		phone = tidyPhone($('phone').value),
 		before = app.view;
 	app.starting = true;
-	busy('start', 'Knocking …');
+	busy('start', 'Starting …');
 	try {
 		const status = await call('/start', {
 			method: 'POST',
@@ -471,6 +512,7 @@ async function start(event) {
 		});
 		$('phone').value = '';
 		$('consent').checked = false;
+		if (status.sleepToken) keepRun({run: status.runId, token: status.sleepToken});
 		accept(status, true);
 		if (event && app.view !== before) $('title').focus();
 		if (phone && app.view === 'waking') hint('Noted: you get one message.', 'right');
@@ -522,9 +564,40 @@ async function extend() {
 	}
 }
 
+// Only who began a run can end it: the browser keeps the token that Start answered with.
+function keepRun(run) {
+	app.run = run;
+	memory.write('run', run);
+}
+function mine() {
+	const {run, token} = memory.read('run') ?? app.run ?? {};
+	return run === app.status.runId && token;
+}
+async function sleep() {
+	text('extend-error', '');
+	busy('done', 'Ending …');
+	try {
+		const status = await call('/sleep', {method: 'POST', body: {token: mine()}, timeout: 40000});
+		keepRun(null);
+		accept(status, true);
+		$('title').focus();
+	} catch (e) {
+		const {reason} = said(e);
+		if (e.code === 'wrong_token') keepRun(null);
+		text('extend-error', e.code === 'wrong_token' ? 'Only the browser that started this run can end it.' : reason);
+		look();
+	} finally {
+		busy('done');
+		tick();
+	}
+}
+
 // reviews
 
-const limits = () => ({most: app.status?.textLimit || 10000, batch: app.status?.batchLimit || 1000});
+const limits = () => ({
+	most: app.status?.textLimit || 10000,
+	batch: (!alone() && app.status?.batchLimit) || 1000 // alone, the small model reads any list in parts
+});
 function reviews() {
 	const all = $('review').value;
 	return ($('lines').checked ? all.split('\n') : [all]).map((r) => r.trim()).filter(Boolean);
@@ -537,6 +610,25 @@ function composeFault(list) {
 		? ''
 		: `${list.length > 1 ? `Line ${long + 1}` : 'This'} is too long: ${big(most)} characters at most.`;
 }
+function tooMuch(list) {
+	// why the small model cannot read these; empty: it can, or it need not
+	const {textLimit, characterLimit, leftToday} = small() ?? {},
+		total = list.reduce((sum, review) => sum + characters(review), 0);
+	if (leftToday < list.length)
+		return leftToday > 0
+			? `The small model reads only ${plural(leftToday, 'more review')} today.`
+			: 'The small model has read all the reviews that it may read today.';
+	if (alone()) return '';
+	if (list.length > textLimit) return `The small model reads ${plural(textLimit, 'review')} at once.`;
+	return total > characterLimit ? `The small model reads ${big(characterLimit)} characters at once.` : '';
+}
+const INSTEAD = {
+	asleep: 'Start the large model, and it reads this first.',
+	failed: 'Start the large model, and it reads this first.',
+	waking: 'The large model can read this as soon as it is awake.',
+	stopping: 'You can start the large model in a minute.',
+	awake: 'Come back after midnight UTC.' // there is no large model
+};
 function renderCompose() {
 	const list = reviews(),
 		box = $('answer'),
@@ -544,7 +636,12 @@ function renderCompose() {
 		lines = $('lines').checked;
 	const fault = composeFault(list),
 		view = app.view,
-		awake = view === 'awake';
+		beyond = app.status ? tooMuch(list) : '',
+		able = view === 'awake' || (standby() && !beyond);
+	if (able && view !== 'awake') app.queued = false; // the small model reads it now
+	text('beyond', beyond && `${beyond} ${INSTEAD[view]}`);
+	show('beyond', beyond && !fault);
+	show('to-start', able && /asleep|failed/.test(view));
 	text('review-label', lines ? 'Your reviews, one per line' : 'Your review');
 	text(
 		'counter',
@@ -553,23 +650,26 @@ function renderCompose() {
 			: `${big(characters($('review').value))} of ${big(most)} characters`
 	);
 	$('counter').classList.toggle('over', Boolean(fault));
-	box.hidden = !awake && !box.firstChild;
+	box.hidden = view !== 'awake' && !box.firstChild;
 	if (fault || app.overLong) text('review-error', fault);
 	app.overLong = Boolean(fault);
 	if (!app.reading) {
 		const button = $('read');
-		button.textContent = awake
-			? lines
-				? 'Read them'
-				: 'Read it'
-			: app.queued
-				? 'It will be read first'
-				: view === 'waking'
-					? 'Read it once it is awake'
-					: 'Wake it to read this';
+		button.textContent =
+			able || view === 'stopping'
+				? lines
+					? 'Read them'
+					: 'Read it'
+				: app.queued
+					? 'It will be read first'
+					: view === 'waking'
+						? 'Read it once it is awake'
+						: standby()
+							? 'Start the large model to read this'
+							: 'Wake it to read this';
 		button.setAttribute('aria-disabled', app.queued);
-		button.className = view === 'asleep' ? 'quiet' : 'go';
-		text('read-hint', awake ? 'or press Ctrl + Enter' : app.queued ? 'Your text is waiting.' : '');
+		button.className = able || standby() || view !== 'asleep' ? 'go' : 'quiet';
+		text('read-hint', able ? 'or press Ctrl + Enter' : app.queued ? 'Your text is waiting.' : '');
 	}
 }
 
@@ -580,10 +680,15 @@ async function send(event) {
 	text('review-error', list.length ? fault : 'Write or paste a review first.');
 	if (!list.length || fault) return $('review').focus();
 	if (app.reading || app.queued) return;
-	if (app.view === 'awake') return read();
+	const beyond = app.status ? tooMuch(list) : '';
+	if (!beyond && (app.view === 'awake' || standby())) return read();
+	if (/awake|stopping/.test(app.view)) {
+		announce($('beyond').textContent);
+		return $('review').focus();
+	}
 	app.queued = true;
 	renderCompose();
-	if (app.view === 'asleep') await start();
+	if (app.view !== 'waking') await start();
 	else announce($('read').textContent);
 }
 
@@ -594,9 +699,12 @@ async function predict(inputs, more) {
 		timeout: 65000
 	});
 	if (reply.predictions?.length !== inputs.length) throw new Problem('gateway', 'Some answers are missing.');
-	const s = app.status;
+	const s = app.status,
+		by = reply.answeredBy;
 	app.answered = Date.now();
-	if (s?.state === 'IN_SERVICE' && number(reply.secondsLeft)) {
+	if (by === 'standby' && standby()) standby().leftToday -= inputs.length;
+	if (by && (by === 'standby') !== Boolean(small())) plan(0); // the state has changed
+	if (s?.state === 'IN_SERVICE' && by !== 'standby' && number(reply.secondsLeft)) {
 		// the deadline has moved
 		if (number(s.costSoFar)) s.costSoFar = spent();
 		Object.assign(s, {shutdownAt: reply.shutdownAt, secondsLeft: reply.secondsLeft, elapsedSeconds: elapsed()});
@@ -637,9 +745,21 @@ async function patiently(inputs, tell, more) {
 		}
 	}
 }
+function next(list) {
+	// the first reviews, as many as one call takes
+	const {textLimit, characterLimit} = small() ?? {},
+		most = Math.min(textLimit ?? CHUNK, limits().batch);
+	let size = 0,
+		total = 0;
+	while (size < Math.min(most, list.length)) {
+		total += characters(list[size]);
+		if (size && total > characterLimit) break;
+		size++;
+	}
+	return list.slice(0, size);
+}
 async function read() {
 	const list = reviews(),
-		size = Math.min(CHUNK, limits().batch),
 		bar = $('batch-progress');
 	if (!list.length || composeFault(list)) return;
 	// A list continues where it stopped, unless the model has changed.
@@ -653,13 +773,13 @@ async function read() {
 	$('answer').setAttribute('aria-busy', true);
 	bar.max = list.length;
 	bar.value = before;
-	bar.hidden = list.length <= size;
+	bar.hidden = next(list).length === list.length;
 	try {
 		while (found.length < list.length) {
-			const part = list.slice(found.length, found.length + size);
+			const part = next(list.slice(found.length));
 			const reply = await patiently(part, (why) => text('read-hint', why));
 			text('read-hint', '');
-			found.push(...reply.predictions.map((p, k) => ({...p, text: part[k]})));
+			found.push(...reply.predictions.map((p, k) => ({...p, text: part[k], by: reply.answeredBy})));
 			now.latency += reply.latencyMs || 0;
 			now.version = reply.modelVersion;
 			bar.value = found.length;
@@ -670,9 +790,13 @@ async function read() {
 			kept = `${found.length ? ` ${found.length} of ${list.length} were read, see below. Press again for the rest.` : ''} Your text is kept.`;
 		text(
 			'review-error',
-			(e.status === 409 ? 'The model is no longer awake.' : e.kind === 'refused' ? reason : `${title}. ${reason}`) +
-				kept
+			(e.status === 409 && !standby()
+				? 'The model is no longer awake.'
+				: e.kind === 'refused'
+					? reason
+					: `${title}. ${reason}`) + kept
 		);
+		if (e.code === 'standby_limit' && standby()) standby().leftToday = 0;
 		if (e.status === 409) look();
 	} finally {
 		app.reading = false;
@@ -690,6 +814,7 @@ async function read() {
 
 // answers
 
+const BY = {standby: 'the small model', endpoint: 'the large model'};
 const SIGNS = {POSITIVE: '▲', NEGATIVE: '▼', UNSURE: '◆'};
 const kind = (p) => ((p.sure ?? p.score >= UNSURE) ? p.label : 'UNSURE');
 const sign = (label) => SIGNS[label] || '●';
@@ -779,9 +904,18 @@ function words(p) {
 	);
 }
 async function why({text: review}) {
-	const button = $('why'),
-		here = () => button.isConnected; // false: another answer is shown
-	if (app.reading || button.ariaDisabled === 'true') return;
+	const asked = $('why'),
+		here = () => asked.isConnected; // false: another answer is shown
+	if (app.reading || asked.ariaDisabled === 'true') return;
+	const most = small()?.explainLimit;
+	if (characters(review) > most) {
+		text(
+			'tool-text',
+			`The small model explains texts of up to ${big(most)} characters.${alone() ? '' : ' The large model explains longer ones. '}`
+		);
+		if (/asleep|failed/.test(app.view)) $('tool-text').append(button('Get the large model', toStart));
+		return;
+	}
 	busy('why', 'Looking …');
 	text('tool-text', '');
 	try {
@@ -791,11 +925,12 @@ async function why({text: review}) {
 		const {
 			predictions: [p],
 			latencyMs: latency,
-			modelVersion: version
+			modelVersion: version,
+			answeredBy: by
 		} = await patiently([review], tell, {explain: true});
 		if (!Array.isArray(p.explanation)) throw new Problem('gateway', 'This model cannot explain its answers.');
 		if (!here()) return;
-		answer([{...p, text: review}], {latency, version}, true);
+		answer([{...p, text: review, by}], {latency, version}, true);
 		$('words').focus();
 	} catch (e) {
 		const {reason} = said(e);
@@ -831,6 +966,9 @@ function answer(list, facts, again = false) {
 		[p] = list,
 		one = list.length === 1,
 		box = $('answer');
+	const names = new Set(list.map((each) => BY[each.by]).filter(Boolean)),
+		by = standby() ? [...names].join(' and ') : '',
+		label = stored ? `Stored: ${by || 'the model'} gave this answer earlier` : by && `Answered by ${by}`;
 	const meta = [number(latency) && `${one ? '' : 'together '}${Math.round(latency)} ms`, version && `model ${version}`];
 	const inputs = JSON.stringify(one ? p.text : list.map((r) => r.text));
 	const tools = el(
@@ -846,7 +984,7 @@ function answer(list, facts, again = false) {
 		el('span.small', {id: 'tool-text', role: 'status'})
 	);
 	box.replaceChildren(
-		stored ? el('p.stored', 'Stored: the model gave this answer earlier') : '',
+		label ? el(stored ? 'p.stored' : 'p.by', label) : '',
 		...(one ? single(p) : several(list)).filter(Boolean),
 		el('p.small', {id: 'meta'}, meta.filter(Boolean).join(' · ')),
 		tools
@@ -856,7 +994,8 @@ function answer(list, facts, again = false) {
 	if (again) return;
 	box.scrollIntoView({block: 'nearest'});
 	announce(
-		one ? `${stored ? 'Stored: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`
+		(one ? `${stored ? 'Stored: ' : ''}${verdict(p)}, ${percent(p.score)}` : `${plural(list.length, 'review')} read.`) +
+			(label && !stored ? `. ${label}` : '')
 	);
 }
 
@@ -1119,6 +1258,8 @@ $('review').onkeydown = (e) => {
 	if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(e);
 };
 $('extend').onclick = extend;
+$('done').onclick = sleep;
+$('to-start').onclick = toStart;
 $('retry').onclick = () => {
 	text('retry-in', 'Trying …');
 	look();

@@ -44,7 +44,7 @@ class Camera:
     def arrive(self, view: str):
         "Reload the page and wait for a view."
         self.each(lambda page: page.goto(self.engine.site_url))
-        self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view, timeout=40_000))
+        self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view))
 
     def hears(self, **answer):
         "Answer the status requests of both tabs with our own answer."
@@ -91,16 +91,37 @@ def look_at_stored(page: Page):
     expect(page.locator("#answer .stored")).to_be_visible()
 
 
+def write_too_much(page: Page):
+    "Write a list that is too long for the small model."
+    page.locator("#lines").set_checked(True)
+    page.locator("#review").fill("\n".join([*REVIEWS.splitlines()] * 10))
+    expect(page.locator("#beyond")).to_be_visible()
+
+
+def start(camera: Camera):
+    "Press Start in one tab. Both tabs can end the run."
+    one = camera.tabs["light"]
+    one.locator("#start").click()
+    expect(one.locator("html")).to_have_attribute("data-view", "waking")
+    run = one.evaluate("localStorage.run")
+    camera.each(lambda page: page.evaluate("(run) => localStorage.setItem('run', run)", run))
+
+
 def visit(camera: Camera):
     "Take the engine through all its states."
     engine = camera.engine
     engine.sleep()
     camera.arrive("asleep")
     camera.take("asleep")
+    camera.each(lambda page: read(page, REVIEW))
+    camera.take("small", "#compose")
+    camera.each(write_too_much)
+    camera.take("much", "#compose")
     camera.each(look_at_stored)
     camera.take("stored", "#compose")
     camera.each(lambda page: page.evaluate("localStorage.clear()"))
-    engine.call("POST", "/start", {})
+    camera.arrive("asleep")
+    start(camera)
     camera.arrive("waking")
     camera.take("waking")
     engine.wait("IN_SERVICE")
@@ -136,7 +157,7 @@ def refused(camera: Camera):
     "A start beyond the month's budget."
     camera.arrive("asleep")
     with camera.engine.environment("start-model-service", SENTIMENT_MONTHLY_BUDGET="0.01"):
-        camera.each(lambda page: page.get_by_role("button", name="Wake the model").click())
+        camera.each(lambda page: page.locator("#start").click())
         camera.each(lambda page: expect(page.locator("#start-error")).to_contain_text("budget"))
     camera.take("budget", "#starting")
 
@@ -194,9 +215,10 @@ def main():
     parser.add_argument("--into", type=Path, default=ROOT / "images", help="folder of the pictures (images/)")
     folder = parser.parse_args().into
     folder.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=40_000)  # milliseconds: the first call of a function takes seconds on a busy machine
     with (
         tempfile.TemporaryDirectory() as state,
-        running_engine(Path(state), weights=RELEASED) as engine,
+        running_engine(Path(state), weights=RELEASED, standby=True) as engine,
         open_browser() as browser,
     ):
         camera = Camera(browser, engine, folder, WIDE)

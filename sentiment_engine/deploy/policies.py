@@ -21,6 +21,7 @@ LAB |= {"Repository": "owner/name", "ArtifactsBucket": "lab-foundation-artifacts
 BOUNDARY = f"arn:aws:iam::{LAB['AWS::AccountId']}:policy/lab-boundary-us-east-1"
 PROVIDER = f"arn:aws:iam::{LAB['AWS::AccountId']}:oidc-provider/token.actions.githubusercontent.com"
 LAB |= {"Boundary": BOUNDARY, "Provider": PROVIDER, "ProviderArn": PROVIDER}
+LAB["StandbyModelPublished"] = f"arn:aws:lambda:us-east-1:{LAB['AWS::AccountId']}:function:lab-standby-model:1"
 NOTHING = object()  # stands for AWS::NoValue
 
 # %% ../../nbs/deploy/policies.ipynb #f677e2f0
@@ -35,6 +36,7 @@ def arn_of(name: str, attribute: str = "") -> str:
         folder = re.sub("(?<!^)([A-Z])", r"-\1", name.removesuffix("Logs")).lower()
         return f"arn:aws:logs:{region}:{account}:log-group:/aws/lambda/lab-{folder}:*"
     known = {"Table": f"dynamodb:{region}:{account}:table/lab-state"}
+    known |= {"StandbyModel": f"lambda:{region}:{account}:function:lab-standby-model"}
     known |= {"DeadLetters": f"sqs:{region}:{account}:lab-dead-letters"}
     return f"arn:aws:{known[name]}" if name in known else "lab"
 

@@ -109,13 +109,15 @@ INLINE_LIMIT = 51_200  # maximum bytes of a template inside a request; from S3 i
 def template_argument(
     template: Path | str,  # a file to send inline, or the https:// address of an object
 ) -> dict[str, str]:
-    "Build CloudFormation's argument for a template. Raises RuntimeError if a file is too large."
+    "Build CloudFormation's argument for a template, without its comments. Raises RuntimeError if a file is too large."
     if isinstance(template, str):
         return {"TemplateURL": template}
-    if (size := template.stat().st_size) > INLINE_LIMIT:
+    lines = template.read_text(encoding="utf-8").splitlines(keepends=True)
+    body = "".join(line for line in lines if not line.lstrip().startswith("#"))
+    if (size := len(body.encode())) > INLINE_LIMIT:
         limit = f"CloudFormation accepts at most {INLINE_LIMIT} inline"
         raise RuntimeError(f"{template.name} has {size} bytes, but {limit}")
-    return {"TemplateBody": template.read_text(encoding="utf-8")}
+    return {"TemplateBody": body}
 
 # %% ../../nbs/deploy/stacks.ipynb #5c9ba0b2
 def upload_template(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'BEFORE_A_PROFILE', 'ONLY_AWS', 'CHOICES_KEY', 'REVIEWS', 'MODELS', 'TRAINING', 'REMEMBERED', 'BEFORE',
-           'PRICED_REGION', 'GLUE_WORKERS', 'add_account_options', 'add_variant_options', 'chosen_environment', 'enter',
-           'whose', 'check_options', 'asked_for', 'recall', 'planned', 'hosted_places', 'before', 'is_adopted',
-           'adopt_model']
+           'PRICED_REGION', 'GLUE_WORKERS', 'add_account_options', 'add_endpoint_options', 'add_variant_options',
+           'chosen_endpoint', 'chosen_environment', 'enter', 'whose', 'check_options', 'asked_for', 'recall', 'planned',
+           'hosted_places', 'before', 'is_adopted', 'adopt_model']
 
 # %% ../../nbs/deploy/target.ipynb #1f09d498
 import argparse
@@ -28,11 +28,12 @@ from sentiment_engine.deploy.account import (
     find_zone,
     mask_accounts,
 )
-from .endpoint import model_version
+from .endpoint import current_model, model_version
 from .foundation import foundation_parameters, site_parameters
 from .packaging import monitoring_parameters, package_keys, stack_parameters
 from .plan import Plan, Work, bill, describe_plan, plan_of, unchecked
 from .stacks import find_stack, is_our_stack, outputs_of, stack_outputs
+from .standby import released_version, standby_keys
 from .training import LATEST
 from ..local.processes import ROOT
 from ..model.artifact import artifact_hash, unpack
@@ -56,6 +57,14 @@ def add_account_options(parser: argparse.ArgumentParser):
     parser.add_argument("--stack-prefix", metavar="NAME", help="first part of every resource's name, and its tag")
 
 # %% ../../nbs/deploy/target.ipynb #bb99045c
+def add_endpoint_options(parser: argparse.ArgumentParser):
+    "Add the options that select which models answer."
+    kinds = "started by visitors, paid by request, or none"
+    parser.add_argument("--endpoint", choices=("realtime", "serverless", "lambda"), help=kinds)
+    small = "whether a small model in a Lambda answers while no endpoint does (on)"
+    parser.add_argument("--standby", choices=("on", "off"), help=small)
+
+
 def add_variant_options(parser: argparse.ArgumentParser):
     "Add the options that select the variant of the engine."
     add = parser.add_argument
@@ -63,7 +72,7 @@ def add_variant_options(parser: argparse.ArgumentParser):
     add("--dry-run", action="store_true", default=None, help=dry)
     add("--domain", metavar="NAME", help="your own domain for the page; needs its zone in Route 53 (us-east-1)")
     add("--permissions-boundary", metavar="ARN", help="permissions boundary of every role")
-    add("--endpoint", choices=("realtime", "serverless"), help="an instance that visitors start, or pay per request")
+    add_endpoint_options(parser)
     add("--instance-types", metavar="NAMES", help="of the endpoint, best first, separated by commas")
     add("--model-data", metavar="PLACE", help="a model.tar.gz, a file or s3://…: deploy it without training")
     add("--sms-provider", choices=("textbelt", "sns"), help="service that sends the SMS")
@@ -82,8 +91,16 @@ def add_variant_options(parser: argparse.ArgumentParser):
 # %% ../../nbs/deploy/target.ipynb #76b008be
 # Options with the name of a setting. They become SENTIMENT_… variables.
 SETTINGS: tuple[str, ...]
-SETTINGS = ("endpoint", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
+SETTINGS = ("endpoint", "standby", "instance_types", "idle_minutes", "sms_provider", "sms_countries", "textbelt_url")
 SETTINGS += ("alarm_email", "sms_link")
+
+
+def chosen_endpoint(options: argparse.Namespace) -> dict[str, str]:
+    "Convert the options of `add_endpoint_options` into variables. Raises ValueError if they contradict each other."
+    given = {"SENTIMENT_ENDPOINT": options.endpoint, "SENTIMENT_STANDBY": options.standby}
+    chosen = {name: value for name, value in given.items() if value}
+    settings_from(os.environ | chosen)
+    return chosen
 
 
 def chosen_environment(options: argparse.Namespace) -> dict[str, str]:
@@ -246,6 +263,9 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
     if domain:
         zone = (find_zone(session.client("route53"), domain) if asked else None) or "Z-of-the-domain"
     packages, site = package_keys(ROOT / "lambdas"), _site_origins(cloudformation, settings, domain)
+    if settings.standby:
+        model = current_model(session.client("ssm"), settings) if asked else None
+        packages |= standby_keys(ROOT / "lambdas", model.version if model else released_version(), locked=True)
     more = {"PermissionsBoundary": boundary}
     given = {
         foundation_stack(settings): foundation_parameters(settings, boundary),

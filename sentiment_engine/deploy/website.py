@@ -99,11 +99,6 @@ def _site_file(key: str, body: bytes, keep: str) -> SiteFile:
     return SiteFile(key, body, CONTENT_TYPES[Path(key).suffix], keep)
 
 # %% ../../nbs/deploy/website.ipynb #3c23dbe9
-def _without_indent(script: bytes) -> bytes:
-    "Remove the tabs at the start of lines. They help people only, and a visitor need not load them."
-    return b"\n".join(line.lstrip(b"\t") for line in script.split(b"\n"))
-
-
 def site_files(
     folder: Path,
     config: Mapping[str, object],  # of config.json, which also gets the version; apiUrl is required
@@ -113,7 +108,6 @@ def site_files(
     found = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in CONTENT_TYPES}
     if not (pages := [name for name in found if name.endswith(".html")]):
         raise FileNotFoundError(f"{Path(folder).name} holds no .html file to publish")
-    found |= {name: _without_indent(body) for name, body in found.items() if name.endswith(".js")}
     found["config.json"] = json.dumps({"version": __version__, **config}).encode()
     if examples is not None:
         found["examples.json"] = json.dumps(examples, ensure_ascii=False, separators=(",", ":")).encode()

@@ -22,6 +22,7 @@ from sentiment_engine.deploy.endpoint import serving_image
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
 from sentiment_engine.deploy.stacks import delete_stack, deploy_stack, upload_template
+from sentiment_engine.deploy.standby import upload_standby
 from sentiment_engine.deploy.training import (
     ENDED,
     TRAINING_LOGS,
@@ -166,6 +167,7 @@ def known(request, cloud):
     s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
     s3.create_bucket(Bucket=f"{name}-artifacts")
     packages = upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas")
+    packages |= upload_standby(s3, f"{name}-artifacts", ROOT / "lambdas", None, locked=False)
     given = stack_parameters(own, f"{name}-artifacts", packages, SITE)
     template = upload_template(s3, f"{name}-artifacts", ROOT / "infra_scripts/templates/backend.yaml")
     deploy_stack(cloudformation, name, template, given, {"Project": PREFIX})

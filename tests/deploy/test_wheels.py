@@ -120,10 +120,19 @@ def test_the_lock_has_the_versions_that_the_tests_run_with():
 
 
 def test_the_command_locks_the_versions_of_the_constraints(monkeypatch, capsys):
-    asked, text = [], wheels.LOCK.read_text(encoding="utf-8")
-    monkeypatch.setattr(wheels, "lock_text", lambda lock, versions: asked.append(versions) or text)
+    folder, asked = ROOT / "sentiment_engine", []
+    texts = {place: (folder / place).read_text(encoding="utf-8") for place in wheels.LOCKS}
+
+    def again(lock, versions, title):
+        asked.append((lock, versions))
+        return next(text for text in texts.values() if text.startswith(f"# {title}. "))
+
+    monkeypatch.setattr(wheels, "lock_text", again)
     wheels.main()
-    assert {name: asked[0][name] for name in read_lock().pins} == read_lock().pins
+    assert list(texts.values()) == [(folder / place).read_text(encoding="utf-8") for place in texts]
+    assert len(asked) == 2 and all(
+        {name: versions[name] for name in lock.pins} == lock.pins for lock, versions in asked
+    )
 
 
 def test_the_lock_is_complete():

@@ -15,6 +15,7 @@ from sentiment_engine.deploy.endpoint import RegisteredModel, model_definition, 
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
 from sentiment_engine.deploy.stacks import deploy_stack, upload_template
+from sentiment_engine.deploy.standby import upload_standby
 from sentiment_engine.deploy.website import publish, with_answers
 from sentiment_engine.model.artifact import add_inference_code, pack
 from sentiment_engine.model.inference import input_fn, model_fn, predict_fn
@@ -129,7 +130,7 @@ def _models(
     return {name: _register(cloud, settings, foundation, folder / name, name) for name in ("good", "broken")}
 
 
-def _deploy(cloud: TestCloud, settings: Settings) -> dict[str, str]:  # the outputs of all stacks
+def _deploy(cloud: TestCloud, settings: Settings, standby: bool) -> dict[str, str]:  # the outputs of all stacks
     "Deploy foundation, site and engine, as the notebooks do."
     cloudformation, s3, tags = cloud.client("cloudformation"), cloud.client("s3"), {"Project": settings.prefix}
     templates = ROOT / "infra_scripts/templates"
@@ -140,7 +141,9 @@ def _deploy(cloud: TestCloud, settings: Settings) -> dict[str, str]:  # the outp
     given = site_parameters(settings, api_origin=cloud.url)
     site = deploy_stack(cloudformation, site_stack(settings), template, given, tags)
     template = upload_template(s3, bucket, templates / "backend.yaml")
-    given = stack_parameters(settings, bucket, upload_packages(s3, bucket, ROOT / "lambdas"), site)
+    packages = upload_packages(s3, bucket, ROOT / "lambdas")
+    packages |= upload_standby(s3, bucket, ROOT / "lambdas", None, locked=False) if standby else {}
+    given = stack_parameters(settings, bucket, packages, site)
     return base | site | deploy_stack(cloudformation, engine_stack(settings), template, given, tags)
 
 
@@ -159,12 +162,13 @@ def running_engine(
     folder: Path,  # its state is kept below it
     waking_seconds: float = WAKING_SECONDS,
     weights: Path | None = None,  # folder of a model; none: one of a few words, which loads at once
+    standby: bool = False,  # whether the released model answers while the endpoint does not
 ) -> Iterator[Engine]:
     "Deploy the engine with its page to a separate local cloud."
     with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
-        outputs = _deploy(cloud, settings)
+        outputs = _deploy(cloud, settings, standby)
         running = Engine(cloud, settings, outputs, _models(cloud, settings, outputs, folder, weights))
         running.use("good")
         _publish(running, folder / "good")

@@ -31,8 +31,7 @@ from sentiment_engine.service.lifecycle import Engine
 from sentiment_engine.service.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING, Row, row_from
 from sentiment_engine.service.usage import Usage, day_of, plain_item, sound_usage, spent_in_month
 from sentiment_engine.settings import Settings, endpoint_name, usage_table
-from tests import ROOT
-from tests.doubles.engine_double import ADA, BOB, CAROL, Clock, aws_error, load_handler
+from tests.doubles.engine_double import ADA, BOB, CAROL, Clock, aws_error, load_handlers
 from tests.doubles.memory_dynamodb import MemoryDynamoDB
 
 PHONES = (ADA, BOB, CAROL)
@@ -251,6 +250,28 @@ class SageMaker:
         return {"Body": io.BytesIO(json.dumps(answer).encode())}
 
 
+class Standby:
+    "The standby's function. Its mood is works, down, busy, slow or rubbish."
+
+    def __init__(self, world: "FaultWorld"):
+        self.world, self.mood, self.given = world, "works", {}  # given: texts by day
+
+    def invoke(self, FunctionName, Payload):
+        day, texts = day_of(self.world.clock.now), len(json.loads(Payload)["inputs"])
+        if self.mood == "busy":
+            raise aws_error("TooManyRequestsException", "Rate Exceeded.")
+        self.given[day] = self.given.get(day, 0) + texts
+        most = self.world.settings.daily_standby_texts
+        must(self.given[day] <= most, "the standby gets no more texts a day than allowed", self.given)
+        if self.mood == "slow":
+            raise ERRORS["read"]()
+        if self.mood == "down":
+            return {"FunctionError": "Unhandled", "Payload": io.BytesIO(b'{"errorMessage": "no"}')}
+        label = "LABEL_1" if self.mood == "rubbish" else "POSITIVE"
+        told = {"predictions": [{"label": label, "score": 0.9}] * texts, "modelVersion": "7"}
+        return {"Payload": io.BytesIO(json.dumps(told).encode())}
+
+
 class Scheduler:
     "One-time schedules."
 
@@ -331,7 +352,7 @@ LAMBDAS = {
 @functools.cache
 def handlers() -> dict:
     "Load the seven handlers once."
-    return {path.name: load_handler(path.name) for path in (ROOT / "lambdas").iterdir() if path.is_dir()}
+    return load_handlers()
 
 
 class FaultWorld:
@@ -366,6 +387,9 @@ class FaultWorld:
         self.struck: list[tuple[str, str]] = []  # (kind of fault, operation) of this invocation
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
+        self.standby, self.moved = Standby(self), False  # moved: whether this prediction has moved the deadline
+        clients |= dict.fromkeys(("lambda", lifecycle.AFTER_ENDPOINT), self.standby)
+        clients |= {lifecycle.BEFORE_STANDBY: self.sagemaker}
         self.clients = {name: Gate(self, name, behind) for name, behind in clients.items()}
         self.warm: dict[str, Engine] = {}
         self.patches = ExitStack()
@@ -421,6 +445,7 @@ class FaultWorld:
             self._check_entry(was, now)
         if was.state == now.state == IN_SERVICE:
             must(now.shutdownAt >= was.shutdownAt, "a deadline never moves back", (was.shutdownAt, now.shutdownAt))
+            self.moved |= now.shutdownAt > was.shutdownAt and self.current == LAMBDAS["predict"][1]
         if now.state == IN_SERVICE:
             end = now.startedAt + self.settings.max_run_minutes * 60
             must(now.shutdownAt <= end, "no deadline after the longest life", now.shutdownAt - end)
@@ -573,12 +598,12 @@ class FaultWorld:
         "Run another complete invocation in the middle of this one."
         if self.depth > 2:
             return
-        saved = self.plan, self.count, self.current, self.claimed
+        saved = self.plan, self.count, self.current, self.claimed, self.struck, self.moved
         self.plan, self.depth = {}, self.depth + 1
         try:
             self.do(action)
         finally:
-            self.plan, self.count, self.current, self.claimed = saved
+            self.plan, self.count, self.current, self.claimed, self.struck, self.moved = saved
             self.depth -= 1
 
     def _parameter(self, Name: str, WithDecryption: bool = False) -> dict:
@@ -620,7 +645,9 @@ class FaultWorld:
         "Run a Lambda. Returns None if it was killed or raised an error that its caller would retry."
         module = handlers()[folder]
         if folder not in self.warm:
-            self.warm[folder] = Engine(self.settings, self.clients.__getitem__, "shutdown", "role", "group")
+            self.warm[folder] = Engine(
+                self.settings, self.clients.__getitem__, "shutdown", "role", "group", standby="standby-model"
+            )
         before, outer = vars(module).get("engine"), self.current
         module.engine, self.current = self.warm[folder], "status" if folder == "is-model-service-running" else folder
         try:
@@ -675,7 +702,21 @@ class FaultWorld:
         must(not left, "a failed start leaves no endpoint and no config", name)
 
     def do_predict(self):
-        self.request("predict", {"inputs": "Great."})
+        "Ask for a prediction, which the endpoint or the standby must give."
+        self.struck, self.moved = [], False
+        code, body = self.request("predict", {"inputs": "Great."})
+        must(not (self.moved and body.get("answeredBy") == "standby"), "the standby keeps nothing awake", body)
+        left = self.settings.daily_standby_texts - self.usage.standby.get(day_of(self.clock.now), 0)
+        elsewhere = any(kind != "nest" and operation != "invoke_endpoint" for kind, operation in self.struck)
+        if self.standby.mood == "works" and left > 0 and not elsewhere:  # whatever the endpoint does
+            must(
+                code == 200 or (code, self.struck) == (0, [("die", "")]),
+                "every valid request is answered",
+                (code, body),
+            )
+
+    def do_standby(self, mood: str):
+        self.standby.mood = mood
 
     def do_extend(self):
         self.request("extend")
@@ -791,6 +832,7 @@ class FaultWorld:
     def settle(self, seconds: float):
         "Reach quiescence: no faults, nothing in transition, events and wake-ups lost, `seconds` later."
         self.calm, self.plan, self.sagemaker.deaf = True, {}, False
+        self.standby.mood = "works"
         self.sagemaker.settle_changing()
         for i in range(len(self._ours("Creating"))):
             self.do_up(i * 0)

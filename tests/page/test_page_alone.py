@@ -4,115 +4,29 @@ import json
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests import ROOT
 from tests.doubles import contract
-from tests.doubles.visitor import PATIENCE, STATUS, text_of
+from tests.doubles.page_service import (
+    ASLEEP,
+    AWAKE,
+    HOME,
+    NEVER_ASLEEP,
+    STANDBY,
+    STOPPING,
+    WAKING,
+    Service,
+    answer,
+    read,
+)
+from tests.doubles.visitor import text_of
 
 pytestmark = pytest.mark.browser
-SITE = ROOT / "website"
-HOME = "http://127.0.0.1:9/"  # nothing listens there: every request is answered below
-ASLEEP = STATUS | {
-    "state": "STOPPED",
-    "endpoint": "realtime",
-    "modelVersion": "7",
-    "subscribers": 0,
-    "longerThanUsual": False,
-}
-ASLEEP |= {"idleMinutes": 30, "maxRunMinutes": 120, "pricePerHour": 0.056, "savedThisMonth": 0, "textLimit": 50}
-ASLEEP |= {"batchLimit": 120, "typicalSeconds": {"p50": 200, "p90": 300, "starts": 5}, "costSoFar": None}
-ASLEEP |= {"spentThisMonth": 0.5, "monthlyBudget": 10, "countedSince": "2026-01-01T00:00:00Z"}
-ASLEEP |= dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "shutdownAt", "secondsLeft", "etaSeconds"))
-AWAKE = ASLEEP | STATUS | {"state": "IN_SERVICE", "etaSeconds": None}
-WAKING = ASLEEP | STATUS | {"state": "CREATING", "shutdownAt": None, "secondsLeft": None}
-STOPPING = AWAKE | {"state": "STOPPING", "shutdownAt": None, "secondsLeft": None}
-HIDING = "Object.defineProperty(document, 'hidden', {get: () => window.away === true});"
-
-
-def answer(text: str, score: float = 0.9, **more) -> dict:
-    scores = {"NEGATIVE": round(1 - score, 6), "POSITIVE": score}
-    label = max(scores, key=scores.__getitem__)
-    return {
-        "label": label,
-        "score": scores[label],
-        "scores": scores,
-        "sure": True,
-        "tokens": 3,
-        "windows": 1,
-        "truncated": False,
-    } | more
-
-
-class Service:
-    "A page and its service, which answers `status`, and to /predict first each of `replies`, then `predict`'s results."
-
-    def __init__(self, page: Page):
-        self.page, self.status, self.replies, self.config = page, ASLEEP, [], {}
-        self.predict = answer
-        self.looks, self.asked = 0, []  # requests of /status, and the bodies of /predict
-        page.add_init_script(HIDING)
-        page.route("**/*", self.serve)
-
-    def serve(self, route):
-        name = route.request.url.removeprefix(HOME).partition("#")[0] or "sentiment.html"
-        if name == "api/status":
-            self.looks += 1
-            failing = isinstance(self.status, int)
-            route.fulfill(status=self.status if failing else 200, json={} if failing else self.status)
-        elif name == "api/predict":
-            self.asked.append(route.request.post_data_json)
-            status, body = self.replies.pop(0) if self.replies else (200, self.predictions(self.asked[-1]["inputs"]))
-            route.fulfill(status=status, json=body)
-        elif name == "config.json":
-            route.fulfill(json={"apiUrl": f"{HOME}api", "provider": "Textbelt"} | self.config)
-        else:
-            route.fulfill(path=SITE / name)
-
-    def predictions(self, inputs: str | list[str]) -> dict:
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        reply = {"predictions": [self.predict(text) for text in texts], "latencyMs": 5, "modelVersion": "7"}
-        return reply | {"secondsLeft": 1800, "shutdownAt": "2026-01-01T00:30:00Z"}
-
-    def arrive(self, status: dict | None = None, clock: bool = False) -> Page:
-        "Open the page; with `clock`, its time stands still until a test advances it."
-        self.status = status or self.status
-        if clock:
-            self.page.clock.install(time=0)
-            self.page.clock.pause_at(1000)
-        self.page.goto(HOME)
-        expect(self.page.locator("html")).not_to_have_attribute("data-view", "loading")
-        return self.page
-
-    def gap(self, step: float = 1) -> float:  # seconds, to within a step; above 100 if it no longer polls
-        "Advance the page's clock until it polls the service."
-        before, waited = self.looks, 0.0
-        while self.looks == before and waited < 100:
-            self.page.clock.run_for(1000 * step)
-            self.page.evaluate("() => fetch('config.json')")  # earlier requests are served first
-            waited += step
-        return waited
-
-
-@pytest.fixture
-def service(browser):
-    context = browser.new_context()
-    context.set_default_timeout(20_000)
-    expect.set_options(timeout=10_000)  # no Lambda has to start
-    yield Service(context.new_page())
-    expect.set_options(timeout=PATIENCE)
-    context.close()
-
-
-def read(page: Page, text: str, lines: bool = False):
-    page.locator("#lines").set_checked(lines)
-    page.locator("#review").fill(text)
-    page.locator("#read").click()
 
 
 def test_the_service_that_is_made_up_keeps_to_the_contract(service):
     headers = {"content-type": "application/json"}
-    for status in (ASLEEP, WAKING, AWAKE, STOPPING):
+    for status in (ASLEEP, WAKING, AWAKE, STOPPING, NEVER_ASLEEP, ASLEEP | {"standby": STANDBY}):
         contract.check("GET", "/status", 200, headers, status)
     contract.check("POST", "/predict", 200, headers, service.predictions(["good", "bad"]))
 

@@ -318,6 +318,58 @@ def test_a_serverless_model_needs_no_button(open_app, impostor):
     assert "Keep it awake" not in [button.label for button in app.button]
 
 
+SMALL = {"modelVersion": "6", "textLimit": 2, "characterLimit": 20_000, "explainLimit": 1000, "dailyTexts": 5000}
+SMALL |= {"leftToday": 4000, "memoryMb": 1769}
+
+
+def replies(*answers: dict) -> list:
+    "Return what the impostor answers to each POST."
+    return [[200, json.dumps(answer).encode()] for answer in answers]
+
+
+def test_the_small_model_answers_while_the_large_one_sleeps(open_app, impostor):
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "STOPPED", "endpoint": "realtime", "standby": SMALL}).encode()]
+    answered = {"predictions": [PREDICTION], "latencyMs": 5, "modelVersion": "6", "answeredBy": "standby"}
+    refused = {"error": {"code": "not_in_service", "message": "It is asleep: send 2 texts at most, or start it."}}
+    says.append([*replies(answered), [409, json.dumps(refused).encode()]])
+    app = open_app(address)
+    assert any("takes 2 reviews or 20,000 characters at once" in caption.value for caption in app.caption)
+    app = ask(app, "Great value.")
+    assert "5 ms · model 6 · answered by the small model" in [caption.value for caption in app.caption]
+    app.checkbox(key="lines").check()
+    app = ask(app, "a\nb\nc")
+    assert app.error[0].value == refused["error"]["message"]
+
+
+def test_whoever_started_it_can_end_it(open_app, impostor):
+    address, says = impostor
+    asleep = {"state": "STOPPED", "endpoint": "realtime", "standby": SMALL}
+    says[:] = [200, json.dumps(asleep).encode()]
+    begun = asleep | {"state": "CREATING", "runId": "a1", "outcome": "started", "sleepToken": "secret"}
+    says.append(replies(begun, asleep | {"outcome": "sleeping"}))
+    app = press(open_app(address), "Start the large model")
+    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "b2"}).encode()  # somebody else's run
+    app = press(app, "Refresh")
+    assert "I am done" not in [button.label for button in app.button]
+    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "a1"}).encode()
+    app = press(press(app, "Refresh"), "I am done")
+    assert last(app, "/sleep")["sent"] == {"token": "secret"} and app.info[0].value == "Outcome: sleeping"
+
+
+def test_without_an_endpoint_a_list_goes_in_parts_that_the_small_model_takes(open_app, impostor):
+    address, says = impostor
+    says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "lambda", "standby": SMALL}).encode()]
+    answered = {"predictions": [PREDICTION] * 2, "latencyMs": 5, "modelVersion": "6", "answeredBy": "standby"}
+    says.append(replies(answered, answered | {"predictions": [PREDICTION]}))
+    app = open_app(address)
+    app.checkbox(key="lines").check()
+    app = ask(app, "a\nb\nc")
+    assert not app.error and len(app.dataframe[0].value) == 3
+    assert any(caption.value.startswith("Lambda: it needs no start") for caption in app.caption)
+    assert not {"Keep it awake", "Start the large model", "Wake the model"} & {button.label for button in app.button}
+
+
 def test_a_call_can_be_made_again(open_app, engine):
     engine.use("good")
     engine.wake()

@@ -11,11 +11,18 @@ from tests.doubles.fault_world import CAPACITY, CHANGING, FAULTS, NESTED, PHONES
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", 1000))  # for each half
 STEPS = 50
-LOW = {"number_cooldown_minutes": 60, "address_cooldown_seconds": 20, "daily_starts": 3, "daily_messages": 4}
+LOW = {
+    "number_cooldown_minutes": 60,
+    "address_cooldown_seconds": 20,
+    "daily_starts": 3,
+    "daily_messages": 4,
+    "daily_standby_texts": 3,
+}
 OFF = {name: 0 for name in LOW if "cool" in name} | {
     "daily_starts": 9999,
     "daily_messages": 9999,
     "daily_messages_per_number": 9999,
+    "daily_standby_texts": 9999,
     "monthly_budget": 1e6,
 }
 
@@ -96,6 +103,7 @@ class Life(RuleBasedStateMachine):
                 ("deaf", True),
                 ("deaf", False),
                 *(("sms", mood) for mood in ("works", "refuses", "down", "slow")),
+                *(("standby", mood) for mood in ("works", "down", "busy", "slow", "rubbish")),
                 ("model", False),
                 ("model", True),
             ]

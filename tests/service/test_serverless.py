@@ -303,7 +303,7 @@ def test_the_reconciler_leaves_it_alone(monkeypatch):
 def test_the_template_is_told():
     told = stack_parameters(replace(OWN, serverless_memory_mb=6144), "artifacts", {}, SITE)
     assert (told["EndpointKind"], told["ServerlessMemoryMb"]) == ("serverless", "6144")
-    with pytest.raises(ValueError, match="realtime or serverless"):
+    with pytest.raises(ValueError, match="realtime, serverless or lambda"):
         Settings(endpoint="sometimes")
 
 

@@ -7,6 +7,7 @@ import re
 import httpx
 import papermill
 import pytest
+from playwright.sync_api import expect
 
 from infra_scripts.demo import told_model, told_reviews
 from sentiment_engine.data.reviews import write_reviews
@@ -14,10 +15,11 @@ from sentiment_engine.deploy.endpoint import current_model
 from sentiment_engine.deploy.phases import Stamps, deploy, outdated, plan, sources_fingerprint
 from sentiment_engine.deploy.stacks import stack_outputs
 from sentiment_engine.deploy.teardown import teardown
-from sentiment_engine.deploy.visit import local_visit, sleep, use, wake
+from sentiment_engine.deploy.visit import PRAISE, ask_asleep, local_visit, sleep, use, wake
 from sentiment_engine.local.cloud import LocalCloud
 from sentiment_engine.settings import connect, foundation_stack, settings_from
 from tests import ROOT
+from tests.doubles.chromium import open_browser
 from tests.doubles.file_server import serving
 
 NOTEBOOKS = ROOT / "nbs"
@@ -49,10 +51,24 @@ def test_page_is_published(series):
 def test_one_visit(series):
     cloud, outputs = series
     visit = local_visit(cloud, outputs["ApiUrl"])
+    ask_asleep(visit)
     wake(visit)
     use(visit)
     sleep(visit, connect("local").client("sagemaker"), settings_from(os.environ).prefix)
-    assert visit.step_number == 13
+    assert visit.step_number == 18
+
+
+@pytest.mark.browser
+def test_the_page_answers_before_anybody_starts_the_model(series):
+    cloud, _ = series
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.goto(cloud.site_url)
+        expect(page.locator("html")).to_have_attribute("data-view", "asleep", timeout=60_000)
+        page.locator("#review").fill(PRAISE)
+        page.locator("#read").click()
+        expect(page.locator("#answer .by")).to_have_text("Answered by the small model", timeout=60_000)
+        expect(page.locator("#answer .verdict strong")).to_have_text("Positive")
 
 
 def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
