@@ -7,14 +7,15 @@ __all__ = ['HOURS_PER_MONTH', 'PRICES', 'SERVERLESS_GB_SECOND', 'LAMBDA_GB_SECON
            'SNAPSHOT_GB_SECOND', 'SNAPSHOT_RESTORED_GB', 'API_REQUEST', 'S3_GB_MONTH', 'DYNAMODB_READ',
            'DYNAMODB_WRITE', 'LOGS_GB', 'CLOUDFRONT_REQUEST', 'CLOUDFRONT_GB', 'SMS_MESSAGE', 'GLUE_DPU_HOUR',
            'STANDING_PRICES', 'METRIC', 'RESTING_METRICS', 'SMALL', 'LARGE', 'WARM_MINUTES', 'SCALE_OUT', 'SCALE_IN',
-           'SCALING_ALARMS', 'ALARM_MONTH', 'MOST_PREDICTIONS', 'STANDBY_SECONDS', 'API_RATE', 'PARALLEL_LAMBDAS',
+           'SCALING_ALARMS', 'ALARM_MONTH', 'AMOUNTS', 'STANDBY_SECONDS', 'API_RATE', 'PARALLEL_LAMBDAS',
            'NEW_ACCOUNT_LAMBDAS', 'PARTITION_READS', 'PARTITION_WRITES', 'SITE_RATE', 'price_per_hour', 'Visit',
            'run_cost', 'resting_cost', 'Standing', 'standing_cost', 'asleep_share', 'always_on_month',
            'on_demand_month', 'serverless_month', 'saved_share', 'break_even_visits', 'break_even_predictions',
-           'lambda_call', 'snapshots_month', 'Served', 'five_ways', 'break_even', 'Limit', 'limits_of', 'flood_hour',
+           'lambda_call', 'snapshots_month', 'Served', 'five_ways', 'cheaper', 'Limit', 'limits_of', 'flood_hour',
            'site_flood_hour', 'standby_worst_day', 'Crowd', 'crowd_day', 'crowd_limits']
 
 # %% ../nbs/costs.ipynb #7b144714
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -203,8 +204,8 @@ class Served:
     serverless_gb: int
 
 
-SMALL = Served("ml.t2.medium", "ml.c5.large", 0.010, 0.6, 1769, 0.12, 3)
-LARGE = Served("ml.m5.large", "ml.m5.large", 0.100, 10.0, 4096, 0.30, 4)
+SMALL = Served("ml.t2.medium", "ml.c5.large", 0.007, 0.2, 1769, 0.12, 3)
+LARGE = Served("ml.m5.large", "ml.m5.large", 0.045, 10.0, 4096, 0.20, 4)
 
 # %% ../nbs/costs.ipynb #9858ba63
 WARM_MINUTES = 10.0  # a Lambda stays warm after a call; assumed
@@ -234,28 +235,31 @@ def five_ways(
     }
 
 # %% ../nbs/costs.ipynb #6af73986
-MOST_PREDICTIONS = 10_000_000  # a day, that `break_even` considers
+AMOUNTS = [10 ** (step / 100) for step in range(701)]  # predictions a day that `cheaper` compares
 
 
-def break_even(
+def cheaper(
     model: Served,
     way: str,  # of `five_ways`
     other: str,
     **more: Any,  # passed to `five_ways`
-) -> float | None:  # predictions a day; None if `way` stays cheaper, or never is
-    "Return above how many predictions a day `way` costs more than `other`, with both increasing and crossing once."
+) -> list[tuple[float, float]]:  # from and to, in predictions a day between 1 and 10 million
+    "Return the ranges in which `way` costs less than `other`."
 
-    def dearer(predictions: float) -> bool:
+    def less(predictions: float) -> bool:
         costs = five_ways(model, predictions, **more)
-        return costs[way] > costs[other]
+        return costs[way] < costs[other]
 
-    low, high = 1.0, float(MOST_PREDICTIONS)
-    if dearer(low) or not dearer(high):
-        return None
-    while high / low > 1.0001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if dearer(middle) else (middle, high)
-    return high
+    def border(low: float, high: float) -> float:
+        while high / low > 1.0001:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if less(middle) == less(low) else (low, middle)
+        return math.sqrt(low * high)
+
+    ends = [AMOUNTS[0]] * less(AMOUNTS[0])
+    ends += [border(low, high) for low, high in itertools.pairwise(AMOUNTS) if less(low) != less(high)]
+    ends += [AMOUNTS[-1]] * less(AMOUNTS[-1])
+    return list(zip(ends[::2], ends[1::2], strict=True))
 
 # %% ../nbs/costs.ipynb #dbe5a46b
 @dataclass(frozen=True)
