@@ -140,6 +140,8 @@ def trial_machines(settings: Settings) -> dict[str, dict]:  # name → its part 
     if settings.endpoint == "serverless":
         size = {"MemorySizeInMB": settings.serverless_memory_mb, "MaxConcurrency": 1}
         return {"a serverless endpoint": {"ServerlessConfig": size}}
+    if settings.endpoint == "lambda":
+        return {}  # the standby model runs in a process, and the preflight has already done that
     return {kind: {"InstanceType": kind, "InitialInstanceCount": 1} for kind in settings.instance_types[:2]}
 
 # %% ../../nbs/deploy/endpoint.ipynb #4f0c81d2

@@ -41,6 +41,7 @@ from .foundation import site_parameters
 from .kernels import EarlyKernels
 from .loose_ends import tie_up
 from .stacks import stack_outputs
+from .standby import read_standby_lock
 from sentiment_engine.deploy.target import (
     CHOICES_KEY,
     REVIEWS,
@@ -494,8 +495,11 @@ def deploy_to_aws(
         return [phase.title for phase in upcoming(phases, stamps, **_wanted_steps(options), given=given)]
 
     before(options, parameters_of("aws", parameters)["training_instance"], known, ahead)
-    if any(title.startswith("04") for title in ahead(True)):
-        fetch_wheels()  # phase 04 packs them; a failure must show before anything costs money
+    coming = {title[:2] for title in ahead(True)}  # they pack wheels; a failure must show before anything costs money
+    if "04" in coming:
+        fetch_wheels()
+    if "05" in coming and settings_from(os.environ).standby:
+        fetch_wheels(lock=read_standby_lock())
     parameters |= {"asked": asked_for(options)} | hosted_places(options)
     with tied_up("aws"):
         return deploy_given("aws", **parameters) if given else deploy("aws", **_wanted_steps(options), **parameters)

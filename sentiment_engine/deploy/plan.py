@@ -24,6 +24,7 @@ from sentiment_engine.costs import (
     resting_cost,
     run_cost,
     serverless_month,
+    standby_worst_day,
     standing_cost,
 )
 from .account import Finding, stack_names
@@ -206,10 +207,12 @@ def once(work: Work, settings: Settings) -> list[str]:
     "List the one-time costs at most. Training is skipped if the same sample and recipe were trained before."
     parts = [f"Glue, ${GLUE_DPU_HOUR} an hour for each of at most {work.workers} workers"] if work.workers else []
     parts += [f"training on {_machine(work.training)}"] if work.training else []
-    if work.trial and settings.endpoint == "serverless":
+    if not work.trial or settings.endpoint == "lambda":
+        return parts
+    if settings.endpoint == "serverless":
         return [*parts, "a trial of the model on a serverless endpoint: some twenty predictions"]
     trial = f"a trial of the model for some ten minutes on {_machine(settings.instance_types[0])}"
-    return [*parts, trial] if work.trial else parts
+    return [*parts, trial]
 
 # %% ../../nbs/deploy/plan.ipynb #60e24af1
 def bill(plan: Plan, settings: Settings, work: Work = Work()) -> Iterator[str]:
@@ -219,6 +222,7 @@ def bill(plan: Plan, settings: Settings, work: Work = Work()) -> Iterator[str]:
     yield f"at rest      ${used + within:.2f} a month; ${used + beside:.2f} in an account beyond its free tier"
     yield f"             (storage and the reconciler ${used:.2f}; other resources ${within:.2f} to ${beside:.2f})"
     yield from _visit(settings)
+    yield from _standby(settings)
     for i, part in enumerate(once(work, settings) or nothing):
         yield f"{'' if i else 'once':12} {part}"
 
@@ -229,6 +233,9 @@ def _visit(settings: Settings) -> Iterator[str]:
         one = serverless_month(1, memory_gb=settings.serverless_memory_mb / 1024)
         yield f"a prediction ${one:.6f}, and nothing between requests (0.12 s at {settings.serverless_memory_mb} MB)"
         return
+    if settings.endpoint == "lambda":
+        yield "a visit      nothing but the requests: there is no endpoint"
+        return
     kind, visit = settings.instance_types[0], Visit(idle=settings.idle_minutes)
     cost = run_cost(kind, visit.minutes * 60)
     if cost is None:
@@ -237,6 +244,16 @@ def _visit(settings: Settings) -> Iterator[str]:
     most = f"${settings.monthly_budget:g} a month at most"
     yield f"a visit      ${cost:.3f} for {visit.minutes:g} minutes on {kind}; {most}"
     yield f"             (an endpoint that never sleeps costs ${always_on_month(kind):.2f} a month)"
+
+
+def _standby(settings: Settings) -> Iterator[str]:
+    "Yield the lines of the standby model's cost."
+    texts, memory = settings.daily_standby_texts, settings.standby_memory_mb
+    if settings.standby:
+        most = standby_worst_day(texts, memory)
+        yield f"standby      ${most:.2f} a day at most: {texts:,} texts of 8 seconds at {memory:,} MB"
+    if settings.standby and settings.standby_snapshots:
+        yield "             (its snapshot costs about $7 a month, also at rest)"
 
 # %% ../../nbs/deploy/plan.ipynb #fa50844e
 def describe_plan(plan: Plan) -> Iterator[str]:

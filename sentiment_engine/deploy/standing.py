@@ -38,6 +38,7 @@ QUERIES = (
     Look("model", "sagemaker", "list_models", "Models[].ModelName"),
     Look("training job", "sagemaker", "list_training_jobs", "TrainingJobSummaries[].TrainingJobName", kept=RECORDS),
     Look("function", "lambda", "list_functions", "Functions[].FunctionName"),
+    Look("layer", "lambda", "list_layers", "Layers[].LayerName"),
     Look("table", "dynamodb", "list_tables", "TableNames[]"),
     Look("table backup", "dynamodb", "list_backups", "BackupSummaries[].TableName", {"BackupType": "ALL"}, BACKUP),
     Look("API", "apigatewayv2", "get_apis", "Items[].Name"),

@@ -29,11 +29,12 @@ from sentiment_engine.deploy.account import (
     find_zone,
     mask_accounts,
 )
-from .endpoint import model_version
+from .endpoint import current_model, model_version
 from .foundation import foundation_parameters, site_parameters
 from .packaging import monitoring_parameters, package_keys, stack_parameters
 from .plan import Plan, Work, bill, describe_plan, plan_of, unchecked
 from .stacks import find_stack, is_our_stack, outputs_of, stack_outputs
+from .standby import released_version, standby_keys
 from .training import LATEST
 from ..model.artifact import artifact_hash, unpack
 from ..s3 import s3_place, stored_json
@@ -66,7 +67,9 @@ def add_variant_options(parser: argparse.ArgumentParser):
     add("--dry-run", action="store_true", default=None, help=dry)
     add("--domain", metavar="NAME", help="your own domain for the page; needs its zone in Route 53 (us-east-1)")
     add("--permissions-boundary", metavar="ARN", help="permissions boundary of every role")
-    add("--endpoint", choices=("realtime", "serverless"), help="an instance that visitors start, or pay per request")
+    add(
+        "--endpoint", choices=("realtime", "serverless", "lambda"), help="started by visitors, paid by request, or none"
+    )
     add("--instance-types", metavar="NAMES", help="of the endpoint, best first, separated by commas")
     add("--model-data", metavar="PLACE", help="a model.tar.gz, a file or s3://…: deploy it without training")
     add("--sms-provider", choices=("textbelt", "sns"), help="service that sends the SMS")
@@ -249,6 +252,9 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
     if domain:
         zone = (find_zone(session.client("route53"), domain) if asked else None) or "Z-of-the-domain"
     packages, site = package_keys(ROOT / "lambdas"), _site_origins(cloudformation, settings, domain)
+    if settings.standby:
+        model = current_model(session.client("ssm"), settings) if asked else None
+        packages |= standby_keys(ROOT / "lambdas", model.version if model else released_version(), locked=True)
     more = {"PermissionsBoundary": boundary}
     given = {
         foundation_stack(settings): foundation_parameters(settings, boundary),

@@ -37,6 +37,7 @@ _ARNS = {  # service, and the beginning of the last part of the ARN
     "AWS::IAM::OIDCProvider": ("iam", "oidc-provider/"),
     "AWS::IAM::Role": ("iam", "role/"),
     "AWS::Lambda::Function": ("lambda", "function:"),
+    "AWS::Lambda::Version": ("lambda", "function:"),
     "AWS::Logs::LogGroup": ("logs", "log-group:"),
     "AWS::S3::Bucket": ("s3", ""),
     "AWS::SNS::Topic": ("sns", ""),
@@ -98,7 +99,7 @@ class Stack:
         kind = self.template["Resources"][name]["Type"]
         if kind == "AWS::SQS::Queue":
             return self.queue_url(self.physical(name))
-        by_arn = ("AWS::SNS::Topic", "AWS::IAM::ManagedPolicy", "AWS::IAM::OIDCProvider")
+        by_arn = ("AWS::SNS::Topic", "AWS::IAM::ManagedPolicy", "AWS::IAM::OIDCProvider", "AWS::Lambda::Version")
         return self.attribute(name, "Arn") if kind in by_arn else self.physical(name)
 
     def attribute(self, logical: str, attribute: str) -> str:

@@ -6,7 +6,8 @@
 __all__ = ['BODY_LIMIT', 'START_LIMIT', 'THROTTLED', 'NOT_READY', 'WAKE_SECONDS', 'BUSY_SECONDS', 'ROUTES', 'Route', 'ApiError',
            'answer', 'json_body', 'texts_of', 'explain_of', 'check_predict_parameters', 'subscriber_of', 'status_of',
            'current_row', 'status_now', 'get_status', 'address_of', 'post_start', 'not_in_service', 'waking', 'busy',
-           'post_predict', 'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing', 'respond']
+           'standby_down', 'post_predict', 'post_extend', 'get_openapi', 'no_such_route', 'get_status_or_nothing',
+           'respond']
 
 # %% ../../nbs/service/api.ipynb #2c7cbc94
 import base64
@@ -18,6 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
@@ -27,13 +29,33 @@ from ..costs import price_per_hour, run_cost
 from . import lifecycle
 from . import model_state as states
 from .guards import Refused, savings
-from .lifecycle import Engine, NoModel, StartFailed, endpoint_name, instant, logger
+from sentiment_engine.service.lifecycle import (
+    AFTER_ENDPOINT,
+    BEFORE_STANDBY,
+    Engine,
+    NoModel,
+    StartFailed,
+    endpoint_name,
+    instant,
+    logger,
+)
 from .metrics import emit
 from .model_state import CREATING, FAILED, IN_SERVICE, STOPPING, Crowded, Row, Subscriber
 from .notifications import PHONE_LIMIT, BadPhone, e164, tidy_phone, without_numbers
 from .openapi import EXPLAIN_LIMIT, openapi
-from .serverless import STANDING, booked, is_serverless, standing_row
-from .usage import Unsound, Usage, read_usage
+from .serverless import STANDING, booked, is_standing, standing_row
+from sentiment_engine.service.standby import (
+    STANDBY_CHARACTERS,
+    STANDBY_EXPLAINED,
+    STANDBY_TEXTS,
+    StandbyDown,
+    StandbyRefused,
+    ask_standby,
+    batch_limit,
+    count_texts,
+    why_not,
+)
+from .usage import Unsound, Usage, day_of, read_usage
 from ..settings import Settings
 
 # %% ../../nbs/service/api.ipynb #2214ee66
@@ -49,7 +71,7 @@ class ApiError(Exception):
         **more: Any,  # additional fields of the error
     ):
         super().__init__(message)
-        self.status, self.headers = status, headers
+        self.status, self.code, self.headers = status, code, headers
         self.body = {"error": {"code": code, "message": message, **more}}
 
 # %% ../../nbs/service/api.ipynb #7cfb1e80
@@ -231,6 +253,22 @@ def _month(engine: Engine, usage: Usage, now: float) -> dict:
         "monthlyBudget": engine.settings.monthly_budget,
     }
 
+# %% ../../nbs/service/api.ipynb #798fa466
+def _standby(engine: Engine, usage: Usage, now: float) -> dict[str, Any] | None:  # None: no standby
+    "Describe the small model that answers while the endpoint does not."
+    settings = engine.settings
+    if not engine.standby:
+        return None
+    return {
+        "modelVersion": engine.standby_version or None,
+        "textLimit": STANDBY_TEXTS,
+        "characterLimit": STANDBY_CHARACTERS,
+        "explainLimit": STANDBY_EXPLAINED,
+        "dailyTexts": settings.daily_standby_texts,
+        "leftToday": max(0, settings.daily_standby_texts - usage.standby.get(day_of(now), 0)),
+        "memoryMb": settings.standby_memory_mb,
+    }
+
 # %% ../../nbs/service/api.ipynb #bbac815d
 def status_of(engine: Engine, row: Row, usage: Usage, now: float) -> dict:
     "Describe the model as visitors see it."
@@ -252,13 +290,14 @@ def status_of(engine: Engine, row: Row, usage: Usage, now: float) -> dict:
         "subscribers": len(row.subscribers),
         "reason": row.reason or None,
         "textLimit": settings.text_limit,
-        "batchLimit": settings.batch_limit,
+        "batchLimit": batch_limit(settings),
+        "standby": _standby(engine, usage, now),
     }
 
 # %% ../../nbs/service/api.ipynb #a0514af2
 def current_row(engine: Engine) -> Row:
-    "Read the row. A serverless endpoint has none and is always in service."
-    return standing_row(engine.settings) if is_serverless(engine.settings) else states.read_row(engine.table)
+    "Read the row. A model that is always in service has none."
+    return standing_row(engine.settings) if is_standing(engine.settings) else states.read_row(engine.table)
 
 
 def status_now(engine: Engine, row: Row) -> dict:
@@ -294,7 +333,7 @@ def _refused(e: Refused) -> ApiError:
 def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /start. Raises ApiError."
     subscriber = subscriber_of(json_body(event, START_LIMIT), engine.settings)
-    if is_serverless(engine.settings):
+    if is_standing(engine.settings):
         return 200, {"outcome": "already-in-service", **status_now(engine, current_row(engine))}
     try:
         outcome, row = lifecycle.start(engine, subscriber, address_of(event), lambda: _check_quota(engine))
@@ -371,6 +410,13 @@ def busy() -> ApiError:
     return ApiError(503, "busy", "The model is busy. Try again in a few seconds.", wait)
 
 
+def standby_down(settings: Settings) -> ApiError:
+    "Create the error for a standby that fails while no endpoint answers."
+    more = "." if settings.endpoint == "lambda" else ", or start the large model."
+    message = f"The small model does not answer at the moment. Try again in a few seconds{more}"
+    return ApiError(503, "standby_down", message, {"retry-after": str(BUSY_SECONDS)})
+
+
 def _is_busy(e: ClientError) -> bool:
     "Return whether SageMaker or the container has too many requests, or is starting or stopping."
     code = e.response["Error"]["Code"]
@@ -415,11 +461,19 @@ def _completed(prediction: Any, text: str) -> dict:
     return _UNTOLD | prediction
 
 # %% ../../nbs/service/api.ipynb #73953588
+_UNUSABLE = (LookupError, TypeError, ValueError, RecursionError)
+
+
+def _all_completed(found: Any, texts: list[str]) -> list[dict]:
+    "Check and complete the predictions for `texts`. Raises one of _UNUSABLE."
+    return [_completed(each, text) for each, text in zip(found, texts, strict=True)]
+
+
 def _predictions(raw: bytes, texts: list[str]) -> list[dict]:
     "Parse the endpoint's answer to `texts` and add the words to explanations. Raises ApiError if it is invalid."
     try:
-        return [_completed(each, text) for each, text in zip(json.loads(raw), texts, strict=True)]
-    except (LookupError, TypeError, ValueError, RecursionError) as e:
+        return _all_completed(json.loads(raw), texts)
+    except _UNUSABLE as e:
         said = without_numbers(str(raw[:1000]))
         logger.error("the endpoint's answer is not a list of predictions", error=type(e).__name__, start=said)
         raise ApiError(502, "model_error", "The model gave no usable answer. Try again.") from None
@@ -438,13 +492,14 @@ def _paid(engine: Engine, row: Row) -> ExitStack:
     return paid
 
 # %% ../../nbs/service/api.ipynb #bc267ba1
-def _invoke(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[dict]:
-    "Invoke the endpoint. Raises ApiError."
+def _invoke(engine: Engine, row: Row, texts: list[str], explain: bool, spare: bool) -> list[dict]:
+    "Invoke the endpoint, with less patience if the standby can take the request as well. Raises ApiError."
+    runtime = engine.client(BEFORE_STANDBY if spare else "sagemaker-runtime")
     request = {"inputs": texts} | ({"explain": True} if explain else {})
     paid = _paid(engine, row)
     try:
         with paid:
-            said = engine.client("sagemaker-runtime").invoke_endpoint(
+            said = runtime.invoke_endpoint(
                 EndpointName=endpoint_name(engine.settings, row.runId),
                 ContentType="application/json",
                 Accept="application/json",
@@ -459,21 +514,92 @@ def _invoke(engine: Engine, row: Row, texts: list[str], explain: bool) -> list[d
             raise waking() from None
         raise ApiError(504, "model_timeout", "The model did not answer in time. Send fewer or shorter texts.") from None
 
+# %% ../../nbs/service/api.ipynb #9768e927
+def _worth_a_write(settings: Settings) -> float:  # seconds
+    "Return the smallest gain for which a prediction extends the deadline."
+    return min(60, settings.idle_minutes * 60 / 4)
+
+
+def _kept_awake(engine: Engine, row: Row) -> Row:
+    "Extend the deadline after an answer."
+    if row.runId == STANDING:
+        return row
+    try:
+        return lifecycle.extend(engine, row, _worth_a_write(engine.settings)) or replace(row, state=STOPPING)
+    except (ClientError, BotoCoreError) as e:
+        logger.warning("the deadline was not extended", error=type(e).__name__)
+        return row
+
+# %% ../../nbs/service/api.ipynb #67a0f286
+def _by_endpoint(engine: Engine, row: Row, texts: list[str], explain: bool, spare: bool) -> dict:
+    "Classify texts with the endpoint. Raises ApiError."
+    if row.state != IN_SERVICE:
+        raise not_in_service(row)
+    begun = time.perf_counter()
+    predictions = _invoke(engine, row, texts, explain, spare)
+    took = round((time.perf_counter() - begun) * 1000)
+    emit(engine.settings.prefix, Predictions=len(texts), PredictionMilliseconds=took)
+    kept = _kept_awake(engine, row) if spare else row
+    told = {"answeredBy": "endpoint", "modelVersion": row.modelVersion or None, "latencyMs": took}
+    return {"predictions": predictions} | told | _deadline(engine, kept, time.time())
+
+# %% ../../nbs/service/api.ipynb #b069f5aa
+def _ask_standby(engine: Engine, texts: list[str], explain: bool, name: str) -> dict:
+    "Count the texts, classify them and report the duration. Raises Refused, Unsound, StandbyDown or StandbyRefused."
+    count_texts(engine.usage, engine.settings, len(texts), time.time())
+    begun = time.perf_counter()
+    found, version = ask_standby(engine.client(name), engine.standby, texts, explain)
+    try:
+        predictions = _all_completed(found, texts)
+    except _UNUSABLE as e:
+        raise StandbyDown(f"no predictions: {type(e).__name__}") from None
+    took = round((time.perf_counter() - begun) * 1000)
+    emit(engine.settings.prefix, Predictions=len(texts), StandbyMilliseconds=took)
+    told = {"answeredBy": "standby", "modelVersion": version or None, "latencyMs": took}
+    return {"predictions": predictions} | told
+
+# %% ../../nbs/service/api.ipynb #2d3a6cc7
+def _by_standby(engine: Engine, row: Row, texts: list[str], explain: bool, failure: ApiError | None) -> dict:
+    "Classify texts with the standby because of the endpoint's `failure`; None: there is no endpoint. Raises ApiError."
+    broken = failure if failure and failure.code != "not_in_service" else None
+    try:
+        told = _ask_standby(engine, texts, explain, AFTER_ENDPOINT if broken else "lambda")
+    except StandbyRefused as e:
+        raise ApiError(400, e.code, str(e)) from None
+    except Refused as e:
+        raise broken or _refused(e) from None
+    except (StandbyDown, Unsound, ClientError, BotoCoreError) as e:
+        logger.warning("no answer from the standby", error=type(e).__name__, why=str(e))
+        emit(engine.settings.prefix, StandbyFailures=1)
+        own = busy() if getattr(e, "busy", False) else standby_down(engine.settings)
+        raise broken or own from None
+    emit(engine.settings.prefix, by=failure.code if failure else "no_endpoint", StandbyPredictions=len(texts))
+    return told | (_deadline(engine, row, time.time()) if broken else {"shutdownAt": None, "secondsLeft": None})
+
 # %% ../../nbs/service/api.ipynb #dc88e126
 def post_predict(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
     "Answer POST /predict. Raises ApiError."
     settings = engine.settings
     body = json_body(event)
-    texts = texts_of(body, settings.text_limit, settings.batch_limit)
+    texts = texts_of(body, settings.text_limit, batch_limit(settings))
     explain = explain_of(body, len(texts))
     check_predict_parameters(body)
-    row = _in_service(engine, at_least=min(60, settings.idle_minutes * 60 / 4))
-    begun = time.perf_counter()
-    predictions = _invoke(engine, row, texts, explain)
-    took = round((time.perf_counter() - begun) * 1000)
-    emit(settings.prefix, Predictions=len(texts), PredictionMilliseconds=took)
-    version = {"predictions": predictions, "latencyMs": took, "modelVersion": row.modelVersion or None}
-    return 200, version | _deadline(engine, row, time.time())
+    too_much = why_not(texts, explain)
+    if settings.endpoint == "lambda":
+        if too_much:
+            raise ApiError(400, "too_much_text", too_much)
+        return 200, _by_standby(engine, current_row(engine), texts, explain, None)
+    spare = bool(engine.standby) and not too_much
+    try:
+        row = current_row(engine) if spare else _in_service(engine, _worth_a_write(settings))
+        return 200, _by_endpoint(engine, row, texts, explain, spare)
+    except ApiError as e:
+        if engine.standby and e.code == "not_in_service" and too_much:
+            e.body["error"]["message"] += f" {too_much}"
+        if not spare or e.status == 400:
+            raise
+        failure = e
+    return 200, _by_standby(engine, row, texts, explain, failure)
 
 # %% ../../nbs/service/api.ipynb #ea3ca6d3
 def post_extend(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAY', 'LIST_WAIT', 'Refused', 'mark_of', 'marks_of', 'uses_of', 'fresh_marks', 'check_cooldown', 'check_number',
-           'usage_at', 'after_start', 'longest_run_cost', 'check_start', 'no_more_predictions', 'room',
+           'usage_at', 'after_start', 'longest_run_cost', 'check_start', 'no_more_predictions', 'no_more_texts', 'room',
            'no_more_messages', 'list_is_full', 'savings']
 
 # %% ../../nbs/service/guards.ipynb #b0d9760c
@@ -143,6 +143,13 @@ def no_more_predictions(settings: Settings, now: float) -> Refused:
     message = f"This month's budget of ${settings.monthly_budget:,.2f} does not allow another prediction. "
     message += f"The model answers again from {free:%-d %B}."
     return Refused("over_budget", message, free.timestamp() - now, status=402)
+
+
+def no_more_texts(settings: Settings, now: float) -> Refused:
+    "Create the refusal of a prediction that exceeds the standby's daily limit."
+    message = f"The small model has reached today's limit of {settings.daily_standby_texts:,} reviews. "
+    message += "Try again" if settings.endpoint == "lambda" else "Start the large model, or try again"
+    return Refused("standby_limit", f"{message} after midnight UTC.", _until_midnight(now))
 
 
 def _until_midnight(now: float) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import sentiment_engine
 from .model_state import CREATING, IN_SERVICE, STATES, STOPPING
 from .notifications import PHONE_LIMIT
+from .standby import batch_limit
 from ..settings import Settings
 
 # %% ../../nbs/service/openapi.ipynb #7169c4ed
@@ -62,6 +63,8 @@ CODES |= {
     **dict.fromkeys(MODEL_CODES.split(), (400, "The model cannot read this input.")),
     "busy": (503, "Too many requests right now."),
     "waking": (503, "A serverless model is loading after a pause. retryAfterSeconds says when to retry."),
+    "standby_limit": (429, "The small model has reached today's limit of texts."),
+    "standby_down": (503, "The small model does not answer, and the large one is not awake."),
     "model_error": (502, "The model failed."),
     "model_timeout": (504, "The model did not answer in time."),
 }
@@ -75,6 +78,7 @@ REFUSALS: dict[str, str] = {  # path: codes
     "too_many_starts too_many_waiting stopping no_model busy start_failed no_sms_quota",
     "/predict": f"{_BODY} missing_inputs two_inputs not_text empty_text text_too_long too_many_texts invalid_text "
     f"invalid_explain too_many_explained unsupported_parameter not_in_service no_model over_budget busy waking "
+    f"standby_limit standby_down "
     f"model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
     "/openapi.json": _ALWAYS,
@@ -139,14 +143,31 @@ def _month_schema() -> dict:
         },
     }
 
+# %% ../../nbs/service/openapi.ipynb #d8b81055
+def _standby_schema() -> dict:
+    "Describe the small model."
+    count = {"type": "integer", "minimum": 0}
+    return _object(
+        {
+            "modelVersion": _or_null("string", "The small model's version; null: unknown."),
+            "textLimit": count | {"description": "Texts per request."},
+            "characterLimit": count | {"description": "Characters of all texts of a request."},
+            "explainLimit": count | {"description": "Characters of all texts of a request with explain."},
+            "dailyTexts": count | {"description": "Texts per day in UTC."},
+            "leftToday": count | {"description": "Texts that are left today."},
+            "memoryMb": count | {"description": "Memory of the function."},
+        },
+        description="The small model that answers while the endpoint does not; null: none.",
+    )
+
 # %% ../../nbs/service/openapi.ipynb #ba55367f
 def _status(settings: Settings) -> dict:
     "Describe the answer of GET /status."
     whole = {
         "state": {"enum": list(STATES), "description": "The state of the model."},
         "endpoint": {
-            "enum": ["realtime", "serverless"],
-            "description": "serverless: no start needed, always awake.",
+            "enum": ["realtime", "serverless", "lambda"],
+            "description": "serverless and lambda: no start needed, always awake. lambda: only the small model.",
         },
         "idleMinutes": {"type": "number", "description": "Minutes from the last prediction to sleep."},
         "maxRunMinutes": {"type": "number", "description": "Maximum minutes from start to sleep."},
@@ -160,11 +181,13 @@ def _status(settings: Settings) -> dict:
         "batchLimit": {
             "type": "integer",
             "description": "Texts per request.",
-            "examples": [settings.batch_limit],
+            "examples": [batch_limit(settings)],
         },
+        "standby": {"anyOf": [_standby_schema(), {"type": "null"}]},
     }
     told = (
-        "The state of the model. It is awake, and /predict answers, exactly while state is IN_SERVICE. The first "
+        "The state of the model. It is awake, and /predict takes any request, exactly while state is IN_SERVICE. "
+        "Otherwise the small model answers requests within the limits of standby, if there is one. The first "
         "version of this project returned is_running instead."
     )
     return _object(whole | _run_schema() | _month_schema() | _times(), description=told, allOf=_dependent())
@@ -215,7 +238,7 @@ def _predict_request(settings: Settings) -> dict:
     "Describe the body of POST /predict."
     why = _or_null("boolean", f"Explain the answers; at most {EXPLAIN_LIMIT} reviews.", default=False)
     text = {"type": "string", "minLength": 1, "maxLength": settings.text_limit, "pattern": r"\S"}
-    several = {"type": "array", "items": text, "minItems": 1, "maxItems": settings.batch_limit}
+    several = {"type": "array", "items": text, "minItems": 1, "maxItems": batch_limit(settings)}
     texts = {"anyOf": [text, several, {"type": "null"}], "description": "One review or a list of reviews."}
     few, null, some = {"maxItems": EXPLAIN_LIMIT}, {"type": "null"}, {"not": {"type": "null"}}
     either = [
@@ -293,8 +316,12 @@ def _predictions_schema() -> dict:
         "description": "In the order of the texts.",
     }
     times = {name: value for name, value in _times().items() if name in ("shutdownAt", "secondsLeft")}  # null: none
-    latency = {"type": "integer", "minimum": 0, "description": "Duration of the request to the endpoint."}
-    return _object({"predictions": several, "latencyMs": latency, "modelVersion": {"type": ["string", "null"]}} | times)
+    told = {
+        "answeredBy": {"enum": ["endpoint", "standby"], "description": "standby: the small model."},
+        "latencyMs": {"type": "integer", "minimum": 0, "description": "Duration of the request to the model."},
+        "modelVersion": {"type": ["string", "null"]},
+    }
+    return _object({"predictions": several} | told | times)
 
 # %% ../../nbs/service/openapi.ipynb #0495ee46
 _WAIT = {"type": "integer", "minimum": 1, "description": "Seconds until the same request may succeed."}
@@ -415,7 +442,8 @@ def _schemas(settings: Settings) -> dict:
 _INFO = {
     "title": "sentiment-engine",
     "summary": "A sentiment model that costs nothing while it sleeps.",
-    "description": "Start the model, wait for the state IN_SERVICE, then predict. The model falls asleep by itself.",
+    "description": "Predict at any time: a small model answers short requests while the large one sleeps. For lists, "
+    "start the large model and wait for the state IN_SERVICE. It falls asleep by itself.",
     "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
 }
 

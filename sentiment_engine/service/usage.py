@@ -6,7 +6,7 @@
 __all__ = ['LAST_SECOND', 'HEAL_TRIES', 'MICRO', 'KEEP_DAYS', 'ASKED_SECONDS', 'StateTable', 'write_if', 'plain_item', 'whole',
            'run_id_in', 'counts', 'Unsound', 'heal', 'Usage', 'sound_usage', 'read_usage', 'whole_usage',
            'cost_for_budget', 'month_of', 'day_of', 'month_start', 'next_month', 'cost_by_month', 'spent_in_month',
-           'open_run', 'adopt_run', 'close_run', 'spend', 'settle_cost']
+           'open_run', 'adopt_run', 'close_run', 'spend', 'settle_cost', 'count_standby']
 
 # %% ../../nbs/service/usage.ipynb #7cd492b8
 import re
@@ -141,6 +141,7 @@ class Usage:
     starts: Mapping[str, int] = field(default_factory=dict)  # day, such as 2026-11-30: created endpoints
     open: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # run id: instanceType and begunAt
     asked: Mapping[str, int] = field(default_factory=dict)  # token of a prediction in progress: time of booking
+    standby: Mapping[str, int] = field(default_factory=dict)  # day: texts that the standby was given
 
 # %% ../../nbs/service/usage.ipynb #0bc49d87
 def sound_usage(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +153,7 @@ def sound_usage(plain: Mapping[str, Any]) -> dict[str, Any]:
         "starts": counts(plain.get("starts")),
         "open": {run_id: _sound_run(run) for run_id, run in runs.items() if run_id_in(run_id)},
         "asked": counts(plain.get("asked")),
+        "standby": counts(plain.get("standby")),
     }
 
 # %% ../../nbs/service/usage.ipynb #a1787833
@@ -312,7 +314,8 @@ def _spending(month: str, microdollars: int, room: int, token: str, now: float) 
         "UpdateExpression": f"{_ADD}, #asked.#token = :now",
         "ConditionExpression": "#since > :zero AND attribute_type(#spent, :map) AND attribute_type(#asked, :map) AND "
         "attribute_not_exists(#asked.#token) AND "
-        "((attribute_not_exists(#spent.#month) AND :zero <= :room) OR #spent.#month BETWEEN :zero AND :room)",
+        "((attribute_not_exists(#spent.#month) AND :zero <= :room) OR "
+        "(#spent.#month >= :zero AND #spent.#month <= :room))",
         "ExpressionAttributeNames": names,
         "ExpressionAttributeValues": {":map": {"S": "M"}} | values,
     }
@@ -353,3 +356,31 @@ def settle_cost(
         "ExpressionAttributeValues": _numbers(zero=0, more=microdollars),
     }
     write_if(table, write)
+
+# %% ../../nbs/service/usage.ipynb #22260ff1
+def _days(standby: Mapping[str, int], now: float) -> dict[str, int]:
+    "Return the counts since yesterday, with an entry for today."
+    return {day_of(now): 0} | {day: n for day, n in standby.items() if day >= day_of(now - 86_400)}
+
+
+def count_standby(
+    table: StateTable,
+    texts: int,
+    most: int,  # limit of the day's texts
+    now: float,
+) -> bool:  # False: over the limit, and nothing was counted
+    "Count texts of the standby. Raises Unsound."
+    day = day_of(now)
+    write = {
+        "UpdateExpression": "SET #standby.#day = #standby.#day + :texts",
+        "ConditionExpression": "#standby.#day >= :zero AND #standby.#day <= :room",
+        "ExpressionAttributeNames": {"#standby": "standby", "#day": day},
+        "ExpressionAttributeValues": _numbers(zero=0, texts=texts, room=most - texts),
+    }
+    for _ in range(HEAL_TRIES):
+        if write_if(table, write):
+            return True
+        found = heal(table, lambda plain: (sound := _counted(table, plain)) | {"standby": _days(sound["standby"], now)})
+        if counts(plain_item(found)["standby"])[day] + texts > most:
+            return False
+    raise Unsound(f"the item in {table.name} keeps changing")

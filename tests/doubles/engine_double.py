@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from dataclasses import replace
 from types import SimpleNamespace
 
 import boto3
@@ -302,6 +303,28 @@ class Logs:
         del self.groups[logGroupName]
 
 
+class Standby:
+    "The standby's function. It answers as the container does, unless `errors` or `payloads` say otherwise."
+
+    def __init__(self):
+        self.errors, self.payloads, self.calls, self.lock = [], [], [], threading.Lock()
+
+    def invoke(self, FunctionName, Payload):
+        with self.lock:
+            self.calls.append((FunctionName, json.loads(Payload)))
+            if self.errors:
+                raise self.errors.pop(0)
+            more, payload = self.payloads.pop(0) if self.payloads else ({}, None)
+        return {"StatusCode": 200, "Payload": io.BytesIO(payload or self.answer(json.loads(Payload)))} | more
+
+    def answer(self, request: dict) -> bytes:
+        one = {"label": "NEGATIVE", "score": 0.8, "scores": {"NEGATIVE": 0.8, "POSITIVE": 0.2}}
+        one |= {"sure": True, "tokens": 5, "truncated": False, "windows": 1}
+        one |= {"explanation": [{"start": 0, "end": 5, "influence": -0.4}]} if request["explain"] else {}
+        told = {"predictions": [one] * len(request["inputs"]), "modelVersion": "0f3c5a7e9b1d"}
+        return json.dumps(told).encode()
+
+
 class Phone:
     "A sender that records its messages, and fails for the numbers in `broken`."
 
@@ -349,14 +372,26 @@ class World:
         self.model = {"modelName": "sentiment-engine-model", "version": "7"}
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
-        clients |= {"logs": self.logs}
+        clients |= {"logs": self.logs, lifecycle.BEFORE_STANDBY: self.sagemaker}
+        self.standby = Standby()
+        clients |= dict.fromkeys(("lambda", lifecycle.AFTER_ENDPOINT), self.standby)
         given = {"captures": "s3://artifacts/captures", "log_days": 14}
         self.clients = clients
         self.engine = Engine(self.settings, clients.__getitem__, "shutdown", "role", "group", **given)
-        self.engine.__dict__["sender"] = self.phone
         self.handlers = {path.name: load_handler(path.name) for path in (ROOT / "lambdas").iterdir() if path.is_dir()}
+        self.use(self.engine)
+
+    def use(self, engine: Engine):
+        "Let every handler use `engine`."
+        self.engine = engine
+        engine.__dict__["sender"] = self.phone
         for handler in self.handlers.values():
-            handler.engine = self.engine
+            handler.engine = engine
+
+    def with_standby(self) -> "World":
+        "Deploy the standby."
+        self.use(replace(self.engine, standby="standby-model", standby_version="0f3c5a7e9b1d"))
+        return self
 
     def _parameter(self, Name):
         if self.model is None:
