@@ -100,7 +100,9 @@ def standby(result: Mapping) -> str:
         times = [f"{number(row[f'ms {n}'])} ms" for n in (20, 60, 200)]
         price = f"{100 * row['dollars 60']:.3f} cents"
         rows.append([f"{row['memory_mb']:,} MB", f"{row['vcpus']:.2f}", *times, price, f"{number(row['init'])} s"])
-    said = f"The process used {one['rss']:.0f} MB."
+    cold, warm = (f"{1000 * result['clicks'][f'{kind} click']:,.0f} ms" for kind in ("cold", "warm"))
+    said = f"The process used {one['rss']:.0f} MB. On the local cloud, a sleeping engine answered a visitor's first "
+    said += f"prediction after {cold}, and later ones after {warm}."
     if busy(result["machine"]):
         said += " Other programs ran at the same time, which slows all rows."
     return f"{table(head, rows)}\n\n{said}"

@@ -15,6 +15,7 @@ from sentiment_engine.deploy.endpoint import RegisteredModel, model_definition, 
 from sentiment_engine.deploy.foundation import site_parameters
 from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
 from sentiment_engine.deploy.stacks import deploy_stack, upload_template
+from sentiment_engine.deploy.standby import upload_standby
 from sentiment_engine.deploy.website import publish, with_answers
 from sentiment_engine.model.artifact import add_inference_code, pack
 from sentiment_engine.model.inference import input_fn, model_fn, predict_fn
@@ -140,7 +141,9 @@ def _deploy(cloud: TestCloud, settings: Settings) -> dict[str, str]:  # the outp
     given = site_parameters(settings, api_origin=cloud.url)
     site = deploy_stack(cloudformation, site_stack(settings), template, given, tags)
     template = upload_template(s3, bucket, templates / "backend.yaml")
-    given = stack_parameters(settings, bucket, upload_packages(s3, bucket, ROOT / "lambdas"), site)
+    packages = upload_packages(s3, bucket, ROOT / "lambdas")
+    packages |= upload_standby(s3, bucket, ROOT / "lambdas", None, locked=False)
+    given = stack_parameters(settings, bucket, packages, site)
     return base | site | deploy_stack(cloudformation, engine_stack(settings), template, given, tags)
 
 

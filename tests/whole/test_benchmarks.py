@@ -273,4 +273,4 @@ def test_a_fresh_process_loads_the_released_model_and_times_its_predictions(tmp_
     texts = {"3": ["I love it."] * 7}
     found = in_process("benchmarks.standby_init", {"model": str(standby.MODEL), "threads": 1, "texts": texts})
     assert found.keys() == {"init wall", "init", "rss", "ms wall 3", "ms 3"}
-    assert all(value > 0 for value in found.values()) and found["rss"] < standby.MOST_RSS
+    assert all(value > 0 for value in found.values()) and found["rss"] < 220
