@@ -90,7 +90,7 @@ def clicks(texts: list[str], rounds: int) -> dict[str, float]:  # seconds
     return {"cold click": median(cold), "warm click": median(warm)}
 
 
-def say(settings: list[dict[str, float]], measured: Mapping[str, Mapping[str, float]], clicked: Mapping) -> str:
+def say(settings: list[dict[str, float]], measured: dict[str, dict[str, float]], clicked: dict[str, float]) -> str:
     "Write the report."
     head = ["MB", "vCPUs", *(f"{n} tokens, ms" for n in TOKENS), *(f"{n} tokens, $/1,000" for n in TOKENS), "init, s"]
     rows = [

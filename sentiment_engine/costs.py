@@ -10,9 +10,9 @@ __all__ = ['HOURS_PER_MONTH', 'PRICES', 'SERVERLESS_GB_SECOND', 'LAMBDA_GB_SECON
            'SCALING_ALARMS', 'ALARM_MONTH', 'AMOUNTS', 'STANDBY_SECONDS', 'API_RATE', 'PARALLEL_LAMBDAS',
            'NEW_ACCOUNT_LAMBDAS', 'PARTITION_READS', 'PARTITION_WRITES', 'SITE_RATE', 'price_per_hour', 'Visit',
            'run_cost', 'resting_cost', 'Standing', 'standing_cost', 'asleep_share', 'always_on_month',
-           'on_demand_month', 'serverless_month', 'saved_share', 'break_even_visits', 'break_even_predictions',
-           'lambda_call', 'snapshots_month', 'Served', 'five_ways', 'cheaper', 'Limit', 'limits_of', 'flood_hour',
-           'site_flood_hour', 'standby_worst_day', 'Crowd', 'crowd_day', 'crowd_limits']
+           'on_demand_month', 'serverless_month', 'saved_share', 'lambda_call', 'snapshots_month', 'Served',
+           'five_ways', 'cheaper', 'Limit', 'limits_of', 'flood_hour', 'site_flood_hour', 'standby_worst_day', 'Crowd',
+           'crowd_day', 'crowd_limits']
 
 # %% ../nbs/costs.ipynb #7b144714
 import itertools
@@ -156,23 +156,6 @@ def saved_share(instance_type: str, visits: float, visit: Visit = Visit()) -> fl
     "Return the share of the always-on bill that sleeping saves: at most 1.0, and slightly negative if it never sleeps."
     return 1 - on_demand_month(instance_type, visits, visit) / always_on_month(instance_type)
 
-# %% ../nbs/costs.ipynb #79a36dcb
-def break_even_visits(
-    visit: Visit = Visit(),
-) -> float:  # visits a month, for any instance type
-    "Return how many visits, one directly after the other, fill a month."
-    return HOURS_PER_MONTH * 60 / visit.minutes
-
-
-def break_even_predictions(
-    instance_type: str,
-    visit: Visit = Visit(start=0, use=0, idle=30),
-    seconds: float = 0.12,
-    memory_gb: float = 3.0,
-) -> float:  # predictions in one visit
-    "Return the number of predictions above which a real-time endpoint is cheaper. Raises KeyError without a price."
-    return PRICES[instance_type] * visit.minutes / 60 / serverless_month(1, seconds, memory_gb)
-
 # %% ../nbs/costs.ipynb #cb5a1572
 def lambda_call(
     seconds: float,  # duration, rounded up to milliseconds
@@ -224,13 +207,13 @@ def five_ways(
     month = predictions * HOURS_PER_MONTH / 24
     visits = month / each
     cold = visits * asleep_share(visits, WARM_MINUTES)
-    calls = month * lambda_call(model.seconds, model.memory_mb) + cold * lambda_call(model.loading, model.memory_mb)
+    loading = lambda_call(model.loading, model.memory_mb) - LAMBDA_REQUEST  # part of a cold request
     scaled = 1 - asleep_share(visits, SCALE_OUT + visit.use + SCALE_IN)
     return {
         "always on": always_on_month(model.instance),
         "on demand": always_on_month(model.instance) * (1 - asleep_share(visits, visit.minutes)),
         "serverless": serverless_month(month, model.serverless_seconds, model.serverless_gb),
-        "Lambda": calls,
+        "Lambda": month * lambda_call(model.seconds, model.memory_mb) + cold * loading,
         "components": always_on_month(model.scaled) * scaled + SCALING_ALARMS * ALARM_MONTH,
     }
 

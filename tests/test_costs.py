@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,6 @@ from sentiment_engine.costs import (
     Visit,
     always_on_month,
     asleep_share,
-    break_even_predictions,
     cheaper,
     crowd_day,
     crowd_limits,
@@ -42,11 +42,11 @@ amounts = st.floats(0, 1e7)
     "price",
     [
         always_on_month,
-        break_even_predictions,
+        lambda kind: five_ways(replace(SMALL, instance=kind), predictions=10),
         lambda kind: on_demand_month(kind, visits=50),
         lambda kind: saved_share(kind, visits=50),
     ],
-    ids=["always on", "break even", "on demand", "saved"],
+    ids=["always on", "five ways", "on demand", "saved"],
 )
 def test_a_type_without_a_price_is_named(price):
     with pytest.raises(KeyError, match=UNPRICED):
