@@ -104,7 +104,7 @@ def standby(result: Mapping) -> str:
     said = f"The process used {one['rss']:.0f} MB. On the local cloud, a sleeping engine answered a visitor's first "
     said += f"prediction after {cold}, and later ones after {warm}."
     if busy(result["machine"]):
-        said += " Other programs ran at the same time, which slows all rows."
+        said += " Other programs ran at the same time, which slows the local cloud; the table has CPU time."
     return f"{table(head, rows)}\n\n{said}"
 
 

@@ -5,8 +5,8 @@ start. Then it answers texts of several lengths, one at a time. It has one core 
 
 AWS gives a function CPU time in proportion to its memory: one vCPU at 1,769 MB. Nothing here throttles a process as AWS
 does, so the times of all settings are computed from the CPU time. Below one vCPU, a call takes its CPU time divided by
-the share of a vCPU. Above, it takes as long as with one, until there are two vCPUs for two threads. Neither the network
-nor AWS's own part of a cold start is included.
+the share of a vCPU. Above, it takes as long as with one, until there are two vCPUs for two threads, which take at least
+half of their CPU time. Neither the network nor AWS's own part of a cold start is included.
 
 Last, a visitor clicks: the engine is deployed to a local cloud, where it sleeps, and a prediction is requested from its
 API. It is cold if both functions that it passes through start first.
@@ -62,7 +62,7 @@ def setting(
     one, used = measured["1"], measured[str(threads)]
     row = {"memory_mb": memory_mb, "vcpus": share, "init": one["init"] / min(1.0, share)}
     for tokens in TOKENS:
-        row[f"ms {tokens}"] = used[f"ms wall {tokens}"] if threads > 1 else one[f"ms {tokens}"] / min(1.0, share)
+        row[f"ms {tokens}"] = used[f"ms {tokens}"] / min(threads, share)
         row[f"dollars {tokens}"] = 1000 * lambda_call(row[f"ms {tokens}"] / 1000, memory_mb)
     return row
 

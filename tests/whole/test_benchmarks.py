@@ -259,7 +259,7 @@ def test_a_small_sweep_is_written_with_its_seeds():
 
 def test_a_memory_setting_computes_times_from_the_processors_and_prices_from_the_times():
     one = {"init": 0.2, "rss": 96, **{f"ms {n}": 1.0 * n for n in standby.TOKENS}}
-    measured = {"1": one, "2": {f"ms wall {n}": 0.7 * n for n in standby.TOKENS}}
+    measured = {"1": one, "2": {f"ms {n}": 1.4 * n for n in standby.TOKENS}}
     half, whole, more, double = (standby.setting(memory, measured) for memory in (1769 / 2, 1769, 3008, 3538))
     assert [row["ms 20"] for row in (half, whole, more, double)] == [40, 20, 20, 14]
     assert [row["init"] for row in (half, whole, more, double)] == [0.4, 0.2, 0.2, 0.2]
