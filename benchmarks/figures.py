@@ -92,7 +92,7 @@ def etl(result: Mapping) -> str:
 
 
 def standby(result: Mapping) -> str:
-    "Show what a Lambda's memory makes of a prediction's time and price."
+    "Show the time and price of predictions by a Lambda's memory."
     one = result["measured"]["1"]
     head = ["Memory", "vCPU", *(f"{n} tokens" for n in (20, 60, 200)), "1,000 of 60 tokens", "load and warm up"]
     rows = []
@@ -100,12 +100,13 @@ def standby(result: Mapping) -> str:
         times = [f"{number(row[f'ms {n}'])} ms" for n in (20, 60, 200)]
         price = f"{100 * row['dollars 60']:.3f} cents"
         rows.append([f"{row['memory_mb']:,} MB", f"{row['vcpus']:.2f}", *times, price, f"{number(row['init'])} s"])
-    cold, warm = (f"{1000 * result['clicks'][f'{kind} click']:,.0f} ms" for kind in ("cold", "warm"))
-    said = f"The process used {one['rss']:.0f} MB. On the local cloud, a sleeping engine answered a visitor's first "
-    said += f"prediction after {cold}, and later ones after {warm}."
-    if busy(result["machine"]):
-        said += " Other programs ran at the same time, which slows the local cloud; the table has CPU time."
-    return f"{table(head, rows)}\n\n{said}"
+    said = f"The process used {one['rss']:.0f} MB."
+    if busy(result["machine"]):  # the table has CPU time, which other programs hardly change
+        return f"{table(head, rows)}\n\n{said} Other programs ran at the same time, so the local cloud was not timed."
+    seconds = {kind: f"{number(found)} s" for kind, found in result["clicks"].items()}
+    said += f" On the local cloud, a sleeping engine answers a prediction after {seconds['warm click']}, or "
+    said += f"{seconds['cold click']} if the standby's function has to start, or {seconds['all cold']} if the API's "
+    return f"{table(head, rows)}\n\n{said}function has to start, too."
 
 
 BLOCKS = {  # by name of the result: what writes its table, and the command that measures it
