@@ -152,6 +152,9 @@ bench-etl: install ## clean up to 3 million reviews in five ways and compare: ha
 bench-inference: install ## serve one model in five ways and compare: an hour [DATA=folder ARTIFACT=folder QUICK=1]
 	@$(RUN) -m benchmarks.inference $(call given,DATA ARTIFACT) $(call switched,QUICK)
 
+bench-standby: install ## run the released model in a Lambda's place, and price its memory: two minutes [DATA=folder QUICK=1]
+	@$(RUN) -m benchmarks.standby $(call given,DATA) $(call switched,QUICK)
+
 bench-training: install ## train with our recipe and the original: half an hour [DATA=folder ACCURACY=1 QUICK=1]
 	@$(RUN) -m benchmarks.training $(call given,DATA) $(call switched,QUICK ACCURACY)
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from benchmarks.report import ROOT
+from benchmarks.report import ROOT, busy
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser
 
@@ -91,9 +91,28 @@ def etl(result: Mapping) -> str:
     return table(["Cleaning", *(f"{int(size):,}" for size in sizes)], rows)
 
 
+def standby(result: Mapping) -> str:
+    "Show the time and price of predictions by a Lambda's memory."
+    one = result["measured"]["1"]
+    head = ["Memory", "vCPU", *(f"{n} tokens" for n in (20, 60, 200)), "1,000 of 60 tokens", "load and warm up"]
+    rows = []
+    for row in result["settings"]:
+        times = [f"{number(row[f'ms {n}'])} ms" for n in (20, 60, 200)]
+        price = f"{100 * row['dollars 60']:.3f} cents"
+        rows.append([f"{row['memory_mb']:,} MB", f"{row['vcpus']:.2f}", *times, price, f"{number(row['init'])} s"])
+    said = f"The process used {one['rss']:.0f} MB."
+    if busy(result["machine"]):  # the table has CPU time, which other programs hardly change
+        return f"{table(head, rows)}\n\n{said} Other programs ran at the same time, so the local cloud was not timed."
+    seconds = {kind: f"{number(found)} s" for kind, found in result["clicks"].items()}
+    said += f" On the local cloud, a sleeping engine answers a prediction after {seconds['warm click']}, or "
+    said += f"{seconds['cold click']} if the standby's function has to start, or {seconds['all cold']} if the API's "
+    return f"{table(head, rows)}\n\n{said}function has to start, too."
+
+
 BLOCKS = {  # by name of the result: what writes its table, and the command that measures it
     "etl": (etl, "make bench-etl"),
     "inference": (inference, "make bench-inference"),
+    "standby": (standby, "make bench-standby"),
     "training": (training, "make bench-training"),
 }
 

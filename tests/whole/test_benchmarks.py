@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from benchmarks import inference, recipe, training
+from benchmarks import inference, recipe, standby, training
 from benchmarks.load import ask, drive, request_bytes, split_answer
 from benchmarks.report import Goal, goal_line, in_process, judge, medians
 from sentiment_engine.model.artifact import add_inference_code
@@ -252,3 +252,25 @@ def test_a_small_sweep_is_written_with_its_seeds():
     written = json.loads((recipe.CACHE / "recipe.json").read_text())
     assert [way["changed"] for way in written["ways"]] == ["nothing", "2 epochs"] and written["train_rows"] == 48
     assert all(0 <= way["macro_f1"] <= 1 and way["seconds"] > 0 and way["seeds"] == 1 for way in written["ways"])
+
+
+# The standby ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_memory_setting_computes_times_from_the_processors_and_prices_from_the_times():
+    one = {"init": 0.2, "rss": 96, **{f"ms {n}": 1.0 * n for n in standby.TOKENS}}
+    measured = {"1": one, "2": {f"ms {n}": 1.4 * n for n in standby.TOKENS}}
+    half, whole, more, double = (standby.setting(memory, measured) for memory in (1769 / 2, 1769, 3008, 3538))
+    assert [row["ms 20"] for row in (half, whole, more, double)] == [40, 20, 20, 14]
+    assert [row["init"] for row in (half, whole, more, double)] == [0.4, 0.2, 0.2, 0.2]
+    assert half["dollars 200"] == pytest.approx(whole["dollars 200"])
+    assert whole["dollars 200"] < double["dollars 200"] < more["dollars 200"]
+    assert whole["dollars 200"] == pytest.approx(1000 * (2e-7 + 0.2 * 1769 / 1024 * 0.0000133334))
+
+
+def test_a_fresh_process_loads_the_released_model_and_times_its_predictions(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.report.CACHE", tmp_path)
+    texts = {"3": ["I love it."] * 7}
+    found = in_process("benchmarks.standby_init", {"model": str(standby.MODEL), "threads": 1, "texts": texts})
+    assert found.keys() == {"init wall", "init", "rss", "ms wall 3", "ms 3"}
+    assert all(value > 0 for value in found.values()) and found["rss"] < 220

@@ -1,0 +1,144 @@
+"""Measure the released model in a Lambda's place, and price each memory setting.
+
+A fresh process imports the inference code, loads the model and warms it up, as the standby's function does at its
+start. Then it answers texts of several lengths, one at a time. It has one core for one thread, and two for two.
+
+AWS gives a function CPU time in proportion to its memory: one vCPU at 1,769 MB. Nothing here throttles a process as AWS
+does, so the times of all settings are computed from the CPU time. Below one vCPU, a call takes its CPU time divided by
+the share of a vCPU. Above, it takes as long as with one, until there are two vCPUs for two threads, which take at least
+half of their CPU time. Neither the network nor AWS's own part of a cold start is included.
+
+Last, a visitor clicks: the engine is deployed to a local cloud, where it sleeps, and a prediction is requested from its
+API. Before a cold click, the standby's function starts anew, and before an all cold one, the API's function, too.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import httpx
+from tokenizers import Tokenizer
+
+from benchmarks.inference import cut_texts, load_texts
+from benchmarks.report import CACHE, ROOT, begin, busy, in_process, medians, table, write_json
+from sentiment_engine.causes import tells_cause
+from sentiment_engine.commands import Parser, folder
+from sentiment_engine.costs import lambda_call
+
+# The engine of the tests, deployed from the real templates; its standby has the released model.
+from tests.doubles.engine import Engine, running_engine
+
+RESULT = ROOT / "benchmarks/results/standby.json"
+MODEL = ROOT / "models/released"
+TOKENS = (20, 60, 200)  # of a text
+MEMORY = (512, 1024, 1769, 3008, 3538)  # MB
+VCPU = 1769  # MB that come with one vCPU
+GOALS = (("init", 0.6, "s"), ("rss", 220, "MB"), ("cold click", 1.5, "s"), ("warm click", 0.1, "s"))  # at most
+COLD = {  # kind of click: functions that start anew before it
+    "cold click": ("standby-model",),
+    "all cold": ("standby-model", "invoke-sagemaker-endpoint"),
+}
+PACKAGES = ("onnxruntime", "tokenizers", "numpy")
+
+
+def measure(texts: Mapping[int, list[str]], rounds: int) -> dict[str, dict[str, float]]:
+    "Return the medians for one thread and for two; each round starts new processes."
+    found: dict[str, list] = {"1": [], "2": []}
+    for _ in range(rounds):
+        for threads, each in found.items():
+            job = {"model": str(MODEL), "threads": int(threads), "texts": texts}
+            each.append(in_process("benchmarks.standby_init", job))
+    return {threads: medians(each) for threads, each in found.items()}
+
+
+def setting(
+    memory_mb: int,
+    measured: Mapping[str, Mapping[str, float]],  # from `measure`
+) -> dict[str, float]:
+    "Compute what calls take and cost with a memory setting."
+    share, threads = memory_mb / VCPU, min(2, max(1, memory_mb // VCPU))  # as the function's handler chooses them
+    one, used = measured["1"], measured[str(threads)]
+    row = {"memory_mb": memory_mb, "vcpus": share, "init": one["init"] / min(1.0, share)}
+    for tokens in TOKENS:
+        row[f"ms {tokens}"] = used[f"ms {tokens}"] / min(threads, share)
+        row[f"dollars {tokens}"] = 1000 * lambda_call(row[f"ms {tokens}"] / 1000, memory_mb)
+    return row
+
+
+def click(engine: Engine, text: str) -> float:  # seconds
+    "Ask for a prediction as the page does. Raises RuntimeError unless the standby answers."
+    began = time.perf_counter()
+    reply = httpx.post(f"{engine.api_url}/predict", json={"inputs": text}, timeout=30, trust_env=False)
+    took = time.perf_counter() - began
+    if reply.status_code != 200 or reply.json()["answeredBy"] != "standby":
+        raise RuntimeError(f"the standby did not answer: {reply.status_code} {reply.text[:200]}")
+    return took
+
+
+def clicks(texts: list[str], rounds: int) -> dict[str, float]:  # seconds
+    "Return the medians of warm and of cold clicks on an engine that sleeps."
+    took: dict[str, list[float]] = {"warm click": [], **{kind: [] for kind in COLD}}
+    with TemporaryDirectory(dir=CACHE) as folder, running_engine(Path(folder)) as engine:
+        for number in range(rounds):
+            for kind, functions in COLD.items():
+                with ExitStack() as changed:  # AWS and the local cloud start a changed function anew
+                    for name in functions:
+                        changed.enter_context(engine.environment(name, ROUND=str(number)))
+                    took[kind].append(click(engine, texts[0]))
+                    took["warm click"] += [click(engine, text) for text in texts[1:]]
+    return {kind: median(seconds) for kind, seconds in took.items()}
+
+
+def say(settings: list[dict[str, float]], measured: dict[str, dict[str, float]], clicked: dict[str, float]) -> str:
+    "Write the report."
+    head = ["MB", "vCPUs", *(f"{n} tokens, ms" for n in TOKENS), *(f"{n} tokens, $/1,000" for n in TOKENS), "init, s"]
+    rows = [
+        [
+            f"{row['memory_mb']}",
+            f"{row['vcpus']:.2f}",
+            *(f"{row[f'ms {n}']:.1f}" for n in TOKENS),
+            *(f"{row[f'dollars {n}']:.5f}" for n in TOKENS),
+            f"{row['init']:.2f}",
+        ]
+        for row in settings
+    ]
+    found = measured["1"] | clicked
+    goals = [
+        f"{name + ':':11} {found[name]:6.2f} {unit}, at most {most}: {'met' if found[name] <= most else 'NOT MET'}"
+        for name, most, unit in GOALS
+    ]
+    return "\n".join([table(head, rows), "", *goals])
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser("python -m benchmarks.standby", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke test of seconds; its file goes to .bench/")
+    parser.add_argument("--data", type=folder, help="a folder of real reviews, instead of made-up ones")
+    return parser.parse_args()
+
+
+@tells_cause
+def main() -> int:
+    args = parse()
+    described = begin(PACKAGES)
+    tokenizer, reviews = Tokenizer.from_file(str(MODEL / "tokenizer.json")), load_texts(args.data)
+    texts = {n: cut_texts(tokenizer, reviews, n, 15 if args.quick else 65) for n in TOKENS}
+    measured = measure(texts, 1 if args.quick else 5)
+    settings = [setting(memory, measured) for memory in MEMORY]
+    clicked = clicks(texts[60][:10], 1 if args.quick else 5)
+    print(say(settings, measured, clicked))
+    if warning := busy(described):
+        print(warning)
+    result: Path = CACHE / RESULT.name if args.quick else RESULT
+    write_json({"machine": described, "measured": measured, "settings": settings, "clicks": clicked}, result)
+    print(f"Written: {result.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
