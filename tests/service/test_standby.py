@@ -400,13 +400,11 @@ def test_a_count_whose_answer_was_lost_never_gives_the_standby_more(monkeypatch)
 
 def test_the_endpoint_and_then_the_standby_answer_within_ten_seconds(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    quick, after, alone = (client_of(name).meta.config for name in (BEFORE_STANDBY, AFTER_ENDPOINT, "lambda"))
-    assert {c.retries["total_max_attempts"] for c in (quick, after, alone)} == {1}
-    assert (
-        sum(c.connect_timeout + c.read_timeout for c in (quick, after))
-        <= 10
-        >= alone.connect_timeout + alone.read_timeout
-    )
+    configs = [client_of(name).meta.config for name in (BEFORE_STANDBY, AFTER_ENDPOINT, "lambda")]
+    assert {each.retries["total_max_attempts"] for each in configs} == {1}
+    quick, after, alone = (each.connect_timeout + each.read_timeout for each in configs)
+    waits = sum(standby.BUSY_WAITS)
+    assert quick + after + waits <= 10 and alone + waits <= 10
 
 
 def test_the_price_of_the_worst_day_follows_the_template(monkeypatch):
