@@ -254,7 +254,7 @@ def _month(engine: Engine, usage: Usage, now: float) -> dict:
     }
 
 # %% ../../nbs/service/api.ipynb #798fa466
-def _standby(engine: Engine, usage: Usage, now: float) -> dict[str, Any] | None:  # None: no standby
+def _standby_status(engine: Engine, usage: Usage, now: float) -> dict[str, Any] | None:  # None: no standby
     "Describe the small model that answers while the endpoint does not."
     settings = engine.settings
     if not engine.standby:
@@ -291,7 +291,7 @@ def status_of(engine: Engine, row: Row, usage: Usage, now: float) -> dict:
         "reason": row.reason or None,
         "textLimit": settings.text_limit,
         "batchLimit": batch_limit(settings),
-        "standby": _standby(engine, usage, now),
+        "standby": _standby_status(engine, usage, now),
     }
 
 # %% ../../nbs/service/api.ipynb #a0514af2
