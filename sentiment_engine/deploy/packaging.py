@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import sentiment_engine
+from .awake_hours import awake_parameters
 from ..s3 import upload_once
 
 # %% ../../nbs/deploy/packaging.ipynb #41ea8b8e
@@ -183,7 +184,13 @@ def stack_parameters(
         "ReserveConcurrency": str(settings.reserve_concurrency).lower(),
     }
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
-    return plain | limits | dict(packages) | {name: value for name, value in more.items() if value}
+    return (
+        plain
+        | limits
+        | awake_parameters(settings)
+        | dict(packages)
+        | {name: value for name, value in more.items() if value}
+    )
 
 # %% ../../nbs/deploy/packaging.ipynb #2863ed04
 CLOUDFRONT_REGION = "us-east-1"  # CloudFront reports its metrics to this region

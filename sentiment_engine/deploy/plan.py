@@ -27,6 +27,7 @@ from sentiment_engine.costs import (
     standing_cost,
 )
 from .account import Finding, stack_names
+from .awake_hours import awake_month, hours_beyond_budget
 from .stacks import find_stack, is_our_stack, template_argument
 from ..polling import polls
 from ..settings import Settings
@@ -237,6 +238,16 @@ def _visit(settings: Settings) -> Iterator[str]:
     most = f"${settings.monthly_budget:g} a month at most"
     yield f"a visit      ${cost:.3f} for {visit.minutes:g} minutes on {kind}; {most}"
     yield f"             (an endpoint that never sleeps costs ${always_on_month(kind):.2f} a month)"
+    yield from _awake(settings)
+
+
+def _awake(settings: Settings) -> Iterator[str]:
+    "Yield the lines of the awake hours' cost."
+    hours, cost = awake_month(settings)
+    if hours and cost:
+        yield f"awake hours  ${cost:.2f} a month for {hours:.0f} hours on {settings.instance_types[0]}, visitors or not"
+    if warning := hours_beyond_budget(settings):
+        yield f"             CAREFUL: {warning}"
 
 # %% ../../nbs/deploy/plan.ipynb #fa50844e
 def describe_plan(plan: Plan) -> Iterator[str]:
