@@ -69,10 +69,11 @@ def awake_month(settings: Settings) -> tuple[float, float | None]:  # hours and 
 # %% ../../nbs/deploy/awake_hours.ipynb #85f64654
 def hours_beyond_budget(settings: Settings) -> str:  # empty: the budget covers them
     "Warn if the monthly budget does not cover the awake hours."
-    hours, (_, cost) = awake_hours_of(settings.awake_hours), awake_month(settings)
-    budget = f"the monthly budget of ${settings.monthly_budget:,.2f}"
-    if hours and longest_run_cost(settings, hours.minutes) > settings.monthly_budget:
-        return f"{budget} does not cover the hours of one day, so they never begin"
-    if cost and cost > settings.monthly_budget:
-        return f"they cost more than {budget}, so they end before the month does"
+    if not (hours := awake_hours_of(settings.awake_hours)):
+        return ""
+    day, (_, month), budget = longest_run_cost(settings, hours.minutes), awake_month(settings), settings.monthly_budget
+    if day > budget:
+        return f"the monthly budget of ${budget:,.2f} does not cover one day of them (${day:,.2f}), so they never begin"
+    if month and month + day > budget:
+        return f"the monthly budget of ${budget:,.2f} also reserves ${day:,.2f} for a run, so they end before the month does"
     return ""

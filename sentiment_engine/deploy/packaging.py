@@ -184,13 +184,8 @@ def stack_parameters(
         "ReserveConcurrency": str(settings.reserve_concurrency).lower(),
     }
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
-    return (
-        plain
-        | limits
-        | awake_parameters(settings)
-        | dict(packages)
-        | {name: value for name, value in more.items() if value}
-    )
+    plain |= limits | awake_parameters(settings)
+    return plain | dict(packages) | {name: value for name, value in more.items() if value}
 
 # %% ../../nbs/deploy/packaging.ipynb #2863ed04
 CLOUDFRONT_REGION = "us-east-1"  # CloudFront reports its metrics to this region
