@@ -68,12 +68,12 @@ def awake_month(settings: Settings) -> tuple[float, float | None]:  # hours and 
 
 # %% ../../nbs/deploy/awake_hours.ipynb #85f64654
 def hours_beyond_budget(settings: Settings) -> str:  # empty: the budget covers them
-    "Warn if the monthly budget does not cover the awake hours."
+    "Warn if the monthly budget does not cover the awake hours and the reserve for one run."
     if not (hours := awake_hours_of(settings.awake_hours)):
         return ""
     day, (_, month), budget = longest_run_cost(settings, hours.minutes), awake_month(settings), settings.monthly_budget
     if day > budget:
-        return f"the monthly budget of ${budget:,.2f} does not cover one day of them (${day:,.2f}), so they never begin"
+        return f"the budget of ${budget:,.2f} a month does not cover a day of them (${day:,.2f}), so they never begin"
     if month and month + day > budget:
-        return f"the monthly budget of ${budget:,.2f} also reserves ${day:,.2f} for a run, so they end before the month does"
+        return f"the budget of ${budget:,.2f} also reserves ${day:,.2f} for a run, so they end before the month does"
     return ""
