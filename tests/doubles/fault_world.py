@@ -700,7 +700,7 @@ class FaultWorld:
         "End a run with the last token, with an earlier one, or with none."
         outer, (start, token) = self.asked, (self.tokens[i] if i < len(self.tokens) else (-1, ""))
         self.asked, before = start, self.row
-        code, body = self.request("sleep", {"token": token})
+        code, _ = self.request("sleep", {"token": token})
         self.asked = outer
         must(code not in (200, 202) or start == self.starts, "a token ends its own run only", (start, self.starts))
         if code == 200 and before.state == STOPPED:

@@ -1,4 +1,4 @@
-"Awake hours: a schedule starts the model and keeps it awake, failures are repaired, and the budget and the promises hold."
+"Awake hours: a schedule keeps the model awake, failures are repaired, and the budget and the promises hold."
 
 import pytest
 
