@@ -154,6 +154,15 @@ def test_refused_hours_leave_a_visitors_run_its_deadline(monkeypatch):
     assert world.row.state == "STOPPED" and world.nothing_left()
 
 
+def test_a_refusal_of_a_repeated_start_ends_the_hours(monkeypatch, capsys):
+    world = Days(monkeypatch, daily_starts=1)
+    wake(world)
+    world.sagemaker.endpoints.clear()
+    world.pass_time(2 * 3600, reconcile=True)
+    assert world.row.state == "FAILED" and world.row.awakeUntil == 0
+    assert capsys.readouterr().out.replace(" ", "").count('"Code":"too_many_starts"') == 1
+
+
 def test_the_hours_of_a_month_cost_no_more_than_its_budget(monkeypatch):
     world = Days(monkeypatch, monthly_budget=3.0)
     outcomes = []

@@ -74,6 +74,28 @@ def test_a_token_ends_its_own_run_only(world):
     assert world.sleep(old)[1]["error"]["code"] == "wrong_token" and world.row.state == "IN_SERVICE"
 
 
+def test_a_visitor_cannot_end_a_run_of_the_schedule(world):
+    world.wake(1)
+    world.endpoint_becomes("InService")
+    world.clock.now += 120
+    assert world.sleep("")[1]["error"]["code"] == "wrong_token" and world.row.state == "IN_SERVICE"
+
+
+def test_an_early_end_checks_in_the_same_write(world):
+    "The row may change between the read and the write: a subscriber waits, hours begin, or a new run has begun."
+    awake(world)
+    row, table = world.row, world.engine.table
+    assert model_state.stop_early(table, dataclasses.replace(row, sleepHash="another")) is None
+    assert model_state.stop_early(table, dataclasses.replace(row, awakeUntil=5)) is None
+    table.dynamodb.update_item(
+        TableName=table.name,
+        Key=table.key,
+        UpdateExpression="SET subscribers = :s",
+        ExpressionAttributeValues={":s": {"M": {"k": {"M": {"to": {"S": ADA}}}}}},
+    )
+    assert model_state.stop_early(table, row) is None and world.row.state == "IN_SERVICE"
+
+
 def test_a_run_that_is_still_starting_says_when_to_ask_again(world):
     token = world.start(ADA)[1]["sleepToken"]
     code, body = world.sleep(token)
