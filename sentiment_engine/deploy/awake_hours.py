@@ -18,7 +18,7 @@ from ..settings import DAYS, AwakeHours, Settings, awake_hours_of
 
 # %% ../../nbs/deploy/awake_hours.ipynb #ed450074
 def schedule_of(hours: AwakeHours) -> str:  # cron(minute hour day-of-month month day-of-week year)
-    "Write the begin of the hours as a schedule expression."
+    "Write the start of the hours as a schedule expression."
     return f"cron({hours.start % 60} {hours.start // 60} ? * {','.join(hours.days)} *)"
 
 

@@ -90,7 +90,7 @@ def test_an_endpoint_that_never_sleeps_has_no_hours(endpoint):
 
 
 def begins(hours: AwakeHours, after: float) -> Iterator[tuple[float, bool]]:  # (time, whether the clock shows it)
-    "List the next begins by the clock of the zone."
+    "List when the next hours begin, by the clock of the zone."
     zone, day = ZoneInfo(hours.zone), datetime.fromtimestamp(after, ZoneInfo(hours.zone)).date()
     for later in range(60):
         at: date = day + timedelta(days=later)
