@@ -108,8 +108,6 @@ class Row:
     since: int = 0  # start of this state
     startedAt: int = 0  # time of Start
     shutdownAt: int = 0  # deadline while IN_SERVICE
-    awakeUntil: int = 0  # end of the awake hours; until then, no deadline counts
-    sleepHash: str = ""  # of the token that may end the run early; empty: none may
     instanceType: str = ""
     modelVersion: str = ""
     reason: str = ""  # why the last start or run failed; while CREATING: why earlier instance types failed
@@ -122,6 +120,8 @@ class Row:
     told: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a number: times when it joined a list
     seen: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a network address: times of costly requests
     token: str = ""  # of the last write that began a run or a state, so that a repetition recognizes itself
+    awakeUntil: int = 0  # end of the awake hours; until then, no deadline counts
+    sleepHash: str = ""  # of the token that may end the run early; empty: none may
 
 # %% ../../nbs/service/model_state.ipynb #efcaedc3
 def _holds(entry: Any, must: Mapping[str, type], may: Mapping[str, type] = {}) -> bool:
