@@ -878,8 +878,9 @@ RESTART_PAUSE = 1200  # seconds between two starts in awake hours, so that failu
 def keep_hours(engine: Engine) -> str:  # as `_start_in_hours`; fine: nothing to do
     "Start again what failed or disappeared in the awake hours."
     row, now = states.read_row(engine.table), time.time()
-    due = row.state in (STOPPED, FAILED) and states.awake_until(row, now) and now - row.startedAt >= RESTART_PAUSE
-    return _start_in_hours(engine) if due else "fine"
+    down = row.state in (STOPPED, FAILED) and engine.settings.endpoint == "realtime"
+    due = states.awake_until(row, now) and now - row.startedAt >= RESTART_PAUSE
+    return _start_in_hours(engine) if down and due else "fine"
 
 # %% ../../nbs/service/lifecycle.ipynb #3260b53a
 CREATE_GRACE = 120  # seconds that a started run may have no endpoint; the engine's Lambdas do not live longer

@@ -1,5 +1,7 @@
 "Awake hours: a schedule keeps the model awake, failures are repaired, and the budget and the promises hold."
 
+import dataclasses
+
 import pytest
 
 from sentiment_engine.service import lifecycle
@@ -120,6 +122,16 @@ def test_a_start_that_fails_all_day_leaves_visitors_some_of_the_days_starts(worl
     assert 10 < tries <= HOURS / 20 + 1 < world.settings.daily_starts
     world.pass_time(86_400, reconcile=True)
     assert sum(name == "create_endpoint" for name, _ in world.sagemaker.calls) == tries and world.nothing_left()
+
+
+def test_an_engine_that_is_serverless_by_now_starts_nothing(world):
+    wake(world)
+    world.sagemaker.endpoints.clear()
+    settings = dataclasses.replace(world.settings, endpoint="serverless")
+    for handler in world.handlers.values():
+        handler.engine = dataclasses.replace(world.engine, settings=settings)
+    world.pass_time(2 * 3600, reconcile=True)
+    assert world.row.state == "FAILED" and not world.sagemaker.endpoints
 
 
 def test_no_model_is_no_reason_to_give_up(world):
