@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from .awake_hours import awake_parameters
 from ..local.processes import ROOT
 from ..s3 import upload_once
 from ..settings import Settings
@@ -184,7 +185,8 @@ def stack_parameters(
         "StandbySnapshots": str(settings.standby_snapshots).lower(),
     }
     limits = {name.title().replace("_", ""): f"{getattr(settings, name):.12g}" for name in LIMITS}
-    return plain | limits | dict(packages) | {name: value for name, value in more.items() if value}
+    plain |= limits | awake_parameters(settings)
+    return plain | dict(packages) | {name: value for name, value in more.items() if value}
 
 # %% ../../nbs/deploy/packaging.ipynb #2863ed04
 CLOUDFRONT_REGION = "us-east-1"  # CloudFront reports its metrics to this region

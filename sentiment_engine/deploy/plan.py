@@ -28,6 +28,7 @@ from sentiment_engine.costs import (
     standing_cost,
 )
 from .account import Finding, stack_names
+from .awake_hours import awake_month, hours_beyond_budget
 from .stacks import find_stack, is_our_stack, template_argument
 from ..polling import polls
 from ..settings import Settings
@@ -223,6 +224,7 @@ def bill(plan: Plan, settings: Settings, work: Work = Work()) -> Iterator[str]:
     yield f"             (storage and the reconciler ${used:.2f}; other resources ${within:.2f} to ${beside:.2f})"
     yield from _visit(settings)
     yield from _standby_limits(settings)
+    yield from _awake(settings)
     for i, part in enumerate(once(work, settings) or nothing):
         yield f"{'' if i else 'once':12} {part}"
 
@@ -254,6 +256,15 @@ def _standby_limits(settings: Settings) -> Iterator[str]:
         yield f"standby      ${most:.2f} a day at most: {texts:,} texts of 8 seconds at {memory:,} MB"
     if settings.standby and settings.standby_snapshots:
         yield "             (its snapshot costs about $7 a month, also at rest)"
+
+
+def _awake(settings: Settings) -> Iterator[str]:
+    "Yield the lines of the awake hours' cost."
+    hours, cost = awake_month(settings)
+    if hours and cost:
+        yield f"awake hours  ${cost:.2f} a month for {hours:.0f} hours on {settings.instance_types[0]}, visitors or not"
+    if warning := hours_beyond_budget(settings):
+        yield f"             CAREFUL: {warning}"
 
 # %% ../../nbs/deploy/plan.ipynb #fa50844e
 def describe_plan(plan: Plan) -> Iterator[str]:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['QUICK', 'HEADER_ROOM', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver',
            'make_room', 'read_object_body', 'Emulator', 'composite_alarms', 'oidc_providers', 'mend_http_apis',
-           'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages', 'mend_functions', 'Events', 'owner_of',
-           'Services', 'ApiCalls', 'EmulatorCalls', 'own_refusal', 'OwnPages', 'LocalServer', 'open_socket',
-           'run_server', 'main']
+           'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages', 'mend_functions', 'mend_schedules',
+           'mend_cron_zones', 'Events', 'owner_of', 'Services', 'ApiCalls', 'EmulatorCalls', 'own_refusal', 'OwnPages',
+           'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/local/server.ipynb #29040f89
 import argparse
@@ -28,8 +28,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import parse_qsl
+from zoneinfo import ZoneInfo
 
 from ..causes import cause, naming
 from . import clock
@@ -193,6 +195,7 @@ class Emulator:
         self.eventbridge, self.extended = eventbridge, False
         mend_schedule_arns()
         mend_lambda_keys(secret)
+        mend_cron_zones(scheduler, eventbridge)
         s3._read_body = functools.partial(read_object_body, s3)
         scheduler._SCHEDULE_TICK_INTERVAL = eventbridge._SCHEDULER_TICK_INTERVAL = 1
         self.saver = Saver(ministack._build_persistence_save_dict, self.save)
@@ -219,7 +222,7 @@ class Emulator:
     def extend_cloudformation(self, url: str):
         "Fix CloudFormation for the engine's templates, once."
         if not self.extended:
-            from ministack.services import apigateway, cloudwatch, dynamodb, iam, lambda_svc, s3
+            from ministack.services import apigateway, cloudwatch, dynamodb, iam, lambda_svc, s3, scheduler
             from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as handlers
 
             handlers.setdefault("AWS::Budgets::Budget", BUDGET)
@@ -230,6 +233,7 @@ class Emulator:
             mend_buckets(handlers["AWS::S3::Bucket"], s3._bucket_lifecycle)
             mend_stages(handlers["AWS::ApiGatewayV2::Stage"], apigateway._stages)
             mend_functions(handlers["AWS::Lambda::Function"], lambda_svc._functions)
+            mend_schedules(handlers["AWS::Scheduler::Schedule"], scheduler._schedules)
             self.extended = True
 
 # %% ../../nbs/local/server.ipynb #215a8704
@@ -381,6 +385,39 @@ def mend_functions(
         return attributes
 
     _afterwards(handler, mend)
+
+# %% ../../nbs/local/server.ipynb #4a2b2704
+def mend_schedules(
+    handler: dict,
+    schedules: dict[str, dict],  # ministack's schedules, by group and name
+):
+    "Apply the template's time zones to schedules."
+
+    def mend(name: str, props: dict, attributes: dict) -> dict:
+        schedule = schedules[f"{props.get('GroupName', 'default')}/{name}"]
+        schedule["ScheduleExpressionTimezone"] = props.get("ScheduleExpressionTimezone", "UTC")
+        return attributes
+
+    _afterwards(handler, mend)
+
+# %% ../../nbs/local/server.ipynb #01540dd0
+def mend_cron_zones(scheduler, eventbridge):  # ministack's services
+    "Make cron schedules follow their time zones. Repeated calls have no effect."
+    tick, seen = scheduler._tick_schedules, {}  # seen: time of the last look, by schedule
+    if tick.__module__ == __name__:  # already mended
+        return
+
+    def tick_in_zone():
+        now = time.time()
+        for key, schedule in list(scheduler._schedules._data.items()):
+            if fields := eventbridge._parse_cron_fields(schedule["ScheduleExpression"]):
+                zone = ZoneInfo(schedule.get("ScheduleExpressionTimezone", "UTC"))
+                due = eventbridge._cron_next_fire(fields, datetime.fromtimestamp(seen.get(key, now), zone))
+                scheduler._schedule_last_fired[key] = 0 if due and due.timestamp() <= now else now
+                seen[key] = now
+        tick()
+
+    scheduler._tick_schedules = tick_in_zone
 
 # %% ../../nbs/local/server.ipynb #b7111b68
 class Events:

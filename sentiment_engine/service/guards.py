@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAY', 'LIST_WAIT', 'Refused', 'mark_of', 'marks_of', 'uses_of', 'fresh_marks', 'check_cooldown', 'check_number',
-           'usage_at', 'after_start', 'longest_run_cost', 'check_start', 'no_more_predictions', 'no_more_texts', 'room',
-           'no_more_messages', 'list_is_full', 'savings']
+           'usage_at', 'after_start', 'longest_run_cost', 'check_budget', 'check_start', 'no_more_predictions',
+           'no_more_texts', 'room', 'no_more_messages', 'list_is_full', 'savings']
 
 # %% ../../nbs/service/guards.ipynb #b0d9760c
 import hmac
@@ -107,18 +107,26 @@ def after_start(usage: Mapping[str, Any], now: float, messages: int) -> dict[str
     return used | {"messages": used["messages"] + messages}
 
 # %% ../../nbs/service/guards.ipynb #af5b1705
-def longest_run_cost(settings: Settings) -> float:  # dollars
+def longest_run_cost(
+    settings: Settings,
+    minutes: float = 0,  # left of the awake hours, which may exceed the longest run
+) -> float:  # dollars
     "Compute the cost of the longest possible run on the engine's most expensive instance type."
-    minutes = max(settings.max_run_minutes, settings.creating_minutes)
-    return max(cost_for_budget(name, minutes * 60) for name in settings.instance_types)
+    longest = max(settings.max_run_minutes, settings.creating_minutes, minutes)
+    return max(cost_for_budget(name, longest * 60) for name in settings.instance_types)
 
 # %% ../../nbs/service/guards.ipynb #44717fa1
-def check_start(settings: Settings, usage: Usage, now: float):
-    "Raise Refused unless the daily limit and the monthly budget allow another run."
-    if (dearest := longest_run_cost(settings)) > settings.monthly_budget:
+def check_budget(settings: Settings, usage: Usage, now: float, minutes: float = 0):  # minutes: left of the awake hours
+    "Raise Refused unless the monthly budget allows a run from now on."
+    if (dearest := longest_run_cost(settings, minutes)) > settings.monthly_budget:
         raise _too_dear(settings, dearest, now)
     if spent_in_month(usage, now) + dearest > settings.monthly_budget:
         raise _over_budget(settings, now)
+
+
+def check_start(settings: Settings, usage: Usage, now: float, minutes: float = 0):  # as `check_budget`
+    "Raise Refused unless the daily limit and the monthly budget allow another run."
+    check_budget(settings, usage, now, minutes)
     if (starts := usage.starts.get(day_of(now), 0)) >= settings.daily_starts:
         message = f"The model has reached today's limit with {starts} starts, including failed ones. "
         raise Refused("too_many_starts", message + "Try again after midnight UTC.", _until_midnight(now))

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['logger', 'BEFORE_STANDBY', 'AFTER_ENDPOINT', 'CLIENTS', 'ERROR_KINDS', 'LOOKS', 'PAUSE', 'GOING', 'DOWN', 'CANARY',
-           'CLOCKS', 'SHORTEST_SERVICE', 'TOO_LATE', 'TELL_SECONDS', 'SENDERS', 'LAST_TRY', 'STOP_TRIES',
+           'SHORTEST_SERVICE', 'TOO_LATE', 'TELL_SECONDS', 'SENDERS', 'LAST_TRY', 'STOP_TRIES', 'RESTART_PAUSE',
            'CREATE_GRACE', 'ENDPOINT_LOGS', 'LOG_CHANGES', 'client_of', 'Engine', 'engine_from', 'run_of', 'instant',
            'error_kind', 'refuses_type', 'another_type_may_help', 'StartFailed', 'StillThere', 'NoModel',
            'registered_model', 'capture_config', 'try_delete_endpoint', 'next_attempt', 'start', 'schedule_name', 'arm',
            'disarm', 'check_prediction', 'NotServing', 'canary', 'deadline_from', 'deadline_of', 'on_ready', 'notify',
            'on_failed', 'count_end', 'end_run', 'clean_up', 'describe', 'TooEarly', 'on_endpoint_state_change',
-           'extend', 'finish_stopping', 'shutdown', 'repair', 'delete_if_ours', 'end_strays', 'delete_orphans',
-           'delete_every_run', 'delete_forgotten_trials', 'expire_endpoint_logs', 'measure', 'reconcile']
+           'extend', 'finish_stopping', 'shutdown', 'NotYet', 'WrongToken', 'sleep_now', 'wake', 'keep_hours', 'repair',
+           'delete_if_ours', 'end_strays', 'delete_orphans', 'delete_every_run', 'delete_forgotten_trials',
+           'expire_endpoint_logs', 'measure', 'reconcile']
 
 # %% ../../nbs/service/lifecycle.ipynb #11b69a27
 import json
@@ -41,8 +42,10 @@ from sentiment_engine.sagemaker import (
     resources,
 )
 from . import model_state as states
+from .guards import Refused
 from .metrics import emit
 from sentiment_engine.service.model_state import (
+    CLOCKS,
     CREATING,
     FAILED,
     IN_SERVICE,
@@ -363,13 +366,15 @@ def start(
     subscriber: Subscriber | None = None,
     address: str = "",  # network address of the visitor
     last_check: Callable[[], None] = lambda: None,  # runs after all guards, before the engine stores a number
+    sleep_token: str = "",  # may end the run early if this call begins it; empty: nothing may
 ) -> tuple[str, Row]:  # started, joined, already-in-service or stopping
     "Start the model or join a start in progress. Raises NoModel, StartFailed, Refused, Crowded or Unsound."
     model, last_check = registered_model(engine), cache(last_check)  # cached, because a retried write repeats the check
+    sleep_hash = states.hash_of(sleep_token) if sleep_token else ""
     for _ in range(2):
         if _still_there(engine):
             return "stopping", states.read_row(engine.table)
-        request = StartRequest(new_run_id(), subscriber, address, model["version"], last_check)
+        request = StartRequest(new_run_id(), subscriber, address, model["version"], sleep_hash, last_check)
         outcome, row = states.start_or_join(engine.table, engine.settings, request)
         if outcome != "stopping":
             break
@@ -507,23 +512,21 @@ def canary(engine: Engine, run_id: str, tries: int = 3):
             time.sleep(1)
 
 # %% ../../nbs/service/lifecycle.ipynb #175bde57
-CLOCKS = 60  # maximum difference between the clocks of two Lambdas, in seconds
-
-
 def _longest_life(settings: Settings, row: Row) -> float:
-    "Return the latest end of the run, in seconds since 1970. A run that begins in the future is over."
-    begun = row.startedAt if row.startedAt < time.time() + CLOCKS else 0
-    return begun + settings.max_run_minutes * 60
+    "Return the latest end of the run, in seconds since 1970. Awake hours postpone it. A run from the future is over."
+    now = time.time()
+    begun = row.startedAt if row.startedAt < now + CLOCKS else 0
+    return max(begun + settings.max_run_minutes * 60, states.awake_until(row, now))
 
 
 def deadline_from(settings: Settings, row: Row, now: float) -> int:
-    "Return the deadline after a use at `now`: the idle time, capped by the longest life of a run."
-    return int(min(now + settings.idle_minutes * 60, _longest_life(settings, row)))
+    "Return the deadline after a use at `now`: the idle time or the awake hours, capped by the longest life of a run."
+    return int(min(max(now + settings.idle_minutes * 60, states.awake_until(row, now)), _longest_life(settings, row)))
 
 # %% ../../nbs/service/lifecycle.ipynb #c6b7482c
 def deadline_of(settings: Settings, row: Row) -> int:
-    "Return the row's deadline, capped by the maximum run time in case of manual edits."
-    return int(min(row.shutdownAt, _longest_life(settings, row)))
+    "Return the row's deadline or the end of its awake hours, capped by the longest life in case of manual edits."
+    return int(min(max(row.shutdownAt, states.awake_until(row, time.time())), _longest_life(settings, row)))
 
 # %% ../../nbs/service/lifecycle.ipynb #a29853f2
 SHORTEST_SERVICE = 60  # minimum seconds that must remain when a run opens
@@ -613,7 +616,7 @@ def on_failed(
     end_run(engine, row, reason)
 
 # %% ../../nbs/service/lifecycle.ipynb #3c42f6be
-def count_end(engine: Engine, row: Row, why: str):  # idle, longest_life or failed
+def count_end(engine: Engine, row: Row, why: str):  # idle, asked, longest_life or failed
     "Report the end and the cost of a run."
     seconds = max(0, time.time() - (row.startedAt or time.time()))
     logger.info("run over", run_id=row.runId, why=why, seconds=int(seconds), instance_type=row.instanceType)
@@ -762,6 +765,13 @@ def extend(
 STOP_TRIES = 10  # an attempt fails if a message is counted at the same moment
 
 
+def _why_over(settings: Settings, row: Row) -> str:  # asked, idle or longest_life
+    "Return why a stopping run ends."
+    if row.since < deadline_of(settings, row):
+        return "asked"
+    return "idle" if row.shutdownAt < _longest_life(settings, row) else "longest_life"
+
+
 def finish_stopping(engine: Engine, row: Row) -> bool:  # whether the run is over
     "Delete the resources of a stopping run, then mark it as stopped."
     if clean_up(engine, row.runId) not in GOING:
@@ -771,15 +781,19 @@ def finish_stopping(engine: Engine, row: Row) -> bool:  # whether the run is ove
         if now.runId != row.runId or now.state != STOPPING:
             return True
         if states.stopped(engine.table, now):
-            count_end(engine, now, "idle" if now.shutdownAt < _longest_life(engine.settings, now) else "longest_life")
+            count_end(engine, now, _why_over(engine.settings, now))
             return True
     return False
 
 # %% ../../nbs/service/lifecycle.ipynb #0713a940
-def _deadline_now(engine: Engine, row: Row, now: float) -> int:
-    "Return the latest deadline that counts as passed. After the longest life of the run, any deadline does."
+def _begin_stopping(engine: Engine, row: Row) -> Row | None:  # None: the deadline is ahead, or the row has changed
+    "Start to stop a run whose deadline has passed. After the longest life of the run, any deadline has."
+    now = time.time()
+    if now < deadline_of(engine.settings, row):
+        return None
     over = now >= _longest_life(engine.settings, row)
-    return max(int(now), row.shutdownAt) if over else int(now)
+    deadline = max(int(now), row.shutdownAt) if over else int(now)
+    return states.begin_stopping(engine.table, row.runId, deadline, row.awakeUntil)
 
 # %% ../../nbs/service/lifecycle.ipynb #7de91dfd
 def shutdown(engine: Engine, run_id: str) -> str:  # ignored, rearmed, stopped or stopping
@@ -788,14 +802,97 @@ def shutdown(engine: Engine, run_id: str) -> str:  # ignored, rearmed, stopped o
     if row.runId != run_id or row.state not in (IN_SERVICE, STOPPING):
         return "ignored"
     if row.state == IN_SERVICE:
-        stopping = states.begin_stopping(engine.table, run_id, _deadline_now(engine, row, time.time()))
-        row = stopping or states.read_row(engine.table)
+        row = _begin_stopping(engine, row) or states.read_row(engine.table)
     if row.runId != run_id or row.state not in (IN_SERVICE, STOPPING):
         return "ignored"
     if row.state == IN_SERVICE:
         arm(engine, run_id, deadline_of(engine.settings, row))
         return "rearmed"
     return "stopped" if finish_stopping(engine, row) else "stopping"
+
+# %% ../../nbs/service/lifecycle.ipynb #6e47ea94
+class NotYet(RuntimeError):
+    "The run cannot end now. The message addresses the visitor."
+
+    def __init__(self, message: str, row: Row):
+        super().__init__(message)
+        self.row = row
+
+
+def _check_early_end(row: Row):
+    "Raise NotYet if the run of `row` cannot end now."
+    if row.state == CREATING:
+        raise NotYet("The model is still starting, and AWS deletes no such endpoint. Ask again once it is awake.", row)
+    if until := states.awake_until(row, time.time()):
+        raise NotYet(f"The owner keeps the model awake until {instant(until)}. You need not end it.", row)
+    if row.subscribers:
+        raise NotYet("The messages to those who waited are being sent. Ask again in a minute.", row)
+
+# %% ../../nbs/service/lifecycle.ipynb #ed606c01
+class WrongToken(RuntimeError):
+    "The token is not that of the run in progress or the last one."
+
+
+def sleep_now(engine: Engine, token: str) -> tuple[str, Row]:  # sleeping or already-asleep
+    "End the run of `token` before its deadline. Safe to repeat. Raises WrongToken or NotYet."
+    for _ in range(STOP_TRIES):
+        row = states.read_row(engine.table)
+        if not states.may_end(row, token):
+            raise WrongToken
+        if row.state in (STOPPED, FAILED):
+            return "already-asleep", row
+        if row.state == STOPPING:
+            finish_stopping(engine, row)  # the reconciler completes what AWS does not do now
+            return "sleeping", states.read_row(engine.table)
+        _check_early_end(row)
+        states.stop_early(engine.table, row)
+    raise NotYet("The model is in use at the moment. Ask again in a minute.", row)
+
+# %% ../../nbs/service/lifecycle.ipynb #e475aa4c
+def _start_in_hours(engine: Engine) -> str:  # as `start`; failed, or the code of a refusal
+    "Start the model because of its awake hours. A refusal ends them."
+    try:
+        return start(engine)[0]
+    except (NoModel, StartFailed) as e:
+        logger.error("not started in awake hours", reason=str(e))
+        return "failed"  # the reconciler tries again
+    except Refused as e:
+        return _end_hours(engine, e)
+
+
+def _end_hours(engine: Engine, refusal: Refused) -> str:  # its code
+    "Give up the awake hours because of a refusal."
+    states.give_up_hours(engine.table)
+    logger.warning("awake hours refused", code=refusal.code, reason=str(refusal))
+    emit(engine.settings.prefix, by=refusal.code, Refusals=1)
+    return refusal.code
+
+# %% ../../nbs/service/lifecycle.ipynb #1b34f0d2
+def wake(
+    engine: Engine,
+    minutes: int,  # 1 to 1440, from now
+) -> str:  # as `_start_in_hours`
+    "Start the model and keep it awake. Safe to repeat. Raises ValueError, Crowded or Unsound."
+    if type(minutes) is not int or not 1 <= minutes <= 1440:
+        raise ValueError(f"the model can be kept awake for 1 to 1440 minutes, not {minutes!r}")
+    try:
+        states.keep_awake(engine.table, engine.settings, int(time.time()) + minutes * 60)
+    except Refused as e:
+        return _end_hours(engine, e)
+    outcome = _start_in_hours(engine)
+    logger.info("awake hours", minutes=minutes, outcome=outcome)
+    return outcome
+
+# %% ../../nbs/service/lifecycle.ipynb #5b65b117
+RESTART_PAUSE = 1200  # seconds between two starts in awake hours, so that failures do not use up the day's starts
+
+
+def keep_hours(engine: Engine) -> str:  # as `_start_in_hours`; fine: nothing to do
+    "Start again what failed or disappeared in the awake hours."
+    row, now = states.read_row(engine.table), time.time()
+    down = row.state in (STOPPED, FAILED) and engine.settings.endpoint == "realtime"
+    due = states.awake_until(row, now) and now - row.startedAt >= RESTART_PAUSE
+    return _start_in_hours(engine) if down and due else "fine"
 
 # %% ../../nbs/service/lifecycle.ipynb #3260b53a
 CREATE_GRACE = 120  # seconds that a started run may have no endpoint; the engine's Lambdas do not live longer
@@ -834,7 +931,7 @@ def _repair_waiting(engine: Engine, row: Row) -> str:
 # %% ../../nbs/service/lifecycle.ipynb #1dccafa3
 def _repair_in_service(engine: Engine, row: Row) -> str:
     "Check a run that is open."
-    if time.time() >= row.shutdownAt:
+    if time.time() >= deadline_of(engine.settings, row):
         return shutdown(engine, row.runId)
     if describe(engine, row.runId)[0] in (*GOING, *DOWN):
         on_failed(engine, row, "The endpoint disappeared.", elsewhere=False)
@@ -1025,7 +1122,7 @@ def reconcile(engine: Engine) -> dict[str, Any]:  # result of each part
     "Compare the row with the actual resources and complete missing steps. Raises RuntimeError if a part failed."
     report: dict[str, Any] = {}
     begun = time.time()
-    parts = (repair, delete_orphans, delete_forgotten_trials, measure, expire_endpoint_logs)
+    parts = (repair, delete_orphans, keep_hours, delete_forgotten_trials, measure, expire_endpoint_logs)
     for part in parts:
         _try(report, part, engine)
     if report.keys() >= {"repair", "delete_orphans"}:

@@ -26,6 +26,9 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, meaning)
     "unavailable": (503, "A required AWS service does not answer."),
     "internal_error": (500, "The API has an internal error."),
     "not_in_service": (409, "The model is not awake."),
+    "never_sleeps": (409, "The endpoint is serverless or a Lambda, so no run can end."),
+    "not_yet": (409, "The run cannot end now. The message says when to ask again."),
+    "wrong_token": (403, "The token does not belong to the run in progress or the last one."),
     "stopping": (409, "AWS is still deleting the endpoint of the last run."),
 }
 
@@ -81,6 +84,7 @@ REFUSALS: dict[str, str] = {  # path: codes
     f"standby_limit standby_down "
     f"model_error model_timeout {MODEL_CODES}",
     "/extend": f"{_ALWAYS} not_in_service",
+    "/sleep": f"{_BODY} wrong_token not_yet never_sleeps",
     "/openapi.json": _ALWAYS,
 }
 
@@ -215,6 +219,12 @@ def _start_request() -> dict:
         "properties": fields,
         "description": "Recipient of an SMS when the model is ready.",
     }
+
+
+def _sleep_request() -> dict:
+    "Describe the body of POST /sleep."
+    token = {"type": "string", "description": "The sleepToken of /start."}
+    return {"type": "object", "properties": {"token": token}, "required": ["token"]}
 
 # %% ../../nbs/service/openapi.ipynb #aff5d87c
 EXPLAIN_LIMIT = 10  # maximum texts per request with explain, as in the endpoint
@@ -386,9 +396,9 @@ def _success_schema(description: str, schema: dict) -> dict:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 # %% ../../nbs/service/openapi.ipynb #9cc27821
-def _outcome(*outcomes: str) -> dict:
-    "Describe the answer of POST /start with one of `outcomes`."
-    return _schema("Started", outcome={"enum": list(outcomes)})
+def _outcome(*outcomes: str, schema: str = "Started") -> dict:
+    "Describe the answer of POST /start or /sleep with one of `outcomes`."
+    return _schema(schema, outcome={"enum": list(outcomes)})
 
 # %% ../../nbs/service/openapi.ipynb #a91164a1
 OPERATIONS: dict[str, tuple[str, str, dict[str, dict]]] = {  # path: (summary, schema of the body, successful answers)
@@ -409,6 +419,12 @@ OPERATIONS: dict[str, tuple[str, str, dict[str, dict]]] = {  # path: (summary, s
         {"200": _success_schema("The predictions.", _schema("Predictions"))},
     ),
     "/extend": ("Keep the model awake.", "", {"200": _success_schema("The state.", _schema("Status"))}),
+    "/sleep": (
+        "End the run that this visitor has started.",
+        "SleepRequest",
+        {"200": _success_schema("The run has already ended.", _outcome("already-asleep", schema="Slept"))}
+        | {"202": _success_schema("The endpoint is being deleted.", _outcome("sleeping", schema="Slept"))},
+    ),
     "/openapi.json": ("Describe this API.", "", {"200": _success_schema("This document.", _schema("Document"))}),
 }
 
@@ -420,20 +436,24 @@ def _operation(path: str, method: str) -> dict:
     told = {"operationId": name, "summary": summary, "responses": good | _refusals(path)}
     if body:
         content = {"application/json": {"schema": _schema(body)}}
-        told["requestBody"] = {"content": content, "required": body == "PredictRequest"}
+        told["requestBody"] = {"content": content, "required": body in ("PredictRequest", "SleepRequest")}
     return {method.lower(): told}
 
 # %% ../../nbs/service/openapi.ipynb #0a7e6e7a
 def _schemas(settings: Settings) -> dict:
     "Describe all named objects."
     status = _status(settings)
-    outcome = {"outcome": {"enum": ["started", "joined", "already-in-service"]}}
+    token = _or_null("string", "Ends the run by /sleep; null unless this request began it.")
+    started = {"outcome": {"enum": ["started", "joined", "already-in-service"]}, "sleepToken": token}
+    slept = {"outcome": {"enum": ["sleeping", "already-asleep"]}}
     return {
         "Status": status,
-        "Started": _object(outcome | status["properties"], allOf=status["allOf"]),
+        "Started": _object(started | status["properties"], allOf=status["allOf"]),
+        "Slept": _object(slept | status["properties"], allOf=status["allOf"]),
         "Predictions": _predictions_schema(),
         "StartRequest": _start_request(),
         "PredictRequest": _predict_request(settings),
+        "SleepRequest": _sleep_request(),
         "GatewayMessage": {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]},
         "Document": {"type": "object", "required": ["openapi", "info", "paths"]},
     }

@@ -47,6 +47,7 @@ ARNS = {
     "AWS::S3::*": "s3:::{stack}-{name}-1x2y",
     "AWS::SNS::*": "sns:{R}:lab-alarms",
     "AWS::SQS::*": "sqs:{R}:lab-dead-letters",
+    "AWS::Scheduler::Schedule": "scheduler:{R}:schedule/lab/{Name}",
     "AWS::Scheduler::ScheduleGroup": "scheduler:{R}:schedule-group/{Name}",
     "AWS::WAFv2::WebACL": "wafv2:us-east-1:{A}:global/webacl/{Name}/1x2y",
 }
@@ -60,6 +61,7 @@ ELSEWHERE = {  # other resources that a handler needs
     "scheduler:DeleteSchedule": f"arn:aws:scheduler:{OF}:schedule/lab/1x2y",
 }
 PASSED_TO = {"AWS::Glue::Job": "glue.amazonaws.com", "AWS::Lambda::Function": "lambda.amazonaws.com"}
+PASSED_TO |= {"AWS::Scheduler::Schedule": "scheduler.amazonaws.com"}
 NEEDLESS = {  # permissions that some handlers need but ours do not, and why
     "kms:*": "Nothing is encrypted by a key of ours.",
     "ec2:*": "No function is in a VPC.",

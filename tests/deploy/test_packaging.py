@@ -88,7 +88,7 @@ def test_only_what_is_imported_is_packed():
     assert list(package_files("from sentiment_engine.settings import Settings")) == [package, settings]
     nested = "sentiment_engine/data/__init__.py", "sentiment_engine/data/stability.py"
     assert list(package_files("from sentiment_engine.data.stability import stability")) == [package, *nested]
-    needed = package_files((LAMBDAS / "shutdown-endpoint" / "handler.py").read_text())
+    needed = package_files((LAMBDAS / "reconcile-model-service" / "handler.py").read_text())
     assert "sentiment_engine/service/__init__.py" in needed and "sentiment_engine/service/lifecycle.py" in needed
     assert not {name for name in needed if "openapi" in name or "/local/" in name or "/deploy/" in name}
 

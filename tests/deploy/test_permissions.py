@@ -47,7 +47,9 @@ SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfron
 ARN = f"arn:aws:{{}}:{REGION}:{ACCOUNT}:{{}}"
 WAKE_UP_ROLE, QUEUE = f"arn:aws:iam::{ACCOUNT}:role/wake", ARN.format("sqs", f"{PREFIX}-dead-letters")
 STANDBY = ARN.format("lambda", f"function:{PREFIX}-standby-model")
-SHUTDOWN = ARN.format("lambda", f"function:{PREFIX}-shutdown-endpoint")
+SHUTDOWN, START = (
+    ARN.format("lambda", f"function:{PREFIX}-{name}") for name in ("shutdown-endpoint", "start-model-service")
+)
 GONE = "The container did not answer /ping."
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("lambdas/*/handler.py"))
 ALONE = {"scheduler": "scheduler.amazonaws.com"}
@@ -114,6 +116,11 @@ def live(world: Watched):
     world.begin()
     do(("many", ("down", 0, CAPACITY), ("drop", 0), ("reconcile",), ("up", 0), ("drop", 0), ("reconcile",)))
     do(("many", ("forget", 0), ("reconcile",), ("clock", 2000), ("reconcile",)))  # a lost wake-up; a missed one
+    world.awake()
+    do(("sleep", 0))
+    do(("awake", 60))
+    do(("many", ("up", 0), ("deliver", 0, False), ("vanish", 0), ("clock", 1300), ("reconcile",), ("reconcile",)))
+    do(("many", ("up", 0), ("deliver", 0, False), ("clock", 3600), ("wake", 0, False)))
     world.awake(ADA)
     do(("clock", 2000))
     stopped = [n for n in range(4) if not _dies_stopping(world, n)]
@@ -168,7 +175,8 @@ def needs_of(service: str, operation: str, given: dict) -> list[tuple[str, str]]
 @pytest.fixture(scope="module", params=["textbelt", "sns"])
 def known(request, cloud):
     "The calls of each function in an engine's lifecycle, and the statements of its deployed role."
-    own = Settings(prefix=PREFIX, table="states", sms_provider=request.param)
+    hours = "Mon-Fri 09:00-17:00 Europe/Berlin"
+    own = Settings(prefix=PREFIX, table="states", sms_provider=request.param, awake_hours=hours)
     s3, cloudformation, name = cloud.client("s3"), cloud.client("cloudformation"), f"{PREFIX}-{request.param}"
     s3.create_bucket(Bucket=f"{name}-artifacts")
     packages = upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas")
@@ -222,7 +230,8 @@ def _needs(world: Watched, found: dict) -> dict[str, set[tuple[str, str]]]:
     "List what each role needs: for its own calls, and for AWS's calls under it that the template requires."
     # The wake-ups' real role replaces this world's role.
     real = f"arn:aws:iam::{ACCOUNT}:role/{found['WakeUpRole']}"
-    needs = {folder: set() for folder in FOLDERS} | {"wake-up": {("lambda:InvokeFunction", SHUTDOWN)}}
+    needs = {folder: set() for folder in FOLDERS}
+    needs |= {"wake-up": {("lambda:InvokeFunction", SHUTDOWN), ("lambda:InvokeFunction", START)}}
     for folder, calls in world.made.items():
         for call in calls:
             needs[folder] |= {(action, real if on == WAKE_UP_ROLE else on) for action, on in needs_of(*call)}

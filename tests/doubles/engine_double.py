@@ -411,6 +411,7 @@ class World:
             "POST /start": "start-model-service",
             "POST /predict": "invoke-sagemaker-endpoint",
             "POST /extend": "extend-shutdown-timer",
+            "POST /sleep": "shutdown-endpoint",
         }
         key = f"{method} {path}" if f"{method} {path}" in routes else "$default"
         text = raw if raw is not None else None if body is None else json.dumps(body)
@@ -425,6 +426,13 @@ class World:
 
     def start(self, phone: str | None = None, name: str = "", address: str = "") -> tuple[int, dict]:
         return self.request("POST", "/start", {"phone": phone, "name": name}, address=address)
+
+    def wake(self, minutes: int) -> str:
+        "Begin awake hours, as their schedule does."
+        return self.handlers["start-model-service"].handler({"awakeMinutes": minutes}, None)["outcome"]
+
+    def sleep(self, token: object) -> tuple[int, dict]:
+        return self.request("POST", "/sleep", {"token": token})
 
     def status(self) -> dict:
         code, body = self.request("GET", "/status")

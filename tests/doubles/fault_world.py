@@ -323,6 +323,8 @@ NESTED = (
     ("wake", 0, True),
     ("predict",),
     ("extend",),
+    ("sleep", 0),
+    ("awake", 60),
     ("lose_row",),
     ("up", 0),
     ("down", 0, CAPACITY),
@@ -346,6 +348,7 @@ LAMBDAS = {
     "start": ("POST /start", "start-model-service"),
     "predict": ("POST /predict", "invoke-sagemaker-endpoint"),
     "extend": ("POST /extend", "extend-shutdown-timer"),
+    "sleep": ("POST /sleep", "shutdown-endpoint"),
 }
 
 
@@ -385,6 +388,8 @@ class FaultWorld:
         self.accepted = 0  # subscribers of the last start
         self.listed_at: dict[str, list[int]] = {}  # number: when it was put on a list
         self.struck: list[tuple[str, str]] = []  # (kind of fault, operation) of this invocation
+        self.tokens: list[tuple[int, str]] = []  # (start, token that may end it), the last one first
+        self.asked = 0  # the start that the token of this request may end
         clients = {"dynamodb": self.dynamodb, "sagemaker": self.sagemaker, "sagemaker-runtime": self.sagemaker}
         clients |= {"scheduler": self.scheduler, "ssm": SimpleNamespace(get_parameter=self._parameter)}
         self.standby, self.moved = Standby(self), False  # moved: whether this prediction has moved the deadline
@@ -440,14 +445,14 @@ class FaultWorld:
             must(not won, "every start has a run id of its own", now.runId)
         if won:
             self.starts, self.hurt = self.starts + 1, False
-            self._check_caps()
+            self._check_caps(now)
         elif now.state != was.state:
             self._check_entry(was, now)
         if was.state == now.state == IN_SERVICE:
             must(now.shutdownAt >= was.shutdownAt, "a deadline never moves back", (was.shutdownAt, now.shutdownAt))
             self.moved |= now.shutdownAt > was.shutdownAt and self.current == LAMBDAS["predict"][1]
         if now.state == IN_SERVICE:
-            end = now.startedAt + self.settings.max_run_minutes * 60
+            end = max(now.startedAt + self.settings.max_run_minutes * 60, now.awakeUntil)
             must(now.shutdownAt <= end, "no deadline after the longest life", now.shutdownAt - end)
         self._account(was, now)
         self._check_count(was, now, won)
@@ -490,18 +495,25 @@ class FaultWorld:
             must(name in self.answered, "ready means that this run's endpoint has answered", name)
             self.opened.add(self.starts)
         if now.state == STOPPING:
-            due = min(was.shutdownAt, was.startedAt + self.settings.max_run_minutes * 60)
-            must(due <= self.clock.now, "nothing is stopped before its deadline", due - self.clock.now)
+            self._check_end(was)
         if now.state == STOPPED and was.state == STOPPING:
             must(endpoint in (None, "Deleting"), "stopped means that the endpoint is deleted", endpoint)
             must(name not in self.sagemaker.configs, "stopped means that the config is deleted", name)
 
-    def _check_caps(self):
+    def _check_end(self, row: Row):
+        "Check that a run stops at its deadline, or because the visitor who began it asked for that."
+        must(row.awakeUntil <= self.clock.now, "nothing is stopped in awake hours", row.awakeUntil - self.clock.now)
+        due = min(row.shutdownAt, row.startedAt + self.settings.max_run_minutes * 60)
+        done = self.asked == self.starts and not row.subscribers
+        must(due <= self.clock.now or done, "nothing is stopped before its deadline", due - self.clock.now)
+
+    def _check_caps(self, row: Row):
         "Check the possible cost of a start that has just won."
         begun = self.usage.starts.get(day_of(self.clock.now), 0)
         must(begun < self.settings.daily_starts, "no more starts a day than allowed", begun)
         left = self.settings.monthly_budget - spent_in_month(self.usage, self.clock.now)
-        must(left >= guards.longest_run_cost(self.settings), "no start beyond the month's budget", left)
+        hours = model_state.awake_minutes(row, self.clock.now)
+        must(left >= guards.longest_run_cost(self.settings, hours), "no start beyond the month's budget", left)
 
     @property
     def usage(self) -> Usage:
@@ -689,6 +701,10 @@ class FaultWorld:
         code, body = self.request("start", {"phone": phone, "name": "Ada"} if phone else {})
         if code == 503 and body["error"]["code"] == "start_failed":
             self._check_undone()
+        if code in (200, 202):
+            must(bool(body["sleepToken"]) == (body["outcome"] == "started"), "a token is for who begins a run", body)
+        if code == 202 and body["sleepToken"]:
+            self.tokens.insert(0, (self.starts, body["sleepToken"]))
         if code == 202 and phone and body["outcome"] in ("started", "joined") and losses == self.losses:
             self.promised.add((self.starts, phone))
 
@@ -720,6 +736,20 @@ class FaultWorld:
 
     def do_extend(self):
         self.request("extend")
+
+    def do_sleep(self, i: int):
+        "End a run with the last token, with an earlier one, or with none."
+        outer, (start, token) = self.asked, (self.tokens[i] if i < len(self.tokens) else (-1, ""))
+        self.asked, before = start, self.row
+        code, _ = self.request("sleep", {"token": token})
+        self.asked = outer
+        must(code not in (200, 202) or start == self.starts, "a token ends its own run only", (start, self.starts))
+        if code == 200 and before.state == STOPPED:
+            must(self.row == before, "a repeated end changes nothing", before)
+
+    def do_awake(self, minutes: int):
+        "Begin awake hours, as their schedule does."
+        self.invoke("start-model-service", {"awakeMinutes": minutes})
 
     def do_reconcile(self):
         self.invoke("reconcile-model-service", {})

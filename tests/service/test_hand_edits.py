@@ -64,7 +64,7 @@ class Edited(World):
 
     def __init__(self, monkeypatch, **given):
         super().__init__(monkeypatch, **given)
-        self.dynamodb, self.counts = MemoryDynamoDB(table=self.settings.table), []
+        self.dynamodb, self.counts, self.token = MemoryDynamoDB(table=self.settings.table), [], ""
         for name, client in (("dynamodb", self.dynamodb), ("sagemaker", self.sagemaker)):
             self.clients[name] = Counted(client, self.counts)
 
@@ -72,7 +72,7 @@ class Edited(World):
         "Put the engine into a state."
         if life == "never":
             return
-        self.start(ADA)
+        self.token = self.start(ADA)[1]["sleepToken"]
         self.clock.now += 300
         if life in ("stopped", "in service", "stopping"):
             self.endpoint_becomes("InService")
@@ -108,6 +108,12 @@ class Edited(World):
             assert code in (200, 202, 402, 409, 429, 503), (what, code, answer)
             assert code != 503 or answer["error"]["code"] in ("start_failed", "busy"), answer
             return code, answer
+        if what == "sleep":
+            code, answer = self.sleep(self.token)
+            assert code in (200, 202, 403, 409), (code, answer)
+            return code, answer
+        if what == "awake":
+            return self.wake(60)
         if what == "reconcile":
             return self.reconcile()
         if what == "wake":
@@ -115,7 +121,8 @@ class Edited(World):
         return self.event(what, at=0, run_id=self.row.runId or "0f3c5a7e9b1d")
 
 
-EVERYTHING = ("status", "start", "with a number", "predict", "extend", "wake", "IN_SERVICE", "FAILED", "reconcile")
+EVERYTHING = ("status", "start", "with a number", "predict", "extend", "sleep", "awake", "wake", "IN_SERVICE", "FAILED")
+EVERYTHING += ("reconcile",)
 edits = st.dictionaries(st.sampled_from(ROW), st.sampled_from(WRONG), min_size=1, max_size=len(ROW))
 usage_edits = st.dictionaries(st.sampled_from(list(Usage.__dataclass_fields__)), st.sampled_from(WRONG), max_size=4)
 

@@ -86,7 +86,20 @@ def late_and_overdue(world):
     world.reconcile()
 
 
+def done_early(world):
+    token = world.start(ADA)[1]["sleepToken"]
+    world.endpoint_becomes("InService")
+    assert world.sleep(token)[0] == 202 and world.sleep(token)[0] == 200
+
+
+def awake_hours(world):
+    assert world.wake(60) == "started"
+    world.endpoint_becomes("InService")
+    world.pass_time(3700)
+
+
 LIVES = (visit, next_type, next_type_after_a_wait, refused_type, rolled_back, failed, disappeared, late_and_overdue)
+LIVES += (done_early, awake_hours)
 
 
 def lived(monkeypatch, life, repeats: bool) -> dict:
@@ -100,7 +113,7 @@ def lived(monkeypatch, life, repeats: bool) -> dict:
         row, usage = world.row, world.usage
         left = [ids[name.rpartition("-")[2]] for name in (*world.sagemaker.endpoints, *world.sagemaker.configs)]
         people = sorted((e["to"], e.get("again")) for e in row.subscribers.values())
-        plain = replace(row, token="", runId=ids.get(row.runId, ""), leftover=ids.get(row.leftover, ""))
+        plain = replace(row, token="", sleepHash="", runId=ids.get(row.runId, ""), leftover=ids.get(row.leftover, ""))
         told = {kept: sorted(getattr(row, kept).values()) for kept in ("told", "seen")}
         return {
             "row": replace(plain, subscribers={}, told={}, seen={}),

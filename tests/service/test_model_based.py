@@ -62,6 +62,14 @@ class Life(RuleBasedStateMachine):
     def ask(self, what, plan):
         self.world.do((what,), plan)
 
+    @rule(i=which, plan=plans)
+    def sleep(self, i, plan):
+        self.world.do(("sleep", i), plan)
+
+    @rule(minutes=st.sampled_from([1, 45, 480, 1440]), plan=plans)
+    def awake(self, minutes, plan):
+        self.world.do(("awake", minutes), plan)
+
     @rule(i=which, again=st.booleans(), plan=plans)
     def deliver(self, i, again, plan):
         self.world.do(("deliver", i, again), plan)
@@ -180,17 +188,20 @@ def test_twenty_thousand_lives(tenth):
 
 LIFE = [("start", None), ("up", 0), ("deliver", -1, False), ("predict",)]
 LIFE += [("clock", 1801), ("wake", 0, False), ("reconcile",)]
+DONE = [*LIFE[:4], ("sleep", 0), ("reconcile",)]
+HOURS = [("awake", 480), *LIFE[1:5], ("reconcile",), ("vanish", 0), ("reconcile",), *LIFE[1:3], ("clock", 28_800)]
+CASES = [(life, action) for life in (LIFE, DONE, [*HOURS, *LIFE[5:]]) for action in dict.fromkeys(life)]
 
 
 @pytest.mark.parametrize("deleting", [0, 240])
-@pytest.mark.parametrize("spoilt", [action for action in LIFE if action[0] not in ("up", "clock")])
-def test_one_fault_at_any_call_of_a_usual_run(deleting, spoilt):
+@pytest.mark.parametrize(("life", "spoilt"), [case for case in CASES if case[1][0] not in ("up", "clock", "vanish")])
+def test_one_fault_at_any_call_of_a_usual_run(deleting, life, spoilt):
     "Random lives meet some faults rarely: here each fault meets each of the first calls of each function."
     for fault in FAULTS:
         for at in range(15):
             missed = {}  # the fault, if the function makes fewer calls
             with FaultWorld(1, deleting, 0, False, **OFF) as world:
-                for action in LIFE:
+                for action in life:
                     world.do(action, {at: fault} if action == spoilt else {})
                     world.check()
                     missed |= world.plan

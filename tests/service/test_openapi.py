@@ -26,6 +26,7 @@ FUNCTIONS = {
     "/start": "start-model-service",
     "/predict": "invoke-sagemaker-endpoint",
     "/extend": "extend-shutdown-timer",
+    "/sleep": "shutdown-endpoint",
 }
 READABLE = re.compile(r"(text/|application/(json|javascript|xml))")  # passed on unchanged by API Gateway
 FREE = {"number_cooldown_minutes": 0, "address_cooldown_seconds": 0, "daily_starts": 10**7, "daily_messages": 10**7}
