@@ -403,7 +403,8 @@ def mend_schedules(
 # %% ../../nbs/local/server.ipynb #01540dd0
 def mend_cron_zones(scheduler, eventbridge):  # ministack's services
     "Make cron schedules follow their time zones. Repeated calls have no effect."
-    tick, seen = scheduler._tick_schedules, {}  # seen: time of the last look, by schedule
+    tick = scheduler._tick_schedules
+    seen: dict[object, float] = {}  # time of the last look, by schedule
     if tick.__module__ == __name__:  # already mended
         return
 
