@@ -353,7 +353,7 @@ def post_start(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict]:
         still = "The model is going to sleep." if row.state == STOPPING else "The last endpoint is not deleted yet."
         raise ApiError(409, "stopping", f"{still} Try again in a minute.", state=row.state)
     status = 200 if outcome == "already-in-service" else 202
-    own = token if outcome == "started" else None  # who joins may not end the run of another visitor
+    own = token if outcome == "started" else None  # a visitor who joins may not end it
     return status, {"outcome": outcome, "sleepToken": own, **status_now(engine, row)}
 
 # %% ../../nbs/service/api.ipynb #6f1f4b5a

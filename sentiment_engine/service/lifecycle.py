@@ -10,7 +10,7 @@ __all__ = ['logger', 'BEFORE_STANDBY', 'AFTER_ENDPOINT', 'CLIENTS', 'ERROR_KINDS
            'registered_model', 'capture_config', 'try_delete_endpoint', 'next_attempt', 'start', 'schedule_name', 'arm',
            'disarm', 'check_prediction', 'NotServing', 'canary', 'deadline_from', 'deadline_of', 'on_ready', 'notify',
            'on_failed', 'count_end', 'end_run', 'clean_up', 'describe', 'TooEarly', 'on_endpoint_state_change',
-           'extend', 'finish_stopping', 'shutdown', 'NotYet', 'WrongToken', 'sleep_now', 'start_hours', 'keep_hours',
+           'extend', 'finish_stopping', 'shutdown', 'NotYet', 'WrongToken', 'sleep_now', 'begin_hours', 'keep_hours',
            'repair', 'delete_if_ours', 'end_strays', 'delete_orphans', 'delete_every_run', 'delete_forgotten_trials',
            'expire_endpoint_logs', 'measure', 'reconcile']
 
@@ -868,7 +868,7 @@ def _end_hours(engine: Engine, refusal: Refused) -> str:  # its code
     return refusal.code
 
 # %% ../../nbs/service/lifecycle.ipynb #1b34f0d2
-def start_hours(
+def begin_hours(
     engine: Engine,
     minutes: int,  # 1 to 1440, from now
 ) -> str:  # as `_start_in_hours`

@@ -740,10 +740,10 @@ class FaultWorld:
     def do_sleep(self, i: int):
         "End a run with the last token, with an earlier one, or with none."
         outer, (start, token) = self.asked, (self.tokens[i] if i < len(self.tokens) else (-1, ""))
-        self.asked, before = start, self.row
+        self.asked, before, last = start, self.row, self.starts
         code, _ = self.request("sleep", {"token": token})
         self.asked = outer
-        must(code not in (200, 202) or start == self.starts, "a token ends its own run only", (start, self.starts))
+        must(code not in (200, 202) or start == last, "a token ends its own run only", (start, last))
         if code == 200 and before.state == STOPPED:
             must(self.row == before, "a repeated end changes nothing", before)
 

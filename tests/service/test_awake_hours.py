@@ -1,12 +1,15 @@
 "Awake hours: a schedule keeps the model awake, failures are repaired, and the budget and the promises hold."
 
 import dataclasses
+import json
+import time
 
 import pytest
 
 from sentiment_engine.service import lifecycle
 from sentiment_engine.service.usage import spent_in_month
 from tests.doubles.engine_double import ADA, World, aws_error
+from tests.doubles.local_models import until
 from tests.doubles.memory_dynamodb import MemoryDynamoDB
 
 HOURS = 480  # minutes
@@ -239,3 +242,18 @@ def test_a_run_of_an_earlier_version_ends_at_its_deadline(world):
     edit(world, "sleepHash", None)
     world.pass_time(1900)
     assert world.row.state == "STOPPED" and world.nothing_left()
+
+
+def test_the_hours_pass_in_the_cloud(engine):
+    engine.use("good")
+    engine.sleep()
+    functions, name = engine.cloud.client("lambda"), f"{engine.settings.prefix}-start-model-service"
+    told = functions.invoke(FunctionName=name, Payload=json.dumps({"awakeMinutes": 60}))
+    assert json.load(told["Payload"]) == {"outcome": "started"}
+    engine.wait("IN_SERVICE")
+    engine.cloud.advance_clock(engine.settings.idle_minutes * 60 + 60)  # the reconciler runs too
+    time.sleep(3)
+    assert engine.state() == "IN_SERVICE" and engine.call("GET", "/status")["secondsLeft"] > 1000
+    engine.cloud.advance_clock(1800)
+    engine.wait("STOPPED")
+    until(lambda: engine.cloud.client("sagemaker").list_endpoints()["Endpoints"] == [])
