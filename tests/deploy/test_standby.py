@@ -144,7 +144,7 @@ def index(tmp_path, monkeypatch):
     sha256 = write_wheel(tmp_path / "numpy-1.0-py3-none-any.whl", names)
     lock = tmp_path / "lock.toml"
     lock.write_text(f'python = "3.13"\nplatforms = ["any"]\n[sha256]\n"numpy-1.0-py3-none-any.whl" = "{sha256}"\n')
-    monkeypatch.setattr(standby, "LOCK", lock)
+    monkeypatch.setattr(standby, "STANDBY_LOCK", lock)
     pack_layer.cache_clear()
     yield lock
     pack_layer.cache_clear()
