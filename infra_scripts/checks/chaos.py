@@ -6,6 +6,7 @@ traffic stops, the reconciler runs twice, and the script checks the promises:
 
 - no endpoint and no endpoint config is left, and the row's state says that the model is asleep;
 - at no moment were two endpoints in service;
+- no prediction was refused because the model was asleep: the standby answered;
 - no number is stored any more, and no number got two messages;
 - no process of the engine is left when the cloud has stopped.
 
@@ -148,11 +149,13 @@ class Chaos:
         told = Counter(message["to"] for message in self.engine.messages())
         left = [e["EndpointName"] for e in sagemaker.list_endpoints()["Endpoints"]]
         left += [c["EndpointConfigName"] for c in sagemaker.list_endpoint_configs()["EndpointConfigs"]]
+        refused = self.answers["predict", "409"]
         self.told = sum(number in told for number in self.promised)
         promises = {
             f"the model is asleep (state {row.state})": row.state in (STOPPED, FAILED),
             f"no endpoint or config is left ({len(left)} are)": not left,
             f"never two endpoints in service (at most {self.most})": self.most <= 1,
+            f"no prediction waits for the endpoint ({refused} were refused)": not refused,
             f"no number is stored ({len(row.subscribers)} are)": not row.subscribers,
             "no number gets two messages": max(told.values(), default=0) <= 1,
         }
@@ -188,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     print(f"seed {given.seed}: deploying the engine", flush=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        with running_engine(Path(folder), waking_seconds=1) as engine:
+        with running_engine(Path(folder), waking_seconds=1, standby=True) as engine:
             chaos = Chaos(engine, given.seed)
             chaos.storm(given.seconds)
             chaos.settle()

@@ -444,10 +444,11 @@ LAMBDAS = {
 }
 
 
-def statements(function: str, serverless: bool) -> list[dict]:
+def statements(function: str, kind: str, standby: bool = False) -> list[dict]:
     "Return what a function's role may do, for the tables of an engine named lab."
     found = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"][f"{function}Role"]["Properties"]
-    sides = {"Serverless": serverless, "Bounded": False, "UsesSns": False}
+    sides = {"Realtime": kind == "realtime", "HasEndpoint": kind != "lambda", "HasStandby": standby}
+    sides |= {"CountsUsage": standby or kind == "serverless", "Snapshots": False, "Bounded": False, "UsesSns": False}
     return filled(found, LAB, sides)["Policies"][0]["PolicyDocument"]["Statement"]
 
 
@@ -473,22 +474,26 @@ class ForRole:
 
 
 @pytest.mark.parametrize("counted", [False, True], ids=["nothing counted yet", "counted"])
-@pytest.mark.parametrize("kind", ["serverless", "realtime"])
+@pytest.mark.parametrize("kind", ["serverless", "realtime", "realtime, asleep, with a standby", "lambda"])
 @pytest.mark.parametrize("function", LAMBDAS)
 def test_each_function_has_the_right_to_what_it_reads_and_writes(monkeypatch, function, kind, counted):
-    world = engine_of(monkeypatch) if kind == "serverless" else World(monkeypatch)
-    if kind == "realtime":
+    endpoint, _, standby = kind.partition(", asleep, with a ")
+    world = engine_of(monkeypatch) if endpoint == "serverless" else World(monkeypatch, endpoint=endpoint)
+    if kind == "realtime" or (function == "ExtendShutdownTimer" and endpoint == "realtime"):
         world.in_service()
     if counted:
         spend(world.engine.usage, 1, world.clock.now)
-    world.clients["dynamodb"] = ForRole(world, statements(function, kind == "serverless"))
-    assert world.request(*LAMBDAS[function])[0] == 200
+    if standby or endpoint == "lambda":
+        world.with_standby()
+    role = statements(function, endpoint, bool(world.engine.standby))
+    world.clients["dynamodb"] = ForRole(world, role)
+    assert world.request(*LAMBDAS[function])[0] in (200, 202)
 
 
 def test_the_function_that_predicts_writes_to_one_table_only():
     table = f"arn:aws:dynamodb:us-east-1:{LAB['AWS::AccountId']}:table/{LAB['TableName']}"
-    for serverless, wanted in ((True, f"{table}-usage"), (False, table)):
-        role = statements("InvokeSagemakerEndpoint", serverless)
+    for kind, wanted in (("serverless", f"{table}-usage"), ("lambda", f"{table}-usage"), ("realtime", table)):
+        role = statements("InvokeSagemakerEndpoint", kind, standby=kind == "lambda")
         assert [each["Resource"] for each in role if "dynamodb:UpdateItem" in each["Action"]] == [wanted]
     told = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"]["InvokeSagemakerEndpoint"][
         "Properties"

@@ -11,10 +11,14 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sentiment_engine.costs import STANDBY_SECONDS, standby_worst_day
+from sentiment_engine.deploy.plan import read_template
 from sentiment_engine.service import standby
 from sentiment_engine.service.lifecycle import AFTER_ENDPOINT, BEFORE_STANDBY, client_of, engine_from
 from sentiment_engine.service.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING
 from sentiment_engine.service.usage import count_standby, day_of, read_usage
+from sentiment_engine.settings import Settings
+from tests import ROOT
 from tests.doubles.engine_double import ADA, World, aws_error, logged
 
 TEXT = "A secret review."
@@ -396,13 +400,20 @@ def test_a_count_whose_answer_was_lost_never_gives_the_standby_more(monkeypatch)
 
 def test_the_endpoint_and_then_the_standby_answer_within_ten_seconds(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    quick, after, alone = (client_of(name).meta.config for name in (BEFORE_STANDBY, AFTER_ENDPOINT, "lambda"))
-    assert {c.retries["total_max_attempts"] for c in (quick, after, alone)} == {1}
-    assert (
-        sum(c.connect_timeout + c.read_timeout for c in (quick, after))
-        <= 10
-        >= alone.connect_timeout + alone.read_timeout
-    )
+    configs = [client_of(name).meta.config for name in (BEFORE_STANDBY, AFTER_ENDPOINT, "lambda")]
+    assert {each.retries["total_max_attempts"] for each in configs} == {1}
+    quick, after, alone = (each.connect_timeout + each.read_timeout for each in configs)
+    waits = sum(standby.BUSY_WAITS)
+    assert quick + after + waits <= 10 and alone + waits <= 10
+
+
+def test_the_price_of_the_worst_day_follows_the_template(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    function = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"]["StandbyModel"]["Properties"]
+    assert function["Timeout"] == STANDBY_SECONDS == client_of("lambda").meta.config.read_timeout
+    most = f"${standby_worst_day(Settings().daily_standby_texts, Settings().standby_memory_mb):.2f}"
+    for guide in ("docs/api.md", "docs/operations.md"):
+        assert most in (ROOT / guide).read_text(encoding="utf-8"), guide
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import httpx
 import psutil
 import pytest
 
+from sentiment_engine.local.server import AT_ONCE
 from tests.doubles.engine import Engine, running_engine
+from tests.doubles.local_models import until
 
 TEXT = {"inputs": "A lovely and warm lamp."}
 CLIENTS = 16
@@ -54,17 +56,28 @@ def test_a_visitor_is_answered_before_during_and_after_a_run(engine):
     seen = []
     while engine.state() != "IN_SERVICE":
         seen.append(by(engine))
-    assert set(seen) == {"standby"} or not seen
+    assert "endpoint" not in seen[:-1], "it came up before the last one at the earliest"
     assert by(engine) == "endpoint"
     engine.sleep()
     assert by(engine) == "standby"
     after = engine.call("GET", "/status")["standby"]
-    assert before["leftToday"] - after["leftToday"] == 2 + len(seen)
+    assert before["leftToday"] - after["leftToday"] == 2 + seen.count("standby")
     (explained,) = ask(engine, TEXT | {"explain": True})[1]["predictions"]
     assert {"lovely", "warm"} <= {word["text"] for word in explained["explanation"]}
 
 
+def warm_up(engine: Engine):
+    "Wait until as many instances of the standby run as the local cloud asks at once, however busy the machine is."
+    long = {
+        "inputs": 40 * TEXT["inputs"],
+        "explain": True,
+    }  # takes so long that each request needs an instance of its own
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        until(lambda: {status for status, _ in pool.map(lambda _: ask(engine, long), range(AT_ONCE))} == {200})
+
+
 def test_an_endpoint_that_is_killed_under_load_loses_no_request(engine):
+    warm_up(engine)
     engine.wake()
     stop, answers = threading.Event(), []
 
@@ -85,4 +98,4 @@ def test_an_endpoint_that_is_killed_under_load_loses_no_request(engine):
         for each in visits:
             each.result()
     seen = Counter((status, who) for status, who, _ in answers)
-    assert set(seen) == {(200, "endpoint"), (200, "standby")}, seen
+    assert set(seen) == {(200, "endpoint"), (200, "standby")}, (seen, max(seconds for *_, seconds in answers))
