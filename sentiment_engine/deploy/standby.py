@@ -51,28 +51,27 @@ def read_standby_lock() -> Lock:
 
 def locked_files(lock: Lock) -> dict[str, bytes]:  # by name in the wheels
     "Download the locked wheels and read the needed files. Raises WheelError."
-    folder, held = fetch_wheels(lock=lock), {}
+    folder, held = fetch_wheels(lock=lock), dict[str, bytes]()
     for name in lock.sha256:
         with zipfile.ZipFile(folder / name) as wheel:
             held |= {entry: wheel.read(entry) for entry in wheel.namelist() if is_needed(entry) and entry[-1] != "/"}
     return held
 
 # %% ../../nbs/deploy/standby.ipynb #1c05614c
-def _installed() -> Iterator[importlib.metadata.PackagePath]:
-    "List the needed files of the installed libraries that pip recorded with a hash."
+def _installed() -> Iterator[tuple[importlib.metadata.PackagePath, importlib.metadata.FileHash]]:
+    "List the needed files of the installed libraries, with the hashes that pip recorded."
     for library in SERVING:
         for file in importlib.metadata.distribution(library).files or ():
             if file.hash and is_needed(file.as_posix()):
-                yield file
+                yield file, file.hash
 
 
 def installed_files() -> dict[str, bytes]:  # by name in the libraries' wheels
     "Read the needed files of the installed libraries. Raises RuntimeError for a file that has changed."
     held = {}
-    for file in _installed():
+    for file, sha in _installed():
         body = held[file.as_posix()] = Path(str(file.locate())).read_bytes()
-        digest = hashlib.new(file.hash.mode, body).digest()
-        if base64.urlsafe_b64encode(digest).decode().rstrip("=") != file.hash.value:
+        if base64.urlsafe_b64encode(hashlib.new(sha.mode, body).digest()).decode().rstrip("=") != sha.value:
             raise RuntimeError(f"{file} differs from the file that pip installed: install the project again")
     return held
 
@@ -92,7 +91,7 @@ def _mark(*parts: object) -> str:  # 16 characters
 
 def layer_key(locked: bool) -> str:  # S3 key
     "Name the layer after the hashes of its files."
-    held = read_standby_lock().sha256 if locked else {f.as_posix(): f.hash.value for f in _installed()}
+    held = read_standby_lock().sha256 if locked else {file.as_posix(): sha.value for file, sha in _installed()}
     return f"lambdas/{STANDBY}-layer-{_mark(sorted(held.items()), LEFT_OUT, KINDS_LEFT_OUT)}.zip"
 
 # %% ../../nbs/deploy/standby.ipynb #b7976e52
