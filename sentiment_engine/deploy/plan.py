@@ -222,7 +222,7 @@ def bill(plan: Plan, settings: Settings, work: Work = Work()) -> Iterator[str]:
     yield f"at rest      ${used + within:.2f} a month; ${used + beside:.2f} in an account beyond its free tier"
     yield f"             (storage and the reconciler ${used:.2f}; other resources ${within:.2f} to ${beside:.2f})"
     yield from _visit(settings)
-    yield from _standby(settings)
+    yield from _standby_day(settings)
     for i, part in enumerate(once(work, settings) or nothing):
         yield f"{'' if i else 'once':12} {part}"
 
@@ -246,7 +246,7 @@ def _visit(settings: Settings) -> Iterator[str]:
     yield f"             (an endpoint that never sleeps costs ${always_on_month(kind):.2f} a month)"
 
 
-def _standby(settings: Settings) -> Iterator[str]:
+def _standby_day(settings: Settings) -> Iterator[str]:
     "Yield the lines of the standby model's cost."
     texts, memory = settings.daily_standby_texts, settings.standby_memory_mb
     if settings.standby:
