@@ -192,7 +192,7 @@ def lock_for(python: Path) -> Lock:
     "Return the lock of this release if `python` can install it, or the same packages for `python`."
     lock, own = read_lock(), replace(read_lock(), python=version_of(python), platforms=tuple(platform_tags()))
     fits = own.python == lock.python and set(lock.platforms) <= set(own.platforms)
-    return lock if fits else parse_lock(lock_text(own, lock.pins))
+    return lock if fits else parse_lock(lock_text(own, lock.pins, "For this interpreter."))
 
 
 # An index that does not answer, without the machine's own pip settings.
