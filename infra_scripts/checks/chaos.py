@@ -34,6 +34,7 @@ from sentiment_engine.service.model_state import FAILED, STOPPED, StateTable, re
 
 # The engine of the tests, deployed from the real templates, with a model that needs no training.
 from tests.doubles.engine import Engine, running_engine
+from tests.doubles.local_models import until
 
 KINDS = {"a Lambda worker": 7, "the endpoint": 3, "the cloud": 1}  # target of a kill: relative frequency
 REQUESTS = {"status": 4, "start": 3, "predict": 4, "extend": 1}  # path: relative frequency
@@ -134,12 +135,19 @@ class Chaos:
         for thread in threads:
             thread.join(60)
 
+    def reconciled(self) -> bool:
+        "Run the reconciler, unless its schedule is running it at this moment."
+        functions, name = self.cloud.client("lambda"), f"{self.engine.settings.prefix}-reconcile-model-service"
+        with contextlib.suppress(functions.exceptions.TooManyRequestsException):
+            functions.invoke(FunctionName=name, Payload=b"{}")
+            return True
+        return False
+
     def settle(self):
         "Let every deadline pass and the reconciler run."
         self.cloud.advance_clock(self.engine.settings.max_run_minutes * 60 + 3600)
-        name = f"{self.engine.settings.prefix}-reconcile-model-service"
         for _ in range(2):
-            self.cloud.client("lambda").invoke(FunctionName=name, Payload=b"{}")
+            until(self.reconciled)
             time.sleep(3)  # an endpoint disappears a moment after its deletion
 
     def check(self):

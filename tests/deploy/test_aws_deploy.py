@@ -129,7 +129,7 @@ def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
     assert unchecked.rstrip().endswith("Nothing was changed.")
 
 
-PAGE_WATCHED = {"DistributionId": "E1"}  # us-east-1, where CloudFront reports
+PAGE_WATCHED = {"DistributionId": "E1", "StandbyModelKey": "a.zip"}  # us-east-1, where CloudFront reports
 
 
 def test_a_dry_run_lists_what_the_templates_hold(dry):
@@ -244,7 +244,7 @@ def test_the_page_of_regions_is_what_the_checks_say():
         (("--target", "local", "--dry-run"), "--dry-run is for --target aws"),
         (
             ("--target", "aws", "--endpoint", "sometimes"),
-            "--endpoint must be one of realtime, serverless, not sometimes",
+            "--endpoint must be one of realtime, serverless, lambda, not sometimes",
         ),
         (("--target", "aws", "--dry-run", "--model-data", "nothing.tar.gz"), "nothing.tar.gz is no file"),
         (("--target", "aws", "--model-data", "s3://b/m.tar.gz", "--model", "released"), "leave --model out"),
@@ -690,7 +690,7 @@ def test_the_runbook_explains_every_alarm():
     book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     alarms = read_template(TEMPLATES / "monitoring.yaml")["Resources"].values()
     names = [a["Properties"]["AlarmName"]["Fn::Sub"] for a in alarms if a["Type"].endswith("Alarm")]
-    assert len(names) == 21  # including the composite alarm
+    assert len(names) == 23  # including the composite alarm
     for name in names:
         short = name.removeprefix("${Prefix}-")
         assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short
