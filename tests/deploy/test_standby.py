@@ -13,10 +13,11 @@ import pytest
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
+from sentiment_engine.costs import standby_worst_day
 from sentiment_engine.deploy import standby
 from sentiment_engine.deploy.endpoint import RegisteredModel
 from sentiment_engine.deploy.packaging import STANDBY, parameter_of, stack_parameters
-from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.deploy.plan import Plan, Work, bill, read_template
 from sentiment_engine.deploy.stacks import delete_stack, deploy_stack
 from sentiment_engine.deploy.standby import pack_layer, pack_standby, read_standby_lock, standby_keys, upload_standby
 from sentiment_engine.model.artifact import artifact_hash, pack, unpack
@@ -221,6 +222,14 @@ def test_it_gets_the_registered_model_or_the_released_one(s3, tmp_path, monkeypa
     assert "layer: 3" in (said := capsys.readouterr().out) and "MB, unchanged" in said  # the second layer
     monkeypatch.setattr(standby, "MODEL_LIMIT", 100)
     assert sent(model) == (first, own, other) and "aaaabbbbcccc is too large" in capsys.readouterr().out
+
+
+def test_a_plan_prices_the_standby_and_without_an_endpoint_no_trial():
+    work, most = Work(trial=True), f"{standby_worst_day(5000, 1769):.2f} a day at most: 5,000 texts"
+    with_endpoint, without = ("\n".join(bill(Plan([], []), Settings(endpoint=e), work)) for e in ("realtime", "lambda"))
+    assert most in with_endpoint and most in without
+    assert "a trial" in with_endpoint and "a trial" not in without and "ml." not in without
+    assert most not in "\n".join(bill(Plan([], []), Settings(standby=False), work))
 
 
 # Deployed

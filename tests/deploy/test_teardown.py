@@ -259,7 +259,7 @@ def cut_off(sagemaker, monkeypatch, capsys):
     monkeypatch.setattr(phases, "before", lambda *_: None)
     monkeypatch.setattr(phases, "connect", lambda target: session)
     monkeypatch.setattr(phases.Stamps, "read", lambda _: {})  # nothing exists yet
-    monkeypatch.setattr(phases, "fetch_wheels", lambda: None)
+    monkeypatch.setattr(phases, "fetch_wheels", lambda **_: None)
     monkeypatch.setattr("sys.argv", ["deploy.py", "--target", "aws"])
     monkeypatch.delenv("AWS_PROFILE", raising=False)
 
