@@ -50,7 +50,7 @@ def source(machine: Mapping, command: str) -> str:
     best = [name.replace("_", " ").upper() for name in ("amx_int8", "avx512_vnni") if name in machine["instructions"]]
     extra = f" with {best[0]}" if best else ""
     cores = machine["cores"]
-    return f"*{cores} cores of one {machine['cpu']}{extra}, {machine['date']}: `{command}` measures it again.*"
+    return f"*{cores} cores of one {machine['cpu']}{extra}, {machine['date']}: `{command}` repeats the measurement.*"
 
 
 def inference(result: Mapping) -> str:

@@ -264,7 +264,7 @@ def known(cloud) -> dict:
     }
 
 
-def test_a_change_that_the_disk_refuses_has_not_happened(cloud):
+def test_a_change_that_the_disk_refuses_has_no_effect(cloud):
     before = known(cloud)
     with cloud.limited(0):
         for change in CHANGES.values():

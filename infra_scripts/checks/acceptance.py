@@ -327,7 +327,7 @@ class Acceptance:
         self.record.left, self.record.gone = left, self.record.gone and not left + blind
         self.record.kept += [str(thing) for thing in found if thing.kept]
         self.record.unseen = [str(each) for each in unseen]
-        self.check("teardown: nothing is left but what AWS keeps", not left + blind, ", ".join(left + blind))
+        self.check("teardown: only what AWS keeps is left", not left + blind, ", ".join(left + blind))
         try:
             tagged = by_tag(connect("aws"), self.record.prefix)
         except (ClientError, BotoCoreError) as e:
@@ -357,7 +357,7 @@ class Acceptance:
             self.memory.forget()
         else:
             self.say("Parts of the engine are left. Run `make aws-acceptance` again, or by hand:\n  " + self.by_hand)
-            if self.record.left:  # another user may have created something with such a name meanwhile
+            if self.record.left:  # another user may have created something with such a name in the meantime
                 self.say(f"If everything that is left belongs to another user, delete {self.memory.file} instead.")
 
     def accept(self) -> bool:

@@ -365,7 +365,7 @@ with torch.inference_mode():
 names = [model.config.id2label[i] for i in range(len(said[0]))]
 print("RESULT", json.dumps([dict(zip(names, logits.tolist())) for logits in said]))
 """
-GAP = 0.3  # how far 16-bit weights and an 8-bit ONNX may move a difference of logits
+GAP = 0.3  # maximum change of a logit difference with 16-bit weights and an 8-bit ONNX
 
 
 def plain_transformers(python: Path, base: Path, local: str) -> Check:

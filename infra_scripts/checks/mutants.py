@@ -32,7 +32,7 @@ PATIENCE = {True: 120, False: 900}  # seconds for a named test, for the model-ba
 
 @dataclass(frozen=True)
 class Mutant:
-    "One change of a file; `old` must be there exactly once."
+    "One change of a file; `old` must occur exactly once."
 
     area: str
     name: str

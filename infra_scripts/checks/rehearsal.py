@@ -69,7 +69,7 @@ def make_deployer(cloud: LocalCloud, prefix: str) -> tuple[dict[str, str], str]:
 
 
 def store_key(cloud: LocalCloud, prefix: str):
-    "Store a Textbelt key as the administrator, as README describes."
+    "Store a Textbelt key as the administrator, as the README describes."
     with acting(cloud.account_environment()) as session:
         name = textbelt_key_parameter(Settings(prefix=prefix))
         session.client("ssm").put_parameter(Name=name, Value="a-key", Type="SecureString", Overwrite=True)

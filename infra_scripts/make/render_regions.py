@@ -16,7 +16,7 @@ HEAD = f"""<!-- Written by infra_scripts/make/render_regions.py (`make docs`). -
 # Regions
 
 The engine needs a region where AWS has the container images for training and serving. The table comes from the
-SageMaker SDK; `deploy.py` checks the same before it changes anything.
+SageMaker SDK; `deploy.py` runs the same checks before it changes anything.
 
 - **any model**: everything works, with training on a GPU ({GPU}).
 - **released model**: no image trains on a GPU there. Use `--model released`, which trains nothing, or

@@ -47,7 +47,7 @@ class Camera:
         self.each(lambda page: expect(page.locator("html")).to_have_attribute("data-view", view))
 
     def hears(self, **answer):
-        "Answer the status requests of both tabs with our own answer."
+        "Answer the status requests of both tabs with a fixed response."
         self.each(lambda page: page.route("**/status", lambda route: route.fulfill(**answer)))
 
     def hears_the_engine(self):

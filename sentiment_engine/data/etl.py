@@ -171,7 +171,7 @@ class Rules:
     near_repeats: float = 0.0  # share of wording (Jaccard) from which two texts count as the same; 0: off
     most_per_category: int = 0  # 0: no limit, as for the next two
     most_per_star: int = 0
-    balance: float = 0.0  # most reviews of the commoner label for each one of the rarer label
+    balance: float = 0.0  # maximum ratio of the commoner label to the rarer one
 
     def __post_init__(self):
         if self.three_stars not in ("negative", "dropped"):
@@ -255,7 +255,7 @@ def mark_near_repeats(
     marked: DataFrame,  # from `mark_repeats`
     threshold: float,  # shared wording (Jaccard), 0 to 1
 ) -> DataFrame:
-    "Give a reason to each review that nearly repeats an older one."
+    "Give each review that nearly repeats an older one a reason for rejection."
     found = find_near_repeats(marked.where("reason is null").select("review_id", "text", "timestamp"), threshold)
     joined = marked.join(found.withColumn("near", F.lit(True)), "review_id", "left")
     reason = F.when(F.col("reason").isNull() & F.col("near"), "near_repeat").otherwise(F.col("reason"))
@@ -265,7 +265,7 @@ def mark_near_repeats(
 def limit(
     marked: DataFrame,  # from `mark_repeats`
     kind: str,  # the column whose values are limited
-    most: Column | int,  # the most rows to keep of each value
+    most: Column | int,  # maximum number of rows to keep for each value
 ) -> DataFrame:
     "Give a reason to the reviews of a kind beyond the limit."
     fine = F.col("reason").isNull()
@@ -275,7 +275,7 @@ def limit(
 
 def limit_label(
     marked: DataFrame,
-    balance: float,  # most reviews of the commoner label for each one of the rarer
+    balance: float,  # maximum ratio of the commoner label to the rarer one
 ) -> DataFrame:
     "Give a reason to the reviews of the commoner label beyond the limit."
     fine = [F.count_if(F.col("reason").isNull() & (F.col("label") == label)) for label in (0, 1)]

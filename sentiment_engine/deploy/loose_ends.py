@@ -64,7 +64,7 @@ def endpoints_up(session: boto3.Session, settings: Settings) -> Iterator[Up]:
         found = sagemaker.describe_endpoint(EndpointName=name)
         config = sagemaker.describe_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
         kind, status = config["ProductionVariants"][0].get("InstanceType"), found["EndpointStatus"]
-        then = "a visitor's, which the engine ends" if run_of(settings, name) else "only a deployed engine ends it"
+        then = "a visitor's run; the engine ends it" if run_of(settings, name) else "only a deployed engine ends it"
         if kind and status != "Deleting":  # a serverless endpoint costs nothing between requests
             yield Up(f"endpoint {name}", _hourly(kind), then, _end_of(name, status, _flags(session)))
 

@@ -136,7 +136,7 @@ TRYING = "04"  # tries the model on the machines of the settings: other machines
 FIRST_PHASE = "00"  # deploys the site, which phases before SETTLED do not use: a domain does not retrain the model
 SITE = ("domain_name", "hosted_zone_id")  # notebook parameters that only the site uses
 TEACHING = ("01", "02", "03")  # phases that the released model skips
-DEMONSTRATIONS = {"visit": False}  # notebook parameters that switch demonstrations off: a deployment wakes no model
+DEMONSTRATIONS = {"visit": False}  # parameters that skip demonstrations, so a deployment wakes no model
 
 # %% ../../nbs/deploy/phases.ipynb #ce41c2f7
 def plan(parameters: dict) -> list[Phase]:

@@ -276,7 +276,7 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
     return plan_of(settings, ROOT / "infra_scripts/templates", given, cloudformation, session.region_name, unknown)
 
 # %% ../../nbs/deploy/target.ipynb #1f404787
-def hosted_places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  # asked: whether AWS answers
+def hosted_places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  # asked: False without AWS
     "Return the chosen ones of the notebooks' parameters for domain and boundary."
     found = {"permissions_boundary": options.permissions_boundary} if options.permissions_boundary else {}
     if options.domain and asked and (zone := find_zone(connect("aws").client("route53"), options.domain)):

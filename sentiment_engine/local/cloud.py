@@ -34,7 +34,7 @@ def read_place(
     try:
         with (Path(state) / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return {}  # the lock is free, so the server has ended somehow
+        return {}  # the lock is free, so the server has exited
     except BlockingIOError:
         pass
     except (FileNotFoundError, NotADirectoryError):

@@ -192,7 +192,7 @@ def _flat_items(shape: Shape) -> Shape | None:
 
 
 def _wire_names(shape: Shape, name: str) -> set[str]:
-    "Return the possible names of a member. A flattened list can have the name of its items."
+    "Return the possible names of a member. A flattened list can be named after its items."
     wire, items = _wire_name(shape, name), _flat_items(shape)
     return {wire, _wire_name(items, wire)} if items else {wire}
 

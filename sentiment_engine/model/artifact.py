@@ -167,7 +167,7 @@ def _fill(folder: Path, path: Path):
                     target.mkdir(parents=True, exist_ok=True)
                     continue
                 free = shutil.disk_usage(folder).free
-                _demand(member.size <= free, f"it needs more than the {free / 1e6:,.0f} MB that are free on the disk")
+                _demand(member.size <= free, f"it needs more than the {free / 1e6:,.0f} MB of free disk space")
                 _demand(not target.exists(), f"{str(place)[:100]!r} occurs twice")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:

@@ -117,7 +117,7 @@ def wilson_lower(
     return (share + z**2 / (2 * total) - spread) / (1 + z**2 / total)
 
 # %% ../../nbs/model/calibration.ipynb #473e0c85
-WANTED = 0.97  # accuracy of the answers that are called sure
+WANTED = 0.97  # accuracy of the sure answers
 NEVER = 1.001  # a threshold above every share
 
 

@@ -115,14 +115,14 @@ def _checked(
     if not isinstance(texts, list) or not texts:
         raise InputError("invalid_inputs", "inputs must be a text or a list of at least one text.")
     if len(texts) > MAX_INPUTS:
-        raise InputError("too_many_inputs", f"inputs holds {len(texts)} texts; send at most {MAX_INPUTS} at a time.")
+        raise InputError("too_many_inputs", f"inputs has {len(texts)} texts; send at most {MAX_INPUTS} at a time.")
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError("invalid_inputs", f"inputs[{place}] is {type(text).__name__}, not a text.")
         if not text.strip():
             raise InputError("empty_input", f"inputs[{place}] is blank. Send a text with at least one word.")
     if (length := sum(min(len(text), MAX_CHARACTERS) for text in texts)) > MAX_TEXT:
-        message = f"inputs holds {length:,} characters to read; send at most {MAX_TEXT:,} at a time."
+        message = f"inputs has {length:,} characters to process; send at most {MAX_TEXT:,} at a time."
         raise InputError("too_much_text", message, 413)
     kept = (text if len(text) <= MAX_CHARACTERS else text.rstrip()[: MAX_CHARACTERS + 1] for text in texts)
     return [text.encode("utf-8", "replace").decode("utf-8") for text in kept]
@@ -136,7 +136,7 @@ def _explained(
     if not isinstance(wanted, bool):
         raise InputError("invalid_explain", "explain must be true or false.")
     if wanted and texts > MAX_EXPLAINED:
-        message = f"inputs holds {texts} texts; with explain, send at most {MAX_EXPLAINED} at a time."
+        message = f"inputs has {texts} texts; with explain, send at most {MAX_EXPLAINED} at a time."
         raise InputError("too_many_explained", message)
     return wanted
 
@@ -680,7 +680,7 @@ def _readings(
             readings += _read_portion(model, portion, explain)
         tokens += sum(len(window) for reading in readings[-len(portion) :] for window in reading.windows)
         if tokens > MAX_READ:
-            message = f"inputs holds more than {MAX_READ:,} tokens to read; send fewer or shorter texts at a time."
+            message = f"inputs has more than {MAX_READ:,} tokens to process; send fewer or shorter texts at a time."
             raise InputError("too_much_text", message, 413)
     return readings
 

@@ -149,7 +149,7 @@ def advice(
     "Recommend in one sentence whether to train again."
     seen = f"{len(now.answers):,} answers to {now.requests:,} requests"
     if len(now.answers) < LEAST_ANSWERS or now.requests < LEAST_REQUESTS:
-        return f"Too few to say: {seen}. Wait for {LEAST_ANSWERS} answers to {LEAST_REQUESTS} requests."
+        return f"Not enough data to judge: {seen}. Wait for {LEAST_ANSWERS} answers to {LEAST_REQUESTS} requests."
     moved = drift(reference, mixes(now.answers))
     largest = ", ".join(f"{name} {index:.2f}" for name, index in moved.items() if index >= QUIET)
     if not largest:

@@ -131,6 +131,6 @@ def export(
     write_onnx(model, plain)
     gaps = logit_gap(model, plain)
     if max(gaps.values()) > TOLERANCE:
-        raise RuntimeError(f"the ONNX export does not agree with torch, logits differ by {gaps}")
+        raise RuntimeError(f"the ONNX export does not agree with torch: logits differ by {gaps}")
     quantise(plain, rounded)
     return {"fp32": gaps, "int8": logit_gap(model, rounded)}

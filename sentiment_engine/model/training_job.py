@@ -775,7 +775,7 @@ def calibration_line(
 ) -> str:
     "Describe how reliable the shares are."
     if found is None:
-        return "A share of 0.9 is not a probability of 0.9: there were no validation reviews to calibrate on."
+        return "There were no validation reviews to calibrate on, so a share of 0.9 is not a probability of 0.9."
     said = [f"Shares were calibrated on {found['rows']:,} reviews (expected error {found['ece_after']:.3f})."]
     if found["reached"]:
         covered = f"{found['coverage']:.0%} of those answers, and {found['accuracy_sure']:.1%} of those were right"

@@ -80,7 +80,7 @@ def test_categories_are_copied_whole_and_others_are_removed(s3, source):
     assert len(source.asked) == 4
 
 
-def test_a_second_time_nothing_is_copied_unless_it_has_changed(s3, source):
+def test_a_second_run_copies_only_what_has_changed(s3, source):
     source.files = {"Books.jsonl.gz": packed(20_000)}
     (address,) = category_addresses("Books", source.address)
     first = fetch(s3, LAKE, address, web=QUICK)
@@ -93,7 +93,7 @@ def test_a_second_time_nothing_is_copied_unless_it_has_changed(s3, source):
 
 
 @pytest.mark.parametrize("tags", [True, False], ids=["by ETag", "by time"])
-def test_a_copy_that_broke_off_goes_on(s3, source, tags):
+def test_an_interrupted_copy_resumes(s3, source, tags):
     source.tags, source.gone_after = tags, 2
     source.files = {"Books.jsonl.gz": packed(9 * PART // 2)}
     s3.put_object(Bucket=LAKE, Key="raw/Books.jsonl.gz", Body=b"old")

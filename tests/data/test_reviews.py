@@ -1,4 +1,4 @@
-"""The generator of reviews and the readers of files, folders and S3."""
+"""The review generator and the readers of files, folders and S3."""
 
 import gzip
 import hashlib
@@ -117,7 +117,7 @@ def test_faults_come_at_their_rates(lines, fault):
     assert found[fault] > 0 and near(found[fault], len(lines), FAULTS[fault])
 
 
-def test_marks_of_real_texts_come_at_their_rates(reviews):
+def test_oddities_of_real_texts_appear_at_their_rates(reviews):
     texts = [review["text"] for review in reviews if review["text"]]
     emoji = sum(bool(re.search("[👍❤😍😀🎉⭐🙌😊💯👎😡😞🤬💔🙄😤🗑]", text)) for text in texts)
     entities = sum("&nbsp;" in text for text in texts)

@@ -667,7 +667,7 @@ def test_a_teardown_that_cannot_be_checked_is_incomplete(world, blind):
     world.blind = blind
     assert begin(world) == "1" and unfinished(world).prefix == "accept-1a2b"
     text = (world.folder / "report.md").read_text()
-    assert "| **NO** | teardown: nothing is left but what AWS keeps | not looked at: " in text
+    assert "| **NO** | teardown: only what AWS keeps is left | not looked at: " in text
     assert "not everything is deleted" in text and f"Could not be checked: {len(blind)}, listed" in text
     assert all(f"- {kind}s: ExpiredToken" in text for kind in blind)
     assert begin(world, "--finish") == "1" and unfinished(world)

@@ -132,7 +132,7 @@ def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
 PAGE_WATCHED = {"DistributionId": "E1", "StandbyModelKey": "a.zip"}  # us-east-1, where CloudFront reports
 
 
-def test_a_dry_run_lists_what_the_templates_hold(dry):
+def test_a_dry_run_lists_the_resources_of_the_templates(dry):
     for file in ("foundation.yaml", "site.yaml", "backend.yaml", "monitoring.yaml"):
         for kind, count in Counter(resources_of(read_template(TEMPLATES / file), PAGE_WATCHED).values()).items():
             assert f"Add     {count:3}  {kind.removeprefix('AWS::')}\n" in dry
@@ -645,7 +645,7 @@ def test_on_another_foundation_nothing_is_known_to_fit(standing, monkeypatch):
     assert list(stamps.read()) == ["00_settings"]
 
 
-def test_the_site_stands_before_anything_is_paid_for(cloud, environment, tmp_path, monkeypatch):
+def test_the_site_is_deployed_before_anything_is_paid_for(cloud, environment, tmp_path, monkeypatch):
     "AWS may refuse a new account its CloudFront distribution."
     environment |= cloud.environment | {"SENTIMENT_PREFIX": "early"}
     monkeypatch.setattr(phases, "RUNS", tmp_path)
@@ -660,7 +660,7 @@ def test_the_site_stands_before_anything_is_paid_for(cloud, environment, tmp_pat
         delete_stack(cloud.client("cloudformation"), name)
 
 
-def test_a_deployment_goes_on_where_it_failed():
+def test_a_deployment_resumes_where_it_failed():
     planned = phases.plan({})
     stamps = {p.notebook.stem: p.fingerprint for p in planned[:4]}
     assert [p.notebook.name[:2] for p in phases.outdated(planned, stamps)] == ["04", "05", "06", "07"]

@@ -116,7 +116,7 @@ def test_the_image_is_the_cpu_image_of_the_region(region):
     assert "-gpu-" in ep.serving_image(region, "ml.g4dn.xlarge")
 
 
-def test_registering_twice_is_registering_once(aws, model):
+def test_registering_twice_registers_once(aws, model):
     definition = aws.sagemaker.describe_model(ModelName=model)
     again = ep.model_definition(model, definition["PrimaryContainer"]["ModelDataUrl"], IMAGE, ROLE)
     assert ep.register_model(aws.sagemaker, SETTINGS, again) is False

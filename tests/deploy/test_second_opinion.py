@@ -173,7 +173,7 @@ def test_an_operation_that_moto_does_not_know_is_no_refusal(judge):
     assert verdict.outcome == "unknown" and report([verdict], [], {}, []) == 0
 
 
-def test_violations_of_the_api_description_count(running):
+def test_violations_of_the_api_description_fail_the_check(running):
     bad = line("s3", "CreateBucket", {"Bucket": "lake"}) | {"complaints": ["Member must …"]}
     verdicts, wrong, left = judged([bad], running, ACCOUNT)
     assert wrong and report(verdicts, wrong, left, []) == 1

@@ -370,7 +370,7 @@ def test_errors_have_one_form(deployed, method, path, body, expected):
     assert (status, error["code"]) == expected and error["message"]
 
 
-def test_fault_6_the_gateway_answers_cors_and_so_do_its_errors(deployed):
+def test_gateway_answers_and_errors_have_cors_headers(deployed):
     "Only the Lambdas sent CORS headers, so every gateway error looked like a CORS error."
     for origin in (AT_CLOUDFRONT, "https://mood.example.com", PAGE, EXTRA):
         status, headers, _ = call(deployed["ApiUrl"] + "/start", "OPTIONS", origin=origin)

@@ -251,7 +251,7 @@ def test_in_which_order_a_change_goes_out(s3, bucket, folder):
     assert deleted[0] == "delete_objects"
 
 
-def test_cloudfront_is_told_again_if_it_was_not_there(s3, bucket, folder):
+def test_a_failed_invalidation_is_repeated(s3, bucket, folder):
     cloudfront = CloudFront()
     cloudfront.fails = True
     with pytest.raises(ConnectionError):
@@ -396,7 +396,7 @@ def test_an_unknown_address_is_answered_by_a_page_of_the_site(engine):
     assert httpx.get(engine.site_url.rstrip("/") + style).status_code == 200  # wherever the page is shown
 
 
-def test_the_site_is_compressed_for_whoever_takes_it(engine):
+def test_the_site_is_compressed_for_clients_that_accept_it(engine):
     for path in ("", re.search(r'src="(sentiment\.[0-9a-f]{10}\.js)"', httpx.get(engine.site_url).text)[1]):
         plain = httpx.get(engine.site_url + path, headers={"accept-encoding": "identity"})
         packed = httpx.get(engine.site_url + path, headers={"accept-encoding": "gzip"})

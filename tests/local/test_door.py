@@ -246,7 +246,7 @@ NO_TIMES += ["null", "true", "[]", "[1]", "{}", '{"advance": 1}']
 
 
 @pytest.mark.parametrize("body", [*NO_JSON, b"{}", *(b'{"advance": %s}' % n.encode() for n in NO_TIMES)], ids=repr)
-def test_a_clock_that_is_told_nonsense_says_so_and_goes_on(cloud, body):
+def test_the_clock_rejects_nonsense_and_keeps_running(cloud, body):
     before = json.loads(send(f"{cloud.url}/_local/clock")[2])
     status, _, answer = send(f"{cloud.url}/_local/clock", "POST", body, {"Content-Type": JSON})
     assert status == 400 and "error" in json.loads(answer)

@@ -346,7 +346,7 @@ def test_a_right_call_draws_no_complaint(service, operation, good):
 
 
 @pytest.mark.parametrize(("service", "operation", "good", "change", "where", "limit"), TABLE)
-def test_a_wrong_value_is_named_with_its_place_and_its_limit(service, operation, good, change, where, limit):
+def test_a_complaint_names_the_place_of_a_wrong_value_and_its_limit(service, operation, good, change, where, limit):
     told = "; ".join(complaints(service, operation, good | change))
     assert where in told and limit in told and "failed to satisfy constraint: Member must" in told
 
@@ -588,7 +588,7 @@ def recorded(tmp_path_factory) -> Iterator[TestCloud]:
         yield cloud
 
 
-def test_a_cloud_that_is_told_to_records_the_calls_of_its_clients_and_their_answers(recorded):
+def test_a_recording_cloud_records_calls_and_answers(recorded):
     s3, sts, table = recorded.client("s3"), recorded.client("sts"), recorded.client("dynamodb")
     s3.create_bucket(Bucket="lake")
     upload = s3.create_multipart_upload(Bucket="lake", Key="raw/ä b")["UploadId"]

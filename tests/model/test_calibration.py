@@ -126,7 +126,7 @@ def test_threshold_keeps_its_promise_and_is_the_lowest(given_answers, wanted, z)
 
 
 @given(st.integers(1, 500), st.data())
-def test_wilson_lies_below_the_share_and_rises_with_rows(total, data):
+def test_the_wilson_bound_is_below_the_share_and_rises_with_rows(total, data):
     right = data.draw(st.integers(0, total))
     lower = wilson_lower(right, total)
     assert -1e-12 <= lower <= right / total + 1e-12

@@ -36,7 +36,7 @@ from sentiment_engine.model.inference import (
 from sentiment_engine.model.released import released_folder
 from tests.doubles.tiny_model import CONFIG, WEIGHTS, write_tiny_model
 
-PATIENCE = 120  # seconds that something may take on a busy machine
+PATIENCE = 120  # longest wait on a busy machine, in seconds
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def test_monitoring_reads_what_an_endpoint_left(cloud, all_of_it):
     assert advice(mixes(other), captured).startswith("Train again") and "label" in advice(mixes(other), captured)
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     assert len(read_captures(s3, address, tomorrow).answers) == 0
-    assert advice(mixes(same), read_captures(s3, address, tomorrow)).startswith("Too few to say: 0 answers")
+    assert advice(mixes(same), read_captures(s3, address, tomorrow)).startswith("Not enough data to judge: 0 answers")
 
 
 @pytest.mark.parametrize("said", [None, "0.9", True, 1.5, -0.1, float("nan")])

@@ -142,7 +142,7 @@ def crowded(tmp_path) -> Iterator[Server]:
         yield started
 
 
-def test_beyond_the_waiting_room_a_request_is_told_when_to_come_again(crowded):
+def test_a_request_beyond_the_queue_limit_learns_when_to_retry(crowded):
     with ThreadPoolExecutor(MOST + 12) as pool:
         ask = partial(httpx.post, f"{crowded.url}/invocations", json={"inputs": ["wait"]}, timeout=300)
         waiting = [pool.submit(ask) for _ in range(MOST + 12)]

@@ -483,7 +483,7 @@ def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws(monkeypatch):
     assert account.asked[0] == 0 and account.asked[-1] == 5  # not from the start each time
 
 
-def test_whoever_waits_for_hours_asks_seldom(monkeypatch):
+def test_a_long_wait_polls_less_often(monkeypatch):
     slept = []
     clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
     monkeypatch.setattr("sentiment_engine.polling.time", clock)
@@ -590,7 +590,7 @@ def steps_told(printed: str) -> list[int]:
     return [int(step) for step in re.findall(r"step=(\d+)/", printed)]
 
 
-def test_a_killed_job_goes_on_where_it_was(source, base, tmp_path):
+def test_a_killed_job_resumes_where_it_stopped(source, base, tmp_path):
     job = prepare_job(
         source, tmp_path, base, reviews(64), "--max_steps", "40", "--max-length", "32", "--checkpoints", "1"
     )

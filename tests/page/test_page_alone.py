@@ -136,7 +136,7 @@ def test_a_bar_is_never_full_before_the_model_is_up(service):
         (AWAKE | {"secondsLeft": 1700}, False, 20),
     ],
 )
-def test_the_page_looks_as_often_as_it_pays(service, status, away, seconds):
+def test_the_polling_interval_fits_the_state(service, status, away, seconds):
     service.page.add_init_script(f"window.away = {json.dumps(away)};")
     service.arrive(status, clock=True)
     step = 0.5 if seconds < 10 else 1
@@ -372,7 +372,7 @@ def test_a_number_of_seven_to_fifteen_digits_needs_consent(service):
 
 
 @pytest.mark.parametrize("address", ["javascript:alert(1)", "ftp://127.0.0.1/", "", "no address"])
-def test_an_address_that_is_none_of_the_web_is_not_asked(service, address):
+def test_an_address_without_http_gets_no_request(service, address):
     service.page.route("**/config.json", lambda route: route.fulfill(json={"apiUrl": address}))
     page = service.arrive(ASLEEP)
     expect(page.locator("html")).to_have_attribute("data-view", "setup")

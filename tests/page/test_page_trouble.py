@@ -132,7 +132,7 @@ def test_a_start_beyond_the_budget_says_so_and_what_it_costs(visitor, engine, as
 OWN = "+1 202 555 0177"  # only for this test: other tests' starts would count as uses of it
 
 
-def test_a_number_that_was_told_a_moment_ago_is_told_when_to_come_back(visitor, engine, asleep):
+def test_a_number_with_a_recent_message_learns_when_to_retry(visitor, engine, asleep):
     visitor.tolerated = ("429 (Too Many Requests)", "status of 429")
     with guarded(engine, number_cooldown_minutes="1440"):
         engine.call("POST", "/start", {"phone": OWN})

@@ -134,7 +134,7 @@ usage_edits = st.dictionaries(st.sampled_from(list(Usage.__dataclass_fields__)),
     calls=st.lists(st.sampled_from(EVERYTHING), min_size=1, max_size=4),
 )
 @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_after_any_edit_every_function_ends_and_the_reconciler_heals(life, changes, more, calls):
+def test_after_any_edit_every_function_ends_and_the_reconciler_repairs_the_row(life, changes, more, calls):
     with pytest.MonkeyPatch.context() as patch:
         world = Edited(
             patch, number_cooldown_minutes=0, address_cooldown_seconds=0, daily_starts=99, monthly_budget=1e6
@@ -373,7 +373,7 @@ def test_the_answer_names_the_version_that_serves(monkeypatch):
 # --- two tabs
 
 
-def test_a_number_in_two_tabs_gets_the_one_message_that_the_second_tab_was_promised(monkeypatch):
+def test_a_number_entered_in_two_tabs_gets_one_message(monkeypatch):
     world, told = World(monkeypatch), []
 
     def second_tab(**_):
@@ -421,7 +421,7 @@ def test_a_start_that_is_up_when_its_run_is_over_serves_nobody_and_says_so(monke
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.45])
-def test_a_budget_below_one_run_is_not_called_used_up(monkeypatch, budget):
+def test_a_budget_below_the_cost_of_one_run_is_not_reported_as_used_up(monkeypatch, budget):
     world = World(monkeypatch, monthly_budget=budget)
     code, body = world.start()
     message = body["error"]["message"]

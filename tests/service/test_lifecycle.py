@@ -266,7 +266,7 @@ def test_an_instance_type_that_is_refused_takes_the_next(world, operation, code,
     assert len(world.sagemaker.endpoints) == 1 and world.status()["subscribers"] == 1
 
 
-def test_instance_types_that_are_all_refused_end_the_start_with_every_reason(world):
+def test_a_start_whose_instance_types_are_all_refused_fails_with_every_reason(world):
     world.sagemaker.errors["create_endpoint_config"] = [aws_error(*NO_TYPE[0]), aws_error(*NO_TYPE[2])]
     code, body = world.start(ADA)
     assert (code, body["error"]["code"]) == (503, "start_failed")
@@ -792,7 +792,7 @@ def test_only_orphaned_endpoints_of_the_engine_are_deleted(world):
     assert set(world.sagemaker.endpoints) == set(world.sagemaker.configs) == kept
 
 
-def test_a_run_that_begins_while_orphans_are_sought_is_left_alone(world):
+def test_a_run_that_begins_during_the_search_for_orphans_is_left_alone(world):
     read = model_state.read_row
     with pytest.MonkeyPatch.context() as patch:
 

@@ -45,7 +45,7 @@ def provider(answer: bytes):  # (URL, requested paths)
         server.shutdown()
 
 
-def test_a_key_that_is_used_up_takes_no_number(monkeypatch):
+def test_a_start_with_a_number_is_refused_if_the_key_has_no_messages_left(monkeypatch):
     world = World(monkeypatch)
     world.phone.left = 0
     status, body = world.start(ADA)
@@ -272,7 +272,7 @@ def test_remaining_subscribers_hear_of_a_failed_start_too(crowd):
     assert crowd.row.state == "FAILED" and sorted(crowd.phone.tried) == crowd.numbers and crowd.nothing_left()
 
 
-def test_money_comes_before_messages(monkeypatch):
+def test_the_reconciler_stops_costs_before_it_sends_messages(monkeypatch):
     "The reconciler has finished all deletions and bookings of a round before it sends the first message."
     world = World(monkeypatch)
     world.start(ADA)

@@ -208,7 +208,7 @@ def test_an_item_that_somebody_edited_is_healed_and_counts(world, item):
     assert read_usage(table).since == (5 if "since" in item else int(world.clock.now))
 
 
-def test_a_typical_prediction_is_two_writes_and_no_read(world, monkeypatch):
+def test_a_typical_prediction_takes_two_writes_and_no_read(world, monkeypatch):
     assert ask(world) == [200]
     calls = []
 
@@ -476,7 +476,7 @@ class ForRole:
 @pytest.mark.parametrize("counted", [False, True], ids=["nothing counted yet", "counted"])
 @pytest.mark.parametrize("kind", ["serverless", "realtime", "realtime, asleep, with a standby", "lambda"])
 @pytest.mark.parametrize("function", LAMBDAS)
-def test_each_function_has_the_right_to_what_it_reads_and_writes(monkeypatch, function, kind, counted):
+def test_each_function_may_access_what_it_reads_and_writes(monkeypatch, function, kind, counted):
     endpoint, _, standby = kind.partition(", asleep, with a ")
     world = engine_of(monkeypatch) if endpoint == "serverless" else World(monkeypatch, endpoint=endpoint)
     if kind == "realtime" or (function == "ExtendShutdownTimer" and endpoint == "realtime"):

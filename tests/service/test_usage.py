@@ -217,7 +217,7 @@ def test_an_endpoint_that_aws_refused_is_not_booked_by_whoever_saw_its_config(wo
     assert (world.usage.spent, world.usage.starts, world.usage.open) == ({}, {}, {})
 
 
-def test_a_record_deleted_by_hand_is_made_up_for_while_the_run_goes_on(world):
+def test_a_record_deleted_by_hand_is_restored_during_the_run(world):
     world.in_service()
     lose(world, world.engine.usage)
     world.reconcile()

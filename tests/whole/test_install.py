@@ -151,7 +151,7 @@ def _empty(checkout: Path):
 
 
 @pytest.mark.parametrize("harm", [_no_pip, _python_gone, _python_of_other_version, _copied, _empty])
-def test_a_broken_copied_or_moved_environment_is_made_again(checkout, tmp_path, harm):
+def test_a_broken_copied_or_moved_environment_is_recreated(checkout, tmp_path, harm):
     python = python_of(tmp_path / "bin", (3, 11, 9))
     install(checkout, python)
     (checkout / ".venv/leftover").touch()
