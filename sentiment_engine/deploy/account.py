@@ -323,7 +323,7 @@ def check_neighbours(session: boto3.Session, settings: Settings) -> Finding:
     return Finding("neighbours", True, f"no other engine's prefix overlaps with {settings.prefix}")
 
 # %% ../../nbs/deploy/account.ipynb #e9eaa4c7
-def _owner(dynamodb, table: str) -> str | None:  # the prefix in its tags; None: no such table
+def _owner(dynamodb, table: str) -> str | None:  # prefix in its tags; None: no such table
     "Return the prefix of the engine that owns a table."
     if not (found := unless_missing(dynamodb.describe_table, TableName=table)):
         return None

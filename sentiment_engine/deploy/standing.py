@@ -64,7 +64,7 @@ QUERIES = (
     Look("role", "iam", "list_roles", "Roles[].RoleName"),
     # AWS Budgets is missing: it requires the account's id, and the budget belongs to the monitoring stack.
 )
-# These cost money by the hour, or create resources that do. Without these lists, a teardown cannot be called complete.
+# These cost money by the hour, or create resources that do. Without these lists, a teardown counts as incomplete.
 ESSENTIAL = frozenset({"stack", "endpoint", "endpoint config", "training job"})
 
 # %% ../../nbs/deploy/standing.ipynb #f8dccadb
@@ -89,7 +89,7 @@ class Unseen:
 
     @property
     def essential(self) -> bool:
-        "Whether a teardown cannot be called complete without it."
+        "Whether a teardown counts as incomplete without it."
         return self.kind in ESSENTIAL
 
     def __str__(self) -> str:
