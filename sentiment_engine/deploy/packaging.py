@@ -123,7 +123,7 @@ STANDBY = "standby-model"  # standby.ipynb packs it with its model and its own l
 
 
 def pack_functions(
-    lambdas: Path,  # the folder of the functions' folders
+    lambdas: Path,  # contains the functions' folders
 ) -> Iterator[tuple[str, str, bytes]]:  # template parameter, S3 key and zip of each function
     "Pack every function, except the standby model."
     for folder in sorted(path.parent for path in lambdas.glob("*/handler.py") if path.parent.name != STANDBY):
@@ -140,7 +140,7 @@ def package_keys(lambdas: Path) -> dict[str, str]:  # S3 keys by template parame
 def upload_packages(
     s3,  # boto3 client
     bucket: str,
-    lambdas: Path,  # the folder of the functions' folders
+    lambdas: Path,  # contains the functions' folders
 ) -> dict[str, str]:  # S3 keys by template parameter
     "Pack every function and upload each zip that the bucket does not have yet."
     keys = {}

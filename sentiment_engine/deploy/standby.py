@@ -143,7 +143,7 @@ def pack_standby(
 
 # %% ../../nbs/deploy/standby.ipynb #7a18a8d0
 def standby_keys(
-    lambdas: Path,  # the folder of the functions' folders
+    lambdas: Path,  # contains the functions' folders
     version: str,  # of the model
     locked: bool,  # as in `pack_layer`
 ) -> dict[str, str]:  # by template parameter
@@ -155,7 +155,7 @@ def standby_keys(
 def upload_standby(
     s3,  # boto3 client
     bucket: str,
-    lambdas: Path,  # the folder of the functions' folders
+    lambdas: Path,  # contains the functions' folders
     registered: RegisteredModel | None,  # from `current_model`
     locked: bool,  # as in `pack_layer`
 ) -> dict[str, str]:  # by template parameter

@@ -229,7 +229,7 @@ def machine_advice(
 
 # %% ../../nbs/deploy/training.ipynb #f3b44f83
 def _stopping(job: TrainingJob):
-    "Limit the job's time. On spare capacity, it may also wait for as long as it may run."
+    "Limit the job's time. On spare capacity, it may also wait for the same length of time."
     from sagemaker.core.training.configs import StoppingCondition
 
     seconds = int(job.max_hours * 3600)

@@ -126,7 +126,7 @@ def _published(
     s3,  # boto3 client
     bucket: str,
 ) -> dict[str, dict]:  # key → S3's description of each object that we published
-    "Describe the objects in the bucket that carry our mark."
+    "Describe the objects in the bucket that have our mark."
     keys = [item["Key"] for item in listed_objects(s3, bucket)]
     heads = {key: s3.head_object(Bucket=bucket, Key=key) for key in keys}
     return {key: head for key, head in heads.items() if head["Metadata"].get("published-by") == MARK}

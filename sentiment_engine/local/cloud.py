@@ -185,7 +185,7 @@ class LocalCloud:
         os.environ.update(self.environment)
 
     def root_client(self, service: str):
-        "Return a boto3 client of the cloud's root user, whatever the environment."
+        "Return a boto3 client of the cloud's root user, regardless of the environment."
         return Aws(self.url, read_keys(self.state)).client(service)
 
     def account_environment(self) -> dict[str, str]:

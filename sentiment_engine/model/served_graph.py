@@ -22,7 +22,7 @@ from .inference import SLOW_FUSIONS, open_session
 class Weights:
     "The weights of one module."
 
-    weight: np.ndarray  # of a linear layer (in, out), of a table (rows, width), of a normalisation (width,)
+    weight: np.ndarray  # of a linear layer (in, out), of a table (rows, width), of a normalization (width,)
     bias: np.ndarray | None = None
     scale: np.ndarray | None = None  # of 8-bit weights: one for all, or one per column
     zero_point: np.ndarray | None = None

@@ -426,7 +426,7 @@ def _is_busy(e: ClientError) -> bool:
 
 # %% ../../nbs/service/api.ipynb #5ce846eb
 def _is_waking(row: Row, e: ClientError) -> bool:
-    "Return whether a serverless endpoint has no container yet that answers."
+    "Return whether a serverless endpoint has no container that answers yet."
     if row.runId != STANDING:
         return False
     unanswered = _container_status(e.response) in (0, 502, 503, 504)
@@ -495,7 +495,7 @@ def _paid(engine: Engine, row: Row) -> ExitStack:
 
 # %% ../../nbs/service/api.ipynb #bc267ba1
 def _invoke(engine: Engine, row: Row, texts: list[str], explain: bool, spare: bool) -> list[dict]:
-    "Invoke the endpoint, with less patience if the standby can take the request as well. Raises ApiError."
+    "Invoke the endpoint, with less patience if the standby can take the request too. Raises ApiError."
     runtime = engine.client(BEFORE_STANDBY if spare else "sagemaker-runtime")
     request = {"inputs": texts} | ({"explain": True} if explain else {})
     paid = _paid(engine, row)

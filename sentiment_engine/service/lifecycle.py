@@ -950,7 +950,7 @@ def _end_overdue(engine: Engine, row: Row) -> str:
         emit(engine.settings.prefix, StuckRuns=1)
         end_run(engine, row, TOO_LATE)
         return "failed"
-    except Exception:  # delete the endpoint whatever went wrong
+    except Exception:  # delete the endpoint after any error
         clean_up(engine, row.runId)
         raise
 
