@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"sentiment-engine {__version__}")
 
     def error(self, message: str):
-        "End the program. A user of make gets the names of its variables instead of a list of options."
+        "End the program. A user of make sees make's variable names instead of a list of options."
         said = _sentence(message)
         if os.environ.get(MAKE_NAMES):
             self.exit(2, f"{as_typed(said)}\n")

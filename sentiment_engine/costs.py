@@ -24,7 +24,7 @@ from typing import Any
 # %% ../nbs/costs.ipynb #c4576e26
 HOURS_PER_MONTH = 730  # 365 days x 24 hours / 12
 
-PRICES: dict[str, float] = {  # dollars an hour of a SageMaker real-time endpoint instance, us-east-1
+PRICES: dict[str, float] = {  # dollars per hour of a SageMaker real-time endpoint instance, us-east-1
     "ml.t2.medium": 0.056,
     "ml.c5.large": 0.102,
     "ml.m5.large": 0.115,
@@ -34,18 +34,18 @@ PRICES: dict[str, float] = {  # dollars an hour of a SageMaker real-time endpoin
 
 # %% ../nbs/costs.ipynb #1a030f12
 SERVERLESS_GB_SECOND = 0.00002  # SageMaker Serverless Inference, memory x duration
-LAMBDA_GB_SECOND = 0.0000133334  # arm64, as all functions of the templates
+LAMBDA_GB_SECOND = 0.0000133334  # arm64, like all functions in the templates
 LAMBDA_X86_GB_SECOND = 0.0000166667  # for comparison
 LAMBDA_REQUEST = 0.20 / 1e6
 SNAPSHOT_GB_SECOND = 0.0000015046  # SnapStart for Python: memory of a published version, at least for three hours
-SNAPSHOT_RESTORED_GB = 0.0001397998  # likewise: memory of each cold start
+SNAPSHOT_RESTORED_GB = 0.0001397998  # the same, for the memory of each cold start
 API_REQUEST = 1.00 / 1e6  # API Gateway, HTTP API
 S3_GB_MONTH = 0.023
 DYNAMODB_READ = 0.125 / 1e6  # of up to 4 KB
 DYNAMODB_WRITE = 0.625 / 1e6  # of up to 1 KB
 LOGS_GB = 0.50  # written to CloudWatch Logs
-CLOUDFRONT_REQUEST = 1.20 / 1e6  # over HTTPS, in the most expensive of the usual regions; 10 million a month are free
-CLOUDFRONT_GB = 0.12  # likewise; 1,000 GB a month are free
+CLOUDFRONT_REQUEST = 1.20 / 1e6  # over HTTPS, in the most expensive common region; 10 million a month are free
+CLOUDFRONT_GB = 0.12  # in the same region; 1,000 GB a month are free
 SMS_MESSAGE = 0.12  # one message to the most expensive of the default countries, rounded up
 GLUE_DPU_HOUR = 0.44  # one G.1X worker for an hour
 
@@ -73,7 +73,7 @@ class Visit:
 # %% ../nbs/costs.ipynb #afa6a57c
 def run_cost(
     instance_type: str,
-    seconds: float,  # since Start was pressed
+    seconds: float,  # since Start
 ) -> float | None:  # dollars; None without a price
     "Price a run of the endpoint that has lasted `seconds`."
     hourly = price_per_hour(instance_type)
@@ -82,7 +82,7 @@ def run_cost(
 # %% ../nbs/costs.ipynb #ad7347d1
 def resting_cost(
     stored_gb: float = 0.5,  # reviews, models and the page
-    checks: int = 8_640,  # calls of the reconciler a month: one every five minutes
+    checks: int = 8_640,  # reconciler calls per month: one every five minutes
     check_seconds: float = 0.5,
     check_gb: float = 0.5,
 ) -> float:  # dollars a month
@@ -98,11 +98,11 @@ class Standing:
     free: int = 0  # how many of them each account gets free, permanently
 
 
-STANDING_PRICES: dict[str, Standing] = {  # by CloudFormation's type; all other types are paid by use, or free
+STANDING_PRICES: dict[str, Standing] = {  # by CloudFormation type; all other types are paid by use, or free
     "AWS::CloudWatch::Alarm": Standing(0.10, free=10),
     "AWS::CloudWatch::CompositeAlarm": Standing(0.50),
     "AWS::CloudWatch::Dashboard": Standing(3.00, free=3),
-    "AWS::WAFv2::WebACL": Standing(6.00),  # 5 for the list, 1 for its one rule
+    "AWS::WAFv2::WebACL": Standing(6.00),  # 5 for the list, 1 for its only rule
 }
 METRIC = Standing(0.30, free=10)  # a custom metric that is reported in every hour of the month
 RESTING_METRICS = 4  # Reconciled, SpentThisMonth, BudgetShare and DeadLetters, which the reconciler reports
@@ -111,8 +111,8 @@ RESTING_METRICS = 4  # Reconciled, SpentThisMonth, BudgetShare and DeadLetters, 
 def standing_cost(
     counts: Mapping[str, int],  # CloudFormation's type → number of resources
     metrics: int = RESTING_METRICS,
-) -> tuple[float, float]:  # dollars a month: with the whole free share, and with none of it
-    "Price the resources that cost money as long as they exist."
+) -> tuple[float, float]:  # dollars a month: with the whole free allowance, and with none of it
+    "Price the resources that cost money for as long as they exist."
     priced = [(STANDING_PRICES[kind], n) for kind, n in counts.items() if kind in STANDING_PRICES] + [(METRIC, metrics)]
     within = sum(price.month * max(0, n - price.free) for price, n in priced)
     return within, sum(price.month * n for price, n in priced)
@@ -120,9 +120,9 @@ def standing_cost(
 # %% ../nbs/costs.ipynb #585f9a74
 def asleep_share(
     visits: float,  # a month, at random times
-    minutes: float,  # that one visit keeps something awake
+    minutes: float,  # for which one visit keeps the endpoint awake
 ) -> float:  # between 0 and 1
-    "Return the share of a month in which no visit keeps it awake. Visits at the same time share it (M/G/∞ queue)."
+    "Return the share of a month in which no visit keeps it awake. Simultaneous visits share it (M/G/∞ queue)."
     return math.exp(-visits * minutes / (HOURS_PER_MONTH * 60))
 
 
@@ -135,9 +135,9 @@ def on_demand_month(
     instance_type: str,
     visits: float,  # a month, at random times
     visit: Visit = Visit(),
-    requests: float = 20,  # calls of the API in a visit, status polls included
+    requests: float = 20,  # API calls in a visit, status polls included
 ) -> float:  # dollars, without alarms and metrics (`standing_cost`)
-    "Price a month of visits, with storage and reconciler at rest. Raises KeyError for a type without a price."
+    "Price a month of visits, including storage and the reconciler at rest. Raises KeyError for a type without a price."
     calls = visits * requests * (API_REQUEST + LAMBDA_REQUEST + 0.1 * 0.25 * LAMBDA_GB_SECOND)
     awake = 1 - asleep_share(visits, visit.minutes)
     return resting_cost() + always_on_month(instance_type) * awake + calls
@@ -153,12 +153,12 @@ def serverless_month(
 
 
 def saved_share(instance_type: str, visits: float, visit: Visit = Visit()) -> float:
-    "Return the share of the always-on bill that sleeping saves: at most 1.0, and slightly negative if it never sleeps."
+    "Return the share of the always-on bill that sleeping saves: at most 1.0, and below 0 if it never sleeps."
     return 1 - on_demand_month(instance_type, visits, visit) / always_on_month(instance_type)
 
 # %% ../nbs/costs.ipynb #cb5a1572
 def lambda_call(
-    seconds: float,  # duration, rounded up to milliseconds
+    seconds: float,  # duration, rounded up to whole milliseconds
     memory_mb: int,
     gb_second: float = LAMBDA_GB_SECOND,
 ) -> float:  # dollars
@@ -176,14 +176,14 @@ def snapshots_month(
 # %% ../nbs/costs.ipynb #f27691d9
 @dataclass(frozen=True)
 class Served:
-    "What one model needs in each of the ways."
+    "What one model needs for each way of serving."
 
     instance: str  # of an endpoint
     scaled: str  # instance with inference components: AWS does not scale burstable types such as ml.t2.medium
-    seconds: float  # that a warm Lambda takes for a prediction
-    loading: float  # seconds that a cold Lambda takes first
+    seconds: float  # for a prediction in a warm Lambda
+    loading: float  # additional seconds of a cold Lambda
     memory_mb: int  # of the Lambda
-    serverless_seconds: float  # for a prediction, in SageMaker's container
+    serverless_seconds: float  # for a prediction in SageMaker's container
     serverless_gb: int
 
 
@@ -192,8 +192,8 @@ LARGE = Served("ml.m5.large", "ml.m5.large", 0.045, 10.0, 4096, 0.20, 4)
 
 # %% ../nbs/costs.ipynb #9858ba63
 WARM_MINUTES = 10.0  # a Lambda stays warm after a call; assumed
-SCALE_OUT, SCALE_IN = 5.0, 25.0  # minutes of inference components from zero, and back after the last request
-SCALING_ALARMS = 3  # two of target tracking, one that wakes the endpoint
+SCALE_OUT, SCALE_IN = 5.0, 25.0  # minutes until inference components wake from zero, and return to it
+SCALING_ALARMS = 3  # two for target tracking, one that wakes the endpoint
 ALARM_MONTH = STANDING_PRICES["AWS::CloudWatch::Alarm"].month
 
 
@@ -202,12 +202,12 @@ def five_ways(
     predictions: float,  # a day
     each: float = 10.0,  # predictions of one visit
     visit: Visit = Visit(),
-) -> dict[str, float]:  # dollars a month where the model runs; API, page and storage cost the same in all ways
-    "Price one model's predictions in five ways."
+) -> dict[str, float]:  # dollars a month for running the model; API, page and storage cost the same in all five
+    "Price one model's predictions for each of the five ways."
     month = predictions * HOURS_PER_MONTH / 24
     visits = month / each
     cold = visits * asleep_share(visits, WARM_MINUTES)
-    loading = lambda_call(model.loading, model.memory_mb) - LAMBDA_REQUEST  # part of a cold request
+    loading = lambda_call(model.loading, model.memory_mb) - LAMBDA_REQUEST  # extra cost of a cold request
     scaled = 1 - asleep_share(visits, SCALE_OUT + visit.use + SCALE_IN)
     return {
         "always on": always_on_month(model.instance),
@@ -226,8 +226,8 @@ def cheaper(
     way: str,  # of `five_ways`
     other: str,
     **more: Any,  # passed to `five_ways`
-) -> list[tuple[float, float]]:  # from and to, in predictions a day between 1 and 10 million
-    "Return the ranges in which `way` costs less than `other`."
+) -> list[tuple[float, float]]:  # start and end, in predictions a day between 1 and 10 million
+    "Return the ranges in which `way` is cheaper than `other`."
 
     def less(predictions: float) -> bool:
         costs = five_ways(model, predictions, **more)
@@ -247,7 +247,7 @@ def cheaper(
 # %% ../nbs/costs.ipynb #dbe5a46b
 @dataclass(frozen=True)
 class Limit:
-    "The limits of one route of the API."
+    "The limits of one API route."
 
     function: str  # in the template
     rate: float  # requests a second
@@ -256,7 +256,7 @@ class Limit:
 
 # %% ../nbs/costs.ipynb #c1a71cfc
 def limits_of(
-    resources: Mapping[str, Any],  # of the engine's template, read by `plan.read_template`
+    resources: Mapping[str, Any],  # of the engine's template, from `plan.read_template`
 ) -> dict[str, Limit]:  # by route
     "Read the limits of all routes from the template."
     (stage,) = (r["Properties"] for r in resources.values() if r["Type"] == "AWS::ApiGatewayV2::Stage")
@@ -277,7 +277,7 @@ def flood_hour(
     row_bytes: int = 102_400,  # that each request reads; the default is the largest row
     log_bytes: int = 1_500,  # that each request writes to the logs
 ) -> float:  # dollars
-    "Price an hour in which routes get as many requests as they admit and their functions are never idle."
+    "Price an hour in which routes get as many requests as they admit, and their functions are never idle."
     request = API_REQUEST + LAMBDA_REQUEST + -(-row_bytes // 4096) * DYNAMODB_READ + log_bytes / 1e9 * LOGS_GB
     functions = {limit.function: limit for limit in limits}.values()  # two routes may share one
     busy = sum(limit.at_once * limit.memory_gb for limit in functions)
@@ -288,7 +288,7 @@ def site_flood_hour(
     rate: float,  # requests a second; CloudFront does not limit them
     answer_bytes: int = 12_000,  # the page's script, compressed
 ) -> float:  # dollars
-    "Price an hour of requests to the page, beyond the free share."
+    "Price an hour of requests to the page, beyond the free allowance."
     return 3600 * rate * (CLOUDFRONT_REQUEST + answer_bytes / 1e9 * CLOUDFRONT_GB)
 
 # %% ../nbs/costs.ipynb #d334e247
@@ -299,7 +299,7 @@ def standby_worst_day(
     texts: int,  # daily limit of texts
     memory_mb: int,  # memory size of the function
 ) -> float:  # dollars
-    "Price a day in which each text is a request of its own and takes as long as the function may run."
+    "Price a day in which each text is a separate request and takes as long as the function may run."
     return texts * (LAMBDA_REQUEST + STANDBY_SECONDS * memory_mb / 1024 * LAMBDA_GB_SECOND)
 
 # %% ../nbs/costs.ipynb #cf35c883
@@ -311,7 +311,7 @@ class Crowd:
     page_bytes: int = 25_000  # of all files, compressed
     polls: float = 9  # of /status: three minutes, one every twenty seconds
     predictions: float = 3
-    numbers: float = 0.01  # that are left for a message
+    numbers: float = 0.01  # phone numbers left for a message
     cached: float = 0.0  # share of the polls that CloudFront answers
 
     @property
@@ -324,7 +324,7 @@ def crowd_day(
     visitors: float,
     crowd: Crowd = Crowd(),
     instance_type: str = "ml.t2.medium",  # of the one endpoint, awake all day
-    model: Served = SMALL,  # in the standby, which answers all predictions
+    model: Served = SMALL,  # in the standby, which makes all predictions
 ) -> dict[str, float]:  # dollars by service
     "Price a day of visitors, without any free tier and without the engine's own limits."
     requests = crowd.files + (crowd.polls if crowd.cached else 0)
@@ -349,12 +349,12 @@ SITE_RATE = 250_000  # requests a second of one CloudFront distribution
 
 def crowd_limits(
     crowd: Crowd = Crowd(),
-    call_seconds: float = 0.05,  # that a function takes for a request
+    call_seconds: float = 0.05,  # that a function spends on a request
     peak: float = 3.0,  # busiest second, divided by the average
 ) -> dict[str, float]:  # visitors a day at which each limit is met, the lowest first
     "Return how many visitors a day meet each limit of AWS."
     busy = crowd.calls * call_seconds
-    needs = {  # the limit, and how much of it a visitor takes up
+    needs = {  # the limit, and how much of it one visitor uses
         "API Gateway, account": (API_RATE, crowd.calls),
         "Lambda, new account": (NEW_ACCOUNT_LAMBDAS, busy),
         "Lambda": (PARALLEL_LAMBDAS, busy),

@@ -86,7 +86,7 @@ def parse_lines(
     lines: DataFrame,  # columns line and category
 ) -> DataFrame:  # the same and PARSED; `fault` is a key of NO_REVIEW, or null for a review
     "Read each line as a review, and clean its title and text."
-    once = F.udf(_parsed, PARSED).asNondeterministic()  # or Spark calls it once for each column
+    once = F.udf(_parsed, PARSED).asNondeterministic()  # otherwise, Spark calls it once for each column
     return lines.withColumn("review", once(F.col("line").cast("binary"))).select("category", "line", "review.*")
 
 
@@ -194,7 +194,7 @@ TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def rules_from(
-    options: Mapping[str, str],  # a job's arguments, of which some are rules
+    options: Mapping[str, str],  # a job's arguments, some of which are rules
 ) -> Rules:
     "Read the rules from text. Raises ValueError naming the one that is wrong."
     found: dict[str, Any] = {}

@@ -181,7 +181,7 @@ def fetch(
     progress: Callable[[int, int], None] = lambda done, size: None,  # receives the bytes copied so far and the size
     web: urllib3.PoolManager = WEB,
 ) -> Copy:
-    "Copy a file, or its missing parts, to raw/ in the lake. Raises IngestError and then leaves raw/ unchanged."
+    "Copy a file, or its missing parts, to raw/ in the lake. If it raises IngestError, raw/ is unchanged."
     copy = look(address, s3, web)
     copy = _noted(s3, bucket, copy) or copy
     if copy.sha256 and _is_whole(s3, bucket, f"raw/{copy.name}", copy.size):
@@ -203,13 +203,13 @@ def _noted(s3, bucket: str, copy: Copy) -> Copy | None:
     "Return the record of an earlier copy of the same version."
     try:
         noted = Copy(**stored_json(s3, bucket, f"ingest/{copy.name}.json"))
-    except (ValueError, TypeError):  # no record, or none that this module has written
+    except (ValueError, TypeError):  # no record, or one that this module has not written
         return None
     return noted if (noted.address, noted.size, noted.version) == (copy.address, copy.size, copy.version) else None
 
 # %% ../../nbs/data/ingest.ipynb #9c53e1f6
 def _is_whole(s3, bucket: str, key: str, size: int) -> bool:
-    "Return whether an object exists in full length."
+    "Return whether an object exists with its full length."
     found = unless_missing(s3.head_object, Bucket=bucket, Key=key)
     return bool(found) and found["ContentLength"] == size
 

@@ -16,7 +16,7 @@ import pandas as pd
 # %% ../../nbs/data/quoting.ipynb #af54db8d
 RUN = 8  # words
 QUOTED = 0.3  # largest share of a training text's runs that held-out texts may contain
-HELD = 0.9  # share of a held-out text's runs from which a training text contains it whole
+HELD = 0.9  # share of a held-out text's runs above which a training text counts as containing all of it
 
 
 def words_of(text: str) -> list[str]:

@@ -133,7 +133,7 @@ def number_of(value) -> int | float | None:
 
 # %% ../../nbs/data/reviews.ipynb #a8d9eb37
 def time_of(value) -> int | None:  # ms since 1970
-    "Read a time in s, ms, µs or ns; its size determines the unit. Return None if it is no time or is before 1970."
+    "Read a time in s, ms, µs or ns; its size determines the unit. Return None if it is not a time or is before 1970."
     number = number_of(value)
     if number is None or not 0 <= number < 1e20:
         return None
@@ -455,7 +455,7 @@ _STARTS = {
     b"PK\x03\x04": "a zip archive: unpack it",
     b"PAR1": "a Parquet file: convert it to JSON lines",
 }
-_COLUMNS = {"rating", "stars", "text", "title", "review", "label"}  # at least one heads a column of a table
+_COLUMNS = {"rating", "stars", "text", "title", "review", "label"}  # at least one is the heading of a table's column
 
 # %% ../../nbs/data/reviews.ipynb #b8527daf
 def _what_else(head: bytes) -> str:  # empty: the bytes look like JSON lines

@@ -121,7 +121,7 @@ def check_page(at: Acceptance):
     check_origins(at, site, api)
 
 # %% ../../nbs/deploy/acceptance_checks.ipynb #51ff9dd7
-PREDICTIONS = 20  # how many the speed check times
+PREDICTIONS = 20  # number of predictions that the speed check times
 
 
 class RealVisit(LiveVisit):
@@ -162,7 +162,7 @@ class RealVisit(LiveVisit):
 
 # %% ../../nbs/deploy/acceptance_checks.ipynb #74e65177
 def know_run(guest: RealVisit):
-    "Read the id of the run and its machine while the API returns them."
+    "Read the run's id and machine while the API returns them."
     status = guest.call("GET", "/status")[1]
     guest.run_id, guest.instance_type = status["runId"], status["instanceType"]
 
@@ -197,7 +197,7 @@ def check_costs(at: Acceptance, guest: RealVisit, seconds: float):
     spent, hourly = guest.call("GET", "/status")[1]["spentThisMonth"], PRICES[guest.instance_type]
     expected = hourly * seconds / 3600
     said = f"${spent:.4f} by its count, ${expected:.4f} by the clock ({seconds:.0f} s on {guest.instance_type})"
-    # The two clocks see the start and the end at different moments: allow a minute, and a tenth for a slow network.
+    # The two clocks record start and end at different moments, so allow a minute, and a tenth for a slow network.
     at.check("cost: the engine counts what it uses", abs(spent - expected) <= hourly / 60 + 0.1 * expected, said)
     at.record.figures.append(f"the run: {said}")
     at.record.figures.append("Cost Explorer was not queried: a query costs $0.01, and its data is a day old")
@@ -219,7 +219,7 @@ ERROR = re.compile(r'"level": ?"(ERROR|CRITICAL)"|\bTask timed out\b|\bTraceback
 
 
 def logged_errors(logs, prefix: str) -> list[str]:
-    "List the errors that the functions logged, even those that a retry or the reconciler has mended."
+    "List the errors that the functions logged, even those that a retry or the reconciler has fixed."
     start, found = f"/aws/lambda/{prefix}-", []
     groups = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=start)
     for group in groups.search("logGroups[].logGroupName"):
@@ -275,7 +275,7 @@ OUTSIDE = re.compile(
 
 
 def check_plan(at: Acceptance, plan: Plan, session: boto3.Session):
-    "Compare the announced resources with those that exist, by stack and by tag."
+    "Compare the planned resources with those that exist, by stack and by tag."
     announced = Counter((change.stack, change.kind) for change in plan.changes)
     held = {stack: at.resources(stack) for stack in at.stacks()}
     standing = Counter((stack, each["ResourceType"]) for stack, found in held.items() for each in found)

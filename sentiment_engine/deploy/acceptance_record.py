@@ -30,7 +30,7 @@ class CheckResult:
 # %% ../../nbs/deploy/acceptance_record.ipynb #079e97de
 @dataclass
 class Failure:
-    "A phase that broke off, and the last lines of its output."
+    "A phase that failed, and the last lines of its output."
 
     phase: str
     lines: list[str]
@@ -42,7 +42,7 @@ class Record:
 
     prefix: str
     region: str
-    account: str  # the last four digits, which identify it to its owner only
+    account: str  # the last four digits, which only its owner recognizes
     profile: str = ""  # of the AWS command line; empty: the credentials of the shell
     started: float = 0.0  # seconds since 1970
     process: int = 0  # id of the process that works on it
@@ -56,8 +56,8 @@ class Record:
     failures: list[Failure] = field(default_factory=list)
     left: list[str] = field(default_factory=list)  # leftovers that the teardown should have deleted
     kept: list[str] = field(default_factory=list)  # what AWS keeps
-    unknown: list[str] = field(default_factory=list)  # lists that AWS did not show while the engine was up
-    unseen: list[str] = field(default_factory=list)  # lists that AWS did not show after the teardown
+    unknown: list[str] = field(default_factory=list)  # lists that AWS did not return while the engine was up
+    unseen: list[str] = field(default_factory=list)  # lists that AWS did not return after the teardown
     gone: bool = False  # whether the teardown is complete
     known: list[str] = field(default_factory=list)  # ids that the report must not contain
 
@@ -68,7 +68,7 @@ class Record:
 
 # %% ../../nbs/deploy/acceptance_record.ipynb #eedf981e
 def record_from(text: str) -> Record:
-    "Read a stored record. Raises ValueError or TypeError for any other text."
+    "Read a stored record. Raises ValueError or TypeError if the text is not a record."
     data = json.loads(text)
     data["checks"] = [CheckResult(**each) for each in data["checks"]]
     data["failures"] = [Failure(**each) for each in data["failures"]]
@@ -153,7 +153,7 @@ def report(record: Record, secrets: tuple[str, ...] = ()) -> str:  # Markdown
     known = (*record.known, *secrets)
 
     def short(seen: str) -> str:
-        return scrub(seen, known)[:LONGEST]  # scrub first: a pattern does not match half an address
+        return scrub(seen, known)[:LONGEST]  # scrub before shortening, because a pattern does not match half an address
 
     checks = [("yes" if c.passed else "**NO**", c.title, short(c.seen), f"{c.at:.0f} s") for c in record.checks]
     phases = [(name, f"{seconds:.1f} s") for name, seconds in record.seconds.items()]

@@ -116,7 +116,7 @@ def check_region(session: boto3.Session, settings: Settings, training: str = "")
 
 # %% ../../nbs/deploy/account.ipynb #79c9c7d2
 def _without_images(session: boto3.Session, missing: list[str], training: str) -> str:
-    "Describe what a region lacks and suggest others. Regions on the same continent come first."
+    "Describe what a region lacks, and suggest others, with those on the same continent first."
     region = session.region_name
     said = f"AWS has no container image for {' and '.join(missing)} in {region}"
     if not (others := sorted(regions_for(session, training), key=lambda other: other[:2] != region[:2])):
@@ -323,7 +323,7 @@ def check_neighbours(session: boto3.Session, settings: Settings) -> Finding:
     return Finding("neighbours", True, f"no other engine's prefix overlaps with {settings.prefix}")
 
 # %% ../../nbs/deploy/account.ipynb #e9eaa4c7
-def _owner(dynamodb, table: str) -> str | None:  # the prefix in its tags; None: no such table
+def _owner(dynamodb, table: str) -> str | None:  # prefix in its tags; None: no such table
     "Return the prefix of the engine that owns a table."
     if not (found := unless_missing(dynamodb.describe_table, TableName=table)):
         return None

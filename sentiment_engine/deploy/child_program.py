@@ -19,18 +19,18 @@ from typing import Any
 
 # %% ../../nbs/deploy/child_program.ipynb #7367b2b3
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a cancelled workflow, a closed terminal
-INSIST = 2.0  # seconds after the warning from which another Ctrl-C counts
+INSIST = 2.0  # seconds after the warning before another Ctrl-C counts
 
 # %% ../../nbs/deploy/child_program.ipynb #39ff580a
 class Abandoned(BaseException):
-    "The user has read the warning and leaves the teardown."
+    "The user has read the warning and aborts the teardown."
 
 # %% ../../nbs/deploy/child_program.ipynb #1694dd55
 class Interrupts:
     "Handle signals: the first raises KeyboardInterrupt, the second prints the warning, a later one raises Abandoned."
 
     def __init__(self, warning: str):
-        self.warning = warning  # the user reads it before leaving a teardown
+        self.warning = warning  # the user reads it before aborting a teardown
         self.ending = False  # whether the teardown has begun
         self._shielded = False
         self._warned: float | None = None
@@ -97,7 +97,7 @@ def _relay(process: subprocess.Popen, lines: queue.Queue, limit: float, hear: Ca
                 return
             hear(line)
         except queue.Empty:
-            if process.poll() is not None:  # a process that it started may still keep its output open
+            if process.poll() is not None:  # a process that it started may keep its output open
                 return
             idle(passed)
     raise Late(f"it did not end within {limit / 60:.0f} minutes")
@@ -122,10 +122,10 @@ def run_program(
     limit: float,  # seconds
     interrupts: Interrupts,
     hear: Callable[[str], object],  # receives each line that it prints
-    idle: Callable[[float], object] = lambda passed: None,  # called with the seconds so far, while it prints nothing
+    idle: Callable[[float], object] = lambda passed: None,  # receives the seconds so far while it prints nothing
     held: Sequence[int] = (),  # file descriptors that it keeps open, such as that of a lock
 ) -> int:  # exit status
-    "Run a Python program and pass its output on. An exception in this process stops it as Ctrl-C does."
+    "Run a Python program and forward its output. An exception in this process stops it as Ctrl-C does."
     lines: queue.Queue = queue.Queue()
     process = None
     try:

@@ -200,7 +200,7 @@ class PredictionFailed(RuntimeError):
 
 # %% ../../nbs/deploy/endpoint.ipynb #78f5ef53
 def _reason(error: ClientError) -> str:
-    "Return the model's own message out of SageMaker's ModelError."
+    "Extract the model's own message from SageMaker's ModelError."
     said = str(error.response.get("OriginalMessage") or error.response["Error"].get("Message", ""))
     try:
         return json.loads(said)["error"]["message"]

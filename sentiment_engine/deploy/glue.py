@@ -32,7 +32,7 @@ def upload_job(
     bucket: str,  # the artifacts bucket
     script: Path,  # infra_scripts/clean_reviews.py
 ) -> list[str]:  # the keys written
-    "Upload the job's script and the package to the places that the foundation's Glue job names."
+    "Upload the job's script and the package to the locations in the foundation's Glue job."
     files = {"glue/clean_reviews.py": script.read_bytes(), "glue/sentiment_engine.zip": job_zip(script)}
     for key, body in files.items():
         s3.put_object(Bucket=bucket, Key=key, Body=body)
@@ -71,7 +71,7 @@ def run_glue_job(
 
 # %% ../../nbs/deploy/glue.ipynb #99ca4483
 def _run_once(glue, job: str, arguments: Mapping, say: Callable[[str], None], every: float, patience: float) -> dict:
-    "Start a run and follow it to its end. Report a role that Glue cannot assume yet as a failed run."
+    "Start a run and follow it to its end. A role that Glue cannot assume yet counts as a failed run."
     try:
         run = glue.start_job_run(JobName=job, Arguments=dict(arguments))["JobRunId"]
     except ClientError as error:

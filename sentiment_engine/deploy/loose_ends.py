@@ -161,7 +161,7 @@ def _take(lines: Iterator[str]):
 
 # %% ../../nbs/deploy/loose_ends.ipynb #c9b1a93a
 def tie_up(target: str, interrupted: bool):
-    "End what the deployment would have ended, and list other costs. Raises nothing, to keep the first error."
+    "End what the deployment would have ended, and list other costs. Raises nothing, so the first error stays visible."
     steps = [_end_trials] + [_stop_cleaning] * interrupted + [_say_rest] * (target == "aws")
     try:
         session, settings = connect(target), settings_from(os.environ)

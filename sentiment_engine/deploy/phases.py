@@ -131,9 +131,9 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/deploy/phases.ipynb #e613afa7
-SETTLED = "05"  # settings count from this phase on: another alarm_email does not retrain the model
-TRYING = "04"  # tries the model on the machines of the settings: other machines need another trial
-FIRST_PHASE = "00"  # deploys the site, which phases before SETTLED do not use: a domain does not retrain the model
+SETTLED = "05"  # settings matter from this phase on, so a new alarm_email does not retrain the model
+TRYING = "04"  # tries the model on the machines in the settings, so other machines need a new trial
+FIRST_PHASE = "00"  # deploys the site, which phases before SETTLED do not use, so a domain does not retrain the model
 SITE = ("domain_name", "hosted_zone_id")  # notebook parameters that only the site uses
 TEACHING = ("01", "02", "03")  # phases that the released model skips
 DEMONSTRATIONS = {"visit": False}  # parameters that skip demonstrations, so a deployment wakes no model
@@ -206,7 +206,7 @@ class Stamps:
 
 # %% ../../nbs/deploy/phases.ipynb #52be53c5
 def outdated(phases: list[Phase], stamps: dict[str, str]) -> list[Phase]:
-    "Return the phases with a fingerprint other than the stored one."
+    "Return the phases whose fingerprint differs from the stored one."
     return [phase for phase in phases if stamps.get(phase.notebook.stem) != phase.fingerprint]
 
 # %% ../../nbs/deploy/phases.ipynb #6c3571db
@@ -382,7 +382,7 @@ def chosen_parameters(options: argparse.Namespace) -> dict:
     if data and not Path(data).is_dir():
         raise SystemExit(f"--data must be a folder that exists, not {options.data}")
     if data:
-        check_reviews(data)  # a wrong folder must show before anything starts
+        check_reviews(data)  # report a wrong folder before anything starts
     categories = "" if data or options.rows else options.categories  # "" also overrides the default of the target
     if categories:
         try:
@@ -486,7 +486,7 @@ def deploy_to_aws(
     parameters = chosen_parameters(options) | {"idle_minutes": None}  # the environment contains it
     if told := options.model_data:
         parameters |= {"deploy_model": "candidate", "model_data": told}
-        given = given or not is_adopted(told)  # an adopted model already is the newest
+        given = given or not is_adopted(told)  # an adopted model is already the newest
 
     def ahead(asked: bool) -> list[str]:
         "Name the phases to run."
@@ -495,7 +495,7 @@ def deploy_to_aws(
         return [phase.title for phase in upcoming(phases, stamps, **_wanted_steps(options), given=given)]
 
     before(options, parameters_of("aws", parameters)["training_instance"], known, ahead)
-    coming = {title[:2] for title in ahead(True)}  # they pack wheels; a failure must show before anything costs money
+    coming = {title[:2] for title in ahead(True)}  # they pack wheels; report a failure before anything costs money
     if "04" in coming:
         fetch_wheels()
     if "05" in coming and settings_from(os.environ).standby:

@@ -112,7 +112,7 @@ class ResourceChange:
 # %% ../../nbs/deploy/plan.ipynb #d0bff2db
 def changes_from(
     stack: str,
-    found: list[dict],  # Changes of describe_change_set
+    found: list[dict],  # Changes from describe_change_set
 ) -> list[ResourceChange]:
     "Convert the changes of a change set."
     each = [change["ResourceChange"] for change in found if "ResourceChange" in change]
@@ -157,7 +157,7 @@ class Plan:
 
     changes: list[ResourceChange]
     resources: list[str]  # CloudFormation types of all resources after the deployment
-    unknown: str = ""  # why AWS could not be asked for the existing stacks
+    unknown: str = ""  # why the existing stacks could not be read from AWS
 
 # %% ../../nbs/deploy/plan.ipynb #57d6753c
 UPDATABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
@@ -205,7 +205,7 @@ def _machine(kind: str) -> str:
 
 # %% ../../nbs/deploy/plan.ipynb #6acc68d7
 def once(work: Work, settings: Settings) -> list[str]:
-    "List the one-time costs at most. Training is skipped if the same sample and recipe were trained before."
+    "List the maximum one-time costs. Training costs nothing if the same sample and recipe were trained before."
     parts = [f"Glue, ${GLUE_DPU_HOUR} an hour for each of at most {work.workers} workers"] if work.workers else []
     parts += [f"training on {_machine(work.training)}"] if work.training else []
     if not work.trial or settings.endpoint == "lambda":

@@ -51,7 +51,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in PATTERNS]
 
 # %% ../../nbs/deploy/scrub.ipynb #f9a32b81
-LEAST_KNOWN = 5  # characters: a shorter value, such as the user name "me", occurs inside too many words
+LEAST_KNOWN = 5  # characters; a shorter value, such as the user name "me", occurs inside too many words
 
 
 def private_places() -> dict[str, str]:  # path or name → replacement

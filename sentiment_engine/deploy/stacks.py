@@ -20,7 +20,7 @@ from ..s3 import upload_once
 from ..settings import Settings
 
 # %% ../../nbs/deploy/stacks.ipynb #b1af8557
-# The notebook that deploys a stack, by the end of the stack's name.
+# The notebook that deploys a stack, by the suffix of the stack's name.
 DEPLOYED_BY = dict.fromkeys(("foundation", "site"), "00_settings")
 DEPLOYED_BY |= dict.fromkeys(("engine", "monitoring"), "05_serverless_backend")
 

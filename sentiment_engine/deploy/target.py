@@ -157,16 +157,16 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
 
 # %% ../../nbs/deploy/target.ipynb #9a6ef8e8
 CHOICES_KEY = "deployments/choices.json"  # key in the artifacts bucket
-# Choices beyond the settings that the next deployment takes over.
+# Choices beyond the settings that the next deployment reuses.
 REVIEWS, MODELS = ("data", "categories", "rows", "source"), ("model", "model_data")
 TRAINING = ("base_model", "sample_rows", "training_instance")
 REMEMBERED = ("domain", "permissions_boundary", *MODELS, *REVIEWS, *TRAINING)
 
 
 def asked_for(options: argparse.Namespace) -> dict:
-    "Return the choices that the next deployment takes over."
+    "Return the choices that the next deployment reuses."
     chosen = {name: getattr(options, name, None) for name in REMEMBERED}
-    for name in ("data", "model_data"):  # the next deployment may start in another folder
+    for name in ("data", "model_data"):  # the next deployment may run in another folder
         if (place := chosen[name]) and not place.startswith("s3://"):
             chosen[name] = str(Path(place).expanduser().resolve())
     settings = environment_of(settings_from(os.environ))
@@ -201,7 +201,7 @@ BEFORE = "as before"  # name of the finding about them
 
 
 def _silent(name: str, value: str) -> bool:
-    "Return whether the environment leaves a setting open that was `value`."
+    "Return whether the environment leaves open a setting that was `value`."
     # A table name that follows from the prefix is not a choice.
     derived = f"{os.environ.get('SENTIMENT_PREFIX')}-state" if name == "SENTIMENT_TABLE" else None
     return os.environ.get(name) in (None, derived) and os.environ.get(name) != value
@@ -277,7 +277,7 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
 
 # %% ../../nbs/deploy/target.ipynb #1f404787
 def hosted_places(options: argparse.Namespace, asked: bool = True) -> dict[str, str]:  # asked: False without AWS
-    "Return the chosen ones of the notebooks' parameters for domain and boundary."
+    "Return the notebooks' parameters for domain and boundary that were chosen."
     found = {"permissions_boundary": options.permissions_boundary} if options.permissions_boundary else {}
     if options.domain and asked and (zone := find_zone(connect("aws").client("route53"), options.domain)):
         found |= {"domain_name": options.domain, "hosted_zone_id": zone}

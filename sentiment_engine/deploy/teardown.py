@@ -49,7 +49,7 @@ def _delete_each(names: Iterable[str], delete: Callable[[str], object]) -> list[
 
 # %% ../../nbs/deploy/teardown.ipynb #87bcf051
 def _stop_training(sagemaker, name: str):
-    "Stop a training job, unless it has ended in the meantime."
+    "Stop a training job, unless it has already ended."
     try:
         sagemaker.stop_training_job(TrainingJobName=name)
     except ClientError as e:

@@ -273,7 +273,7 @@ MAKERS: dict[str, Callable[[str, dict, Stack], Iterator[Made]]] = {
 
 # %% ../../nbs/deploy/template_calls.ipynb #0e7ef719
 def _turn(resource: tuple[str, str, dict]) -> int:
-    "Return the turn of a resource: boundaries first, policies and subscriptions last."
+    "Return the position of a resource in the order: boundaries first, policies and subscriptions last."
     kind = resource[1]
     return 0 if kind == "AWS::IAM::ManagedPolicy" else 2 if kind.endswith(("Policy", "Subscription")) else 1
 

@@ -229,7 +229,7 @@ def machine_advice(
 
 # %% ../../nbs/deploy/training.ipynb #f3b44f83
 def _stopping(job: TrainingJob):
-    "Limit the job's time. On spare capacity it may wait as long again as it may run."
+    "Limit the job's time. On spare capacity, it may also wait for the same length of time."
     from sagemaker.core.training.configs import StoppingCondition
 
     seconds = int(job.max_hours * 3600)
@@ -313,7 +313,7 @@ def start_training(
 def _is_left(s3, bucket: str, mark: str, job: dict) -> bool:  # job: from DescribeTrainingJob
     "Return whether a job writes to this bucket, and either runs or left a model without a record."
     if not job["OutputDataConfig"]["S3OutputPath"].startswith(f"s3://{bucket}/"):
-        return False  # of an engine that was torn down: SageMaker keeps jobs for ever
+        return False  # of an engine that was torn down, because SageMaker keeps jobs forever
     if job["TrainingJobStatus"] != "Completed":
         return job["TrainingJobStatus"] == "InProgress"
     record = trained_before(s3, bucket, mark) or {}
@@ -348,7 +348,7 @@ def progress_lines(messages: list[str]) -> list[str]:
 def job_log(
     logs,  # boto3 client
     name: str,  # of the job
-    seen: set[tuple[int, str]],  # time and text of the lines that were returned before; it grows
+    seen: set[tuple[int, str]],  # time and text of the lines that were returned before; grows with each call
 ) -> list[str]:
     "Return the lines that a job printed since the last call."
     where = {"logGroupName": TRAINING_LOGS, "logStreamNamePrefix": f"{name}/"}

@@ -72,14 +72,14 @@ class LiveVisit:
         return self.call("GET", "/status")[1].get("state", "unknown")
 
     def wait(self, until: Callable[[], Found], seconds: float = 120) -> Found:
-        "Poll until `until()` returns something true, and return it. After `seconds`, return the last answer."
+        "Poll until `until()` returns a true value, and return it. After `seconds`, return the last answer."
         start = time.monotonic()
         while True:
             passed = time.monotonic() - start
             try:
                 if (answer := until()) or passed > seconds:
                     return answer
-            except httpx.TransportError:  # a network fault may be over at the next try
+            except httpx.TransportError:  # a network fault may be gone at the next try
                 if passed > seconds:
                     raise
             time.sleep(min(5, max(0.3, passed / 20)))

@@ -308,7 +308,7 @@ class Update(Operands):
         return Change(clause, path, found)
 
     def check_paths(self, a: Path, b: Path):
-        "Refuse two changes of the same or conflicting paths."
+        "Refuse two changes to the same path or to conflicting paths."
         same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         if same == min(len(a), len(b)):
             raise self.wrong(f"Two document paths overlap with each other; path one: {list(a)}, path two: {list(b)}")

@@ -78,7 +78,7 @@ class ModelServer:
             raise
 
     def _fetch(self):
-        "Download and unpack the model. Raises RuntimeError, or OSError, such as for a full disk."
+        "Download and unpack the model. Raises RuntimeError, or OSError, for example for a full disk."
         uri, archive, spare = self.container.get("ModelDataUrl", ""), self.folder / "model.tar.gz", self.folder / "new"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)

@@ -179,7 +179,7 @@ def not_here(operation: str) -> AwsError:
 
 # %% ../../nbs/local/sagemaker.ipynb #a74cb3b9
 class ControlPlane:
-    "Answer the calls that only record things; each subclass adds the calls about one subject."
+    "Answer the calls that only record data; each subclass adds the calls about one subject."
 
     def __init__(
         self,

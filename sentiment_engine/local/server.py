@@ -404,7 +404,7 @@ def mend_schedules(
 def mend_cron_zones(scheduler, eventbridge):  # ministack's services
     "Make cron schedules follow their time zones. Repeated calls have no effect."
     tick = scheduler._tick_schedules
-    seen: dict[object, float] = {}  # time of the last look, by schedule
+    seen: dict[object, float] = {}  # time of the last check, by schedule
     if tick.__module__ == __name__:  # already mended
         return
 
@@ -620,7 +620,7 @@ class EmulatorCalls(ApiCalls):
         return refuse(Call(asked[0], UNREAD, {}), [f"{asked[0]} is not part of the local cloud"])
 
     def _refusal_of_ministack(self, scope, headers: dict, body: bytes) -> AwsError | None:
-        "Check what ministack does not: JSON, expressions, schedule roles and, in strict mode, decryption of secrets."
+        "Check what ministack omits: JSON, expressions, schedule roles and, in strict mode, decryption of secrets."
         from ministack.core import router
 
         if "content-encoding" not in headers and "json" in headers.get("content-type", ""):

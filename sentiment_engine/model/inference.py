@@ -618,7 +618,7 @@ def _reading(
 
 # %% ../../nbs/model/inference.ipynb #21a1abab
 PORTION = 100_000  # characters tokenized at a time
-SHORT = 10_000  # characters of a portion that need not wait for others
+SHORT = 10_000  # characters of a portion that does not have to wait for others
 BRIEF = 2_000  # characters of a review that probably fits into one window
 FIRST = 8_000  # characters of a longer review to tokenize first; tripled until its windows are full
 

@@ -168,7 +168,7 @@ def _read_file(file: Path, name: str) -> pd.DataFrame:
     rows["text"] = rows["text"].astype(object).where(rows["text"].notna(), "")
     if odd := [text for text in rows["text"] if not isinstance(text, str)]:
         raise UnusableData(f"texts must be text, but {name} has {odd[0]!r:.40}")
-    labels = rows["label"].astype(object)  # Python numbers, whatever the type in the file
+    labels = rows["label"].astype(object)  # Python numbers, regardless of the type in the file
     if odd := [label for label in labels if not (isinstance(label, int | float) and label in (0, 1))]:
         raise UnusableData(f"labels must be 0 or 1, but {name} has {odd[:3]!r:.60}")
     return rows.astype({"label": int})

@@ -109,14 +109,14 @@ def after_start(usage: Mapping[str, Any], now: float, messages: int) -> dict[str
 # %% ../../nbs/service/guards.ipynb #af5b1705
 def longest_run_cost(
     settings: Settings,
-    minutes: float = 0,  # left of the awake hours, which may exceed the longest run
+    minutes: float = 0,  # remaining awake hours, which may exceed the longest run
 ) -> float:  # dollars
     "Compute the cost of the longest possible run on the engine's most expensive instance type."
     longest = max(settings.max_run_minutes, settings.creating_minutes, minutes)
     return max(cost_for_budget(name, longest * 60) for name in settings.instance_types)
 
 # %% ../../nbs/service/guards.ipynb #44717fa1
-def check_budget(settings: Settings, usage: Usage, now: float, minutes: float = 0):  # minutes: left of the awake hours
+def check_budget(settings: Settings, usage: Usage, now: float, minutes: float = 0):  # minutes: remaining awake hours
     "Raise Refused unless the monthly budget allows a run from now on."
     if (dearest := longest_run_cost(settings, minutes)) > settings.monthly_budget:
         raise _too_dear(settings, dearest, now)

@@ -120,7 +120,7 @@ class Row:
     told: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a number: times when it joined a list
     seen: Mapping[str, list[int]] = field(default_factory=dict)  # mark of a network address: times of costly requests
     token: str = ""  # of the last write that began a run or a state, so that a repetition recognizes itself
-    awakeUntil: int = 0  # end of the awake hours; until then, no deadline counts
+    awakeUntil: int = 0  # end of the awake hours; until then, no deadline applies
     sleepHash: str = ""  # of the token that may end the run early; empty: none may
 
 # %% ../../nbs/service/model_state.ipynb #efcaedc3
@@ -575,7 +575,7 @@ def _set_hours(table: StateTable, was: int, until: int) -> Row | None:
 
 # %% ../../nbs/service/model_state.ipynb #416d836e
 def give_up_hours(table: StateTable) -> Row | None:
-    "Forget the awake hours. Deadlines count again."
+    "Forget the awake hours, so that deadlines apply again."
     return _set_hours(table, read_row(table).awakeUntil, 0)
 
 # %% ../../nbs/service/model_state.ipynb #361c021b
