@@ -148,7 +148,7 @@ def arn(file: str, name: str, kind: str, properties: dict) -> str:
 
 
 @pytest.mark.parametrize("file", DEPLOYED)
-def test_the_deployer_may_do_what_cloudformation_does_for_it(file):
+def test_the_deployer_has_the_permissions_that_cloudformation_needs(file):
     cases = CASES | dict.fromkeys(read_template(ROOT / "infra_scripts/templates" / file)["Conditions"], True)
     denied = []
     for name, resource in ((n, r) for f, n, r in RESOURCES if f == file):
@@ -161,7 +161,7 @@ def test_the_deployer_may_do_what_cloudformation_does_for_it(file):
     assert not denied
 
 
-def test_no_reason_is_superfluous():
+def test_every_exception_is_still_needed():
     asked = {(r["Type"], action) for _, _, r in RESOURCES for action in handlers(r["Type"])}
     for known in NEEDLESS:
         assert any(fnmatch(action, known) or fnmatch(f"{kind} {action}", known) for kind, action in asked), known
@@ -267,7 +267,7 @@ def test_the_deployer_may_make_every_call_of_notebooks_and_scripts():
     ("service", "may_be_made"),
     [("ops.apigateway.amazonaws.com", True), ("sagemaker.amazonaws.com", False), ("autoscaling.amazonaws.com", False)],
 )
-def test_the_one_role_of_a_service_that_a_first_deployment_makes(service, may_be_made):
+def test_the_deployer_may_create_only_one_service_linked_role(service, may_be_made):
     "API Gateway's, by its developer guide. Others belong to unused features: replicas, scaling, streams."
     action, on = "iam:CreateServiceLinkedRole", role(f"aws-service-role/{service}/AWSServiceRoleForSomething")
     assert may(policy(), action, on, iam_AWSServiceName=service) is may_be_made
@@ -276,7 +276,7 @@ def test_the_one_role_of_a_service_that_a_first_deployment_makes(service, may_be
 
 
 @pytest.mark.parametrize("name", ["Boundary", "DeployRole"])
-def test_a_key_is_used_by_way_of_ssm_only(name):
+def test_a_kms_key_may_be_used_only_through_ssm(name):
     on = f"arn:aws:kms:{OF}:key/1x2y"
     assert may(deployer(name), "kms:Decrypt", on, kms_ViaService="ssm.us-east-1.amazonaws.com")
     for way in ({"kms_ViaService": "s3.us-east-1.amazonaws.com"}, {}):
