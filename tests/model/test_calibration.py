@@ -89,7 +89,7 @@ def test_the_temperature_equals_the_scale_of_the_logits():
 
 
 @pytest.mark.parametrize("logits", [np.empty((0, 2)), [[np.nan, 1]], [1.0, 2.0]])
-def test_fitting_a_temperature_without_answers_is_refused(logits):
+def test_fitting_a_temperature_needs_finite_logits(logits):
     with pytest.raises(ValueError, match="finite logits"):
         fit_temperature(logits, [])
 
