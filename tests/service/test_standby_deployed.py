@@ -48,7 +48,7 @@ def kill_endpoint(engine: Engine) -> int:  # number of killed processes
     return len(serving)
 
 
-def test_a_visitor_is_answered_before_during_and_after_a_run(engine):
+def test_a_visitor_gets_answers_before_during_and_after_a_run(engine):
     before = engine.call("GET", "/status")["standby"]
     assert (before["textLimit"], before["dailyTexts"], len(before["modelVersion"])) == (25, 5000, 12)
     assert by(engine) == "standby" and ask(engine, {"inputs": ["warm"] * 26})[0] == 409
@@ -76,7 +76,7 @@ def warm_up(engine: Engine):
         until(lambda: {status for status, _ in pool.map(lambda _: ask(engine, long), range(AT_ONCE))} == {200})
 
 
-def test_an_endpoint_that_is_killed_under_load_loses_no_request(engine):
+def test_killing_the_endpoint_under_load_loses_no_request(engine):
     warm_up(engine)
     engine.wake()
     stop, answers = threading.Event(), []
