@@ -227,7 +227,7 @@ def test_a_malformed_line_does_not_reject_a_review_with_the_same_text(spark):
     assert reasons == {"terrible": "malformed", "fine!": "malformed", "Terrible": None, "Fine!": None}
 
 
-def test_columns_labels_and_split(cleaned):
+def test_the_output_has_the_expected_columns_labels_and_splits(cleaned):
     rows = cleaned[0].rows()
     assert set(rows[0]) == set(CLEAN_COLUMNS)
     assert all(row["label"] == (row["stars"] >= 4) for row in rows)

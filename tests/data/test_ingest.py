@@ -282,7 +282,7 @@ def test_progress_bars_show_the_progress_of_each_file(capsys):
     assert "Books.jsonl.gz: 100%" in capsys.readouterr().out
 
 
-def test_two_files_of_one_name_are_not_mixed_up(s3, tmp_path):
+def test_two_files_with_the_same_name_are_not_mixed_up(s3, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "Books.jsonl").write_text("{}\n")

@@ -580,7 +580,7 @@ OF_MODELS = ("models/latest.json", "models/released/a/model.tar.gz", "models/giv
 READ_BY_TRAINING = ("base-models/a", "training-code/a")
 
 
-def test_glue_and_sagemaker_may_not_do_each_others_work(services):
+def test_glue_and_sagemaker_lack_each_others_permissions(services):
     lake, artifacts = services.lake, services.artifacts
     forbidden = {
         "GlueRole": [("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/glue/a")],

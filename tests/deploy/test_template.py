@@ -538,7 +538,7 @@ def _dashboard() -> dict:
     return json.loads(monitoring["Dashboard"]["Properties"]["DashboardBody"])
 
 
-def test_alarms_and_dashboard_name_only_metrics_that_are_reported():
+def test_alarms_and_dashboard_use_only_reported_metrics():
     alarms = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
     watched = {a["MetricName"] for a in alarms if a.get("Namespace") == NAMESPACE}
     assert watched == FAILURES <= set(METRICS)
@@ -742,7 +742,7 @@ def test_the_deployer_may_create_only_this_engine(action_and_resource):
 
 @pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False, "Snapshots": True}, CASES | {"Realtime": False}])
 @pytest.mark.parametrize("name", ["backend.yaml", "foundation.yaml"])
-def test_every_role_is_bounded_and_within_the_boundary(name, cases):
+def test_every_role_has_the_boundary_and_stays_within_it(name, cases):
     roles = read_template(ROOT / "infra_scripts/templates" / name)["Resources"]
     roles = {n: r["Properties"] for n, r in roles.items() if r["Type"] == "AWS::IAM::Role"}
     boundary, known = deployer("Boundary"), LAB | {"PermissionsBoundary": BOUNDARY}

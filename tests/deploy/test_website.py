@@ -251,7 +251,7 @@ def test_a_change_is_published_in_a_safe_order(s3, bucket, folder):
     assert deleted[0] == "delete_objects"
 
 
-def test_a_failed_invalidation_is_repeated(s3, bucket, folder):
+def test_a_failed_invalidation_is_retried(s3, bucket, folder):
     cloudfront = CloudFront()
     cloudfront.fails = True
     with pytest.raises(ConnectionError):
@@ -375,7 +375,7 @@ def test_an_answer_without_an_explanation_is_stored_without_words(s3, bucket):
     assert first["answer"]["sure"] is None and "words" not in first["answer"]
 
 
-def test_the_site_is_served_with_its_types_and_policies(engine):
+def test_the_site_is_served_with_its_content_types_and_policies(engine):
     page = httpx.get(engine.site_url)
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert "The model that sleeps" in page.text

@@ -254,7 +254,7 @@ def test_spark_has_exactly_the_listed_settings(tmp_path):
         assert dict(line.split(" ", 1) for line in lines)[name] in LIST["spark"][name]
 
 
-def test_the_kept_variables_of_the_user_are_listed():
+def test_the_user_variables_that_are_kept_are_listed():
     assert set(_KEPT) == set(ENVIRONMENT["kept"])
 
 

@@ -411,7 +411,7 @@ def test_a_strict_gate_refuses_in_the_protocol_of_the_service(service, operation
     assert limit in "; ".join(second["complaints"]) and second["error"] == told["Code"]
 
 
-def test_a_gate_that_is_not_strict_refuses_nothing(tmp_path):
+def test_a_lenient_gate_refuses_nothing(tmp_path):
     asked = []
     gate = Gate(content(asked), tmp_path / "calls")
     status, *_ = through(gate, "sagemaker", "DeleteEndpoint", {"EndpointName": "e" * 64})

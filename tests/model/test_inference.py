@@ -356,7 +356,7 @@ def test_a_request_with_too_much_text_is_refused(model):
     assert (refused.value.status, refused.value.code) == (413, "too_much_text")
 
 
-def test_a_book_is_answered_at_once(model):
+def test_a_very_long_text_is_answered_quickly(model):
     "Tokenizing all of it would take ten seconds."
     start = time.process_time()
     assert answer(model, ["love " * 2_000_000, "x" * 2_000_000])[1]["truncated"]
@@ -462,7 +462,7 @@ def test_an_invalid_calibration_fails_the_load(calibrated, content):
 # Which words decide an answer
 
 
-def test_each_word_has_its_influence(model):
+def test_each_word_gets_an_influence(model):
     text = "  I love it\u2026 but, \U0001f600 not the BAD box!!"
     (only,) = answer(model, text, explain=True)
     found = [w | {"text": text[w["start"] : w["end"]]} for w in only["explanation"]]
@@ -566,7 +566,7 @@ def test_an_explanation_ends_in_time_and_reports_its_progress(model_dir, model, 
     assert partial or len(found) > 50
 
 
-def test_without_a_time_limit_nothing_is_partial(model_dir, model):
+def test_without_a_time_limit_an_explanation_is_complete(model_dir, model):
     texts = ["I love it", "love it not " * 300]
     assert late_answer(model_dir, texts, 0.001)[0] == answer(model, texts, explain=True)
 

@@ -55,7 +55,7 @@ def packed(archive) -> Path:
     return unpack(archive, archive.with_name("model"))
 
 
-def test_it_passes_the_preflight(archive):
+def test_the_released_model_passes_the_preflight(archive):
     assert all(check.passed for check in preflight(archive, 0.9))
 
 
@@ -130,7 +130,7 @@ def test_answers_to_unreadable_texts_are_never_sure(packed):
     assert [one["sure"] for one in told] == [False] * 4 and told[3]["tokens"] == 0
 
 
-def test_it_contains_the_reference_for_monitoring(metrics):
+def test_the_release_contains_the_reference_for_monitoring(metrics):
     reference = metrics["reference"]
     assert all(sum(mix.values()) == metrics["rows"] for mix in reference.values())
     assert {"label", "score", "sure", "tokens", "windows", "read"} == set(reference)

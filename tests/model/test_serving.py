@@ -403,7 +403,7 @@ inference._batch_shares = slowly
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_abandoned_requests_are_not_computed_further(artifact, explain):
+def test_abandoned_requests_are_cancelled(artifact, explain):
     (artifact / "code" / "inference.py").write_text(COSTLY)
     inputs = ["love it " * (150 + i) for i in range(10 if explain else 200)]
     with running(artifact) as server:

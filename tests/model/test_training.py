@@ -319,7 +319,7 @@ def test_an_unavailable_machine_is_reported_with_a_remedy(source, no_settings, c
     assert ("--training-instance" in str(raised.value)) is about_the_machine
 
 
-def test_a_job_on_a_gpu_instance_without_a_gpu_fails_before_it_reads_anything(source, tmp_path):
+def test_a_job_on_a_gpu_instance_without_a_gpu_fails_before_reading_data(source, tmp_path):
     job = prepare_job(source, tmp_path, tmp_path / "no base", reviews(64))
     job["env"] |= {"SM_CURRENT_INSTANCE_TYPE": "ml.g4dn.xlarge", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(**job, capture_output=True, timeout=300)
@@ -328,7 +328,7 @@ def test_a_job_on_a_gpu_instance_without_a_gpu_fails_before_it_reads_anything(so
     assert reason.startswith("the job runs on ml.g4dn.xlarge, which has a GPU, but torch sees none")
 
 
-def test_the_local_cloud_has_no_gpu_either_unless_this_machine_has_one(cloud, source, monkeypatch):
+def test_the_local_cloud_has_a_gpu_only_if_this_machine_has_one(cloud, source, monkeypatch):
     import torch
 
     for name, value in cloud.environment.items():

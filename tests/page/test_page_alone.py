@@ -136,7 +136,7 @@ def test_the_progress_bar_is_never_full_before_the_model_is_ready(service):
         (AWAKE | {"secondsLeft": 1700}, False, 20),
     ],
 )
-def test_the_polling_interval_fits_the_state(service, status, away, seconds):
+def test_the_polling_interval_depends_on_the_state(service, status, away, seconds):
     service.page.add_init_script(f"window.away = {json.dumps(away)};")
     service.arrive(status, clock=True)
     step = 0.5 if seconds < 10 else 1

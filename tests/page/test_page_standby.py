@@ -42,7 +42,7 @@ def test_with_a_small_model_every_state_answers_at_once_and_names_the_model(serv
 
 
 @pytest.mark.parametrize("view", STATES)
-def test_without_a_small_model_only_an_awake_one_answers(service, view):
+def test_without_a_small_model_only_an_awake_model_answers(service, view):
     page = service.arrive(STATES[view])
     expect(page.locator("html")).to_have_attribute("data-view", view)
     assert text_of(page, "#title").startswith("The model ") and text_of(page, "#sign-model") == "Model"

@@ -306,7 +306,7 @@ def test_an_invalid_model_parameter_starts_nothing_and_is_reported(monkeypatch, 
 
 
 @pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
-def test_a_model_parameter_edited_while_it_starts_ends_the_run_with_that_reason(monkeypatch, text):
+def test_a_model_parameter_edited_during_a_start_ends_the_run_with_a_reason(monkeypatch, text):
     world = World(monkeypatch)
     world.start(ADA)
     with_parameter(world, text)

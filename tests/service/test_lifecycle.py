@@ -53,7 +53,7 @@ def test_created_resources_have_the_name_and_tags_of_the_run(world):
         assert list(kind) == [f"sentiment-engine-{run_id}"] and kind[f"sentiment-engine-{run_id}"]["tags"] == tags
 
 
-def test_fifty_simultaneous_starts_make_one_run_with_fifty_subscribers(world):
+def test_fifty_simultaneous_starts_create_one_run_with_fifty_subscribers(world):
     numbers = [f"+1202555{n:04}" for n in range(100, 150)]
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(world.start, numbers))
@@ -151,7 +151,7 @@ def test_the_last_retry_of_an_early_event_leaves_it_to_the_reconciler(world):
     assert world.reconcile()["repair"] == "ready" and len(world.phone.sent) == 1
 
 
-def test_an_early_event_that_is_stale_is_harmless(world):
+def test_a_stale_early_event_changes_nothing(world):
     first = world.in_service()
     world.pass_time(1900)
     world.start(BOB)
@@ -425,7 +425,7 @@ def goes_on_after_sleep(world):
 
 
 @pytest.mark.parametrize("go_on", [goes_on_after_a_failure, goes_on_with_another_type, goes_on_after_sleep])
-def test_no_second_endpoint_is_created_while_the_first_outlives_its_accepted_deletion(world, go_on):
+def test_no_second_endpoint_is_created_while_an_accepted_deletion_has_no_effect(world, go_on):
     "AWS may accept a deletion without carrying it out, for example during an update of the endpoint."
     world.start(ADA)
     first = endpoint_name(world.settings, world.row.runId)
@@ -600,7 +600,7 @@ def test_small_changes_of_the_deadline_are_not_written(monkeypatch, idle, path, 
     assert world.row.shutdownAt == first + moved
 
 
-def test_the_deadline_of_a_later_run_is_not_moved_by_a_request_of_an_earlier_one(world):
+def test_a_request_of_an_earlier_run_does_not_move_a_later_deadline(world):
     world.in_service()
     earlier = world.row
     world.pass_time(world.settings.idle_minutes * 60 + 90)
@@ -808,7 +808,7 @@ def test_a_run_that_begins_during_the_search_for_orphans_is_kept(world):
     assert world.row.state == "CREATING" and len(world.sagemaker.endpoints) == 1
 
 
-def test_a_forgotten_trial_is_deleted_and_a_fresh_one_is_not(world):
+def test_a_forgotten_trial_is_deleted_and_a_recent_one_is_kept(world):
     tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "Purpose", "Value": "trial"}]
     fresh = {"status": "InService", "reason": "", "tags": tags, "made": world.clock.time()}
     old = fresh | {"made": world.clock.time() - world.settings.creating_minutes * 60 - 1}

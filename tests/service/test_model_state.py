@@ -61,7 +61,7 @@ def test_the_diagram_shows_every_transition():
             assert action in line
 
 
-def test_a_model_never_started_is_stopped(table):
+def test_a_model_that_was_never_started_is_stopped(table):
     assert states.read_row(table) == Row("amazon-reviews")
 
 

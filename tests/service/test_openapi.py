@@ -106,7 +106,7 @@ def test_the_document_is_served_with_a_cache_lifetime(world):
         assert Gateway(world).ask("GET", path)[1]["cache-control"] == "no-store"
 
 
-def test_a_405_names_the_method_that_is_allowed(world):
+def test_a_405_names_the_allowed_method(world):
     for path, method in ROUTES.items():
         for other in {"GET", "POST", "PUT", "TRACE", "BREW"} - {method}:
             status, headers, _ = Gateway(world).ask(other, path)

@@ -130,7 +130,7 @@ def test_the_budget_holds_for_simultaneous_requests(monkeypatch):
     assert statuses.count(200) == 10 and statuses.count(402) == 30
 
 
-def test_a_prediction_costs_its_time_and_memory(monkeypatch):
+def test_the_cost_of_a_prediction_depends_on_time_and_memory(monkeypatch):
     for memory in (1024, 3072, 6144):
         world = engine_of(monkeypatch, serverless_memory_mb=memory)
         total, own = 0, world.settings

@@ -25,7 +25,7 @@ def awake(world, phone=None) -> str:  # the token
     return token
 
 
-def test_the_visitor_who_started_the_run_ends_it(world):
+def test_the_visitor_who_started_a_run_can_end_it(world):
     token = awake(world, ADA)
     world.clock.now += 60
     code, body = world.sleep(token)

@@ -195,7 +195,7 @@ def installed_by(tool: str, asked: str) -> list[str]:
     return [part for part in EVERYTHING if any(line.endswith(part) for line in lines)]
 
 
-def test_uv_of_one_version_installs_everything(checkout, tmp_path):
+def test_the_pinned_uv_installs_everything(checkout, tmp_path):
     status, words, asked = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)))
     assert status == 0 and "uv" not in words
     assert re.search(r"-m pip install .*uv==\d+\.\d+\.\d+$", asked, re.M)

@@ -46,7 +46,7 @@ def test_without_an_engine_the_status_says_what_to_do(tmp_path):
         assert run(STATUS, "--state", tmp_path, "--open").returncode == 1
 
 
-def test_the_status_follows_the_model(engine):
+def test_the_status_shows_the_state_of_the_model(engine):
     engine.use("good")
     engine.sleep()
     told = rows(run(STATUS, "--state", engine.cloud.state))
