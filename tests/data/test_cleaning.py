@@ -228,7 +228,7 @@ def test_java_expressions_are_fast(spark):
     assert not [(pattern, piece) for pattern in patterns for piece in pieces if grown(pattern, piece) > 10]
 
 
-# Where each character comes from
+# Origins of characters
 
 
 @given(TEXTS)
@@ -242,7 +242,7 @@ def test_tracing_cleans_the_text_and_maps_each_character_to_its_origin(text):
         assert 0 <= start < end <= len(text) and (char == " " or char in clean(origin))
 
 
-# Where it applies
+# Where the rule applies
 
 
 MESSY = "I don&#39;t <b>love</b> it&amp;nbsp;<but cafe\u0301 did>\u200b [[VIDEOID:x1]]"

@@ -200,7 +200,7 @@ def test_a_report_row_stays_on_one_line():
     )
 
 
-# What it prints before it starts.
+# Output before the start.
 
 
 @pytest.fixture
@@ -935,7 +935,7 @@ def test_denied_lookups_are_reported():
     assert {each.kind for each in unseen if each.essential} == standing.ESSENTIAL
 
 
-# For real, on the local cloud: minutes.
+# Real acceptances on the local cloud, which take minutes.
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_a_denied_lookup_is_not_hidden():
         upload_released(Forbidden(), BUCKET)
 
 
-# Who wins
+# The winner
 
 SUITE = load_suite()
 VALIDATION = pd.DataFrame({"text": [f"review {i}" for i in range(400)], "label": [i % 2 for i in range(400)]})

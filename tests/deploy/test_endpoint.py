@@ -139,7 +139,7 @@ def test_identical_artifacts_have_the_same_version(model_dir, tmp_path):
     assert len({ep.model_version(artifact_hash(tmp_path / name)) for name in ("a.tar.gz", "b.tar.gz")}) == 1
 
 
-# Asking
+# Requests
 
 
 def test_reviews_are_answered_in_order(aws, running):
@@ -177,7 +177,7 @@ def test_a_missing_endpoint_is_reported(aws):
         ep.predict(aws.runtime, "endpoint-tests-nothing", "fine")
 
 
-# Coming up
+# Starting
 
 
 def test_waiting_reports_each_status():
@@ -204,7 +204,7 @@ def test_a_failed_endpoint_reports_its_reason_and_can_be_deleted(aws, model_dir,
     assert remove_endpoint(aws.sagemaker, name, timeout=60) and not left(aws, name)
 
 
-# Trying
+# Trials
 
 
 class Refusing:
@@ -291,7 +291,7 @@ def test_a_refused_endpoint_leaves_no_config(aws, model, error):
     assert not trials(aws, settings)
 
 
-# Going
+# Deleting
 
 
 def test_a_deletion_can_be_repeated(aws, model):

@@ -405,7 +405,7 @@ def test_a_shorter_model_has_shorter_windows(tmp_path):
     assert [a["windows"] for a in answer(short, ["love " * 126, "love " * 127])] == [1, 2]
 
 
-# How sure it is
+# Calibration
 
 
 @pytest.fixture
@@ -459,7 +459,7 @@ def test_an_invalid_calibration_fails_the_load(calibrated, content):
         calibrated(content)
 
 
-# Which words decide an answer
+# Explanations
 
 
 def test_each_word_gets_an_influence(model):
@@ -664,7 +664,7 @@ def test_threads_can_share_a_model(model):
         assert list(pool.map(lambda text: predict_fn([text], model)[0], texts)) == alone
 
 
-# Many requests at a time
+# Concurrent requests
 
 
 class Slow:
@@ -891,7 +891,7 @@ def test_finished_requests_are_counted(tmp_path):
     assert counters(broken)["failed"] == 1 and "good" not in json.dumps(now)
 
 
-# The parts
+# Helper functions
 
 
 @given(st.lists(st.integers(1, 512), max_size=200))
@@ -969,7 +969,7 @@ def test_the_number_of_threads_can_be_set(monkeypatch):
     assert inference.thread_count() >= 1
 
 
-# Rules of the container
+# Requirements of the container
 
 
 def test_handlers_have_the_signatures_that_the_container_expects():

@@ -269,7 +269,7 @@ def test_the_answer_has_its_content_type(artifact):
             assert (given.status_code, given.headers["content-type"]) == (200, "application/json"), accept
 
 
-# Every client
+# Clients
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +385,7 @@ def test_odd_json_is_answered_or_refused(served, body):
     assert got.json() if got.status_code == 200 else got.json()["error"]["message"]
 
 
-# Who leaves
+# Disconnecting clients
 
 
 COSTLY = """

@@ -11,7 +11,7 @@ from tests.doubles.visitor import COMPLAINT, PRAISE, ask, guarded
 pytestmark = pytest.mark.browser
 
 
-# ---- for everybody
+# ---- every visitor
 
 
 def fits(page: Page) -> bool:

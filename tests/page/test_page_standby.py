@@ -120,7 +120,7 @@ def test_an_answer_of_the_small_model_does_not_change_the_deadline(service):
     assert text_of(page, "#countdown") == "15:00"
 
 
-# ---- what the small model does not take
+# ---- the limits of the small model
 
 
 TOO_MUCH = {
@@ -256,7 +256,7 @@ def test_without_an_endpoint_there_is_no_start_and_no_countdown(service):
     assert len(service.asked) == 4 and service.starts == 0
 
 
-# ---- I am done
+# ---- ending a run
 
 
 def started(service) -> Page:
@@ -311,7 +311,7 @@ def test_a_browser_without_storage_can_end_its_run(service):
     expect(page.locator("html")).to_have_attribute("data-view", "asleep")
 
 
-# ---- for everybody
+# ---- accessibility
 
 
 def faults(page: Page) -> list[str]:

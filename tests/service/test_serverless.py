@@ -96,7 +96,7 @@ def test_without_a_deployed_model_the_error_explains_it(world):
     assert (code, body["error"]["code"]) == (503, "no_model")
 
 
-# ---- what it costs
+# ---- costs
 
 ONE = prediction_cost(OWN)  # microdollars of a typical prediction
 

@@ -246,7 +246,7 @@ def test_a_refusal_by_the_standby_is_a_client_error(monkeypatch):
     assert (status, body["error"]) == (400, {"code": "empty_input", "message": "Text 1 is empty."})
 
 
-# ---- what the standby takes
+# ---- the limits of the standby
 
 SHORT = standby.STANDBY_EXPLAINED
 
@@ -292,7 +292,7 @@ def test_a_long_list_moves_the_deadline_before_the_endpoint_answers(monkeypatch)
     assert ask(world, [TEXT] * 26)[0] == 504 and world.row.shutdownAt == before + 100
 
 
-# ---- the limit of a day
+# ---- the daily limit
 
 
 def test_the_daily_text_limit_resets_the_next_day(monkeypatch):
@@ -395,7 +395,7 @@ def test_a_count_whose_answer_was_lost_never_raises_the_limit(monkeypatch):
     assert answered < 10 and read_usage(replace(world.engine.usage, dynamodb=real)).standby[TODAY] <= 10
 
 
-# ---- patience
+# ---- time limits
 
 
 def test_the_endpoint_and_the_standby_together_answer_within_ten_seconds(monkeypatch):
@@ -491,7 +491,7 @@ def test_a_run_still_ends_after_the_endpoint_setting_is_removed(monkeypatch):
     assert world.nothing_left() and world.usage.spent
 
 
-# ---- what is reported and configured
+# ---- reports and configuration
 
 
 def test_standby_answers_and_failures_are_reported_as_metrics(monkeypatch, capsys):
