@@ -594,7 +594,7 @@ class Job:
 
 
 def script() -> ModuleType:
-    "Load the job's script anew at each call."
+    "Reload the job's script at each call."
     spec = importlib.util.spec_from_file_location("clean_reviews_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

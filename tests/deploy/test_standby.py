@@ -258,7 +258,7 @@ def artifact(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def deploy(cloud, stack, artifact):
-    "Deploy the function, with snapshots unless told otherwise. The result maps logical ids to names."
+    "Deploy the function, with snapshots by default. The result maps logical ids to names."
     s3, cloudformation, site = cloud.client("s3"), cloud.client("cloudformation"), {"SiteOrigin": "https://d1.example"}
     s3.create_bucket(Bucket=BUCKET)
     s3.upload_file(str(artifact), BUCKET, "models/model.tar.gz")

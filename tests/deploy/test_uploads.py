@@ -1,4 +1,4 @@
-"Unchanged bytes are not uploaded again, however S3 encrypts an object and whatever program wrote it."
+"Unchanged bytes are not uploaded again, regardless of the encryption in S3 and of the program that wrote them."
 
 import base64
 import hashlib

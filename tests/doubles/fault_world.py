@@ -724,7 +724,7 @@ class FaultWorld:
         must(not (self.moved and body.get("answeredBy") == "standby"), "the standby keeps nothing awake", body)
         left = self.settings.daily_standby_texts - self.usage.standby.get(day_of(self.clock.now), 0)
         elsewhere = any(kind != "nest" and operation != "invoke_endpoint" for kind, operation in self.struck)
-        if self.standby.mood == "works" and left > 0 and not elsewhere:  # whatever the endpoint does
+        if self.standby.mood == "works" and left > 0 and not elsewhere:  # regardless of the endpoint
             must(
                 code == 200 or (code, self.struck) == (0, [("die", "")]),
                 "every valid request is answered",

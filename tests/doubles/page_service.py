@@ -116,7 +116,7 @@ class Service:
         return reply | {"secondsLeft": 1800, "shutdownAt": "2026-01-01T00:30:00Z"}
 
     def arrive(self, status: dict | None = None, clock: bool = False) -> Page:
-        "Open the page; with `clock`, its time stands still until a test advances it."
+        "Open the page; with `clock`, its time stops until a test advances it."
         self.status = status or self.status
         if clock:
             self.page.clock.install(time=0)

@@ -813,7 +813,7 @@ def test_an_interrupted_thread_leaves_no_other_request_waiting():
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_many_threads_get_their_own_answers(lanes):
-    "Each thread gets the sums of its own windows, whatever the others do, and the queue is idle afterwards."
+    "Each thread gets the sums of its own windows, and the queue is idle afterwards."
     queue = BatchQueue(lambda windows: np.array([[sum(window)] for window in windows]), lanes)
 
     def ask(seed: int) -> bool:

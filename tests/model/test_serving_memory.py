@@ -1,4 +1,4 @@
-"The model server's memory and waiting time are bounded, whatever clients send and however often."
+"The model server's memory and waiting time are bounded, regardless of what clients send and how often."
 
 import gzip
 import json

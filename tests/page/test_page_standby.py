@@ -289,7 +289,7 @@ def test_other_visitors_cannot_end_a_run(service):
     expect(page.locator("#done")).to_be_hidden()
     page = started(service)
     expect(page.locator("#done")).to_be_visible()
-    service.status = beside(AWAKE | {"runId": "abcdefabcdef"})  # a later run of somebody else
+    service.status = beside(AWAKE | {"runId": "abcdefabcdef"})  # another visitor's later run
     page.evaluate("dispatchEvent(new Event('online'))")
     expect(page.locator("#done")).to_be_hidden()
 

@@ -349,7 +349,7 @@ def test_the_user_who_started_a_run_can_end_it(open_app, impostor):
     begun = asleep | {"state": "CREATING", "runId": "a1", "outcome": "started", "sleepToken": "secret"}
     says.append(replies(begun, asleep | {"outcome": "sleeping"}))
     app = press(open_app(address), "Start the large model")
-    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "b2"}).encode()  # somebody else's run
+    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "b2"}).encode()  # another user's run
     app = press(app, "Refresh")
     assert "I am done" not in [button.label for button in app.button]
     says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "a1"}).encode()

@@ -1,4 +1,4 @@
-"The deployed standby: nobody waits for an answer, and an endpoint that is killed under load loses no request."
+"The deployed standby: every request gets an answer at once, even if the endpoint is killed under load."
 
 import contextlib
 import threading
@@ -71,7 +71,7 @@ def warm_up(engine: Engine):
     long = {
         "inputs": 40 * TEXT["inputs"],
         "explain": True,
-    }  # takes so long that each request needs an instance of its own
+    }  # takes so long that each request needs a separate instance
     with ThreadPoolExecutor(AT_ONCE) as pool:
         until(lambda: {status for status, _ in pool.map(lambda _: ask(engine, long), range(AT_ONCE))} == {200})
 
