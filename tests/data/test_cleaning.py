@@ -1,4 +1,4 @@
-"One rule cleans reviews: what it keeps, where it applies, and where each character comes from."
+"The cleaning rule: what it keeps, where it applies, and how it maps characters to their origins."
 
 import json
 import re
@@ -103,7 +103,7 @@ READ = {
     **{"na&iuml;ve": "naïve", "nai\u0308ve": "naïve", "e&#769;": "é", "soft\u00adware": "software", "a<br>b": "a b"},
     **{"<b>bold</b>": "bold", "[[ASIN:B00X My Lamp]]": "My Lamp", '<a title="5&quot;" href="/x?a=1&b=2">it</a>': "it"},
 }
-SAID = dict.fromkeys(GONE, "") | {text: text for text in KEPT} | READ  # as a person reads it
+SAID = dict.fromkeys(GONE, "") | {text: text for text in KEPT} | READ  # the expected text
 
 
 @given(st.lists(st.sampled_from(sorted(SAID)), max_size=12))
@@ -124,7 +124,7 @@ def test_spaces_and_control_characters_become_a_single_space():
 
 
 def test_invisible_formatting_characters_are_removed():
-    "The rule keeps Unicode format characters that join letters, spell flags or mark numbers."
+    "The rule keeps Unicode format characters that join letters, form flags or mark numbers."
     hidden = [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF]
     hidden += range(0x2066, 0x206A)
     assert [clean(f"x{chr(code)}y") for code in hidden] == ["xy"] * len(hidden)
@@ -139,7 +139,7 @@ def test_plain_ascii_text_is_cleaned_like_any_other(text):
 @given(st.text())
 @settings(deadline=None, max_examples=500)
 def test_a_text_without_markup_keeps_every_visible_character(text):
-    "A tag needs its closing bracket, an entity its ampersand, a film its brackets."
+    "Only complete tags, entities and double-bracket links count as markup."
     text = re.sub(r"[>&]|\[\[", "", text)
     seen = SPACES.sub("", INVISIBLE.sub("", unicodedata.normalize("NFC", text))).replace(" ", "")
     assert clean(text).replace(" ", "") == seen

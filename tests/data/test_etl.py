@@ -99,7 +99,7 @@ class Lake:
         return [json.loads(text) for path in folder.rglob("*.json") for text in path.open()]
 
     def seen(self) -> tuple:
-        "Return everything that a reader sees, except what differs between runs."
+        "Return everything that a reader sees, without the parts that differ between runs."
         report = {name: self.report()[name] for name in ("read", "kept", "repeats", "rejected", "by_split")}
         return self.rows(), sorted(row["line"] for row in self.rejected()), report
 
@@ -430,7 +430,7 @@ class World:
         self.check_the_next_run()
 
     def check_the_next_run(self):
-        "Run once more. Afterwards there are only runs, none older than the previous one, and other programs' files."
+        "Run once more. Only runs not older than the previous one, and files of other programs, may remain."
         last = run_of(self.store.objects())
         assert self.run() and self.seen() == self.new
         beside = self.store.objects().keys() - OTHERS - {"raw/Books.jsonl", "reports/etl.json"}

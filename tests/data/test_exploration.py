@@ -1,4 +1,4 @@
-"""The sample: balanced, spread, repeatable and drawn from the lake without mixing its sides."""
+"""The sample is balanced, diverse and repeatable, and keeps the lake's splits apart."""
 
 import io
 import json
@@ -122,7 +122,7 @@ SIDES = ("test", "train", "validation")
 
 
 class BusyLake(local.LocalFileSystem):
-    "A lake in which a job continues while a reader works."
+    "A lake in which a job writes while a reader reads."
 
     cachable = False
 

@@ -1,4 +1,4 @@
-"An acceptance always deletes its engine, and its report names no person: with fakes for every step, and for real."
+"An acceptance always deletes its engine, and its report names no person. The tests use fakes, and real deployments."
 
 import os
 import re
@@ -279,7 +279,7 @@ def test_environment_variables_of_another_engine_are_ignored(shell):
     acceptance.lead(options, "accept-1a2b")
     settings = acceptance.settings_from(os.environ)
     assert (settings.prefix, settings.table, settings.idle_minutes) == ("accept-1a2b", "accept-1a2b-state", 2)
-    assert settings.max_run_minutes <= 75 and settings.monthly_budget <= 1  # even if the user never returns
+    assert settings.max_run_minutes <= 75 and settings.monthly_budget <= 1  # even without a user
 
 
 class Fake:
@@ -627,7 +627,7 @@ def test_without_sms_credit_it_stops_before_creating_anything(world, monkeypatch
 
 @pytest.mark.parametrize("kind", [look.kind for look in standing.QUERIES])
 def test_a_prefix_in_use_is_refused(world, kind):
-    "Otherwise it would count as a leftover, and no acceptance could ever end."
+    "Otherwise its resources would count as leftovers, and no acceptance could end."
     world.foreign = [standing.Thing(kind, "accept-1a2b-holiday-photos")]
     end = begin(world, "--stack-prefix", "accept-1a2b")
     assert "accept-1a2b is taken" in end and f"{kind} accept-1a2b-holiday-photos. Choose another" in end

@@ -1,4 +1,4 @@
-"What the audit finds, and what it reports about an unused exception."
+"The audit's findings, and its report of unused exceptions."
 
 import pytest
 import yaml

@@ -36,7 +36,7 @@ moments = st.integers(1_767_225_600, 1_956_528_000)  # 2026 to 2031
 
 @st.composite
 def written(draw) -> tuple[str, AwakeHours]:
-    "Write random hours in one of the usual ways, and say what they mean."
+    "Write random hours in a usual spelling, and return their meaning too."
     parts, days = [], set()
     for first, length in draw(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7)), min_size=1, max_size=3)):
         names = [DAYS[(first + i) % 7] for i in range(length)]
@@ -89,8 +89,8 @@ def test_an_endpoint_that_never_sleeps_has_no_hours(endpoint):
     assert not Settings(endpoint=endpoint).awake_hours
 
 
-def begins(hours: AwakeHours, after: float) -> Iterator[tuple[float, bool]]:  # (time, whether the clock shows it)
-    "List when the next hours begin, by the clock of the zone."
+def begins(hours: AwakeHours, after: float) -> Iterator[tuple[float, bool]]:  # (time, whether it exists in the zone)
+    "List when the next hours begin in the zone's local time."
     zone, day = ZoneInfo(hours.zone), datetime.fromtimestamp(after, ZoneInfo(hours.zone)).date()
     for later in range(60):
         at: date = day + timedelta(days=later)
@@ -101,7 +101,7 @@ def begins(hours: AwakeHours, after: float) -> Iterator[tuple[float, bool]]:  # 
 
 
 def fires(hours: AwakeHours, after: float) -> Iterator[float]:
-    "List when a scheduler fires that reads the expression in the zone and skips times that do not exist."
+    "List when a scheduler fires that evaluates the expression in the zone and skips nonexistent times."
     zone, fields = ZoneInfo(hours.zone), eventbridge._parse_cron_fields(schedule_of(hours))
     at = datetime.fromtimestamp(after, zone).replace(fold=0)
     while at := eventbridge._cron_next_fire(fields, at):

@@ -208,7 +208,7 @@ def test_a_failed_endpoint_reports_its_reason_and_can_be_deleted(aws, model_dir,
 
 
 class Refusing:
-    "SageMaker, except that it refuses or fails endpoints on some machines."
+    "SageMaker that refuses or fails endpoints on some machines."
 
     def __init__(self, real, refused=(), failed=(), model: str = "", error: Exception | None = None):
         self.real, self.refused, self.failed, self.model, self.asked = real, refused, failed, model, []

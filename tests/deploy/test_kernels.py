@@ -1,4 +1,4 @@
-"The notebooks of a deployment run in order; their kernels start early and leave nothing behind."
+"A deployment's notebooks run in order; their kernels start early and leave nothing behind."
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def test_a_kernel_preloads_its_imports_without_defining_names(run):
 
 
 def test_preloading_prints_nothing():
-    "Its output would appear in the terminal, because no cell runs yet."
+    "Any output would appear in the terminal, because no cell is running yet."
     code = "\n".join(LATER.values())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")

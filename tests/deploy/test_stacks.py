@@ -1,4 +1,4 @@
-"Stacks in every state that a deployment may find, and the error when one fails."
+"Stacks in every initial state, and the error when a deployment fails."
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -23,7 +23,7 @@ HTML, SCRIPT, STYLE = ((SITE / f"sentiment.{kind}").read_text(encoding="utf-8") 
 
 
 def answers(texts: list[str]) -> list[dict]:
-    "Answer like a model that is sure and weighs every word equally: the longest possible answer."
+    "Give the longest possible answer: sure, and with the same influence for every word."
     why = [{"start": i, "end": i + 10, "influence": -0.123456} for i in range(100, 112)]
     shares = {"NEGATIVE": 0.02459, "POSITIVE": 0.97541}
     return [{"label": "POSITIVE", "score": 0.97541, "scores": shares, "sure": True, "explanation": why} for _ in texts]
@@ -37,7 +37,7 @@ def examples() -> dict:
 
 
 def test_a_visit_loads_at_most_40_kb_compressed():
-    "At an address as long as API Gateway's."
+    "The API's address is as long as API Gateway's."
     stored = with_answers(examples(), answers, "20260101-0f3c5a7e")
     real = {"apiUrl": "https://abcdefghij.execute-api.ap-southeast-2.amazonaws.com", "provider": "Amazon SNS"}
     loaded = [file for file in site_files(SITE, real, stored) if not file.key.startswith("404.")]

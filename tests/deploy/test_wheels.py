@@ -343,7 +343,7 @@ def test_the_local_cloud_refuses_artifacts_with_versions_it_lacks(plain, tmp_pat
 
 
 def test_the_log_lists_the_running_versions(plain, tmp_path):
-    "Only this shows what the container has installed."
+    "Nothing else shows what the container has installed."
     said = []
     server = local_endpoint(unpack(plain, tmp_path / "folder"), tmp_path)
     server.on_line = said.append

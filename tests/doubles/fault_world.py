@@ -860,7 +860,7 @@ class FaultWorld:
     # ---- the end
 
     def settle(self, seconds: float):
-        "Reach quiescence: no faults, nothing in transition, events and wake-ups lost, `seconds` later."
+        "Advance to a quiet state `seconds` later: no faults, nothing in transition, all events and wake-ups lost."
         self.calm, self.plan, self.sagemaker.deaf = True, {}, False
         self.standby.mood = "works"
         self.sagemaker.settle_changing()

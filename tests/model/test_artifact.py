@@ -247,7 +247,7 @@ def test_an_oversized_archive_is_refused_in_little_memory(tmp_path, kind):
 
 
 def test_an_artifact_with_long_names_and_a_comment_is_unpacked(tmp_path):
-    "As written by git and tar."
+    "git and tar write such archives."
     long = "code/wheels/" + "a" * 150 + ".whl"
     old = header("name", len(long) + 1, tarfile.GNUTYPE_LONGNAME) + padded(long.encode() + b"\0") + header("x", 1) + ONE
     comment = header("pax", 16, tarfile.XGLTYPE) + padded(b"16 comment=0123\n")
@@ -339,7 +339,7 @@ def test_any_archive_is_unpacked_or_refused(data):
 
 
 def test_a_single_wrong_byte_is_detected(good, tmp_path):
-    "Some of them unpack: only the checksum at the end of the archive reveals the damage."
+    "Some damaged archives can be unpacked; only the checksum at the end reveals the damage."
     path = tmp_path / "model.tar.gz"
     pack(good, path)
     content = path.read_bytes()
@@ -381,7 +381,7 @@ def test_a_good_artifact_passes(good, tmp_path):
 
 
 def test_a_tokenizer_that_does_not_load_is_found(own):
-    "Its endpoint would run, cost money and be useless."
+    "Its endpoint would cost money and be useless."
     whole = (own / "tokenizer.json").read_text()
     (own / "tokenizer.json").write_text(whole[: len(whole) // 2])
     wrong = failed(own)

@@ -589,7 +589,7 @@ def test_the_most_influential_words_are_examined_first(model_dir):
 
 
 def test_other_requests_do_not_delay_an_explanation():
-    "Both lanes are busy: the deadline wakes the waiting request."
+    "Both lanes are busy, and the deadline wakes the waiting request."
     gate, begun = threading.Event(), threading.Semaphore(0)
 
     def compute(windows):
@@ -696,9 +696,9 @@ class Held(Slow):
 
 @pytest.mark.parametrize("lists", [1, 6])
 def test_a_single_review_is_answered_during_long_lists(model, lists):
-    "It computes one batch, its own, and waits for no other."
+    "It computes only its own batch and waits for no other."
     held = dataclasses.replace(model, session=Held(model.session))
-    texts = [f"{'love ' * (10 + i % 90)}good" for i in range(200)]  # some twenty batches
+    texts = [f"{'love ' * (10 + i % 90)}good" for i in range(200)]  # about twenty batches
     with ThreadPoolExecutor(lists + 1) as pool:
         whole = [pool.submit(predict_fn, texts, held) for _ in range(lists)]
         try:
@@ -719,7 +719,7 @@ def wait_for(holds):
 
 
 def test_lists_take_turns(model):
-    "The last request does not have to start last, and a short one does not wait until a long one ends."
+    "The last request need not start last, and a short one does not wait for a long one."
     slow = dataclasses.replace(model, session=Slow(model.session, 0.01))
     with ThreadPoolExecutor(5) as pool:
         long = [pool.submit(predict_fn, ["love " * 60] * 800, slow) for _ in range(4)]
@@ -741,7 +741,7 @@ def test_waiting_requests_are_batched_together(model):
 
 
 def test_a_single_request_does_not_wait(model, monkeypatch):
-    "No timer, no second thread."
+    "There is no timer and no second thread."
     threads = threading.active_count()
     for waits in (threading.Event, threading.Condition):
         monkeypatch.setattr(waits, "wait", lambda *_: pytest.fail("it waits"))
@@ -973,7 +973,7 @@ def test_the_number_of_threads_can_be_set(monkeypatch):
 
 
 def test_handlers_have_the_signatures_that_the_container_expects():
-    "Its server counts a handler's parameters: with the context all of them, without it one fewer."
+    "The container's server counts a handler's parameters to decide whether to pass the context."
     handlers = (model_fn, input_fn, predict_fn, output_fn)
     assert [len(inspect.signature(handler).parameters) for handler in handlers] == [
         2,
@@ -1087,7 +1087,7 @@ def weights_of(folder: Path) -> dict[str, bytes]:
     [("fp32.onnx", 2e-6), ("int8.onnx", 0.1)],  # the export's rounding alone changes an answer by 0.06
 )
 def test_a_fused_graph_gives_the_same_answers(trained, tmp_path, graph, gap):
-    "Alone and in a batch, within rounding; and fusing it again changes nothing."
+    "This holds alone and in a batch, within rounding. Fusing the graph again changes nothing."
     exported, kept = serve(trained[1], graph), tmp_path / "model"
     assert fused(trained, graph, kept) is None
     served, weights = model_fn(kept), weights_of(kept)
@@ -1120,7 +1120,7 @@ def test_a_fused_graph_has_only_the_needed_operators(trained, tmp_path):
     ],
 )
 def test_a_model_that_cannot_be_fused_is_served_with_its_exported_graph(trained, tmp_path, graph, change, why):
-    "With exactly the answers of its export."
+    "Its answers equal those of its export."
     exported, kept = serve(trained[1], graph), tmp_path / "model"
     assert why in fused(trained, graph, kept, **change)
     assert set(weights_of(kept)) == {"model.onnx", "model.onnx.data"}

@@ -173,7 +173,7 @@ def test_lists_of_labels_count_as_their_first_label():
 
 @pytest.mark.parametrize(("tested", "alarms"), [(2000, 10), (400, 40)])
 def test_random_variation_is_not_reported_as_drift(tested, alarms):
-    "The minimum number of answers is enough: a thousand months without a change, and hardly any alarm."
+    "A thousand simulated months with the minimum number of answers cause almost no alarm."
     random.seed(1)
     kinds = [{"label": label, "score": s} for label in ("NEGATIVE", "POSITIVE") for s in (0.55, 0.7, 0.85, 0.93, 0.98)]
     draws = [Captured(random.choices(kinds, k=300), 300) for _ in range(1000)]

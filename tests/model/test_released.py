@@ -60,7 +60,7 @@ def test_the_released_model_passes_the_preflight(archive):
 
 
 def test_the_packed_and_the_stored_model_give_the_same_answers(packed):
-    "The served graph rounds in other places than the stored one, so an undecided label may change."
+    "The served graph rounds at different points than the stored one, so an undecided label may change."
     import onnx
 
     texts = list(load_suite()["text"][:100])

@@ -192,7 +192,7 @@ DAMAGES = {
 def test_a_job_resumes_from_the_last_complete_checkpoint(prepare, uninterrupted, tmp_path):
     kept = with_checkpoints_of(uninterrupted, tmp_path)
     DAMAGES["zeros"](kept / f"checkpoint-{LAST}/optimizer.pt")
-    shutil.copytree(kept / f"checkpoint-{LAST}", kept / "checkpoint-old")  # no number: a person's copy
+    shutil.copytree(kept / f"checkpoint-{LAST}", kept / "checkpoint-old")  # without a step number: a manual copy
     printed = finish(prepare(tmp_path))
     assert f"passed_over=checkpoint-{LAST} because=optimizer.pt has changed" in printed
     assert resumed_at(printed) == [LAST - 1] and differences(uninterrupted, tmp_path) == []
@@ -217,7 +217,7 @@ HOPELESS = "--early_stopping 2 --evaluations 2 --epochs 4 --learning_rate 1e-9".
 
 
 def test_an_interrupted_job_stops_early_at_the_same_step(prepare, tmp_path):
-    "The model learns nothing at such a rate, so the first of the evaluations, every two steps, stays the best."
+    "At this learning rate the model learns nothing, so the first evaluation stays the best."
     printed = finish(prepare(tmp_path / "whole", *HOPELESS))
     assert "step=6/16" in printed and "step=7/16" not in printed
     root = tmp_path / "interrupted"

@@ -124,7 +124,7 @@ def listens(port: int) -> bool:
 
 
 def test_an_open_connection_accepts_no_new_request_while_the_server_drains(artifact):
-    "Right after the signal a client gets 503 or the connection closes."
+    "Right after the signal, a client gets a 503 or a closed connection."
     with running(artifact) as server, httpx.Client(timeout=60) as client, ThreadPoolExecutor(1) as pool:
         client.get(f"{server.url}/ping")
         slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
@@ -176,7 +176,7 @@ def test_an_idle_server_shuts_down_at_once(artifact, number):
 
 
 def test_a_server_whose_model_does_not_load_ends_with_the_reason(artifact):
-    "The local cloud shows the last line to the user who waits for the endpoint."
+    "The local cloud shows the last log line to the user."
     (artifact / "tokenizer.json").write_text("{")
     command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
@@ -189,7 +189,7 @@ def test_a_server_whose_model_does_not_load_ends_with_the_reason(artifact):
 
 
 def test_the_model_is_loaded_before_the_web_server_is_imported(artifact):
-    "A start waits for the model; other imports happen meanwhile and do not delay it."
+    "Other imports happen while the model loads, so they do not delay the start."
     said = "import sys\nassert not {'asyncio', 'uvicorn'} & set(sys.modules), 'imported too early'\n"
     (artifact / "code" / "inference.py").write_text(said + SLOW)
     with running(artifact) as server:
@@ -252,7 +252,7 @@ def test_the_log_is_json_lines_without_review_texts(artifact):
 
 
 def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
-    "As many lists as a default pool has threads do not delay it."
+    "The number of lists equals the threads of a default pool."
     with running(artifact) as server, ThreadPoolExecutor(20) as pool:
         lists = [pool.submit(server.ask, [f"slow {artifact / 'go'} love"] * 50) for _ in range(20)]
         wait_for(lambda: server.metrics()["under_way"] == 20)
@@ -262,7 +262,7 @@ def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
 
 
 def test_the_answer_has_its_content_type(artifact):
-    "Not the content type that the sender prefers."
+    "The sender's preferred content type does not matter."
     with running(artifact) as server:
         for accept in ("application/json", "text/html, application/*", "application/json, text/plain, */*", "*/*"):
             given = httpx.post(f"{server.url}/invocations", json={"inputs": "love"}, headers={"accept": accept})
@@ -331,7 +331,7 @@ def test_a_client_that_expects_100_continue_gets_413_before_sending(served):
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/nothing"), ("PUT", "/ping"), ("GET", "/invocations")])
 def test_a_refusal_before_the_body_closes_the_connection(served, method, path):
-    "Its sender no longer sends the body, so the server would take the next request for it."
+    "The sender skips the body, so the server would mistake the next request for it."
     pieces = [clients.LENGTH + b"Expect: 100-continue\r\n\r\n", b"NEXT" + clients.WHOLE]
     assert len(clients.talk(served.url + path, pieces, 2, method)) == 1
 

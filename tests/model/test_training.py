@@ -167,7 +167,7 @@ def test_the_job_calibrates_on_validation_and_the_server_uses_the_result(trained
 
 
 def test_torchrun_trains_one_model_in_two_processes(source, base, tmp_path):
-    "As on a machine with several GPUs: both train, only the first one writes."
+    "This is like a machine with several GPUs: both processes train, and only the first one writes."
     job = prepare_job(source, tmp_path, base, reviews(64), "--max-length", "16", "--time-budget", "600")
     job["args"][:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(**job, capture_output=True, timeout=300)

@@ -219,7 +219,7 @@ def test_an_explanation_is_retried_while_a_serverless_model_wakes_up(visitor, aw
 
 
 def test_a_timeout_of_a_warm_serverless_model_is_not_a_cold_start(visitor, engine, awake):
-    "It is awake, but such a request takes too long."
+    "The model is awake, but the request takes too long."
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")
     visitor.hear(engine, "IN_SERVICE", **SERVERLESS)

@@ -1,4 +1,4 @@
-"The page with a small model that answers while no endpoint does: every state, its limits, and who may end a run."
+"The page with a small model that answers without an endpoint: every state, its limits, and who may end a run."
 
 import re
 

@@ -281,7 +281,7 @@ def test_marks_and_their_keys_expire_after_a_day(make_world):
 
 
 def test_the_provider_quota_is_checked_after_all_other_guards(make_world):
-    "Neither a refused Start nor one without a number reaches the provider."
+    "A refused Start, or one without a number, sends no request to the provider."
     world, asked = make_world(daily_starts=4, daily_messages=3, monthly_budget=5), []
     world.phone.quota = lambda: asked.append(1) or 7
 

@@ -123,7 +123,7 @@ def test_an_early_event_of_a_leftover_endpoint_is_retried(monkeypatch, types, to
     world.start(ADA)
     first = world.row.runId
     world.clock.now += 46 * 60
-    world.reconcile()  # it takes too long, but SageMaker deletes no endpoint that it is creating
+    world.reconcile()  # it takes too long, but SageMaker cannot delete an endpoint in creation
     assert world.row.leftover == first
     sent = world.clock.now
     with pytest.raises(lifecycle.TooEarly):

@@ -308,7 +308,7 @@ def test_a_failed_start_with_a_full_row_can_be_repeated_without_a_number(roomy):
 
 @pytest.mark.parametrize("left", [0, 1, 500, 900, 3000, 6000])
 def test_simultaneous_subscribers_never_overfill_a_nearly_full_row(roomy, monkeypatch, left):
-    "All callers read the row before any of them writes."
+    "All callers read the row before the first write."
     ask(roomy, "long names", 0)
     stale, table = roomy.row, roomy.engine.table
     limit = states.row_size(stale) + states.RESERVE + left

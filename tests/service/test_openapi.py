@@ -160,7 +160,7 @@ def plan(examples: int, address: str = "http://localhost") -> SchemathesisConfig
 
 
 def asleep(world: World):
-    "Return it unchanged."
+    "Return the value unchanged."
 
 
 def awake(world: World):
