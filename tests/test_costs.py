@@ -163,7 +163,7 @@ def test_limits_are_listed_in_the_order_in_which_they_are_reached():
     assert [v for _, v in others] == sorted(v for _, v in others) and others[0][1] > visitors
 
 
-# What is measured ----------------------------------------------------------------------------------------------------
+# Measured values ---------------------------------------------------------------------------------------------------
 
 
 def test_the_times_of_the_small_model_match_the_benchmark():

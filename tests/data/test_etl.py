@@ -456,7 +456,7 @@ def test_the_report_is_the_only_object_that_is_replaced(world):
     assert sorted(after) == sorted(f"DELETE {key}" for key in REMOVED)
 
 
-def test_a_run_stays_readable_at_every_request_of_the_next_run(world, tmp_path):
+def test_a_run_stays_readable_during_every_request_of_the_next_run(world, tmp_path):
     there = world.before | world.after
     for at, request in enumerate(["", *world.requests[world.commit :]]):
         there.pop(request.removeprefix("DELETE "), None)

@@ -79,7 +79,7 @@ def test_samples_are_balanced_cover_all_stars_and_do_not_overlap(tmp_path):
         ("Copied from elsewhere: {0}", "{0}", False),
         ("{0} " + "And now for something of my own that is much longer. " * 8, "{0}", False),  # contains all of it
         ("{0} " + "And now for something of my own that is much longer. " * 8, "{0} but with five more words", True),
-        ("Great product, thank you.", "Great product, thank you.", True),  # a phrase that anyone may write
+        ("Great product, thank you.", "Great product, thank you.", True),  # a common phrase
     ],
 )
 def test_reviews_that_quote_held_out_ones_are_not_trained_on(tmp_path, quotes, of, kept):

@@ -249,7 +249,7 @@ def places(action: str) -> list[str]:
     return [f"arn:aws:{on}" for kind in needed for on in PLACES.get((service, kind), ())] or ["*"]
 
 
-def test_the_deployer_may_make_every_call_of_notebooks_and_scripts():
+def test_the_deployer_may_make_every_call_in_notebooks_and_scripts():
     calls = {}
     for action, where in made():
         calls.setdefault(action, where)

@@ -100,7 +100,7 @@ def test_every_function_has_its_own_zip():
 
 
 def test_the_readme_links_to_every_notebook():
-    "It lists walkthroughs by name and others by folder; the local cloud's walkthrough links to the local cloud's notebooks."
+    "It lists walkthroughs by name and others by folder; the local cloud's walkthrough lists that folder's notebooks."
     readme, notebooks = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "nbs"
     for path in notebooks.glob("[0-9]*.ipynb"):
         assert f"](nbs/{path.name})" in readme

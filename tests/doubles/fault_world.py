@@ -416,7 +416,7 @@ class FaultWorld:
     def __exit__(self, *error):
         self.patches.close()
 
-    # ---- what is checked
+    # ---- checks
 
     @property
     def row(self) -> Row:

@@ -103,7 +103,7 @@ class Service:
         return 200, self.predictions(texts) | {"answeredBy": "standby"}
 
     def sleep(self, token: str) -> tuple[int, dict]:
-        "End the run for whoever started it."
+        "End the run for the visitor who started it."
         if token != TOKEN:
             return 403, {"error": {"code": "wrong_token", "message": "This token did not start this run."}}
         self.status = ASLEEP | {each: self.status[each] for each in ("endpoint", "standby")}

@@ -1,4 +1,4 @@
-"""The local cloud answers only its own programs and pages, whatever a web page or another program tries."""
+"""The local cloud answers only its own programs and pages, and refuses other web pages and programs."""
 
 import contextlib
 import hashlib

@@ -123,7 +123,7 @@ def listens(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_an_open_connection_accepts_no_new_request_while_the_server_drains(artifact):
+def test_a_draining_server_accepts_no_new_request_on_an_open_connection(artifact):
     "Right after the signal, a client gets a 503 or a closed connection."
     with running(artifact) as server, httpx.Client(timeout=60) as client, ThreadPoolExecutor(1) as pool:
         client.get(f"{server.url}/ping")

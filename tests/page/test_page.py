@@ -390,7 +390,7 @@ def test_the_page_announces_the_end_of_the_longest_run(visitor, engine):
     expect(page.locator("#soon")).to_contain_text("“Keep it awake” gives it another 10 minutes.")
 
 
-def test_a_session_cost_stops_at_its_end(visitor, engine):
+def test_the_session_cost_stops_at_the_end_of_the_session(visitor, engine):
     visitor.tolerated = ("Failed to load resource",)
     visitor.page.clock.install()
     visitor.hear(engine, "IN_SERVICE", secondsLeft=60, costSoFar=0.01, pricePerHour=0.36)

@@ -92,7 +92,7 @@ def test_costs_are_shown_with_suitable_precision(service):
         expect(page.locator("#fact-cost")).to_contain_text(f"Sleep saved {said} this month.")
 
 
-def test_a_session_cost_grows_by_the_hour_and_stops_at_its_end(service):
+def test_the_session_cost_grows_by_the_hour_and_stops_at_its_end(service):
     page = service.arrive(AWAKE | {"pricePerHour": 36, "costSoFar": 1, "secondsLeft": 100}, clock=True)
     service.status = 503
     page.clock.run_for(50_500)

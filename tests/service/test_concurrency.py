@@ -1,4 +1,4 @@
-"Concurrency: a rush on Start, Start during the shutdown, and predictions while the model goes to sleep."
+"Concurrency: many simultaneous starts, starts during the shutdown, and predictions while the model goes to sleep."
 
 import asyncio
 import threading
@@ -29,7 +29,7 @@ def rush(engine, path: str, bodies: list[dict]) -> list[httpx.Response]:
 
 def test_two_hundred_simultaneous_starts_create_one_endpoint(tmp_path):
     assert all(phonenumbers.is_valid_number(phonenumbers.parse(number)) for number in NUMBERS)
-    with running_engine(tmp_path, waking_seconds=45) as engine:  # everybody comes before it is ready
+    with running_engine(tmp_path, waking_seconds=45) as engine:  # all requests arrive before it is ready
         answers = rush(engine, "/start", [{"phone": number} for number in NUMBERS])
         assert Counter(a.status_code for a in answers) == {202: 200}
         assert Counter(a.json()["outcome"] for a in answers) == {"started": 1, "joined": 199}

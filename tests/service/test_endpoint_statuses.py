@@ -1,4 +1,4 @@
-"Whatever status SageMaker reports, there is at most one endpoint, and finally it is deleted and booked."
+"For every status that SageMaker reports, there is at most one endpoint, and finally it is deleted and booked."
 
 import pytest
 
@@ -98,7 +98,7 @@ def test_a_new_endpoint_waits_until_the_old_one_is_deleted(world, opened):
 
 def test_a_config_is_deleted_before_its_endpoint_is_gone(world):
     world.in_service(ADA)
-    set_status(world, "Deleting")  # and SageMaker refuses to delete it once more
+    set_status(world, "Deleting")  # SageMaker refuses a second deletion
     world.pass_time(600, reconcile=True)
     assert world.sagemaker.endpoints and not world.sagemaker.configs
 
