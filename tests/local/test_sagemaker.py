@@ -60,7 +60,7 @@ def test_the_log_of_an_endpoint_appears_in_cloudwatch(cloud, endpoint):
     logs = cloud.client("logs")
     group = f"/aws/sagemaker/Endpoints/{endpoint}"
     until(lambda: "RuntimeError" in str(logs.filter_log_events(logGroupName=group)["events"]))
-    assert "secret" not in str(logs.filter_log_events(logGroupName=group)["events"])  # the error text may quote a review
+    assert "secret" not in str(logs.filter_log_events(logGroupName=group)["events"])  # it may quote a review
 
 
 def test_a_process_that_dies_is_restarted(cloud, endpoint, sagemaker):

@@ -145,7 +145,7 @@ def test_hours_without_a_model_are_retried(world):
     assert world.row.state == "CREATING"
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.94])  # enough for one day's hours; enough for them, but not after earlier spending
+@pytest.mark.parametrize("budget", [0.5, 0.94])  # too little at first; too little after spending
 def test_the_budget_refuses_the_hours_once_and_notifies_the_owner(monkeypatch, capsys, budget):
     world = Days(monkeypatch, monthly_budget=budget)
     if budget == 0.94:
