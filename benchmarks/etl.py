@@ -1,14 +1,14 @@
-"""Clean the same reviews in five ways, and compare time, CPU and memory. Nothing is committed but the figures.
+"""Clean the same reviews in five ways, and compare time, CPU and memory. Only the figures are committed.
 
 ours      the Glue job's plan, `sentiment_engine.data.etl.clean_reviews`, on one machine
-original  Spark in the manner of the first version of this project: types inferred, for each column all distinct values
-          collected to find out whether it is empty (Glue Studio's "Drop Null Fields"), then the same cleaning, and each
-          output (clean rows, rejected lines, counts) an action of its own with nothing kept between them
-rows      the same, but the clean rows are all it leaves: less than the others do
+original  Spark as in the first version of this project: it infers the types and collects all distinct values of each
+          column to find out whether it is empty (Glue Studio's "Drop Null Fields"). Then it does the same cleaning, and
+          computes each output (clean rows, rejected lines, counts) in a separate action without caching
+rows      like original, but it writes only the clean rows, so it does less than the others
 pandas    the same cleaning in pandas
-polars    the same cleaning in polars, lazily, and in Python where polars has no expression (texts to clean, SHA-256)
+polars    the same cleaning in lazy polars, and in Python where polars has no expression (texts to clean, SHA-256)
 
-Each way runs in processes of its own. Ours, pandas and polars must leave the same rows, or the benchmark fails.
+Each way runs in separate processes. The benchmark fails unless ours, pandas and polars write the same rows.
 """
 
 import argparse
@@ -49,9 +49,9 @@ CARRIED = ["review_id", "title", "text", "stars", "label", "timestamp", "split"]
 
 
 def make_lines(rows: int, data: Path | None):
-    """Write `rows` raw reviews from a pool, each with a number of its own.
+    """Write `rows` raw reviews from a pool, each with a unique number.
 
-    One in twenty repeats the text of the one before, one in two hundred does so with the opposite stars.
+    One review in twenty repeats the previous text, and one in two hundred does so with the opposite stars.
     """
     made = (parse_review(line) for _, line in generate_reviews(POOL, seed=1))
     pool = [r for r in islice(read_reviews(data) if data else made, POOL) if r]
@@ -84,7 +84,7 @@ def make_data(rows: int, data: Path | None) -> Path:
     return folder
 
 
-# ---- the five ways, each in a process of its own
+# ---- the five ways, each in a separate process
 
 
 def run_ours(raw: str, out: str) -> dict:
@@ -95,7 +95,7 @@ def run_ours(raw: str, out: str) -> dict:
 
 
 def _marked_as_once(raw: str):
-    "Return the reviews, judged, in the manner of the first version."
+    "Read and judge the reviews as the first version did."
     from pyspark.sql import functions as F
 
     from sentiment_engine.data.etl import judge, mark_repeats, split_of, start_spark
@@ -216,7 +216,7 @@ RUNNERS = {"ours": run_ours, "original": run_original, "rows": run_rows, "pandas
 
 
 def same_rows(processed: Path) -> str:
-    "Return a hash of the rows in a folder of Parquet, whatever their order."
+    "Return a hash of the rows in a Parquet folder that does not depend on their order."
     import pyarrow.dataset as ds
 
     total = 0
@@ -230,7 +230,7 @@ def same_rows(processed: Path) -> str:
 
 
 def measure(runner: str, raw: Path) -> dict:
-    "Run one way in a process of its own. Return wall seconds, CPU seconds, peak memory, counts and the rows' hash."
+    "Run one way in a separate process. Return wall seconds, CPU seconds, peak memory, counts and the rows' hash."
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
         words = [sys.executable, "-m", "benchmarks.etl", "--run", runner, str(raw), out]
         cpu: dict[int, float] = {}  # seconds by process
@@ -295,7 +295,7 @@ def table(results: dict[str, dict[str, dict]]) -> str:
 
 
 def verdict(results: dict[str, dict[str, dict]]) -> tuple[list[str], bool]:
-    "Say which aims are reached, and whether the ways agree."
+    "Report which goals are met, and whether the ways agree."
     said, agree = [], True
     for size, ways in results.items():
         same = {
@@ -325,7 +325,7 @@ def _known(counts: dict) -> tuple:
 
 
 def plot(results: dict[str, dict[str, dict]], path: Path):
-    "Draw seconds and memory over rows, readable on white and on black."
+    "Plot seconds and memory over rows, readable on light and dark backgrounds."
     plt = pyplot()
     colours = {"ours": "#2a9d8f", "original": "#e76f51", "rows": "#f2b5a0", "pandas": "#9d7bd8", "polars": "#d49a1f"}
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -354,7 +354,7 @@ def main() -> int:
     if args.run:
         found = RUNNERS[args.run[0]](*args.run[1:])
         (Path(args.run[2]) / "result.json").write_text(json.dumps(found))
-        os._exit(0)  # pandas and its threads do not always part in peace
+        os._exit(0)  # pandas and its threads do not always exit cleanly
     described = begin(PACKAGES)
     results: dict[str, dict[str, dict]] = {}
     for size in args.sizes:

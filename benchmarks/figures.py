@@ -1,6 +1,6 @@
 """Write the tables of docs/benchmarks.md from the committed results; each names its processor, date and command.
 
-A table stands between two comments. `make docs` runs this.
+Each table is between two comments. `make docs` runs this.
 """
 
 import json
@@ -35,18 +35,18 @@ CLEANERS = {  # runners of benchmarks/etl.py
 
 
 def number(value: float) -> str:
-    "Write a figure with one digit behind the point, or two below 1; a whole number from 10 on."
+    "Format a figure with one decimal place, with two below 1, and as a whole number from 10 on."
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    "Write a Markdown table, the first column to the left, the others to the right."
+    "Format a Markdown table with the first column left-aligned and the others right-aligned."
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def source(machine: Mapping, command: str) -> str:
-    "Say where, when and how figures were measured."
+    "Describe where, when and how the figures were measured."
     best = [name.replace("_", " ").upper() for name in ("amx_int8", "avx512_vnni") if name in machine["instructions"]]
     extra = f" with {best[0]}" if best else ""
     cores = machine["cores"]
@@ -109,7 +109,7 @@ def standby(result: Mapping) -> str:
     return f"{table(head, rows)}\n\n{said}function has to start, too."
 
 
-BLOCKS = {  # by name of the result: what writes its table, and the command that measures it
+BLOCKS = {  # name of the result: function that writes its table, and the command that measures it
     "etl": (etl, "make bench-etl"),
     "inference": (inference, "make bench-inference"),
     "standby": (standby, "make bench-standby"),
@@ -125,7 +125,7 @@ def block(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    "Put the figures between their comments. Raises ValueError if a block is missing."
+    "Insert the figures between their comments. Raises ValueError if a block is missing."
     for name in BLOCKS:
         begin, end = f"<!-- figures: {name} -->", f"<!-- end: {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:

@@ -2,12 +2,12 @@
 
 ours       sentiment_engine.model.serving with the artifact's model in 8 bits, as it is deployed
 ours-fp32  the same in 32 bits
-stock      what Hugging Face's toolkit does: a transformers pipeline (torch, 32 bits), behind the web server of ours
+stock      a transformers pipeline (torch, 32 bits), as in Hugging Face's toolkit, behind our web server
 litserve   the same pipeline behind LitServe, with its batching
 bentoml    the same pipeline behind BentoML, with its adaptive batching
 
-Each round starts every server anew, in an order of its own; one server runs at a time. The figures are medians.
-LitServe and BentoML get environments of their own in .bench/, which share torch and transformers with .venv.
+Each round restarts every server, in a different order; one server runs at a time. The figures are medians.
+LitServe and BentoML have separate environments in .bench/, which share torch and transformers with .venv.
 """
 
 import argparse
@@ -61,12 +61,12 @@ TOKENS = (20, 60, 200)  # of a text
 CLIENTS = (1, 4, 16, 64)
 POOL = 400  # texts of each length
 SIZES = (1, 8, 16, 32, 64)  # batch sizes of the pipeline that are tried
-START = 120.0  # seconds that a server may take to answer
+START = 120.0  # seconds until a server must answer
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "uvicorn")
 
 
 def goals(latency: tuple, many: float, listed: float, start: float, seconds: float, memory: float) -> list[Goal]:
-    "List what is promised of one model, against the stock server."
+    "List the goals for one model, relative to the stock server."
     return [
         *(
             Goal(f"p50 of {n} tokens, one client", f"p50 {n}", "faster", x)
@@ -91,16 +91,16 @@ GOALS = {
 
 @dataclass(frozen=True)
 class Model:
-    "One set of weights, as each way needs it."
+    "One set of weights, in the format that each way needs."
 
     name: str
-    folder: Path  # with the folders ours, ours-fp32 and stock
+    folder: Path  # contains the folders ours, ours-fp32 and stock
     parameters: int
-    texts: dict[int, list[str]]  # by tokens
+    texts: dict[int, list[str]]  # by number of tokens
 
 
 def source_model(name: str):
-    "Return the classifier and its tokenizer: the weights of MiniLM, or the size of DistilBERT with random ones."
+    "Return a classifier and its tokenizer: MiniLM with its weights, or a model of DistilBERT's size with random ones."
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig
 
@@ -133,7 +133,7 @@ def write_stock(name: str, artifact: Path | None, folder: Path):
 
 
 def write_ours(stock: Path, artifact: Path | None, folder: Path):
-    "Export the weights in `stock` to the folders ours and ours-fp32; `artifact` brings its own ours."
+    "Export the weights in `stock` to the folders ours and ours-fp32; an `artifact` provides its own ours."
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -159,7 +159,7 @@ def write_ours(stock: Path, artifact: Path | None, folder: Path):
 
 
 def _key(artifact: Path | None) -> str:
-    "Return a name that changes when what a model is made of changes."
+    "Return a name that changes with the sources of a model."
     modules = ("base_model", "onnx_export", "served_graph", "training_job", "inference")
     made_by = [ROOT / f"sentiment_engine/model/{name}.py" for name in modules]
     files = [Path(__file__), *made_by, *(sorted(f for f in artifact.iterdir() if f.is_file()) if artifact else [])]
@@ -167,7 +167,7 @@ def _key(artifact: Path | None) -> str:
 
 
 def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
-    "Build a model once, with today's serving code, and cut the texts to it."
+    "Build a model once with the current serving code, and cut texts to size with its tokenizer."
     from safetensors import safe_open
     from transformers.utils.logging import disable_progress_bar
 
@@ -186,12 +186,12 @@ def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
         add_inference_code(folder / way)
     (folder / "stock/code").mkdir(exist_ok=True)
     shutil.copy(PEERS / "stock.py", folder / "stock/code/inference.py")
-    for way in ("ours", "ours-fp32", "stock"):  # as pip does with the packages that all of them import
+    for way in ("ours", "ours-fp32", "stock"):  # pip compiles the packages that all of them import, too
         compileall.compile_dir(folder / way / "code", quiet=1)
     with safe_open(folder / "stock/model.safetensors", "np") as weights:
         parameters = sum(int(np.prod(weights.get_slice(k).get_shape())) for k in weights.keys())  # noqa: SIM118
     tokenizer = Tokenizer.from_file(str(folder / "stock/tokenizer.json"))
-    tokenizer.no_truncation()  # a trained one may cut where training did
+    tokenizer.no_truncation()  # a trained one may truncate as in training
     return Model(name, folder, parameters, {n: cut_texts(tokenizer, reviews, n, POOL) for n in TOKENS})
 
 
@@ -199,17 +199,17 @@ def make_model(name: str, artifact: Path | None, reviews: list[str]) -> Model:
 
 
 def load_raw(
-    data: Path | None,  # a folder of reviews; None: made-up ones
+    data: Path | None,  # a folder of reviews; None: generated ones
     count: int,
 ) -> list[dict]:
-    "Return up to `count` reviews that have a text, in random order; of a folder, out of its first 200,000."
+    "Return up to `count` reviews that have a text, in random order; from a folder, only its first 200,000."
     made = (parse_review(line) for _, line in generate_reviews(2 * count, seed=1))
     found = [r for r in (islice(read_reviews(data), 200_000) if data else made) if r]
     return random.Random(1).sample(found, min(count, len(found)))
 
 
 def load_texts(data: Path | None, count: int = 4_000) -> list[str]:
-    "Return what the model reads of reviews in random order."
+    "Return the text of reviews as the model reads it, in random order."
     texts = (review_text(r.get("title"), r["text"]) for r in load_raw(data, count))
     return [text for text in texts if text.strip()]
 
@@ -230,7 +230,7 @@ def cut_texts(tokenizer: Tokenizer, reviews: list[str], tokens: int, count: int)
 
 
 def mixed(texts: dict[int, list[str]], count: int) -> list[str]:
-    "Return texts of all lengths, equally many of each, in random order."
+    "Return the same number of texts of each length, in random order."
     each = [text for group in texts.values() for text in group[: -(-count // len(texts))]]
     random.Random(2).shuffle(each)
     return each[:count]
@@ -244,11 +244,11 @@ class Way:
     "One way to serve a model."
 
     name: str
-    command: Callable[[Path, int], list[str]]  # of the model's folder and the port
-    requirements: Path | None = None  # if it needs an environment of its own
-    lists: bool = True  # whether a request may hold a list
-    wrapped: bool = False  # whether a single text must come as a list
-    batch_sizes: bool = False  # whether a request may name the batch size
+    command: Callable[[Path, int], list[str]]  # from the model's folder and the port
+    requirements: Path | None = None  # if it needs a separate environment
+    lists: bool = True  # whether a request may contain a list
+    wrapped: bool = False  # whether a single text must be in a list
+    batch_sizes: bool = False  # whether a request may set the batch size
 
 
 def _served(way: str) -> Callable[[Path, int], list[str]]:
@@ -282,13 +282,13 @@ WAYS = {
 
 
 def interpreter(requirements: Path) -> Path:
-    "Return the Python of the environment that is made from `requirements`."
+    "Return the Python of the environment for `requirements`."
     key = hashlib.sha256(requirements.read_bytes() + sys.prefix.encode()).hexdigest()[:8]
     return CACHE / f"env-{requirements.stem.removeprefix('requirements-')}-{key}/bin/python"
 
 
 def install(requirements: Path) -> str:
-    "Make an environment that sees this one's packages after its own, once. Return why that failed, or nothing."
+    "Create an environment that falls back to this one's packages, once. Return why that failed, or an empty text."
     python = interpreter(requirements)
     folder = python.parent.parent
     if (folder / "installed").exists():
@@ -313,7 +313,7 @@ class ServerError(RuntimeError):
 
 
 class Server:
-    "One running server. `cold_start` is how many seconds it took from its start to its first answer."
+    "One running server. `cold_start` is the number of seconds from its start to its first answer."
 
     def __init__(self, command: list[str], first: bytes, log: Path, env: dict[str, str] | None = None, port: int = 0):
         self.command, self.first, self.log, self.env, self.port = command, first, log, env or {}, port
@@ -356,7 +356,7 @@ class Server:
             return [process, *process.children(recursive=True)]
         return []
 
-    def memory(self) -> dict[str, float]:  # MB; what processes share counts in each for rss, once for pss
+    def memory(self) -> dict[str, float]:  # MB; shared memory counts in each process for rss, once for pss
         found = {"rss": 0.0, "pss": 0.0}
         for process in self.tree():
             with suppress(psutil.NoSuchProcess):
@@ -383,12 +383,12 @@ def free_port() -> int:
 
 
 def started(way: Way, model: Model) -> Server:
-    "Return the server of one way, not yet running."
+    "Return the server of one way without starting it."
     port, text = free_port(), model.texts[TOKENS[0]][0]
     env = {"MODEL_DIR": str(model.folder / "stock"), "BENTOML_HOME": str(CACHE / "bentoml"), "PYTHONPATH": str(ROOT)}
     env |= {"BENTOML_DO_NOT_TRACK": "True", "HF_HUB_OFFLINE": "1"}
-    env["PYTHONDONTWRITEBYTECODE"] = ""  # a second start compiles nothing again, as where nobody forbids it
-    env["OMP_WAIT_POLICY"] = "PASSIVE"  # torch's threads sleep while they wait, and leave the cores to the web server
+    env["PYTHONDONTWRITEBYTECODE"] = ""  # keeps compiled bytecode, as by default, so a second start compiles nothing
+    env["OMP_WAIT_POLICY"] = "PASSIVE"  # idle torch threads sleep and leave the cores to the web server
     log = CACHE / f"logs/{model.name}-{way.name}.log"
     return Server(way.command(model.folder, port), one(way, text), log, env, port)
 
@@ -403,14 +403,14 @@ def one(way: Way, text: str) -> bytes:
 
 @dataclass
 class Plan:
-    "How much is measured."
+    "The number and duration of the measurements."
 
     rounds: int = 5
-    requests: int = 40  # of each length, one after the other
+    requests: int = 40  # of each length, one at a time
     seconds: float = 5.0  # of load, for each number of clients
     clients: tuple[int, ...] = CLIENTS
     list_length: int = 1_000
-    tried: int = 192  # texts on which the batch sizes are tried
+    tried: int = 192  # number of texts for trying the batch sizes
     sizes: tuple[int, ...] = SIZES
     best: dict[str, int] = field(default_factory=dict)  # model: the best batch size of the pipeline
 
@@ -427,7 +427,7 @@ QUICK: dict[str, Any] = {
 
 
 def measure_latency(server: Server, way: Way, texts: list[str], tokens: int) -> Iterator[tuple[str, float]]:
-    "Ask one text after the other."
+    "Measure requests of one text, one at a time."
     load = drive(server.port, [one(way, text) for text in texts])
     yield "failures", load.failures.total()
     for name, share in (("p50", 50), ("p95", 95)):
@@ -437,7 +437,7 @@ def measure_latency(server: Server, way: Way, texts: list[str], tokens: int) -> 
 def measure_throughput(
     server: Server, way: Way, texts: list[str], clients: int, seconds: float
 ) -> Iterator[tuple[str, float]]:
-    "Ask with several clients at a time."
+    "Measure several concurrent clients."
     load = drive(server.port, [one(way, text) for text in texts], clients, seconds)
     yield f"texts/s {clients}", load.rate
     yield f"client cpu {clients}", load.client_cpu / load.seconds
@@ -453,7 +453,7 @@ def seconds_of_list(server: Server, texts: list[str], **more) -> float:
 
 
 def measure_list(server: Server, way: Way, model: Model, plan: Plan) -> Iterator[tuple[str, float]]:
-    "Classify a list of texts of all lengths; the pipeline with the batch size that is best for it."
+    "Classify a list of texts of all lengths. The pipeline uses its best batch size."
     texts, more = mixed(model.texts, plan.list_length), {}
     if way.batch_sizes:
         if model.name not in plan.best:
@@ -478,10 +478,10 @@ def labels_of(server: Server, way: Way, texts: list[str]) -> list[str]:
 
 
 def visit(way: Way, model: Model, plan: Plan, rng: random.Random) -> tuple[dict[str, float], list[str]]:
-    "Start a server, measure everything about it, stop it. Return the measures, and labels to compare."
+    "Start a server, take all its measurements, and stop it. Return the measures, and labels to compare."
     with started(way, model) as server:
         found = {"cold start": server.cold_start, **server.memory(), "failures": 0.0}
-        labels = labels_of(server, way, mixed(model.texts, 30))  # which also warms it up
+        labels = labels_of(server, way, mixed(model.texts, 30))  # this also warms it up
         for clients in plan.clients[-1:]:
             drive(server.port, [one(way, text) for text in mixed(model.texts, 30)], clients, 0.2)
         cases: list[Callable[[], Iterator[tuple[str, float]]]] = []
@@ -536,7 +536,7 @@ def visit_line(found: dict[str, float]) -> str:
 
 
 def summary(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
-    "Take the medians of the rounds; failures are added up."
+    "Take the medians of the rounds, and the sum of the failures."
     return {
         model: {
             way: medians(found) | {"failures": sum(r["failures"] for r in found), "rounds": len(found)}
@@ -554,11 +554,11 @@ COLUMNS = [
     ("start s", "cold start", "{:.2f}", -1),
     ("RSS MB", "rss", "{:.0f}", -1),
     ("agree", "agree", "{:.0%}", 0),
-]  # head, measure, format, and whether more (1) or less (-1) is better
+]  # heading, measure, format, and whether higher (1) or lower (-1) is better
 
 
 def model_table(found: dict[str, dict[str, float]], missing: dict[str, str]) -> str:
-    "Write the medians of one model, and beneath them how many times as good as stock each way is."
+    "Format the medians of one model, and below them each way's factor relative to stock."
     head = ["p50 ms, texts/s", *(name for name, *_ in COLUMNS)]
     rows = [[way, *(_cell(m, key, form) for _, key, form, _ in COLUMNS)] for way, m in found.items()]
     rows += [[way, "missing", *[""] * (len(COLUMNS) - 1)] for way in missing if way not in found]
@@ -588,7 +588,7 @@ def verdicts(found: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[di
 
 
 def say(found: dict, missing: dict[str, str], plan: Plan, models: list[Model]) -> str:
-    "Write the whole report."
+    "Format the whole report."
     out = []
     for model in models:
         ways = found[model.name]
@@ -606,7 +606,7 @@ COLOURS = {"ours": "#2a9d8f", "ours-fp32": "#7cc5bc", "stock": "#e76f51", "litse
 
 
 def plot(found: dict[str, dict[str, dict]], path: Path):
-    "Draw latency over length, throughput over clients, and memory over cold start; a row a model."
+    "Plot latency over length, throughput over clients, and memory over cold start, with one row for each model."
     plt = pyplot()
     fig, grid = plt.subplots(len(found), 3, figsize=(11, 3.3 * len(found)), squeeze=False)
     for row, (model, ways) in zip(grid, found.items(), strict=True):
@@ -639,7 +639,7 @@ def _draw_way(row, way: str, measures: dict):
 
 
 def as_json(found: dict, rounds: dict, missing: dict, plan: Plan, models: list[Model], described: dict) -> dict:
-    "Write everything down."
+    "Collect all results for the JSON file."
     judged = verdicts(found)
     return {
         "machine": described,
@@ -670,7 +670,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> tuple[list[Model], list[Way], Plan, dict[str, str]]:
-    "Install, build and cut what the options ask for. The last is the ways that are missing, and why."
+    "Install servers, build models and cut texts for the options. The last result is why some ways are missing."
     plan = Plan(**(QUICK if args.quick else {}))
     plan.rounds = args.rounds or plan.rounds
     ways = [way for name, way in WAYS.items() if name in {"ours", *args.competitors}]

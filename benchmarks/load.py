@@ -1,4 +1,4 @@
-"""A load generator that leaves the cores to the server: bare sockets, one process, requests made beforehand."""
+"""A load generator that uses little CPU: plain sockets, one process, prepared requests."""
 
 import asyncio
 import itertools
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 LENGTH = re.compile(rb"^content-length:\s*(\d+)", re.I | re.M)
 CHUNKED = re.compile(rb"^transfer-encoding:\s*chunked", re.I | re.M)
-PATIENCE = 300.0  # seconds for one answer
+PATIENCE = 300.0  # seconds to wait for one answer
 
 
 def request_bytes(inputs: str | list[str], **more) -> bytes:
-    "Write a POST /invocations for a keep-alive connection."
+    "Build a POST /invocations for a keep-alive connection."
     body = json.dumps({"inputs": inputs, **more}).encode()
     head = (
         "POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -25,8 +25,8 @@ def request_bytes(inputs: str | list[str], **more) -> bytes:
     return head.encode() + body
 
 
-def split_answer(received: bytes) -> tuple[int, bytes, bytes] | None:  # status, body, what came after it
-    "Take one answer off `received`; None if it is not complete."
+def split_answer(received: bytes) -> tuple[int, bytes, bytes] | None:  # status, body, remaining bytes
+    "Split the first answer off `received`. Returns None if it is incomplete."
     head, found, rest = received.partition(b"\r\n\r\n")
     if not found:
         return None
@@ -48,15 +48,15 @@ def split_answer(received: bytes) -> tuple[int, bytes, bytes] | None:  # status,
 
 @dataclass
 class Load:
-    "What a load did."
+    "The result of a load."
 
     seconds: float = 0.0  # from the first request to the last answer
     latencies: list[float] = field(default_factory=list)  # seconds, of answers with status 200
     failures: Counter = field(default_factory=Counter)  # by HTTP status
-    client_cpu: float = 0.0  # seconds of CPU that this process took
+    client_cpu: float = 0.0  # CPU seconds of this process
 
     @property
-    def rate(self) -> float:  # answers a second
+    def rate(self) -> float:  # answers per second
         return len(self.latencies) / self.seconds
 
 
@@ -112,11 +112,11 @@ def drive(
     port: int,
     requests: Iterable[bytes],
     clients: int = 1,
-    seconds: float | None = None,  # send the requests over and over for so long; None: each once
+    seconds: float | None = None,  # repeat the requests for this long; None: send each once
 ) -> Load:
-    """Send requests from `clients` connections at a time, each waiting for its answer before it sends the next.
+    """Send requests over `clients` concurrent connections, each of which waits for its answer before the next request.
 
-    Requests that were sent in time are waited for and counted: the rate is that of all the work done.
+    Requests sent within the time are awaited and counted, so the rate covers all the work.
     """
     several = iter(requests) if seconds is None else itertools.cycle(requests)
     return asyncio.run(_drive(port, several, clients, float("inf") if seconds is None else seconds))
@@ -127,7 +127,7 @@ def ask(
     request: bytes,
     patience: float = PATIENCE,  # seconds
 ) -> tuple[int, bytes]:  # status, body
-    "Send one request over a connection of its own. Raises OSError if nobody answers."
+    "Send one request over a new connection. Raises OSError without an answer."
     with socket.create_connection(("127.0.0.1", port), patience) as connection:
         connection.settimeout(patience)
         connection.sendall(request)

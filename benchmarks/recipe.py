@@ -1,7 +1,7 @@
-"""Change one thing of the training recipe at a time, on the same reviews, and keep what it does to the answers.
+"""Change one setting of the training recipe at a time, on the same reviews, and record the effect on the scores.
 
-Each training is a process of its own. The default is trained with several seeds, which shows how much chance does;
-every other way with the first of them, or with --seeds of them.
+Each training is a separate process. The default is trained with several seeds, which shows the random variation.
+Every other variant uses the first seed, or as many as --seeds says.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from sentiment_engine.data.reviews import label_of, review_text
 RESULT = ROOT / "benchmarks/results/recipe.json"
 PACKAGES = ("torch", "transformers", "accelerate")
 DEFAULT = "nothing"
-WAYS = {  # what is changed: hyperparameters, and how the reviews are drawn
+WAYS = {  # the change: hyperparameters, and how the reviews are drawn
     DEFAULT: ({}, "balanced"),
     "learning rate 5e-5": ({"learning_rate": 5e-5}, "balanced"),
     "learning rate 2e-4": ({"learning_rate": 2e-4}, "balanced"),
@@ -41,7 +41,7 @@ WAYS = {  # what is changed: hyperparameters, and how the reviews are drawn
     "stars as they come": ({}, "as they come"),
     "no three stars": ({}, "without threes"),
 }
-SHARES = {  # of the stars, by how the reviews are drawn; "as they come" takes what is there
+SHARES = {  # of the stars, by how the reviews are drawn; "as they come" keeps the original shares
     "balanced": {1: 1 / 6, 2: 1 / 6, 3: 1 / 6, 4: 1 / 4, 5: 1 / 4},
     "without threes": {1: 1 / 4, 2: 1 / 4, 4: 1 / 4, 5: 1 / 4},
 }
@@ -59,7 +59,7 @@ def rated(data: Path | None, count: int) -> pd.DataFrame:  # text, label, stars
 
 
 def draw(rows: pd.DataFrame, how: str, count: int) -> pd.DataFrame:
-    "Draw reviews by their stars. Raises SystemExit where there are too few."
+    "Draw reviews by their stars. Raises SystemExit if there are too few."
     if how == "as they come":
         return rows.head(count)
     wanted = {stars: round(count * share) for stars, share in SHARES[how].items()}
@@ -71,12 +71,12 @@ def draw(rows: pd.DataFrame, how: str, count: int) -> pd.DataFrame:
 
 
 def halves(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Split reviews into those to train on and those to test on; what quotes the others is not trained on."
+    "Split reviews into a training and a test half, and drop training reviews that quote test reviews."
     train, test = rows.iloc[: len(rows) // 2], rows.iloc[len(rows) // 2 :]
     return train[~quoting(train["text"], test["text"])], test
 
 
-# ---- one training, in a process of its own
+# ---- one training, in a separate process
 
 
 def run(job: dict) -> dict:  # macro_f1, accuracy, no_threes (accuracy without three stars), seconds
@@ -100,11 +100,11 @@ def run(job: dict) -> dict:  # macro_f1, accuracy, no_threes (accuracy without t
     return named | {"no_threes": round(float((clear["label"] == clear["predicted"]).mean()), 4)}
 
 
-# ---- all of them
+# ---- all trainings
 
 
 def sweep(ways: list[str], seeds: int, default_seeds: int, rows: tuple, base: str, train_rows: int) -> list[dict]:
-    "Train every way, the seeds in the outer loop so that an interruption leaves whole rounds."
+    "Train every variant. The seeds are the outer loop, so an interruption leaves complete rounds."
     train, test = rows
     found: dict[str, list[dict]] = {way: [] for way in ways}
     for seed in range(max(seeds, default_seeds)):
@@ -120,7 +120,7 @@ def sweep(ways: list[str], seeds: int, default_seeds: int, rows: tuple, base: st
 
 
 def mean(done: list[dict]) -> dict:
-    "Average what several seeds gave."
+    "Average the results of several seeds."
     return {name: round(float(np.mean([one[name] for one in done])), 4) for name in done[0]} | {
         "each_macro_f1": [one["macro_f1"] for one in done]
     }

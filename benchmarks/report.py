@@ -1,4 +1,4 @@
-"""What the benchmarks of inference and training share: medians, goals, the machine, the look of pictures."""
+"""Shared code of the benchmarks: medians, goals, a description of the machine, and the style of plots."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".bench"  # git does not see it
-GREY = "#808893"  # readable on white and on black
+CACHE = ROOT / ".bench"  # git ignores it
+GREY = "#808893"  # readable on light and dark backgrounds
 
 
 def medians(rounds: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -34,7 +34,7 @@ def medians(rounds: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Goal:
-    "What is promised of one measure."
+    "The goal for one measure."
 
     what: str
     measure: str
@@ -43,7 +43,7 @@ class Goal:
 
 
 def judge(goal: Goal, ours: Mapping[str, float], base: Mapping[str, float]) -> dict | None:
-    "Compare a goal with what was found; None if it was not measured."
+    "Compare a goal with the measured values. Returns None if they are missing."
     mine, other = ours.get(goal.measure), base.get(goal.measure)
     if mine is None:
         return None
@@ -57,7 +57,7 @@ def judge(goal: Goal, ours: Mapping[str, float], base: Mapping[str, float]) -> d
 
 
 def goal_line(judged: dict) -> str:
-    "Write a judged goal for people."
+    "Format a judged goal as a sentence."
     number = {"share": "{:.0%}", "at most": "{:.2f} s"}.get(judged["kind"], "{:.1f} x").format
     sign = "at most" if judged["kind"] in ("share", "at most") else "at least"
     met = "met" if judged["met"] else "NOT MET"
@@ -65,7 +65,7 @@ def goal_line(judged: dict) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    "Write rows beneath a head, the first column to the left, the others to the right."
+    "Format rows below a heading, with the first column left-aligned and the others right-aligned."
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [[*row[:1], *row[1:]] for row in [head, *rows]]
     return "\n".join(
@@ -83,7 +83,7 @@ def _cpu() -> str:
 
 
 def _instructions() -> list[str]:
-    "Name what the CPU has for this kind of work: it decides how much 8 and 16 bits win."
+    "List the CPU's instructions that speed up 8 and 16 bits."
     path = Path("/proc/cpuinfo")
     found = re.search(r"^flags\s*:(.+)$", path.read_text(errors="replace"), re.M) if path.exists() else None
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -111,35 +111,35 @@ def machine(packages: Iterable[str]) -> dict:
 
 
 def begin(packages: Iterable[str]) -> dict:  # from `machine`
-    "Let SIGTERM end a benchmark as Ctrl-C does, make its folder, and describe where it runs."
+    "Make SIGTERM end a benchmark like Ctrl-C, create its folder, and describe the machine."
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     CACHE.mkdir(exist_ok=True)
     return machine(packages)
 
 
 def busy(described: dict) -> str:
-    "Say so if other programs were at work before the benchmark began."
+    "Return a warning if other programs were busy before the benchmark began."
     if described["load_before"] < 0.3 * described["cores"]:
         return ""
     return f"The machine was busy before this began (load {described['load_before']}): the figures are not to be kept."
 
 
 def write_json(result: dict, path: Path):
-    "Write a result, floats to five digits."
+    "Write a result as JSON, with floats rounded to five digits."
     path.parent.mkdir(parents=True, exist_ok=True)
     short = json.loads(json.dumps(result), parse_float=lambda digits: float(f"{float(digits):.5g}"))
     path.write_text(json.dumps(short, indent=1) + "\n")
 
 
 def in_process(
-    module: str,  # it takes --run JOB RESULT
+    module: str,  # it accepts --run JOB RESULT
     job: dict,
-) -> dict:  # what it wrote
-    "Do one job in a process of its own. Raises RuntimeError with its last words."
+) -> dict:  # its result
+    "Run one job in a separate process. Raises RuntimeError with the end of its output."
     with TemporaryDirectory(dir=CACHE) as folder:
         given, result, log = (Path(folder) / name for name in ("job.json", "result.json", "log"))
         given.write_text(json.dumps(job))
-        env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}  # idle threads sleep, for all
+        env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}  # idle threads sleep
         words = [sys.executable, "-m", module, "--run", str(given), str(result)]
         with log.open("w") as said:
             process = subprocess.Popen(words, stdout=said, stderr=said, env=env, cwd=ROOT, start_new_session=True)
@@ -154,7 +154,7 @@ def in_process(
 
 
 def pyplot():
-    "Return matplotlib's pyplot, set to draw what is readable on white and on black."
+    "Return matplotlib's pyplot, with colours that are readable on light and dark backgrounds."
     import matplotlib
 
     matplotlib.use("Agg")
@@ -168,7 +168,7 @@ def pyplot():
 def save(
     figure,
     path: Path,
-    head: float = 0.0,  # share of the height that is kept for a legend
+    head: float = 0.0,  # share of the height for a legend
 ):
     "Write a figure without a background and without a date."
     figure.tight_layout(rect=(0, 0, 1, 1 - head))

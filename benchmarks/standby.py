@@ -1,4 +1,4 @@
-"""Measure the released model in a Lambda's place, and price each memory setting.
+"""Measure the released model as a Lambda would run it, and price each memory setting.
 
 A fresh process imports the inference code, loads the model and warms it up, as the standby's function does at its
 start. Then it answers texts of several lengths, one at a time. It has one core for one thread, and two for two.
@@ -8,8 +8,9 @@ does, so the times of all settings are computed from the CPU time. Below one vCP
 the share of a vCPU. Above, it takes as long as with one, until there are two vCPUs for two threads, which take at least
 half of their CPU time. Neither the network nor AWS's own part of a cold start is included.
 
-Last, a visitor clicks: the engine is deployed to a local cloud, where it sleeps, and a prediction is requested from its
-API. Before a cold click, the standby's function starts anew, and before an all cold one, the API's function, too.
+Finally, the script times a visitor's click: it deploys the engine to a local cloud, leaves it asleep, and requests a
+prediction from its API. Before a cold click, the standby's function restarts. Before an all-cold click, the API's
+function restarts too.
 """
 
 import argparse
@@ -37,9 +38,9 @@ RESULT = ROOT / "benchmarks/results/standby.json"
 MODEL = ROOT / "models/released"
 TOKENS = (20, 60, 200)  # of a text
 MEMORY = (512, 1024, 1769, 3008, 3538)  # MB
-VCPU = 1769  # MB that come with one vCPU
+VCPU = 1769  # MB for one vCPU
 GOALS = (("init", 0.6, "s"), ("rss", 220, "MB"), ("cold click", 1.5, "s"), ("warm click", 0.1, "s"))  # at most
-COLD = {  # kind of click: functions that start anew before it
+COLD = {  # kind of click: functions that restart before it
     "cold click": ("standby-model",),
     "all cold": ("standby-model", "invoke-sagemaker-endpoint"),
 }
@@ -60,8 +61,8 @@ def setting(
     memory_mb: int,
     measured: Mapping[str, Mapping[str, float]],  # from `measure`
 ) -> dict[str, float]:
-    "Compute what calls take and cost with a memory setting."
-    share, threads = memory_mb / VCPU, min(2, max(1, memory_mb // VCPU))  # as the function's handler chooses them
+    "Compute the time and the cost of calls with a memory setting."
+    share, threads = memory_mb / VCPU, min(2, max(1, memory_mb // VCPU))  # like the function's handler
     one, used = measured["1"], measured[str(threads)]
     row = {"memory_mb": memory_mb, "vcpus": share, "init": one["init"] / min(1.0, share)}
     for tokens in TOKENS:
@@ -71,7 +72,7 @@ def setting(
 
 
 def click(engine: Engine, text: str) -> float:  # seconds
-    "Ask for a prediction as the page does. Raises RuntimeError unless the standby answers."
+    "Request a prediction like the page. Raises RuntimeError unless the standby answers."
     began = time.perf_counter()
     reply = httpx.post(f"{engine.api_url}/predict", json={"inputs": text}, timeout=30, trust_env=False)
     took = time.perf_counter() - began
@@ -81,12 +82,12 @@ def click(engine: Engine, text: str) -> float:  # seconds
 
 
 def clicks(texts: list[str], rounds: int) -> dict[str, float]:  # seconds
-    "Return the medians of warm and of cold clicks on an engine that sleeps."
+    "Return the medians of warm and cold clicks on a sleeping engine."
     took: dict[str, list[float]] = {"warm click": [], **{kind: [] for kind in COLD}}
     with TemporaryDirectory(dir=CACHE) as folder, running_engine(Path(folder)) as engine:
         for number in range(rounds):
             for kind, functions in COLD.items():
-                with ExitStack() as changed:  # AWS and the local cloud start a changed function anew
+                with ExitStack() as changed:  # AWS and the local cloud restart a changed function
                     for name in functions:
                         changed.enter_context(engine.environment(name, ROUND=str(number)))
                     took[kind].append(click(engine, texts[0]))

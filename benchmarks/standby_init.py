@@ -1,6 +1,6 @@
-"""Load the model as the standby's function does when it starts, then predict one text at a time, and time both.
+"""Load the model like the standby's function, then predict one text at a time, and time both.
 
-This is a program of its own that imports nothing else, because what it imports counts as the function's.
+This program imports nothing else, because its imports count as the function's.
 """
 
 import json
@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from statistics import median
 
-CALLS = 5  # before the first one that counts
+CALLS = 5  # untimed calls before the first timed one
 
 
 class Timer:
-    "Measure from its creation: seconds on the wall, and CPU seconds of all threads."
+    "Measure wall seconds and CPU seconds of all threads since its creation."
 
     def __init__(self):
         self.wall, self.cpu = time.perf_counter(), time.process_time()
@@ -25,7 +25,7 @@ class Timer:
 
 
 def most_memory() -> float:  # MB
-    "Return the most memory that this program has used. getrusage would count the program that started it, too."
+    "Return the peak memory of this program. getrusage would include the program that started it."
     return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
 
 

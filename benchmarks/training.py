@@ -1,15 +1,15 @@
-"""Fine-tune the same base model on the same reviews by our recipe and by the original one; compare samples a second.
+"""Fine-tune one base model on the same reviews with our recipe and the original one, and compare samples per second.
 
-ours       our training job with its default recipe: bf16 where the processor has it, reviews of a length
-           together, 192 tokens, word vectors left as they are
+ours       our training job with its default recipe: bf16 where the processor supports it, reviews of similar length
+           in one batch, 192 tokens, frozen word vectors
 ours-128   the same with 128 tokens
-ours-512   the same with 512 tokens, all that the model can read
-original   the first version's way: each review padded to 512 tokens, 32 bits, random order, dropout, all weights, AdamW
-           at 5e-5
+ours-512   the same with 512 tokens, the model's maximum
+original   the first version's recipe: each review padded to 512 tokens, 32 bits, random order, dropout, all weights,
+           AdamW at 5e-5
 
-Each training is a process of its own; each round has an order of its own; the figures are medians. Ours trains on all
-the reviews; of the original, whose steps are all equally long, some steps are timed. --accuracy trains both on as many
-reviews, whole, and tests them.
+Each training is a separate process, each round has a different order, and the figures are medians. Ours trains on all
+the reviews. For the original, whose steps all take the same time, only some steps are timed. --accuracy trains both on
+the same number of reviews, completely, and tests them.
 """
 
 import argparse
@@ -50,20 +50,20 @@ PLOT = ROOT / "images/bench_training.svg"
 CASES: dict[str, dict | None]  # recipes
 CASES = {"ours": {}, "ours-128": {"max_length": 128}, "ours-512": {"max_length": 512}, "original": None}
 BATCH, PADDED, RATE = 16, 512, 5e-5  # of the original
-WARM_UP = 3  # steps that are not timed
+WARM_UP = 3  # untimed steps
 PACKAGES = ("torch", "transformers", "accelerate")
 GOALS = (
     ("ours", Goal("samples/s of ours against the original", "samples/s", "more", 20)),
     ("ours-512", Goal("samples/s at the same 512 tokens", "samples/s", "more", 10)),
 )
-LOSS = 0.3  # points of accuracy that the speed may cost
+LOSS = 0.3  # percentage points of accuracy that the speed may cost
 
 
-# ---- one training, in a process of its own
+# ---- one training, in a separate process
 
 
 def train_ours(rows: pd.DataFrame, base: Path, options: dict, steps: int, whole: bool, folder: Path):
-    "Train by our recipe on all rows. Return the Trainer and samples a second."
+    "Train with our recipe on all rows. Return the Trainer and samples per second."
     from sentiment_engine.model.training_job import Recipe, encode, fit, load_model
 
     tokenizer = _start(base)
@@ -76,7 +76,7 @@ def train_ours(rows: pd.DataFrame, base: Path, options: dict, steps: int, whole:
 
 
 def train_original(rows: pd.DataFrame, base: Path, steps: int, whole: bool, folder: Path):
-    "Train the original's way for WARM_UP + `steps` steps, or the `whole` sample. Return the Trainer and samples/s."
+    "Train with the original recipe for WARM_UP + `steps` steps, or on the `whole` sample. Return the same."
     from torch.cuda import is_available
     from transformers import (
         AutoModelForSequenceClassification,
@@ -116,7 +116,7 @@ def train_original(rows: pd.DataFrame, base: Path, steps: int, whole: bool, fold
 
 
 def _start(base: Path):
-    "Seed, and return the tokenizer of the base model."
+    "Set the seed, and return the tokenizer of the base model."
     import torch
     from transformers import AutoTokenizer, set_seed
 
@@ -125,8 +125,8 @@ def _start(base: Path):
     return AutoTokenizer.from_pretrained(base)
 
 
-def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether each was predicted rightly
-    "Do one training."
+def run(job: dict) -> dict:  # samples/s and, for each row of `test`, whether its prediction is right
+    "Run one training."
     from sentiment_engine.model.training_job import device_name, predict_rows
 
     options, base = CASES[job["case"]], Path(job["base"])
@@ -146,7 +146,7 @@ def run(job: dict) -> dict:  # samples/s and, for the rows of `test`, whether ea
 
 
 def labelled(count: int, data: Path | None) -> list[dict]:  # text and label
-    "Return reviews in random order, half of them negative: where nine of ten are kind, always saying so looks right."
+    "Return reviews in random order, half of them negative; otherwise always answering POSITIVE would score high."
     reviews = [r for r in load_raw(data, 20 * count) if r["rating"] in (1, 2, 3, 4, 5)]
     rows = {review_text(r.get("title"), r["text"]): label_of(r["rating"]) for r in reviews}
     of = {label: [text for text, its in rows.items() if text.strip() and its == label] for label in (0, 1)}
@@ -159,7 +159,7 @@ def labelled(count: int, data: Path | None) -> list[dict]:  # text and label
 
 
 def measure_speed(cases: list[str], job: dict, rounds: int) -> dict[str, list[dict]]:
-    "Time each case once a round."
+    "Time each case once per round."
     found: dict[str, list[dict]] = {case: [] for case in cases}
     rng = random.Random(7)
     for number in range(1, rounds + 1):
@@ -191,7 +191,7 @@ def measure_accuracy(cases: list[str], job: dict, speeds: dict[str, float]) -> d
 
 
 def standard_error(values: np.ndarray) -> float:
-    "Return the standard error of a mean; of differences text by text, that of two models on the same texts."
+    "Return the standard error of a mean. Given paired differences, it is that of two models on the same texts."
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
@@ -204,7 +204,7 @@ def verdicts(found: dict[str, dict[str, float]]) -> list[dict]:
 
 
 def accuracy_lines(accuracy: dict[str, dict]) -> list[str]:
-    "Say how accurate each way is, and whether the difference can be told from chance."
+    "Report the accuracy of each case, and whether the difference is significant."
     out = []
     for case, m in accuracy.items():
         line = f"{case:<9} accuracy {m['accuracy']:.1%} ± {m['standard_error']:.1%}"
@@ -217,7 +217,7 @@ def accuracy_lines(accuracy: dict[str, dict]) -> list[str]:
 
 
 def say(found: dict[str, dict[str, float]], accuracy: dict[str, dict]) -> str:
-    "Write the whole report."
+    "Format the whole report."
     base = found.get("original", {}).get("samples/s")
     rows = [
         [case, f"{m['samples/s']:.2f}", f"{m['samples/s'] / base:.1f}x" if base else "-"] for case, m in found.items()
@@ -227,7 +227,7 @@ def say(found: dict[str, dict[str, float]], accuracy: dict[str, dict]) -> str:
 
 
 def plot(found: dict[str, dict[str, float]], path: Path):
-    "Draw samples a second of each way."
+    "Plot the samples per second of each case."
     plt = pyplot()
     names, values = list(found), [m["samples/s"] for m in found.values()]
     fig, ax = plt.subplots(figsize=(8, 0.55 * len(names) + 0.9))
@@ -288,7 +288,7 @@ def main() -> int:
 
 
 def keep(args: argparse.Namespace, described: dict, rounds: dict, found: dict, accuracy: dict):
-    "Write the figures and the picture."
+    "Write the figures and the plot."
     described |= {"device": next(iter(rounds.values()))[0]["device"]}
     result, picture = (CACHE / RESULT.name, CACHE / PLOT.name) if args.quick else (RESULT, PLOT)
     sizes = {"samples": args.samples, "timed_steps_of_original": args.steps}

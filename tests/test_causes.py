@@ -33,14 +33,14 @@ MEBIBYTE = 2**20
 
 
 @pytest.mark.parametrize("number", CURES)
-def test_each_cause_names_the_path_and_what_to_do(number, tmp_path):
+def test_each_error_message_names_the_path_and_the_remedy(number, tmp_path):
     told = cause(OSError(number, os.strerror(number), str(tmp_path / "folder" / "file")))
     assert str(tmp_path / "folder" / "file") in told and os.strerror(number) in told and "Errno" not in told
     assert told.endswith(".") and told.count(". ") >= 1
 
 
 @pytest.mark.parametrize("text", ["[Errno 28] No space left on device: '/a/b'", "IOException: Disk quota exceeded"])
-def test_words_of_another_process_get_their_cause(text):
+def test_an_error_text_of_another_process_gets_its_cause(text):
     assert with_cause(text).startswith(text) and "isk" in with_cause(text)[len(text) :]
 
 
@@ -139,7 +139,7 @@ def assert_told(done: subprocess.CompletedProcess, words: str):
     [("local_cloud", reason) for reason in CAUSES]
     + [(name, "full disk") for name in PROGRAMS if name != "local_cloud"],
 )
-def test_a_program_tells_the_cause(scripts, program, reason):
+def test_a_program_prints_the_cause_of_an_error(scripts, program, reason):
     spoil, before, words = CAUSES[reason]
     state = scripts / ".local-cloud"
     spoil(state)
@@ -173,7 +173,7 @@ def stale_kernel(tmp_path, monkeypatch) -> Path:
     return gone
 
 
-def test_a_kernelspec_of_a_deleted_environment_does_no_harm(stale_kernel, tmp_path):
+def test_a_kernelspec_of_a_deleted_environment_is_ignored(stale_kernel, tmp_path):
     path = tmp_path / "small.ipynb"
     cell = nbformat.v4.new_code_cell("import sys\nprint(sys.executable)")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
@@ -182,7 +182,7 @@ def test_a_kernelspec_of_a_deleted_environment_does_no_harm(stale_kernel, tmp_pa
     phases.run_phases([phases.Phase(path, {})], SimpleNamespace(write=lambda phase: None), tmp_path / "runs")
 
 
-def test_jupyterlab_does_not_begin_with_a_kernel_that_cannot_start(stale_kernel, scripts):
+def test_jupyterlab_does_not_offer_a_kernel_that_cannot_start(stale_kernel, scripts):
     assert_told(run(scripts, ["lab"]), f"starts {stale_kernel}, which does not exist. Remove it: ")
 
 
@@ -264,7 +264,7 @@ def known(cloud) -> dict:
     }
 
 
-def test_a_change_that_the_disk_refuses_has_no_effect(cloud):
+def test_a_change_that_cannot_be_written_has_no_effect(cloud):
     before = known(cloud)
     with cloud.limited(0):
         for change in CHANGES.values():
@@ -282,7 +282,7 @@ def test_a_change_that_the_disk_refuses_has_no_effect(cloud):
 BIG = os.urandom(2 * MEBIBYTE)  # larger than the limit, and not compressible
 
 
-def test_an_endpoint_says_that_its_model_does_not_fit(cloud):
+def test_an_endpoint_reports_a_model_that_does_not_fit_on_the_disk(cloud):
     register(cloud, "large")
     cloud.client("s3").put_object(Bucket="test-models", Key="large/model.tar.gz", Body=BIG)
     with cloud.limited(MEBIBYTE):
@@ -293,7 +293,7 @@ def test_an_endpoint_says_that_its_model_does_not_fit(cloud):
     cloud.client("sagemaker").delete_endpoint(EndpointName="large")
 
 
-def test_an_endpoint_fails_as_soon_as_its_failure_can_be_written(cloud):
+def test_an_endpoint_fails_once_its_failure_can_be_written(cloud):
     register(cloud, "late", "raise RuntimeError('spoiled')")
     cloud.client("sagemaker").create_endpoint(EndpointName="late", EndpointConfigName="late")
     with cloud.limited(0):
@@ -302,7 +302,7 @@ def test_an_endpoint_fails_as_soon_as_its_failure_can_be_written(cloud):
     assert settled(cloud, "late")["EndpointStatus"] == "Failed"
 
 
-def test_a_training_job_says_that_its_data_do_not_fit(cloud):
+def test_a_training_job_reports_data_that_do_not_fit_on_the_disk(cloud):
     cloud.client("s3").put_object(Bucket="test-models", Key="data/big", Body=BIG)
     source = {"S3DataType": "S3Prefix", "S3Uri": "s3://test-models/data/"}
     with cloud.limited(MEBIBYTE):
@@ -320,7 +320,7 @@ def test_a_training_job_says_that_its_data_do_not_fit(cloud):
     assert "File too large. The file is" in job["FailureReason"]
 
 
-def test_a_glue_run_says_that_its_data_do_not_fit(cloud):
+def test_a_glue_run_reports_data_that_do_not_fit_on_the_disk(cloud):
     glue = cloud.client("glue")
     cloud.client("s3").put_object(Bucket="test-models", Key="lake/big", Body=BIG)
     command = {"Name": "glueetl", "ScriptLocation": "s3://test-models/job.py"}
@@ -332,7 +332,7 @@ def test_a_glue_run_says_that_its_data_do_not_fit(cloud):
     assert "File too large. The file is" in ended["ErrorMessage"]
 
 
-def test_an_object_that_cannot_be_read_is_no_empty_one(cloud):
+def test_an_unreadable_object_is_not_treated_as_empty(cloud):
     s3 = cloud.client("s3")
     s3.put_object(Bucket="test-models", Key="lost", Body=b"full")
     (lost,) = cloud.state.glob("s3/**/lost")

@@ -48,7 +48,7 @@ amounts = st.floats(0, 1e7)
     ],
     ids=["always on", "five ways", "on demand", "saved"],
 )
-def test_a_type_without_a_price_is_named(price):
+def test_an_instance_type_without_a_price_is_reported(price):
     with pytest.raises(KeyError, match=UNPRICED):
         price(UNPRICED)
 
@@ -57,7 +57,7 @@ def test_a_type_without_a_price_is_named(price):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("infra_scripts/templates/*.yaml")), ids=lambda path: path.stem)
-def test_every_function_is_of_the_architecture_that_is_priced(path):
+def test_every_function_has_the_priced_architecture(path):
     functions = [r for r in read_template(path)["Resources"].values() if r["Type"] == "AWS::Lambda::Function"]
     assert {tuple(f["Properties"]["Architectures"]) for f in functions} <= {("arm64",)}
     assert costs.LAMBDA_GB_SECOND == 0.0000133334  # "Price list: Lambda-GB-Second-ARM, us-east-1"
@@ -78,12 +78,12 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize(("found", "expected"), BY_HAND.values(), ids=BY_HAND)
-def test_a_price_is_what_the_list_says(found, expected):
+def test_prices_match_the_price_list(found, expected):
     assert found == pytest.approx(expected, rel=1e-3)
 
 
 @given(st.floats(0, 900), st.integers(128, 10_240))
-def test_a_run_of_a_function_costs_more_the_longer_and_the_larger_it_is(seconds, memory):
+def test_a_function_call_costs_more_with_more_time_or_memory(seconds, memory):
     assert lambda_call(seconds, memory) <= lambda_call(seconds + 0.001, memory)
     assert lambda_call(seconds, memory) <= lambda_call(seconds, memory + 1)
 
@@ -92,14 +92,14 @@ def test_a_run_of_a_function_costs_more_the_longer_and_the_larger_it_is(seconds,
 
 
 @given(st.sampled_from(sorted(PRICES)), st.floats(0, 1e6), st.floats(0, 1e4))
-def test_visits_that_share_a_run_never_cost_more_than_an_endpoint_that_is_always_on(kind, visits, minutes):
+def test_visits_that_share_a_run_never_cost_more_than_an_always_on_endpoint(kind, visits, minutes):
     visit = Visit(0, 0, minutes)
     most = min(always_on_month(kind), visits * PRICES[kind] * minutes / 60)
     assert on_demand_month(kind, visits, visit, requests=0) - resting_cost() <= most + 1e-6
 
 
 @given(st.floats(0, 1e5), st.floats(0, 1e4))
-def test_the_share_asleep_is_a_share(visits, minutes):
+def test_the_share_of_time_asleep_is_between_0_and_1(visits, minutes):
     assert 0 <= asleep_share(visits + 1, minutes) <= asleep_share(visits, minutes) <= 1
 
 
@@ -114,7 +114,7 @@ def test_more_predictions_never_cost_less(model, one, other, each):
 
 
 @given(models)
-def test_nothing_is_paid_at_rest_but_for_what_always_runs_and_the_alarms(model):
+def test_at_rest_only_always_on_parts_and_alarms_cost_money(model):
     rest = five_ways(model, 0)
     assert rest["on demand"] == rest["serverless"] == rest["Lambda"] == 0
     assert rest["components"] == pytest.approx(0.30)
@@ -122,7 +122,7 @@ def test_nothing_is_paid_at_rest_but_for_what_always_runs_and_the_alarms(model):
 
 
 @given(models, amounts)
-def test_an_endpoint_that_sleeps_costs_at_most_one_that_does_not(model, predictions):
+def test_a_sleeping_endpoint_never_costs_more_than_an_always_on_one(model, predictions):
     ways = five_ways(model, predictions)
     assert ways["on demand"] <= ways["always on"]
     assert ways["components"] <= always_on_month(model.scaled) + 0.30
@@ -131,7 +131,7 @@ def test_an_endpoint_that_sleeps_costs_at_most_one_that_does_not(model, predicti
 @pytest.mark.parametrize("model", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("other", WAYS)
-def test_a_way_costs_less_than_another_within_the_ranges_only(model, way, other):
+def test_an_option_is_cheaper_than_another_only_within_its_ranges(model, way, other):
     ranges = cheaper(model, way, other)
     for predictions in (1.05 * 2**power for power in range(23)):
         costs = five_ways(model, predictions)
@@ -146,7 +146,7 @@ def test_a_way_costs_less_than_another_within_the_ranges_only(model, way, other)
 
 
 @given(st.floats(0, 1e8), st.floats(1, 100), st.floats(0, 100), st.floats(0, 1), st.floats(0, 1))
-def test_more_visitors_cost_more_and_a_cache_spares_the_api(visitors, polls, predictions, cached, more):
+def test_more_visitors_cost_more_and_a_cache_reduces_api_costs(visitors, polls, predictions, cached, more):
     crowd = Crowd(polls=polls, predictions=predictions)
     day, larger = crowd_day(visitors, crowd), crowd_day(visitors + 1, crowd)
     assert all(day[service] <= larger[service] for service in day)
@@ -156,17 +156,17 @@ def test_more_visitors_cost_more_and_a_cache_spares_the_api(visitors, polls, pre
     assert all(crowd_limits(most)[limit] >= crowd_limits(some)[limit] for limit in crowd_limits(some))
 
 
-def test_the_limit_that_is_met_first_comes_first():
+def test_limits_are_listed_in_the_order_in_which_they_are_reached():
     # 10 parallel runs of 50 ms are 200 calls a second; 12.01 calls for each visitor, three times as many at the peak.
     (name, visitors), *others = crowd_limits().items()
     assert name == "Lambda, new account" and visitors == pytest.approx(200 * 86_400 / 12.01 / 3)
     assert [v for _, v in others] == sorted(v for _, v in others) and others[0][1] > visitors
 
 
-# What is measured ----------------------------------------------------------------------------------------------------
+# Measured values ---------------------------------------------------------------------------------------------------
 
 
-def test_the_small_models_times_are_those_of_the_benchmark():
+def test_the_times_of_the_small_model_match_the_benchmark():
     result = json.loads((ROOT / "benchmarks/results/standby.json").read_text())
     measured = next(row for row in result["settings"] if row["memory_mb"] == SMALL.memory_mb)
     assert SMALL.seconds == pytest.approx(measured["ms 60"] / 1000, rel=0.5)

@@ -153,13 +153,13 @@ WAITS = [
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
-def test_a_wait_outlives_polls_without_an_answer(wait, fault, monkeypatch):
+def test_a_wait_survives_unanswered_polls(wait, fault, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)
     wait(Aws(FAULTS[fault]))
 
 
 @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
-def test_a_wait_ends_at_once_if_aws_refuses_it(wait, monkeypatch):
+def test_a_wait_ends_at_once_if_aws_refuses_the_poll(wait, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
     of_a_stack = wait in (wait_for_a_stack, compare_a_stack)
     body = refusal("AccessDenied", "no") if of_a_stack else json.dumps({"__type": "AccessDenied"})
@@ -168,7 +168,7 @@ def test_a_wait_ends_at_once_if_aws_refuses_it(wait, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_aws_that_never_answers_is_given_up(fault, monkeypatch):
+def test_a_wait_gives_up_if_aws_never_answers(fault, monkeypatch):
     slept = []
     clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
     monkeypatch.setattr("sentiment_engine.polling.time", clock)

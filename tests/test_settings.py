@@ -21,19 +21,19 @@ def variable(name: str) -> str:
 
 @pytest.mark.parametrize("name", FRACTIONS)
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "1e999", "NaN", ""])
-def test_a_number_that_is_none_is_refused_by_name(name, text):
+def test_the_error_names_a_setting_that_is_not_a_number(name, text):
     with pytest.raises(ValueError, match=f"(?i){name}"):
         settings_from({variable(name): text})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_below_nothing_is_refused_by_name(name):
+def test_the_error_names_a_setting_with_a_negative_number(name):
     with pytest.raises(ValueError, match=f"(?i){name}"):
         settings_from({variable(name): "-1"})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_beyond_all_dates_is_refused_by_name(name):
+def test_the_error_names_a_setting_with_an_excessive_number(name):
     with pytest.raises(ValueError, match=f"(?i){name}"):
         settings_from({variable(name): "1" + "0" * 400})
 
@@ -43,7 +43,7 @@ def test_a_number_beyond_all_dates_is_refused_by_name(name):
 @example("EU")
 @example("usa")
 @example("01")
-def test_every_country_is_one_that_a_number_can_be_of(code):
+def test_every_country_has_phone_numbers(code):
     try:
         countries = Settings(sms_countries=(code,)).sms_countries
     except ValueError as error:
@@ -73,7 +73,7 @@ def test_every_country_is_one_that_a_number_can_be_of(code):
         ("alarm_email", " me@example.com", "me@example.com"),
     ],
 )
-def test_another_spelling_of_the_same_is_the_same(name, given, read):
+def test_other_spellings_of_a_value_are_accepted(name, given, read):
     assert getattr(settings_from({variable(name): given}), name) == read
 
 
@@ -123,12 +123,12 @@ def test_another_spelling_of_the_same_is_the_same(name, given, read):
         ("text_limit", "1.5"),
     ],
 )
-def test_a_value_that_can_never_match_is_refused_by_name(name, given):
+def test_the_error_names_a_setting_whose_value_can_never_match(name, given):
     with pytest.raises(ValueError, match=f"(?i){name}"):
         settings_from({variable(name): given})
 
 
-def test_an_engine_without_an_endpoint_needs_its_standby():
+def test_an_engine_without_an_endpoint_needs_the_standby():
     with pytest.raises(ValueError, match="standby"):
         settings_from({variable("endpoint"): "lambda", variable("standby"): "off"})
     assert settings_from({variable("endpoint"): "lambda"}).standby
@@ -141,6 +141,6 @@ def test_a_misspelt_variable_is_refused(name):
 
 
 @given(st.floats(min_value=0.01, max_value=1e6), st.sets(st.sampled_from(sorted(SUPPORTED_REGIONS)), min_size=1))
-def test_settings_survive_their_way_through_an_environment(minutes, countries):
+def test_settings_survive_a_round_trip_through_the_environment(minutes, countries):
     own = Settings(idle_minutes=minutes, sms_countries=tuple(countries))
     assert settings_from(environment_of(own)) == own and math.isfinite(own.idle_minutes)

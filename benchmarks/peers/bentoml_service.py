@@ -1,4 +1,4 @@
-"""The pipeline behind BentoML, with its adaptive batching on. MODEL_DIR names the folder of the model."""
+"""The pipeline behind BentoML, with adaptive batching. MODEL_DIR names the model's folder."""
 
 import os
 

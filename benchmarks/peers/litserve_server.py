@@ -1,4 +1,4 @@
-"""The pipeline behind LitServe, with its batching on. Usage: litserve_server.py MODEL_DIR PORT"""
+"""The pipeline behind LitServe, with batching. Usage: litserve_server.py MODEL_DIR PORT"""
 
 import sys
 

@@ -1,17 +1,17 @@
-"""What Hugging Face's inference toolkit does, as handlers of an artifact: a transformers pipeline, a request at a time.
+"""Hugging Face's inference toolkit as handlers of an artifact: a transformers pipeline, one request at a time.
 
-Copied into an artifact as code/inference.py, it is served by the same web server as ours.
+As code/inference.py of an artifact, it runs behind our web server.
 """
 
 import json
 import os
 import threading
 
-ONE_AT_A_TIME = threading.Lock()  # as each worker of the toolkit
+ONE_AT_A_TIME = threading.Lock()  # like each worker of the toolkit
 
 
 def load_pipeline(folder: str):
-    "Load the pipeline in 32 bits, with as many threads as there are cores."
+    "Load the pipeline in 32 bits, with one thread per core."
     import torch
     from transformers import pipeline
 
@@ -28,7 +28,7 @@ def input_fn(body, content_type):
 
 
 def predict_fn(data, pipe):
-    "Call the pipeline with the request's inputs and, as the toolkit does, its parameters."
+    "Call the pipeline with the request's inputs and parameters, like the toolkit."
     with ONE_AT_A_TIME:
         return pipe(data["inputs"], truncation=True, **data.get("parameters", {}))
 

@@ -1,5 +1,5 @@
-# Reads the Makefile's own comments. Alone: prints the list of `make help`, at most 80 columns wide.
-# With goals and given, the names on the command line: says which variable the goals do not take, if any.
+# Parses the comments of the Makefile. Without variables, it prints the list of `make help`, at most 80 columns wide.
+# With goals and given (the names on the command line), it prints which variable the goals do not support, if any.
 
 function wrapped(words, indent,    list, n, i, line) {
     n = split(words, list, " ")
@@ -15,7 +15,7 @@ function wrapped(words, indent,    list, n, i, line) {
 
 function least(a, b) { return a < b ? a : b }
 
-function distance(a, b,    i, j, d) { # letters to add, to drop and to change
+function distance(a, b,    i, j, d) { # number of letters to add, drop or change
     for (i = 0; i <= length(a); i++) d[i, 0] = i
     for (j = 0; j <= length(b); j++) d[0, j] = j
     for (i = 1; i <= length(a); i++)

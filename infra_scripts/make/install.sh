@@ -1,18 +1,18 @@
 #!/bin/sh
-# Makes .venv with everything in it, or leaves a good one as it is, or says why it cannot. PYTHON names the Python to use.
-# A folder that was begun and not finished, copied from another checkout, or moved is made again: its programs and its
-# link to this package hold absolute paths.
+# Creates a complete .venv, keeps a good one unchanged, or prints why it cannot. PYTHON names the Python to use.
+# An environment that is incomplete, copied from another checkout or moved is created again, because its programs and
+# its link to this package contain absolute paths.
 set -eu
-unset CDPATH # it would send cd elsewhere
-# What a shell sets for other Pythons and other uses of pip leads packages elsewhere, or passes for an installed one.
+unset CDPATH # it would redirect cd
+# Settings for other Pythons and other uses of pip could install packages elsewhere, or make them seem installed.
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_DEPS PIP_REQUIRE_HASHES PIP_DRY_RUN PIP_CONSTRAINT
 unset UV_REQUIRE_HASHES UV_SYSTEM_PYTHON UV_CONSTRAINT UV_OVERRIDE UV_EXCLUDE_NEWER UV_PROJECT UV_WORKING_DIR
 unset UV_NO_EDITABLE UV_RESOLUTION UV_PRERELEASE
 cd "$(dirname "$0")/../.."
 here=$(pwd -P)
 venv=.venv
-marker=$venv/installed # holds the place that the environment was made for
-uv=uv==0.13.9 # installs several times as fast as pip; one version, because its options change before 1.0
+marker=$venv/installed # contains the path for which the environment was created
+uv=uv==0.13.9 # several times as fast as pip; pinned, because its options may change before 1.0
 supported='import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))' # the pinned packages need 3.11.5
 
 give_up() {
@@ -20,7 +20,7 @@ give_up() {
     exit 1
 }
 
-full() { # whether the disk takes no more
+full() { # whether the disk is full
     status=0
     head -c 50000000 /dev/zero 2>/dev/null >"$venv-room" && status=1
     rm -f "$venv-room"
@@ -39,7 +39,7 @@ ready() {
         [ -z "$(find settings.ini setup.py pyproject.toml constraints.txt lambdas/requirements.txt -newer "$marker")" ]
 }
 
-usable() { # whether pip may go on where it stopped
+usable() { # whether pip can resume
     starts "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 &&
         [ "$(cat "$venv/made-for" 2>/dev/null)" = "$here" ]
 }
@@ -67,20 +67,20 @@ make_environment() {
 
 pip() { "$venv/bin/python" -m pip install --no-user --disable-pip-version-check "$@"; }
 
-setting_of_pip() { # the environment's comes first in pip's list
+setting_of_pip() { # in pip's list, the environment's settings come first
     "$venv/bin/python" -m pip config list | sed -n "s/\\\\n/ /g; s/^[^=]*\.$1='\(.*\)'\$/\1/p" | head -n 1
 }
 
-# uv reads no settings of pip, so it is told where pip finds packages; each version may come from any of these places.
+# uv ignores pip's settings, so this passes it pip's package sources. Any of them may provide a version.
 uv() {
     index=$(setting_of_pip index-url) more=$(setting_of_pip extra-index-url)
     links=$(setting_of_pip find-links) certificates=$(setting_of_pip cert)
     env UV_INDEX_STRATEGY=unsafe-best-match ${index:+"UV_INDEX_URL=$index"} ${more:+"UV_EXTRA_INDEX_URL=$more"} \
         ${links:+"UV_FIND_LINKS=$links"} ${certificates:+"SSL_CERT_FILE=$certificates"} \
-        "$venv/bin/python" -m uv pip install --python "$venv/bin/python" --compile-bytecode "$@" # compiles as pip does
+        "$venv/bin/python" -m uv pip install --python "$venv/bin/python" --compile-bytecode "$@" # compiles like pip
 }
 
-# What runs in the functions comes first, and only with the hashes that are written down.
+# The packages of the functions come first, and only with the pinned hashes.
 install_with() {
     "$1" --no-deps --require-hashes -r lambdas/requirements.txt && "$1" -c constraints.txt -e ".[etl,train,local,dev]"
 }

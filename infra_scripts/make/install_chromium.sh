@@ -1,6 +1,6 @@
 #!/bin/sh
-# Finds Chromium for the browser tests, or installs Debian's, or says what to do. Prints where it is.
-# CHROMIUM names another binary (Chrome will do).
+# Finds Chromium for the browser tests, installs Debian's, or prints what to do. Prints its path.
+# CHROMIUM names another binary (Chrome works too).
 set -eu
 
 find_chromium() {
@@ -38,6 +38,6 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 echo "Installing Chromium with apt-get" >&2
 install() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >&2; }
-# A machine that is new, or has been up for long, does not know the package that is there today: ask, then try again.
+# A machine with an outdated package list may not find the current package: update the list and try again.
 install || { $as_root apt-get update -qq >&2 && install; } || give_up "apt-get could not install chromium."
 find_chromium || give_up "apt-get installed chromium, but there is still no such program."

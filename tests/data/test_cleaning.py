@@ -1,4 +1,4 @@
-"One rule cleans reviews: what it keeps, where it applies, and where each character comes from."
+"The cleaning rule: what it keeps, where it applies, and how it maps characters to their origins."
 
 import json
 import re
@@ -103,28 +103,28 @@ READ = {
     **{"na&iuml;ve": "naïve", "nai\u0308ve": "naïve", "e&#769;": "é", "soft\u00adware": "software", "a<br>b": "a b"},
     **{"<b>bold</b>": "bold", "[[ASIN:B00X My Lamp]]": "My Lamp", '<a title="5&quot;" href="/x?a=1&b=2">it</a>': "it"},
 }
-SAID = dict.fromkeys(GONE, "") | {text: text for text in KEPT} | READ  # as a person reads it
+SAID = dict.fromkeys(GONE, "") | {text: text for text in KEPT} | READ  # the expected text
 
 
 @given(st.lists(st.sampled_from(sorted(SAID)), max_size=12))
 @settings(deadline=None, max_examples=500)
-def test_markup_is_removed_and_nothing_else(pieces):
+def test_only_markup_is_removed(pieces):
     assert clean(" ".join(pieces)) == " ".join(filter(None, (SAID[piece] for piece in pieces)))
 
 
 @pytest.mark.parametrize("piece", SAID)
-def test_each_piece_is_read_as_a_person_does(piece):
+def test_each_piece_is_cleaned_as_a_person_reads_it(piece):
     assert clean(f"x {piece} y") == " ".join(f"x {SAID[piece]} y".split())
 
 
-def test_every_space_and_every_control_character_is_read_as_a_space():
+def test_spaces_and_control_characters_become_a_single_space():
     kinds = ("Cc", "Zs", "Zl", "Zp")
     spaces = [char for char in map(chr, range(0x110000)) if unicodedata.category(char) in kinds]
     assert len(spaces) == 84 and not [char for char in spaces if clean(f"x{char}y é") != "x y é"]
 
 
 def test_invisible_formatting_characters_are_removed():
-    "The rule keeps Unicode format characters that join letters, spell flags or mark numbers."
+    "The rule keeps Unicode format characters that join letters, form flags or mark numbers."
     hidden = [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF]
     hidden += range(0x2066, 0x206A)
     assert [clean(f"x{chr(code)}y") for code in hidden] == ["xy"] * len(hidden)
@@ -132,14 +132,14 @@ def test_invisible_formatting_characters_are_removed():
 
 
 @pytest.mark.parametrize("text", ["two  spaces", "[[ASIN:B00X My Lamp]]", "R&amp;D", "a<br>b", " ends "])
-def test_a_text_of_plain_letters_is_cleaned_too(text):
+def test_plain_ascii_text_is_cleaned_like_any_other(text):
     assert clean(text) == clean(f"{text} é").removesuffix(" é").rstrip() != text
 
 
 @given(st.text())
 @settings(deadline=None, max_examples=500)
-def test_a_text_without_markup_loses_nothing_that_can_be_seen(text):
-    "A tag needs its closing bracket, an entity its ampersand, a film its brackets."
+def test_a_text_without_markup_keeps_every_visible_character(text):
+    "Only complete tags, entities and double-bracket links count as markup."
     text = re.sub(r"[>&]|\[\[", "", text)
     seen = SPACES.sub("", INVISIBLE.sub("", unicodedata.normalize("NFC", text))).replace(" ", "")
     assert clean(text).replace(" ", "") == seen
@@ -167,7 +167,7 @@ SEVERAL = [st.lists(st.sampled_from(parts), max_size=9).map("".join) for parts i
 
 @given(st.one_of(st.text().map(lambda text: text.replace("[[", "")), *SEVERAL))
 @settings(deadline=None, max_examples=1_000)
-def test_a_clean_text_stays_as_it_is(text):
+def test_cleaning_a_clean_text_changes_nothing(text):
     "The Glue job cleans a text, training cleans it again, and serving cleans it once."
     assert clean(clean(text)) == clean(text)
 
@@ -186,7 +186,7 @@ def generated() -> list[str]:
     return found
 
 
-def test_spark_cleans_as_python_does(spark, generated):
+def test_spark_and_python_clean_alike(spark, generated):
     assert len(set(generated)) > 8_000
     lines = [(str(i), json.dumps({"rating": 5, "text": text, "title": text})) for i, text in enumerate(generated)]
     judged = judge(parse_lines(spark.createDataFrame(lines, "category string, line string")))
@@ -203,7 +203,7 @@ def test_spark_handles_lone_surrogates(spark):
     assert row.text.startswith("half ") and row.title.endswith("é") and row.reason is None
 
 
-def test_the_expressions_that_java_reads_are_fast_too(spark):
+def test_java_expressions_are_fast(spark):
     java, clock = (
         spark._jvm.java.util.regex.Pattern,
         spark._jvm.java.lang.management.ManagementFactory.getThreadMXBean(),
@@ -228,12 +228,12 @@ def test_the_expressions_that_java_reads_are_fast_too(spark):
     assert not [(pattern, piece) for pattern in patterns for piece in pieces if grown(pattern, piece) > 10]
 
 
-# Where each character comes from
+# Origins of characters
 
 
 @given(TEXTS)
 @settings(deadline=None, max_examples=500)
-def test_a_traced_text_is_the_clean_one_and_knows_its_origins(text):
+def test_tracing_cleans_the_text_and_maps_each_character_to_its_origin(text):
     traced = trace(text)
     assert traced.text == clean(text) and len(traced.starts) == len(traced.ends) == len(traced.text)
     assert list(traced.starts) == sorted(traced.starts) and list(traced.ends) == sorted(traced.ends)
@@ -242,14 +242,14 @@ def test_a_traced_text_is_the_clean_one_and_knows_its_origins(text):
         assert 0 <= start < end <= len(text) and (char == " " or char in clean(origin))
 
 
-# Where it applies
+# Where the rule applies
 
 
 MESSY = "I don&#39;t <b>love</b> it&amp;nbsp;<but cafe\u0301 did>\u200b [[VIDEOID:x1]]"
 PLAIN = "I don't love it <but café did>"
 
 
-def test_training_and_the_release_read_clean_texts(tmp_path):
+def test_training_and_the_release_use_clean_texts(tmp_path):
     pd.DataFrame({"text": [MESSY, "<br>"], "label": [1, 0]}).to_parquet(tmp_path / "a.parquet")
     assert read_channel(tmp_path)["text"].tolist() == [PLAIN]
     lines = [{"rating": 5, "title": MESSY, "text": MESSY}, {"label": 1, "text": MESSY + " long" * 100}]
@@ -265,7 +265,7 @@ def test_training_and_the_release_read_clean_texts(tmp_path):
 @pytest.mark.parametrize(
     "title", ["<br />", "&nbsp;", "Great!<br>", "Great&nbsp;", "Wow &#33;", "[[VIDEOID:x]]", "<b>Fine</b>"]
 )
-def test_the_release_joins_title_and_body_as_the_samples_do(tmp_path, title):
+def test_the_release_and_the_samples_join_title_and_body_alike(tmp_path, title):
     (tmp_path / "Toys.jsonl").write_text(json.dumps({"rating": 5, "title": title, "text": "<p>Works."}))
     (row,) = read_texts(str(tmp_path / "Toys.jsonl")).itertuples()
     assert row.text == review_text(row.title, row.body) == review_text(clean(title), "Works.")
@@ -289,11 +289,11 @@ def ask(model, text: str, **more) -> dict:
 @pytest.mark.parametrize(
     ("sent", "read"), [(MESSY, PLAIN), ("na&iuml;ve", "naïve"), ("Tre\u0300s bon<br>", "Très bon")]
 )
-def test_a_messy_text_is_served_as_the_clean_one(model, sent, read):
+def test_a_messy_text_and_its_clean_version_get_the_same_answer(model, sent, read):
     assert ask(model, sent) == ask(model, read)
 
 
-def test_text_between_angle_brackets_is_read(model):
+def test_text_between_angle_brackets_affects_the_answer(model):
     told = ask(model, "Great sound<but awful battery, it died>", explain=True)
     assert told["tokens"] >= 9 and len(told["explanation"]) >= 7
     assert told["scores"]["POSITIVE"] < ask(model, "Great sound")["scores"]["POSITIVE"]
@@ -328,20 +328,20 @@ def words_said(text: str, told: dict) -> list[str]:
 @pytest.mark.parametrize("which", ["model", "tiny"])
 @given(sent=st.lists(SENT, min_size=1, max_size=10), before=st.sampled_from(["", *GAPS]))
 @settings(deadline=None, max_examples=100)
-def test_an_explanation_has_the_words_that_were_sent(request, which, sent, before):
+def test_an_explanation_quotes_the_words_as_sent(request, which, sent, before):
     text = before + "".join(word + gap for word, gap in sent)
     told = ask(request.getfixturevalue(which), text, explain=True)
     assert words_said(text, told) == [word for word, _ in sent]
 
 
-def test_each_word_of_a_name_in_a_link_has_its_own_place(model):
+def test_each_word_of_a_link_text_has_its_own_position(model):
     text = "See [[ASIN:B00X My caf\u00e9 lamp]], it broke"
     assert words_said(text, ask(model, text, explain=True)) == ["See", "My", "caf\u00e9", "lamp", "it", "broke"]
 
 
 @given(st.lists(SENT, min_size=20, max_size=40), st.integers(1, 100))
 @settings(deadline=None, max_examples=20)
-def test_groups_of_words_in_a_long_review_begin_and_end_with_words(tiny, sent, times):
+def test_word_groups_in_a_long_review_start_and_end_at_word_boundaries(tiny, sent, times):
     sent = sent * times
     text, starts, ends = "", set(), set()
     for word, gap in sent:
@@ -355,7 +355,7 @@ def test_groups_of_words_in_a_long_review_begin_and_end_with_words(tiny, sent, t
 
 @pytest.mark.parametrize("word", ["good", "na&iuml;ve", "Tre\u0300s", "質量"])
 @pytest.mark.parametrize("gap", ["&nbsp;", "<br>", " "])
-def test_a_review_that_is_cut_says_so_and_has_complete_words(tiny, word, gap):
+def test_a_truncated_review_is_flagged_and_ends_at_a_word_boundary(tiny, word, gap):
     text = (word + gap * 40) * 1_500
     told = ask(tiny, text, explain=True)
     assert told["truncated"] and len(text) > MAX_CHARACTERS

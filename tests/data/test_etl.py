@@ -99,7 +99,7 @@ class Lake:
         return [json.loads(text) for path in folder.rglob("*.json") for text in path.open()]
 
     def seen(self) -> tuple:
-        "Return everything that a reader sees, except what differs between runs."
+        "Return everything that a reader sees, without the parts that differ between runs."
         report = {name: self.report()[name] for name in ("read", "kept", "repeats", "rejected", "by_split")}
         return self.rows(), sorted(row["line"] for row in self.rejected()), report
 
@@ -126,7 +126,7 @@ def cleaned(spark, tmp_path_factory) -> tuple[Lake, dict]:
     return lake, clean_reviews(spark, *lake.places)
 
 
-def test_faults_are_counted_by_reason_and_put_aside(cleaned):
+def test_rejected_rows_are_counted_by_reason_and_stored_separately(cleaned):
     lake, report = cleaned
     expected = {reason: len(lines) for reason, lines in FAULTS.items()} | {"conflicting": 2}
     assert report["rejected"] == expected
@@ -144,7 +144,7 @@ def test_every_line_is_accounted_for(cleaned):
     assert lake.report() == report
 
 
-def test_of_equal_texts_the_oldest_stays(cleaned):
+def test_the_oldest_of_equal_texts_is_kept(cleaned):
     lake, report = cleaned
     assert report["repeats"] == 2
     eight = [row for row in lake.rows() if row["text"].lower() == "review number 8"]
@@ -159,7 +159,7 @@ def judged(spark, lines: list[str], rules: Rules) -> list[tuple[str, int, str | 
     return sorted((row.text, row.stars, row.reason) for row in rows)
 
 
-def test_a_review_without_a_time_counts_as_the_youngest(spark):
+def test_a_review_without_a_time_counts_as_the_newest(spark):
     equal = [line("Fine", rating=5, timestamp=None), line("fine", rating=4, timestamp=5)]
     words = "the strap holds my old guitar well and the leather is soft and strong"
     near = [line(f"{words} now", rating=1, timestamp=None), line(f"{words} too", rating=2, timestamp=5)]
@@ -171,7 +171,7 @@ def test_a_review_without_a_time_counts_as_the_youngest(spark):
     ]
 
 
-def test_near_repeats_share_exactly_the_threshold_or_more_and_are_eight_words_long(spark):
+def test_near_repeats_reach_the_threshold_and_have_at_least_eight_words(spark):
     ten, seven = "one two three four five six seven eight nine", "red green blue black white grey"
     lines = [line(f"{words} {end}", timestamp=at) for words in (ten, seven) for at, end in ((1, "a"), (2, "b"))]
     reasons = {
@@ -181,7 +181,7 @@ def test_near_repeats_share_exactly_the_threshold_or_more_and_are_eight_words_lo
     assert reasons == {0.5: found, 7 / 9: found, 0.8: [None] * 4}  # they share 7 of 9 runs of three words
 
 
-def test_limits_keep_as_many_as_they_say(spark):
+def test_limits_keep_the_configured_number_of_rows(spark):
     bad = [line(f"bad {i}", rating=1) for i in range(3)]
     good = [line(f"good {i}", rating=5) for i in range(9)]
     out = [line(f"so so {i}", rating=3) for i in range(9)] + [line("either", rating=star) for star in (1, 5)]
@@ -197,7 +197,7 @@ def test_limits_keep_as_many_as_they_say(spark):
 
 
 @pytest.mark.parametrize("name", ["near_repeats", "balance", "most_per_category", "most_per_star"])
-def test_rules_are_checked_at_their_bounds(name):
+def test_rule_values_are_checked_at_their_bounds(name):
     assert Rules(**{name: 0}) and Rules(**{name: 1})
     said = "between 0 and 1" if name == "near_repeats" else r"0 \(no limit\) or more"
     with pytest.raises(ValueError, match=f"{name} must be {said}"):
@@ -209,7 +209,7 @@ def test_rules_are_checked_at_their_bounds(name):
             Rules(**wrong)
 
 
-def test_a_reader_never_sees_a_half_written_report(spark, lake):
+def test_readers_never_see_a_partially_written_report(spark, lake):
     lake.put("Books.jsonl", good_lines())
     clean_reviews(spark, *lake.places)
     path = lake.root / "reports/etl.json"
@@ -220,14 +220,14 @@ def test_a_reader_never_sees_a_half_written_report(spark, lake):
     assert [each.name for each in path.parent.iterdir()] == ["etl.json"]
 
 
-def test_a_line_that_is_no_review_takes_none_with_it(spark):
+def test_a_malformed_line_does_not_reject_a_review_with_the_same_text(spark):
     lines = ["terrible", line("Terrible", rating=1), "fine!", line("Fine!", rating=5, timestamp=None)]
     frame = spark.createDataFrame([(text, "B") for text in lines], "line string, category string")
     reasons = {row.line or row.text: row.reason for row in transform(frame).collect()}
     assert reasons == {"terrible": "malformed", "fine!": "malformed", "Terrible": None, "Fine!": None}
 
 
-def test_columns_labels_and_split(cleaned):
+def test_the_output_has_the_expected_columns_labels_and_splits(cleaned):
     rows = cleaned[0].rows()
     assert set(rows[0]) == set(CLEAN_COLUMNS)
     assert all(row["label"] == (row["stars"] >= 4) for row in rows)
@@ -239,13 +239,13 @@ def test_columns_labels_and_split(cleaned):
     assert min(places["test"]) == 90
 
 
-def test_nothing_but_data_is_left(cleaned):
+def test_a_run_leaves_only_data_files(cleaned):
     names = list(cleaned[0].files())
     assert all(name.endswith((".parquet", ".json")) and "/_" not in name for name in names)
     assert len([name for name in names if name.endswith(".parquet")]) == 3  # small data, one file for each side
 
 
-def test_order_of_lines_and_files_changes_nothing(spark, cleaned):
+def test_the_order_of_lines_and_files_does_not_matter(spark, cleaned):
     lines = good_lines() + [line(f"review number {i}", rating=5, timestamp=5) for i in range(0, 300, 2)]
     shuffled = random.Random(1).sample(lines, len(lines))
     schema = "line string, category string"
@@ -256,7 +256,7 @@ def test_order_of_lines_and_files_changes_nothing(spark, cleaned):
     assert kept[0] == kept[1] and len(kept[0]) == 450
 
 
-def test_a_rerun_gives_the_same_once(spark, cleaned):
+def test_a_rerun_gives_the_same_rows_and_older_runs_are_removed(spark, cleaned):
     lake, first = cleaned
     before, files = lake.rows(), len(lake.files())
     reader = open_newest(LocalFileSystem(), str(lake.root))
@@ -292,7 +292,7 @@ def test_a_failed_gate_keeps_the_last_output(spark, cleaned, tmp_path, lines, sa
     assert lake.files() == before
 
 
-def test_missing_and_damaged_input_is_named(spark, cleaned, tmp_path):
+def test_errors_name_missing_and_damaged_input(spark, cleaned, tmp_path):
     lake, _ = cleaned
     before = lake.files()
     with pytest.raises(ValueError, match=r"there are no raw reviews in .*nowhere"):
@@ -303,7 +303,7 @@ def test_missing_and_damaged_input_is_named(spark, cleaned, tmp_path):
     assert lake.files() == before
 
 
-def test_another_mix_of_stars_is_stopped_unless_it_is_allowed(spark, lake):
+def test_a_changed_star_distribution_fails_unless_allowed(spark, lake):
     lake.put("Books.jsonl", good_lines())
     clean_reviews(spark, *lake.places)
     before = lake.files()
@@ -316,7 +316,7 @@ def test_another_mix_of_stars_is_stopped_unless_it_is_allowed(spark, lake):
     assert other_rules["drift"] is None and other_rules["rules"]["three_stars"] == "dropped"
 
 
-def test_rules_drop_the_rows_that_they_name(spark, lake):
+def test_each_rule_drops_its_rows(spark, lake):
     spanish = [line(f"No funciona como esperaba, es el número {i} de los malos", rating=1) for i in range(5)]
     near = [
         line(f"The strap number {i} holds my old guitar well and the leather is soft and strong{end}", timestamp=at)
@@ -349,7 +349,7 @@ few = settings(max_examples=8, phases=[Phase.generate], derandomize=True, databa
 
 @given(lines=some_lines, random=st.randoms(use_true_random=False), rules=st.sampled_from([Rules(), Rules("dropped")]))
 @few
-def test_no_text_is_on_two_sides_whatever_the_order(spark, lines, random, rules):
+def test_each_text_is_in_one_split_in_any_row_order(spark, lines, random, rules):
     found = []
     for order in (lines, random.sample(lines, len(lines))):
         frame = spark.createDataFrame([(text, "B") for text in order], "line string, category string")
@@ -430,7 +430,7 @@ class World:
         self.check_the_next_run()
 
     def check_the_next_run(self):
-        "Run once more. Afterwards there are only runs, none older than the previous one, and other programs' files."
+        "Run once more. Only runs not older than the previous one, and files of other programs, may remain."
         last = run_of(self.store.objects())
         assert self.run() and self.seen() == self.new
         beside = self.store.objects().keys() - OTHERS - {"raw/Books.jsonl", "reports/etl.json"}
@@ -456,7 +456,7 @@ def test_the_report_is_the_only_object_that_is_replaced(world):
     assert sorted(after) == sorted(f"DELETE {key}" for key in REMOVED)
 
 
-def test_a_run_stays_readable_at_every_request_of_the_next_run(world, tmp_path):
+def test_a_run_stays_readable_during_every_request_of_the_next_run(world, tmp_path):
     there = world.before | world.after
     for at, request in enumerate(["", *world.requests[world.commit :]]):
         there.pop(request.removeprefix("DELETE "), None)
@@ -468,7 +468,7 @@ def test_a_run_stays_readable_at_every_request_of_the_next_run(world, tmp_path):
             assert in_order(open_reviews(LocalFileSystem(), str(place))) == rows, request
 
 
-def test_a_run_leaves_the_files_of_another_that_goes_on_and_the_later_one_gives_way(spark, lake, monkeypatch):
+def test_a_run_keeps_the_files_of_a_concurrent_run_and_the_overtaken_run_fails(spark, lake, monkeypatch):
     "The other run starts first and is overtaken by one run or two."
     lake.put("Books.jsonl", good_lines())
     for overtaken in (1, 1, 2):
@@ -490,24 +490,24 @@ def test_a_run_leaves_the_files_of_another_that_goes_on_and_the_later_one_gives_
 
 
 @pytest.mark.parametrize(("beside", "way"), [*((0, way) for way in WAYS), (1, WAYS[0])])
-def test_a_run_that_fails_around_its_commit_leaves_the_old_or_the_new(world, beside, way):
+def test_a_failure_near_the_commit_leaves_the_old_or_the_new_output(world, beside, way):
     world.check([(world.commit + beside, way)])
 
 
 @given(crashes=st.lists(st.tuples(st.integers(1, 60), st.sampled_from(WAYS)), min_size=1, max_size=3))
 @settings(few, max_examples=4)
-def test_runs_that_fail_one_after_the_other_leave_the_old_or_the_new(world, crashes):
+def test_repeated_failures_leave_the_old_or_the_new_output(world, crashes):
     world.check(crashes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_that_fails_at_any_request_leaves_the_old_or_the_new(world, way):
+def test_a_failure_at_any_request_leaves_the_old_or_the_new_output(world, way):
     for at in range(1, len(world.requests) + 2):
         world.check([(at, way)])
 
 
-def test_a_first_run_that_fails_leaves_nothing_to_read(world, tmp_path):
+def test_a_failed_first_run_leaves_nothing_to_read(world, tmp_path):
     raw = {key: data for key, data in world.store.objects().items() if key.startswith("raw/")}
     world.store.java.restore(world.spark._jvm.java.util.TreeMap(raw))
     assert not world.run(world.commit, "the machine dies")
@@ -519,7 +519,7 @@ def test_a_first_run_that_fails_leaves_nothing_to_read(world, tmp_path):
 
 
 @pytest.mark.parametrize("report", [None, '{"kept": 300}'], ids=["no report", "a report of an older version"])
-def test_reviews_that_no_report_names_are_not_read(tmp_path, report):
+def test_reviews_of_runs_without_a_report_are_not_read(tmp_path, report):
     if report:
         (tmp_path / "reports").mkdir()
         (tmp_path / "reports/etl.json").write_text(report)
@@ -528,7 +528,7 @@ def test_reviews_that_no_report_names_are_not_read(tmp_path, report):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_leaves_the_old_or_the_new(lake):
+def test_a_killed_job_leaves_the_old_or_the_new_output(lake):
     "Real processes, killed at random moments from their first file on."
     code = "import sys; from sentiment_engine.data.etl import *; clean_reviews(start_spark(), *sys.argv[1:])"
     job, seen, rng = [sys.executable, "-c", code, *lake.places], [], random.Random(5)
@@ -594,7 +594,7 @@ class Job:
 
 
 def script() -> ModuleType:
-    "Load the job's script anew at each call."
+    "Reload the job's script at each call."
     spec = importlib.util.spec_from_file_location("clean_reviews_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -625,7 +625,7 @@ def glue_arguments(lake: Lake, *more: str) -> list[str]:
     return ["/tmp/clean_reviews.py", *own, *given, *more, "--JOB_NAME", "balance"]  # also the name of an option
 
 
-def test_the_script_works_in_the_session_that_glue_gives_and_changes_no_setting(spark, lake, awsglue):
+def test_the_script_uses_the_session_from_glue_and_leaves_its_settings_unchanged(spark, lake, awsglue):
     lake.put("Books.jsonl", good_lines())
     script().main(glue_arguments(lake, "--three_stars", "dropped", "--drift", "9"))
     assert [call[0] for call in awsglue] == ["session", "init", "commit"]
@@ -636,7 +636,7 @@ def test_the_script_works_in_the_session_that_glue_gives_and_changes_no_setting(
     assert lake.report()["rules"]["three_stars"] == "dropped" and lake.report()["rules"]["balance"] == 0
 
 
-def test_a_run_that_fails_is_not_committed(spark, lake, awsglue):
+def test_a_failed_run_is_not_committed(spark, lake, awsglue):
     lake.put("Books.jsonl", good_lines(20))
     with pytest.raises(QualityError, match="rows kept: 20"):
         script().main(glue_arguments(lake))
@@ -651,13 +651,13 @@ def test_a_run_that_fails_is_not_committed(spark, lake, awsglue):
         (["--three_stars", "positive"], "three_stars must be negative or dropped"),
     ],
 )
-def test_wrong_arguments_are_named_before_spark_is_asked(lake, awsglue, more, said):
+def test_wrong_arguments_are_reported_before_spark_starts(lake, awsglue, more, said):
     with pytest.raises(Exception, match=said):
         script().main(glue_arguments(lake, *more))
     assert awsglue == []
 
 
-def test_no_argument_can_be_taken_for_another():
+def test_no_argument_name_is_a_prefix_of_another():
     "Glue completes abbreviated names, so no name may be the start of another one."
     module = script()
     names = (*module.PLACES, *module.CHOICES, *glue_options.RESERVED_OPTIONS, *glue_options.FOLDERS, "JOB_NAME")
@@ -666,7 +666,7 @@ def test_no_argument_can_be_taken_for_another():
     assert mixed_up == []
 
 
-def test_the_script_imports_only_what_glue_has(tmp_path):
+def test_the_script_imports_only_packages_available_in_glue(tmp_path):
     "The package comes from the zip; the only other imports are Python, Spark and boto3."
     (tmp_path / "sentiment_engine.zip").write_bytes(job_zip(SCRIPT))
     code = """
@@ -725,7 +725,7 @@ def follow(glue, **options) -> tuple[dict, list[str]]:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_every_state_that_a_run_can_have_is_followed(glue, state):
+def test_every_run_state_is_followed(glue, state):
     if state in ("STARTING", "RUNNING", "STOPPING", "WAITING"):
         answers(glue, state, "SUCCEEDED")
         assert follow(glue)[1] == [state, "SUCCEEDED"]
@@ -739,7 +739,7 @@ def test_every_state_that_a_run_can_have_is_followed(glue, state):
             follow(glue)
 
 
-def test_the_reason_of_a_waiting_run_is_reported(glue):
+def test_the_reason_why_a_run_waits_is_reported(glue):
     answers(glue, "WAITING", "SUCCEEDED")
     glue.stub._queue[1]["response"][1]["JobRun"]["StateDetail"] = "no workers are free"
     assert follow(glue)[1][0] == "WAITING (no workers are free)"
@@ -749,7 +749,7 @@ def test_the_reason_of_a_waiting_run_is_reported(glue):
     "message", [ROLE_ERROR, "Service is unable to assume provided role. Please verify role's TrustPolicy"]
 )
 @pytest.mark.parametrize("when", ["at the start", "in the run"])
-def test_a_new_role_is_awaited(glue, message, when):
+def test_a_start_waits_for_a_new_role(glue, message, when):
     def refuse():
         if when == "at the start":
             glue.stub.add_client_error("start_job_run", "InvalidInputException", message)
@@ -775,14 +775,14 @@ def test_a_new_role_is_awaited(glue, message, when):
         ("AccessDeniedException", "AccessDeniedException.*told so"),
     ],
 )
-def test_a_start_that_is_refused_says_why_at_once(glue, code, said):
+def test_a_refused_start_reports_its_reason_at_once(glue, code, said):
     glue.stub.add_client_error("start_job_run", code, "told so")
     with pytest.raises(Exception, match=said):
         follow(glue)
 
 
 @pytest.mark.parametrize("code", ["ThrottlingException", "InternalServiceException", "OperationTimeoutException"])
-def test_a_poll_without_an_answer_does_not_end_the_watch(glue, code):
+def test_an_unanswered_poll_does_not_end_the_wait(glue, code):
     answers(glue, "RUNNING")
     glue.stub.add_client_error("get_job_run", code)
     glue.stub.add_response("get_job_run", {"JobRun": {"Id": "jr_1", "JobRunState": "SUCCEEDED"}})
@@ -793,7 +793,7 @@ def test_a_poll_without_an_answer_does_not_end_the_watch(glue, code):
         follow(glue, patience=-1)
 
 
-def test_a_poll_that_is_refused_says_that_the_run_may_go_on(glue):
+def test_a_refused_poll_warns_that_the_run_may_continue(glue):
     answers(glue)
     glue.stub.add_client_error("get_job_run", "ExpiredTokenException", "log in again")
     with pytest.raises(RuntimeError, match=r"log in again.*the run jr_1 of clean may continue and cost money"):
@@ -803,7 +803,7 @@ def test_a_poll_that_is_refused_says_that_the_run_may_go_on(glue):
 @pytest.mark.parametrize(
     "fault", [EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError, ConnectionClosedError]
 )
-def test_a_network_that_breaks_off_does_not_end_the_watch(fault):
+def test_a_network_failure_does_not_end_the_wait(fault):
     looks = iter([fault(endpoint_url="https://glue"), {"Id": "jr_1", "JobRunState": "SUCCEEDED"}])
 
     def look(**_):
@@ -815,7 +815,7 @@ def test_a_network_that_breaks_off_does_not_end_the_watch(fault):
     assert run_glue_job(glue, "clean", {}, lambda _: None, 0.001)["JobRunState"] == "SUCCEEDED"
 
 
-def test_interrupting_the_watch_stops_the_run(glue, monkeypatch):
+def test_interrupting_the_wait_stops_the_run(glue, monkeypatch):
     answers(glue, "RUNNING")
     glue.stub.add_response("batch_stop_job_run", {}, {"JobName": "clean", "JobRunIds": ["jr_1"]})
 
@@ -839,7 +839,7 @@ def test_interrupting_the_watch_stops_the_run(glue, monkeypatch):
         ("a cafe&#769; in Zu\u0308rich ❤\ufe0f", "a café in Zürich ❤\ufe0f"),
     ],
 )
-def test_text_is_cleaned(spark, raw, read):
+def test_titles_and_texts_are_cleaned(spark, raw, read):
     frame = spark.createDataFrame([(line(raw, title=raw), "B")], "line string, category string")
     row = transform(frame).first()
     assert (row.title, row.text) == (read, read)
@@ -858,7 +858,7 @@ def foundation(cloud) -> dict[str, str]:
     return outputs
 
 
-def test_glue_runs_the_script_and_a_failure_leaves_the_lake_alone(cloud, foundation, tmp_path):
+def test_glue_runs_the_script_and_a_failure_leaves_the_lake_unchanged(cloud, foundation, tmp_path):
     s3, bucket = cloud.client("s3"), foundation["LakeBucket"]
     places = {f"--{place}": f"s3://{bucket}/{place}/" for place in ("raw", "processed", "rejected")}
     arguments = places | {"--report": f"s3://{bucket}/reports/etl.json"}

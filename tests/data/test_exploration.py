@@ -1,4 +1,4 @@
-"""The sample: balanced, spread, repeatable and drawn from the lake without mixing its sides."""
+"""The sample is balanced, diverse and repeatable, and keeps the lake's splits apart."""
 
 import io
 import json
@@ -52,13 +52,13 @@ def draw(reviews, rows: int, seed: int) -> dict[str, pd.DataFrame]:
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 500), max_size=8), st.integers(0, 1_000))
-def test_places_are_shared_out_without_loss(available, wanted):
+def test_shares_add_up_and_never_exceed_what_is_available(available, wanted):
     taken = share_out(available, wanted)
     assert sum(taken.values()) == min(wanted, sum(available.values()))
     assert all(0 <= number <= available[kind] for kind, number in taken.items())
 
 
-def test_samples_are_balanced_spread_and_apart(tmp_path):
+def test_samples_are_balanced_cover_all_stars_and_do_not_overlap(tmp_path):
     frame = made_up()
     reviews = stored(frame, tmp_path)
     samples = draw(reviews, 1_000, 42)
@@ -79,10 +79,10 @@ def test_samples_are_balanced_spread_and_apart(tmp_path):
         ("Copied from elsewhere: {0}", "{0}", False),
         ("{0} " + "And now for something of my own that is much longer. " * 8, "{0}", False),  # contains all of it
         ("{0} " + "And now for something of my own that is much longer. " * 8, "{0} but with five more words", True),
-        ("Great product, thank you.", "Great product, thank you.", True),  # a phrase that anyone may write
+        ("Great product, thank you.", "Great product, thank you.", True),  # a common phrase
     ],
 )
-def test_quotes_of_held_out_reviews_are_not_trained_on(tmp_path, quotes, of, kept):
+def test_reviews_that_quote_held_out_ones_are_not_trained_on(tmp_path, quotes, of, kept):
     said = "it stopped on the second day and nobody has answered my letters since"
     frame = made_up(2_000).assign(title="")
     at = {split: frame.index[(frame["split"] == split) & (frame["stars"] == 1)] for split in ("train", "test")}
@@ -94,13 +94,13 @@ def test_quotes_of_held_out_reviews_are_not_trained_on(tmp_path, quotes, of, kep
     assert len(samples["train"]) > 250 and list(samples["train"].index) == list(range(len(samples["train"])))
 
 
-def test_a_rare_label_is_topped_up_to_a_third(tmp_path):
+def test_a_rare_label_makes_up_at_least_a_third(tmp_path):
     samples = draw(stored(made_up(positive=0.95), tmp_path), 3_000, 42)
     counts = samples["train"].label.value_counts()
     assert counts[1] == 2 * counts[0] < 3_000
 
 
-def test_the_seed_decides_and_the_order_does_not(tmp_path):
+def test_the_sample_depends_on_the_seed_and_not_on_the_order(tmp_path):
     frame = made_up(3_000)
     first = draw(stored(frame, tmp_path / "a"), 500, 42)
     shuffled = draw(stored(frame.sample(frac=1, random_state=1), tmp_path / "b"), 500, 42)
@@ -109,7 +109,7 @@ def test_the_seed_decides_and_the_order_does_not(tmp_path):
     assert not first["train"].equals(other["train"])
 
 
-def test_a_missing_label_and_an_empty_lake_are_named(tmp_path):
+def test_a_missing_label_or_an_empty_lake_is_reported(tmp_path):
     frame = made_up(1_000)
     frame = frame[(frame.split != "test") | (frame.label == 1)]
     with pytest.raises(ValueError, match="test has no NEGATIVE reviews"):
@@ -122,7 +122,7 @@ SIDES = ("test", "train", "validation")
 
 
 class BusyLake(local.LocalFileSystem):
-    "A lake in which a job continues while a reader works."
+    "A lake in which a job writes while a reader reads."
 
     cachable = False
 
@@ -167,7 +167,7 @@ class BusyLake(local.LocalFileSystem):
         return super()._open(path, **options)
 
 
-def test_a_reader_gets_all_of_a_run_whatever_a_job_does_meanwhile(tmp_path):
+def test_a_reader_gets_one_complete_run_while_a_job_writes(tmp_path):
     seen, bursts = set(), [[0] * at + [steps] for at, steps in product(range(30), (1, 2, 3, 4, 6, 20))]
     for number, pace in enumerate([*bursts, [1] * 99, [0, 1] * 99]):
         lake = tmp_path / str(number)
@@ -179,7 +179,7 @@ def test_a_reader_gets_all_of_a_run_whatever_a_job_does_meanwhile(tmp_path):
     assert seen == {"a", "b", "c", "d"}
 
 
-def test_counts_add_up_with_and_without_a_time(tmp_path):
+def test_counts_add_up_with_and_without_times(tmp_path):
     frame = made_up(2_000)
     cube = count_reviews(stored(frame, tmp_path))
     assert cube.reviews.sum() == 2_000
@@ -187,7 +187,7 @@ def test_counts_add_up_with_and_without_a_time(tmp_path):
     assert cube.groupby("stars").reviews.sum().to_dict() == frame.stars.value_counts().to_dict()
 
 
-def test_the_lake_is_read_and_written(cloud, tmp_path, monkeypatch):
+def test_the_lake_can_be_read_and_written(cloud, tmp_path, monkeypatch):
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     cloud.advance_clock(1_801)  # Arrow first signs with its own clock, then with the cloud's once it has seen it

@@ -62,7 +62,7 @@ def keys(s3) -> set[str]:
     return {item["Key"] for item in s3.list_objects_v2(Bucket=LAKE).get("Contents", [])}
 
 
-def test_categories_are_copied_whole_and_others_are_removed(s3, source):
+def test_selected_categories_are_copied_completely_and_others_removed(s3, source):
     source.files = {"Books.jsonl.gz": packed(5 * PART // 2), "Gift_Cards.jsonl.gz": packed(10_000, 2)}
     s3.put_object(Bucket=LAKE, Key="raw/Old.jsonl", Body=b"old")
     seen = []
@@ -80,7 +80,7 @@ def test_categories_are_copied_whole_and_others_are_removed(s3, source):
     assert len(source.asked) == 4
 
 
-def test_a_second_run_copies_only_what_has_changed(s3, source):
+def test_a_second_run_copies_only_changed_files(s3, source):
     source.files = {"Books.jsonl.gz": packed(20_000)}
     (address,) = category_addresses("Books", source.address)
     first = fetch(s3, LAKE, address, web=QUICK)
@@ -107,7 +107,7 @@ def test_an_interrupted_copy_resumes(s3, source, tags):
     assert held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
 
 
-def test_a_file_that_changes_between_two_tries_is_copied_from_its_start(s3, source):
+def test_a_file_that_changes_between_two_tries_is_copied_from_the_start(s3, source):
     source.gone_after, source.files = 1, {"Books.jsonl.gz": packed(5 * PART // 2)}
     (address,) = category_addresses("Books", source.address)
     with pytest.raises(IngestError):
@@ -117,7 +117,7 @@ def test_a_file_that_changes_between_two_tries_is_copied_from_its_start(s3, sour
     assert source.asked[0][0] == 0 and held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
 
 
-def test_a_file_that_changes_under_the_copy_is_not_mixed(s3, source):
+def test_a_file_that_changes_during_the_copy_is_not_mixed(s3, source):
     source.files = {"Books.jsonl.gz": packed(5 * PART // 2)}
     (address,) = category_addresses("Books", source.address)
 
@@ -137,7 +137,7 @@ def test_a_transient_fault_is_retried(s3, source, fault):
     assert held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"] and len(source.asked) == 5
 
 
-def test_a_copy_that_was_not_checked_any_more_is_checked_and_not_copied_again(s3, source, monkeypatch):
+def test_an_unchecked_copy_is_checked_without_copying_again(s3, source, monkeypatch):
     source.files = {"Books.jsonl.gz": packed(5 * PART // 2)}
     (address,) = category_addresses("Books", source.address)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -181,7 +181,7 @@ def test_a_small_object_is_copied_without_a_range(s3):
     assert held(s3, "raw/Books.jsonl.gz") == body
 
 
-def test_a_copy_that_cannot_be_checked_now_is_kept(s3, source, monkeypatch):
+def test_a_copy_whose_check_fails_is_kept(s3, source, monkeypatch):
     def stalled(*_):
         raise ReadTimeoutError(endpoint_url="s3")
 
@@ -194,7 +194,7 @@ def test_a_copy_that_cannot_be_checked_now_is_kept(s3, source, monkeypatch):
     assert len(source.asked) == 1 and held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
 
 
-def test_a_copy_that_is_not_put_in_its_place_is_not_taken_for_done(s3, source, monkeypatch):
+def test_a_copy_that_did_not_reach_its_final_key_is_not_complete(s3, source, monkeypatch):
     source.files = {"Books.jsonl.gz": packed(20_000)}
     s3.put_object(Bucket=LAKE, Key="raw/Books.jsonl.gz", Body=bytes(len(source.files["Books.jsonl.gz"])))
     (address,) = category_addresses("Books", source.address)
@@ -209,7 +209,7 @@ def test_a_copy_that_is_not_put_in_its_place_is_not_taken_for_done(s3, source, m
     assert held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
 
 
-def test_a_copy_that_was_cut_off_afterwards_is_made_again(s3, source):
+def test_a_copy_that_was_truncated_later_is_replaced(s3, source):
     source.files = {"Books.jsonl.gz": packed(20_000)}
     (address,) = category_addresses("Books", source.address)
     fetch(s3, LAKE, address, web=QUICK)
@@ -218,7 +218,7 @@ def test_a_copy_that_was_cut_off_afterwards_is_made_again(s3, source):
     assert held(s3, "raw/Books.jsonl.gz") == source.files["Books.jsonl.gz"]
 
 
-def test_a_part_of_another_size_is_sent_again(s3, source):
+def test_a_part_of_the_wrong_size_is_uploaded_again(s3, source):
     source.gone_after, source.files = 1, {"Books.jsonl.gz": packed(5 * PART // 2)}
     (address,) = category_addresses("Books", source.address)
     with pytest.raises(IngestError, match="HTTP 503"):
@@ -232,18 +232,18 @@ def test_a_part_of_another_size_is_sent_again(s3, source):
 
 
 @pytest.mark.parametrize("size", [1, PART, PART + 1, 10_000 * PART, 10_000 * PART + 1, 10**12])
-def test_parts_cover_a_file_of_any_size_and_are_no_more_than_s3_takes(size):
+def test_parts_cover_any_file_size_within_the_limits_of_s3(size):
     found = list(ingest.parts(size))
     assert len(found) <= 10_000 and (found[0][1], found[-1][2]) == (0, size)
     assert all(one[2] == other[1] and one[0] + 1 == other[0] for one, other in pairwise(found))
 
 
 @pytest.mark.parametrize(("body", "lines"), [(b"", 0), (b"a\n", 1), (b"a\nb", 2), (b"a\n\nb\n", 3)])
-def test_a_last_line_without_an_end_is_counted(body, lines):
+def test_a_last_line_without_a_newline_is_counted(body, lines):
     assert ingest.examine(io.BytesIO(body), False) == (hashlib.sha256(body).hexdigest(), lines)
 
 
-def test_a_missing_source_is_named(s3, source):
+def test_errors_name_a_missing_source(s3, source):
     source.files = {"Books.jsonl.gz": packed(20_000), "Software.jsonl.gz": b""}
     with pytest.raises(IngestError, match=r"Unknown\.jsonl\.gz: the file does not exist"):
         look(source.address.format(category="Unknown"), s3, QUICK)
@@ -270,19 +270,19 @@ def test_a_missing_source_is_named(s3, source):
         *("https://m/{category}.jsonl.gz?download=true", "ftp://m/{category}.jsonl"),
     ],
 )
-def test_a_source_whose_files_would_be_lost_is_refused(wrong):
+def test_a_source_without_a_category_in_its_last_part_is_refused(wrong):
     with pytest.raises(DataError, match=r"whose last part contains \{category\}"):
         category_addresses("Books", wrong)
 
 
-def test_bars_show_how_far_each_file_is(capsys):
+def test_progress_bars_show_the_progress_of_each_file(capsys):
     with progress_bars() as show:
         show("Books.jsonl.gz", 5_000_000, 10_000_000)
         show("Books.jsonl.gz", 10_000_000, 10_000_000)
     assert "Books.jsonl.gz: 100%" in capsys.readouterr().out
 
 
-def test_two_files_of_one_name_are_not_mixed_up(s3, tmp_path):
+def test_two_files_with_the_same_name_are_not_mixed_up(s3, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "Books.jsonl").write_text("{}\n")

@@ -145,11 +145,11 @@ def enough(start: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("reason", [reason for reason in ODD if reason != "blank"])
-def test_a_line_alone_is_no_review(reason):
+def test_an_odd_line_is_not_parsed_as_a_review(reason):
     assert all(parse_review(odd.decode("utf-8", "replace")) is None for odd in ODD[reason])
 
 
-def test_a_line_is_read_up_to_each_of_its_limits():
+def test_a_line_is_accepted_up_to_each_limit():
     deep = [written(n="[" * depth + "]" * depth, m="[]") for depth in (99, 100)]  # in the line's own object
     long = line(more="").decode()
     long = [long.replace('"more": ""', f'"more": "{"m" * (size - len(long))}"') for size in (10**6, 10**6 + 1)]
@@ -172,7 +172,7 @@ def test_python_counts_each_odd_line_by_its_reason(tmp_path, name):
     assert read[1:] == [said[1:] for _, said in FINE]
 
 
-def test_s3_is_read_as_a_folder_is():
+def test_s3_and_folders_are_read_alike():
     data = line(text="first") + b"\n" + b"\n".join(LINES)
     s3 = boto3.client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
     with Stubber(s3) as stub:
@@ -303,7 +303,7 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize("name", OTHER_KINDS)
-def test_a_file_of_another_kind_is_named_by_every_reader(spark, tmp_path, name):
+def test_every_reader_names_a_file_of_the_wrong_kind(spark, tmp_path, name):
     for number, (data, said) in enumerate(OTHER_KINDS[name]):
         folder = put(tmp_path / str(number), {"Good.jsonl": ROWS, name: data})
         for reader in (
@@ -323,7 +323,7 @@ def test_a_file_of_another_kind_is_named_by_every_reader(spark, tmp_path, name):
         *(b"\0" * 40, b"\xff\xfe{", b"<p>", b'{"rating": 5,', b'"text"', b"BZ", b"P"),
     ],
 )
-def test_an_odd_first_line_is_only_a_line(tmp_path, odd):
+def test_an_odd_first_line_counts_as_one_malformed_line(tmp_path, odd):
     counts = Counter()
     list(read_reviews(put(tmp_path, {"A.jsonl": odd + b"\n" + ROWS}), counts=counts))
     assert counts == {"malformed": 1, "reviews": 30}
@@ -364,7 +364,7 @@ deep/.git/z.jsonl.gz d._COPYING_/a.jsonl A.JSONL Pets.csv Pets.json Pets.jsonl.b
 """.split()
 
 
-def test_every_reader_takes_the_same_files_and_names_the_others(spark, tmp_path):
+def test_every_reader_reads_the_same_files_and_names_the_others(spark, tmp_path):
     texts = {name: ROWS.replace(b"row", b"row %d of" % number) for number, name in enumerate(READ)}
     files = {name: gzip.compress(text) if name.endswith("gz") else text for name, text in texts.items()}
     files |= {"two.jsonl.gz": gzip.compress(b"") + gzip.compress(ROWS[:100]) + gzip.compress(ROWS[100:].rstrip())}
@@ -383,7 +383,7 @@ def test_every_reader_takes_the_same_files_and_names_the_others(spark, tmp_path)
     assert report["read"] == read.total() == report["kept"] and report["by_category"] == dict(sorted(read.items()))
 
 
-def test_a_folder_with_nothing_to_read_says_what_it_has(spark, tmp_path):
+def test_the_error_for_a_folder_without_reviews_lists_its_content(spark, tmp_path):
     raw = put(tmp_path / "raw", {"._Books.jsonl": ROWS, "Books.csv": b"rating,text\n"})
     with pytest.raises(DataError, match=r"not read: \._Books\.jsonl, Books\.csv"):
         find_files(raw)
@@ -414,7 +414,7 @@ ODD_PARQUET = {  # fault of one of two files, and the expected message
 
 
 @pytest.mark.parametrize("kind", ODD_PARQUET)
-def test_odd_parquet_is_named(tmp_path, kind):
+def test_errors_name_invalid_parquet_files(tmp_path, kind):
     frame, said = ODD_PARQUET[kind]
     for place in ("train", "lake/processed/20260101T000000-0123abcd/split=train"):
         folder = tmp_path / place
@@ -443,7 +443,7 @@ LABEL_TYPES = [
 
 
 @pytest.mark.parametrize("kind", LABEL_TYPES)
-def test_a_label_is_read_in_any_type_that_holds_0_and_1(tmp_path, kind):
+def test_a_label_may_have_any_type_that_contains_0_and_1(tmp_path, kind):
     typed = GOOD.assign(label=GOOD.label.astype(kind), text=GOOD.text.astype("string"))
     typed.to_parquet(tmp_path / "a.parquet")
     assert read_channel(tmp_path).label.tolist() == GOOD.label.tolist()
@@ -471,7 +471,7 @@ def test_a_third_label_in_the_lake_is_refused(tmp_path, label):
         count_reviews(open_newest(LocalFileSystem(), str(tmp_path / "lake")))
 
 
-def test_a_job_without_anything_to_measure_with_says_so(tmp_path):
+def test_a_job_without_a_test_or_validation_channel_fails_clearly(tmp_path):
     (tmp_path / "train").mkdir()
     GOOD.to_parquet(tmp_path / "train/a.parquet")
     places = places_from({"SM_CHANNEL_TRAIN": str(tmp_path / "train"), "SM_MODEL_DIR": str(tmp_path / "model")})
@@ -479,7 +479,7 @@ def test_a_job_without_anything_to_measure_with_says_so(tmp_path):
         load_reviews(places)
 
 
-def test_rows_that_training_leaves_out_are_counted(tmp_path):
+def test_rows_that_training_skips_are_counted(tmp_path):
     (tmp_path / "train").mkdir()
     GOOD.assign(text=[None, "", " <br>", *GOOD.text[3:]]).to_parquet(tmp_path / "train/a.parquet")
     put(tmp_path, {f"train/{name}": b"no Parquet" for name in ("._a.parquet", "_b.parquet", "_temporary/0/c.parquet")})
@@ -487,7 +487,7 @@ def test_rows_that_training_leaves_out_are_counted(tmp_path):
         assert len(read_channel(tmp_path / "train")) == 17
 
 
-def test_training_reads_the_files_of_every_folder_of_a_channel(tmp_path):
+def test_training_reads_every_folder_of_a_channel(tmp_path):
     for folder in ("train", "train/a=b", "train/a=b/c"):
         (tmp_path / folder).mkdir()
         GOOD.to_parquet(tmp_path / folder / "part_0.parquet")

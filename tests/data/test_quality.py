@@ -56,7 +56,7 @@ def test_a_value_at_the_bound_passes_and_one_beyond_fails(name, fine, beyond):
 
 
 @pytest.mark.parametrize("reason", ["three_stars", "not_english", "near_repeat", "over_limit"])
-def test_rows_that_a_rule_leaves_out_do_not_count_as_rejected(reason):
+def test_rows_that_a_rule_drops_do_not_count_as_rejected(reason):
     assert failed(rejected={reason: 1_999}) == [] and failed(rejected={"conflicting": 1_999}) == ["share rejected"]
 
 
@@ -65,7 +65,7 @@ def test_a_failed_check_names_the_found_and_the_expected_value():
     assert shortcomings(checks(GOOD | {"repeats": 1_500})) == ["share of repeats: 0.75, expected at most 0.6"]
 
 
-def test_stars_are_compared_with_a_run_of_the_same_rules_and_categories_only():
+def test_star_drift_needs_a_run_with_the_same_rules_and_categories():
     report = {"rules": {"balance": 0}, "by_category": {"Books": 9}, "by_stars": {"1": 50, "5": 50}}
     last = report | {"by_stars": {"1": 10, "5": 90}}
     assert star_drift(report, last) > 0.25 and star_drift(report, report) == 0

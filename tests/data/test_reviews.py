@@ -73,7 +73,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
     assert not set(digest(tmp_path / "one").values()) & set(digest(tmp_path / "three").values())
 
 
-def test_more_rows_begin_with_the_same_reviews():
+def test_a_larger_sample_starts_with_the_same_reviews():
     assert list(generate_reviews(50, 1)) == list(generate_reviews(80, 1))[:50]
 
 
@@ -86,7 +86,7 @@ def test_every_record_has_the_schema(reviews):
         assert 1_262_304_000_000 <= review["timestamp"] < 1_693_526_400_000
 
 
-def test_stars_come_as_often_as_asked(reviews):
+def test_stars_have_the_requested_frequencies(reviews):
     stars = Counter(int(review["rating"]) for review in reviews)
     assert all(near(stars[star], len(reviews), share) for star, share in STARS.items())
     labels = Counter(LABELS[label_of(review["rating"])] for review in reviews)
@@ -99,14 +99,14 @@ def test_stars_can_be_skewed_as_in_real_data():
     assert near(sum(review["rating"] == 5 for review in made if review), 2_000, 0.67)
 
 
-def test_every_category_comes_equally_often(lines):
+def test_all_categories_are_equally_frequent(lines):
     counts = Counter(category for category, _ in lines)
     assert set(counts) == set(load_grammar()) and len(counts) >= 15
     assert all(near(count, len(lines), 1 / len(counts)) for count in counts.values())
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_come_at_their_rates(lines, fault):
+def test_faults_occur_at_their_rates(lines, fault):
     whole = [json.loads(line) for _, line in lines if line.endswith("}")]
     found = {
         "repeat": len(lines) - len({line for _, line in lines}),
@@ -117,7 +117,7 @@ def test_faults_come_at_their_rates(lines, fault):
     assert found[fault] > 0 and near(found[fault], len(lines), FAULTS[fault])
 
 
-def test_oddities_of_real_texts_appear_at_their_rates(reviews):
+def test_oddities_of_real_texts_occur_at_their_rates(reviews):
     texts = [review["text"] for review in reviews if review["text"]]
     emoji = sum(bool(re.search("[👍❤😍😀🎉⭐🙌😊💯👎😡😞🤬💔🙄😤🗑]", text)) for text in texts)
     entities = sum("&nbsp;" in text for text in texts)
@@ -148,7 +148,7 @@ def test_oddities_change_the_review_and_keep_it_readable(kind, stars):
     assert after[1].strip()
 
 
-def test_contrast_negation_and_delayed_failure_are_among_them(reviews):
+def test_reviews_include_contrast_negation_and_delayed_failure(reviews):
     negative = [review["text"].lower() for review in reviews if review["text"] and review["rating"] <= 2]
     positive = [review["text"].lower() for review in reviews if review["text"] and review["rating"] >= 4]
     for texts in (negative, positive):
@@ -158,13 +158,13 @@ def test_contrast_negation_and_delayed_failure_are_among_them(reviews):
     assert sum(bool(delayed.search(text)) for text in negative) > 0.02 * len(negative)
 
 
-def test_lengths_are_those_of_people(reviews):
+def test_review_lengths_are_realistic(reviews):
     words = sorted(len(review["text"].split()) for review in reviews if review["text"])
     assert words[len(words) // 10] <= 12 and words[len(words) // 2] >= 20 and words[-len(words) // 10] >= 50
     assert len({review["text"] for review in reviews}) > 0.95 * len(reviews)
 
 
-def test_no_rule_is_left_unwritten():
+def test_every_grammar_rule_is_fully_expanded():
     rng = random.Random(5)
     for category, rules in load_grammar().items():
         for rule in rules:
@@ -175,7 +175,7 @@ def test_no_rule_is_left_unwritten():
 
 
 @pytest.mark.parametrize("stars", STARS)
-def test_reviews_have_no_trace_of_the_grammar(stars):
+def test_reviews_contain_no_grammar_syntax(stars):
     for seed, category in enumerate(load_grammar()):
         for n in range(10):
             review = make_review(category, random.Random(100 * seed + n), {stars: 1})
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_rows():
     assert peaks[1] < peaks[0] + 100_000
 
 
-def test_no_rows_are_an_error():
+def test_requesting_no_rows_is_an_error():
     with pytest.raises(ValueError, match="at least 1"):
         next(generate_reviews(0, 1))
 
@@ -227,7 +227,7 @@ def test_three_stars_are_negative():
     assert [label_of(stars) for stars in (1, 2, 3, 4, 5)] == [0, 0, 0, 1, 1]
 
 
-def test_sentences_are_tidied():
+def test_sentences_are_cleaned_up():
     assert tidy("i got a  ukulele , an useful one") == "I got a ukulele, an useful one."
     assert tidy("wait... what ?.") == "Wait... what?"
 
@@ -235,7 +235,7 @@ def test_sentences_are_tidied():
 # --- readers ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_read_whole_and_malformed_lines_are_counted(tmp_path):
+def test_a_folder_is_read_recursively_and_malformed_lines_are_counted(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "Books.jsonl").write_text(LINE + '{"rating": 5.0, "te\n' + "\n[1, 2]\n" + '{"stars": 1}\n')
     with gzip.open(tmp_path / "deep" / "Toys.jsonl.gz", "wt") as file:
@@ -247,7 +247,7 @@ def test_a_folder_is_read_whole_and_malformed_lines_are_counted(tmp_path):
     assert counts == {"reviews": 2, "malformed": 2, "no_text": 1, "blank": 1}
 
 
-def test_written_reviews_are_read_back(tmp_path):
+def test_written_reviews_can_be_read_back(tmp_path):
     written = write_reviews(tmp_path, 500, seed=1)
     counts = Counter()
     read = list(read_reviews(tmp_path, counts=counts))
@@ -255,13 +255,13 @@ def test_written_reviews_are_read_back(tmp_path):
     assert {review["category"] for review in read} == set(written)
 
 
-def test_bytes_that_are_no_utf8_do_not_stop_the_reading(tmp_path):
+def test_invalid_utf8_does_not_stop_the_reader(tmp_path):
     (tmp_path / "Books.jsonl").write_bytes(b'\xff\xfe{"rating"\n' + LINE.encode())
     counts = Counter()
     assert len(list(read_reviews(tmp_path, counts=counts))) == 1 and counts["malformed"] == 1
 
 
-def test_a_damaged_archive_is_named(tmp_path):
+def test_errors_name_a_damaged_archive(tmp_path):
     path = tmp_path / "Books.jsonl.gz"
     path.write_bytes(gzip.compress(LINE.encode() * 500)[:-20])
     with pytest.raises(DataError, match=r"Books\.jsonl\.gz is damaged \("):
@@ -287,7 +287,7 @@ def test_files_without_reviews_are_an_error(tmp_path):
         list(read_reviews(tmp_path))
 
 
-def test_a_label_that_is_missing_is_named(tmp_path):
+def test_a_missing_label_is_reported(tmp_path):
     (tmp_path / "Books.jsonl").write_text(LINE * 3)
     with pytest.raises(DataError, match=r"no usable NEGATIVE reviews \(3 usable"):
         check_reviews(tmp_path)
@@ -295,7 +295,7 @@ def test_a_label_that_is_missing_is_named(tmp_path):
     assert check_reviews(tmp_path) == {"POSITIVE": 3, "NEGATIVE": 1}
 
 
-def test_a_label_that_comes_late_is_found_and_no_more_is_read_than_needed(tmp_path):
+def test_a_late_label_is_found_without_reading_more_than_needed(tmp_path):
     (tmp_path / "Books.jsonl").write_text(LINE * 8 + BAD + "\n" + LINE * 5)
     assert check_reviews(tmp_path, lines=3) == {"POSITIVE": 8, "NEGATIVE": 1}
     assert check_reviews(tmp_path, lines=9) == {"POSITIVE": 9, "NEGATIVE": 1}
@@ -337,7 +337,7 @@ def test_s3_needs_a_client():
         find_files("s3://lake/raw/")
 
 
-def test_a_prefix_of_the_local_cloud_is_read(cloud, tmp_path):
+def test_a_prefix_in_the_local_cloud_is_read(cloud, tmp_path):
     s3 = cloud.client("s3")
     s3.create_bucket(Bucket="reviews-reader")
     written = write_reviews(tmp_path, 60, seed=2)

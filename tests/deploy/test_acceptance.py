@@ -1,4 +1,4 @@
-"An acceptance always deletes its engine, and its report names no person: with fakes for every step, and for real."
+"An acceptance always deletes its engine, and its report names no person. The tests use fakes, and real deployments."
 
 import os
 import re
@@ -79,7 +79,7 @@ PLACES = [
 
 
 @given(AROUND, ACCOUNT, st.sampled_from(PLACES), AROUND)
-def test_an_account_id_is_removed_in_any_place(before, account, place, after):
+def test_an_account_id_is_removed_anywhere(before, account, place, after):
     assert account not in scrub(before + place.format(account) + after)
 
 
@@ -126,7 +126,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_no_identifier_remains(kind, data):
+def test_no_identifier_remains_in_the_report(kind, data):
     first, second, form = KINDS[kind]
     begins, value = data.draw(first), data.draw(second)
     before, beside, after = data.draw(AROUND), data.draw(BESIDE), data.draw(AROUND)
@@ -170,7 +170,7 @@ def test_scrubbing_twice_changes_nothing(text):
         "AWS::EC2::SecurityGroup arn:aws:s3:::accept-1a2b-lake test_a.py::test_b std::vector [::2] 21:16:07 ::1",
     ],
 )
-def test_details_that_explain_a_fault_remain(text):
+def test_details_that_explain_a_fault_are_kept(text):
     assert scrub(text) == text
 
 
@@ -180,7 +180,7 @@ SECRET = (
 WORDS = ("123456789012", "lovelace", "ada@", "AKIA", "555", "E04R52WAIX6UXT", "abcdef0123")
 
 
-def test_the_report_names_no_person():
+def test_the_report_contains_no_personal_data():
     record = Record("accept-1a2b", "us-east-1", "9012", "ada-s-profile", known=["abcdef0123"])
     told = f"{'x' * 255} {SECRET} abcdef0123"  # truncated in the middle
     record.checks, record.failures = [CheckResult(told, False, told, 1.0)], [Failure("deploy", [told])]
@@ -191,7 +191,7 @@ def test_the_report_names_no_person():
     assert "us-east-1" in text and "accept-1a2b" in text and "Not passed: 1 of 1 checks failed" in text
 
 
-def test_a_row_of_the_report_stays_a_row():
+def test_a_report_row_stays_on_one_line():
     record = Record(
         "accept-1a2b", "us-east-1", "9012", checks=[CheckResult("a | b", True, "two\nlines", 1.0)], gone=True
     )
@@ -200,7 +200,7 @@ def test_a_row_of_the_report_stays_a_row():
     )
 
 
-# What it prints before it starts.
+# Output before the start.
 
 
 @pytest.fixture
@@ -231,12 +231,12 @@ def ended(monkeypatch, *words: str) -> str:
         (("--region", "us-east-1"), "Unable to locate credentials\nConfigure the AWS command line (aws configure"),
     ],
 )
-def test_without_credentials_it_stops_and_says_what_to_do(shell, tmp_path, words, said):
+def test_without_credentials_it_stops_with_instructions(shell, tmp_path, words, said):
     end = ended(shell, "--state", str(tmp_path), *words)
     assert end.startswith("Nothing was changed: ") and said in end
 
 
-def test_a_profile_that_is_not_there_is_refused(shell, capsys):
+def test_a_missing_profile_is_refused(shell, capsys):
     assert ended(shell, "--region", "us-east-1", "--profile", "nobody") == "2"
     assert "--profile must be a profile of the AWS command line, not nobody" in capsys.readouterr().err
 
@@ -247,12 +247,12 @@ def test_an_emulator_is_not_mistaken_for_aws(shell, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("--phone", "+1202555"), ("--phone", "0777"), ("--rows", "500")])
-def test_invalid_input_is_refused_without_repeating_a_number(shell, capsys, words):
+def test_errors_about_invalid_input_contain_no_phone_number(shell, capsys, words):
     assert ended(shell, *words) == "2"
     assert words[1] not in capsys.readouterr().err
 
 
-def test_it_says_what_it_does_and_costs_at_most(shell, capsys):
+def test_it_prints_the_plan_and_the_maximum_cost(shell, capsys):
     shell.setattr(acceptance.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0))
     assert ended(shell, "--dry-run", "--instance-types", "ml.m5.large", "--phone", PHONE) == "0"
     said = capsys.readouterr().out
@@ -265,21 +265,21 @@ def test_it_says_what_it_does_and_costs_at_most(shell, capsys):
     assert "one SMS" in said and PHONE[1:] not in said
 
 
-def test_the_whole_series_has_a_price_too(shell, capsys):
+def test_the_whole_series_is_priced(shell, capsys):
     shell.setattr(acceptance.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0))
     assert ended(shell, "--dry-run", "--series") == "0"
     said = capsys.readouterr().out
     assert "cleans 10,000 generated reviews, trains on ml.m5.xlarge" in said and "\n             Glue: $" in said
 
 
-def test_variables_of_another_engine_are_ignored(shell):
+def test_environment_variables_of_another_engine_are_ignored(shell):
     shell.setenv("SENTIMENT_TABLE", "SentimentModelState")
     shell.setenv("SENTIMENT_PREFIX", "sentiment-engine")
     options = acceptance.parsed(["--idle-minutes", "2"])
     acceptance.lead(options, "accept-1a2b")
     settings = acceptance.settings_from(os.environ)
     assert (settings.prefix, settings.table, settings.idle_minutes) == ("accept-1a2b", "accept-1a2b-state", 2)
-    assert settings.max_run_minutes <= 75 and settings.monthly_budget <= 1  # even if the user never returns
+    assert settings.max_run_minutes <= 75 and settings.monthly_budget <= 1  # even without a user
 
 
 class Fake:
@@ -306,7 +306,7 @@ class Fake:
         return iter(self.stacks)
 
 
-def test_the_prefix_is_its_own_and_forgotten_acceptances_are_named(monkeypatch, capsys):
+def test_the_prefix_is_unique_and_earlier_acceptances_are_listed(monkeypatch, capsys):
     ids = iter(["1a2b", "9f9f"])
     monkeypatch.setattr(acceptance.uuid, "uuid4", lambda: type("Id", (), {"hex": next(ids)}))
     assert acceptance.new_prefix(Fake(["shop", "accept-1a2b-engine", "accept-1a2b-foundation"])) == "accept-9f9f"
@@ -419,7 +419,7 @@ def at_every_step(world: World, act) -> int:  # how many steps there are
         yield begin(world)
 
 
-def test_a_passed_acceptance_says_so_and_leaves_nothing(world, capsys):
+def test_a_passed_acceptance_is_reported_and_leaves_nothing(world, capsys):
     assert begin(world) == "0"
     assert world.calls.read_text().split() == ["deploy.py", "teardown.py"]
     assert not world.up.exists() and unfinished(world) is None
@@ -454,7 +454,7 @@ def test_an_error_at_any_step_of_the_work_deletes_the_engine(world, error):
         assert not world.up.exists(), world.at
 
 
-def test_a_second_ctrl_c_explains_and_a_third_leaves_it_to_the_next_call(world, monkeypatch, capfd):
+def test_a_second_ctrl_c_explains_and_a_third_defers_to_the_next_run(world, monkeypatch, capfd):
     monkeypatch.setattr(child_program, "INSIST", -1.0)
     world.act = lambda: signal.raise_signal(signal.SIGINT)
 
@@ -474,7 +474,7 @@ def test_a_second_ctrl_c_explains_and_a_third_leaves_it_to_the_next_call(world, 
     assert not world.up.exists() and unfinished(world) is None
 
 
-def test_a_kill_at_any_step_is_found_by_the_next_call(world):
+def test_the_next_run_cleans_up_after_a_kill_at_any_step(world):
     world.act = lambda: None
     assert begin(world) == "0"
     for step in range(1, world.events + 1):
@@ -520,7 +520,7 @@ def test_an_abandoned_acceptance_is_finished_before_a_new_one_begins(left, monke
     assert "Passed" in (left.folder / "report.md").read_text()
 
 
-def test_an_abandoned_acceptance_is_not_sought_in_another_account(left, monkeypatch):
+def test_an_abandoned_acceptance_is_not_looked_for_in_another_account(left, monkeypatch):
     monkeypatch.setattr(acceptance, "enter", os.environ.update)
     monkeypatch.setattr(acceptance, "caller", lambda _: ("user/bob in an account that ends in 3456", "3456"))
     assert "it is in an account that ends in 9012, and you act as user/bob" in begin(left)
@@ -533,7 +533,7 @@ def test_declining_changes_nothing(left, monkeypatch):
     assert "accept-1a2b still stands" in begin(left) and not left.calls.exists() and unfinished(left)
 
 
-def test_a_teardown_that_fails_is_tried_again_and_then_remembered(world, monkeypatch, capsys):
+def test_a_failed_teardown_is_retried_and_then_recorded(world, monkeypatch, capsys):
     usual = world.program
 
     def failing(words, *rest):
@@ -573,7 +573,7 @@ def test_a_closed_terminal_does_not_end_a_teardown(world, monkeypatch):
     assert begin(world) == "0" and not world.up.exists()
 
 
-def test_a_number_is_never_printed_nor_kept(world, capsys):
+def test_the_phone_number_is_never_printed_or_stored(world, capsys):
     usual = world.program
 
     def talkative(words, env, limit, interrupts, hear, *rest):
@@ -603,7 +603,7 @@ NOT_SAID = Finding("SMS", None, "the public key says nothing")
         (("--phone", PHONE, "--sms-provider", "sns"), NOT_SAID, 0, "sns"),
     ],
 )
-def test_without_a_phone_number_no_message_need_be_paid_for(world, monkeypatch, words, finding, quota, provider):
+def test_without_a_phone_number_no_sms_credit_is_needed(world, monkeypatch, words, finding, quota, provider):
     seen, usual = [], world.program
     monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: [finding])
     monkeypatch.setattr(acceptance.Textbelt, "quota", lambda _: quota)
@@ -617,7 +617,7 @@ def test_without_a_phone_number_no_message_need_be_paid_for(world, monkeypatch, 
     ("words", "finding", "quota"),
     [((), NOT_SAID, 0), ((), NO_SANDBOX, 0), (("--sms-provider", "sns"), NO_SANDBOX, 1)],
 )
-def test_without_sms_credit_it_ends_before_anything_is_created(world, monkeypatch, words, finding, quota):
+def test_without_sms_credit_it_stops_before_creating_anything(world, monkeypatch, words, finding, quota):
     monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: [finding])
     monkeypatch.setattr(acceptance.Textbelt, "quota", lambda _: quota)
     end = begin(world, "--phone", PHONE, *words)
@@ -627,14 +627,14 @@ def test_without_sms_credit_it_ends_before_anything_is_created(world, monkeypatc
 
 @pytest.mark.parametrize("kind", [look.kind for look in standing.QUERIES])
 def test_a_prefix_in_use_is_refused(world, kind):
-    "Otherwise it would count as a leftover, and no acceptance could ever end."
+    "Otherwise its resources would count as leftovers, and no acceptance could end."
     world.foreign = [standing.Thing(kind, "accept-1a2b-holiday-photos")]
     end = begin(world, "--stack-prefix", "accept-1a2b")
     assert "accept-1a2b is taken" in end and f"{kind} accept-1a2b-holiday-photos. Choose another" in end
     assert end.startswith("Nothing was changed") and not world.calls.exists() and not unfinished(world)
 
 
-def test_a_key_for_the_sms_may_be_stored_before(world, monkeypatch):
+def test_the_textbelt_key_may_exist_already(world, monkeypatch):
     key = standing.Thing("parameter", "/accept-1a2b/textbelt-key")
     monkeypatch.setattr(acceptance, "by_name", lambda *_: ([key], []))
     acceptance.check_prefix(None, "accept-1a2b")
@@ -643,7 +643,7 @@ def test_a_key_for_the_sms_may_be_stored_before(world, monkeypatch):
         acceptance.check_prefix(None, "accept-1a2b")
 
 
-def test_resources_of_others_with_the_same_name_do_not_block_the_end(world, monkeypatch, capsys):
+def test_foreign_resources_with_the_same_prefix_can_be_dismissed(world, monkeypatch, capsys):
     usual = world.program
 
     def beside(words, *rest):
@@ -678,14 +678,14 @@ def test_a_teardown_that_cannot_be_checked_is_incomplete(world, blind):
 
 
 @pytest.mark.parametrize("blind", [*([kind] for kind in sorted(standing.ESSENTIAL)), EVERYTHING], ids=",".join)
-def test_nothing_is_created_that_cannot_be_checked_afterwards(world, blind):
+def test_without_permission_to_check_nothing_is_created(world, blind):
     world.blind, world.blind_from = blind, ""
     end = begin(world)
     assert end.startswith("Nothing was changed") and all(f"{k}s: " in end for k in standing.ESSENTIAL & {*blind})
     assert not world.calls.exists() and not unfinished(world)
 
 
-def test_a_late_answer_is_awaited(world, monkeypatch):
+def test_it_waits_for_a_late_answer(world, monkeypatch):
     world.blind = EVERYTHING
     monkeypatch.setattr(acceptance, "GONE_LIMIT", 60)
     monkeypatch.setattr(acceptance.time, "sleep", lambda _: world.blind.clear())
@@ -717,7 +717,7 @@ def interrupt(*_):
         ("by_tag", lambda *_: [], "the prefix was not typed"),
     ],
 )
-def test_it_says_that_what_was_left_is_deleted_even_if_no_new_one_begins(left, monkeypatch, what, stands_for, said):
+def test_it_reports_the_deletion_of_leftovers_even_without_a_new_acceptance(left, monkeypatch, what, stands_for, said):
     monkeypatch.setattr(acceptance, "enter", os.environ.update)
     monkeypatch.setattr(acceptance, what, stands_for)
     agreed = iter([True, False])
@@ -736,7 +736,7 @@ def test_an_account_without_room_gets_no_reserved_concurrency(world, monkeypatch
     assert "--no-reserved-concurrency" in seen[0] and seen[0][-2:] == ["--model", "released"]
 
 
-def test_a_problem_of_the_account_ends_it_before_anything_is_made(world, monkeypatch):
+def test_an_account_problem_ends_it_before_anything_is_created(world, monkeypatch):
     found = [Finding("endpoint quota", False, "none may run")]
     monkeypatch.setattr(acceptance, "check_account", lambda *_, **__: found)
     assert "PROBLEM  endpoint quota" in begin(world) and not world.calls.exists() and not unfinished(world)
@@ -746,7 +746,7 @@ def test_a_problem_of_the_account_ends_it_before_anything_is_made(world, monkeyp
 
 
 @pytest.mark.parametrize("state", ["FAILED", "STOPPED"])
-def test_a_failed_start_is_not_awaited(world, monkeypatch, state):
+def test_it_does_not_wait_for_a_failed_start(world, monkeypatch, state):
     "The report contains the API's reason, and the rest of the visit is skipped."
     waking = {"state": "CREATING", "outcome": "started", "instanceType": "ml.t2.medium"}
     failed = {"state": state, "reason": "no capacity in 123456789012"}
@@ -779,7 +779,7 @@ def tidy(tmp_path) -> list[str]:
     return [str(tmp_path / "tidy.py")]
 
 
-def test_a_program_that_is_interrupted_may_tidy_up(tidy):
+def test_an_interrupted_program_may_clean_up(tidy):
     heard = []
 
     def hear(line: str):
@@ -792,7 +792,7 @@ def test_a_program_that_is_interrupted_may_tidy_up(tidy):
     assert heard == ["at work", "tidying up", "tidy"] and interrupts.ending
 
 
-def test_a_program_that_takes_too_long_is_stopped(tidy):
+def test_a_slow_program_is_stopped(tidy):
     heard = []
     with Interrupts("wait") as interrupts, pytest.raises(Late, match="did not end within 0 minutes"):
         run_program(tidy, os.environ, 1.5, interrupts, heard.append)
@@ -806,7 +806,7 @@ def test_a_program_that_does_not_stop_is_killed(tmp_path, monkeypatch):
         run_program([str(tmp_path / "deaf.py")], os.environ, 1.0, interrupts, print)
 
 
-def test_a_signal_while_a_program_starts_is_kept_back_until_it_is_known(tidy, monkeypatch):
+def test_a_signal_during_a_program_start_is_delivered_after_the_start(tidy, monkeypatch):
     usual, heard = subprocess.Popen, []
 
     def signalled(*words, **options):
@@ -820,7 +820,7 @@ def test_a_signal_while_a_program_starts_is_kept_back_until_it_is_known(tidy, mo
     assert heard == [] or heard[-1] in ends
 
 
-def test_five_ctrl_c_in_a_second_do_not_leave_a_teardown(capfd):
+def test_five_ctrl_c_in_a_second_do_not_end_a_teardown(capfd):
     with Interrupts("a teardown is at work") as interrupts:
         interrupts.ending = True
         for _ in range(5):
@@ -829,7 +829,7 @@ def test_five_ctrl_c_in_a_second_do_not_leave_a_teardown(capfd):
     assert capfd.readouterr().err.count("a teardown is at work") == 1
 
 
-def test_a_closed_terminal_never_leaves_a_teardown(monkeypatch):
+def test_repeated_hangups_do_not_end_a_teardown(monkeypatch):
     monkeypatch.setattr(child_program, "INSIST", -1.0)
     with Interrupts("wait") as interrupts:
         interrupts.ending = True
@@ -845,7 +845,7 @@ def test_a_repeated_signal_ends_the_program(monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_it_does_not_run_beside_a_program_of_a_killed_acceptance(tmp_path, tidy):
+def test_a_program_of_a_killed_acceptance_keeps_the_lock(tmp_path, tidy):
     "It holds the lock while it runs."
     code = (
         "import os; from sentiment_engine.deploy.acceptance_record import Memory\n"
@@ -870,7 +870,7 @@ def test_it_does_not_run_beside_a_program_of_a_killed_acceptance(tmp_path, tidy)
     pytest.fail("the lock was never free")
 
 
-def test_a_record_is_read_back_as_it_was(tmp_path):
+def test_a_record_survives_a_round_trip(tmp_path):
     record = Record(
         "accept-1a2b", "us-east-1", "9012", checks=[CheckResult("a", True, "b", 1.0)], failures=[Failure("c", ["d"])]
     )
@@ -894,7 +894,7 @@ def walk(shape, path: str):
 
 
 @pytest.mark.parametrize("look", standing.QUERIES, ids=lambda look: look.kind)
-def test_every_question_is_one_that_aws_answers(look):
+def test_every_query_matches_the_aws_api(look):
     service = botocore.session.get_session().get_service_model(look.service)
     names = {botocore.xform_name(name): name for name in service.operation_names}
     operation = service.operation_model(names[look.operation])
@@ -904,7 +904,7 @@ def test_every_question_is_one_that_aws_answers(look):
     assert walk(operation.output_shape, look.names).type_name == "string"
 
 
-def test_only_resources_with_the_name_are_found(cloud):
+def test_only_resources_with_the_prefix_are_found(cloud):
     made = "accept-0f0f"
     cloud.client("s3").create_bucket(Bucket=f"{made}-lake")
     cloud.client("ssm").put_parameter(Name=f"/{made}/model", Value="x", Type="String")
@@ -935,7 +935,7 @@ def test_denied_lookups_are_reported():
     assert {each.kind for each in unseen if each.essential} == standing.ESSENTIAL
 
 
-# For real, on the local cloud: minutes.
+# Real acceptances on the local cloud, which take minutes.
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"What the audit finds, and what it reports about an unused exception."
+"The audit's findings, and its report of unused exceptions."
 
 import pytest
 import yaml
@@ -19,7 +19,7 @@ def test_an_open_bucket_is_found(tmp_path):
     assert ("CKV_AWS_20", "Everybodys") in found  # everybody may read it
 
 
-def test_a_folder_without_templates_is_no_clean_bill(tmp_path):
+def test_a_folder_without_templates_fails_the_audit(tmp_path):
     with pytest.raises(RuntimeError, match="checkov checked nothing"):
         audit.template_findings(tmp_path)
 
@@ -43,7 +43,7 @@ Resources:
 """
 
 
-def test_a_policy_that_names_the_wrong_thing_is_found_on_either_side_of_a_condition(tmp_path):
+def test_a_wrong_resource_is_found_on_both_sides_of_a_condition(tmp_path):
     (tmp_path / "role.yaml").write_text(POLICY)
     found = audit.policy_findings(tmp_path)
     assert found == {
@@ -58,20 +58,20 @@ def test_a_policy_that_names_the_wrong_thing_is_found_on_either_side_of_a_condit
     ]
 
 
-def test_a_folder_without_policies_is_no_clean_bill(tmp_path):
+def test_a_folder_without_policies_fails_the_audit(tmp_path):
     (tmp_path / "open.yaml").write_text(OPEN)
     with pytest.raises(RuntimeError, match="parliament checked nothing"):
         audit.policy_findings(tmp_path)
 
 
-def test_a_key_is_found(tmp_path):
+def test_a_secret_key_is_found(tmp_path):
     key = "AKIA" + "Q3EGRZ7LKXBMPL4Z"
     (tmp_path / "leaked.py").write_text(f"key = '{key}'\n")
     found = audit.secret_findings(["leaked.py"], tmp_path)
     assert found == {("leaked.py", 1, "AWS Access Key", audit.mark_of(key))}
 
 
-def test_another_key_in_a_file_with_an_exception_is_still_found():
+def test_an_exception_for_one_key_does_not_hide_another():
     found = {("aws.py", 9, "Secret Keyword", audit.mark_of("local"))}
     known = {"aws.py": {"texts": ["local"], "why": "the key of the local cloud"}}
     assert audit.secret_complaints(found, known) == []
@@ -85,14 +85,14 @@ def test_findings_must_match_the_exceptions():
     assert said == ["checkov: CKV_1 New", "checkov: nothing needs CKV_2 Old in audit_allowed.yaml"]
 
 
-def test_every_exception_has_its_reason():
+def test_every_exception_has_a_reason():
     known = yaml.safe_load(audit.ALLOWED.read_text())
     reasons = [entry["why"] for kind in ("checkov", "secrets") for entry in known[kind].values()]
     reasons += [entry["why"] for entries in known["parliament"].values() for entry in entries]
     assert len(reasons) > 10 and all(len(reason) > 20 for reason in reasons)
 
 
-def test_known_faults_and_missing_answers_of_pypi_are_distinguished():
+def test_known_vulnerabilities_and_failed_lookups_are_distinguished():
     faulty = {"name": "leaky", "version": "1.0", "vulns": [{"id": "PYSEC-2026-1", "fix_versions": ["1.1"]}]}
     fine, unasked = {"name": "fine", "version": "2.0", "vulns": []}, {"name": "own", "skip_reason": "not on PyPI"}
     assert audit.package_findings([fine]) == []

@@ -36,7 +36,7 @@ moments = st.integers(1_767_225_600, 1_956_528_000)  # 2026 to 2031
 
 @st.composite
 def written(draw) -> tuple[str, AwakeHours]:
-    "Write random hours in one of the usual ways, and say what they mean."
+    "Write random hours in a usual spelling, and return their meaning too."
     parts, days = [], set()
     for first, length in draw(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 7)), min_size=1, max_size=3)):
         names = [DAYS[(first + i) % 7] for i in range(length)]
@@ -54,7 +54,7 @@ def written(draw) -> tuple[str, AwakeHours]:
 @example(("Mon-Fri 9:00-17:00 Europe/Berlin", AwakeHours(DAYS[:5], 540, 480, "Europe/Berlin")))
 @example(("Fri-Mon 22:00-06:00 UTC", AwakeHours(("MON", "FRI", "SAT", "SUN"), 1320, 480, "UTC")))
 @example(("Mon,Wed,Fri 00:00-00:00 UTC", AwakeHours(("MON", "WED", "FRI"), 0, 1440, "UTC")))
-def test_hours_mean_what_they_say_in_every_spelling(case):
+def test_every_spelling_of_the_hours_is_understood(case):
     text, meant = case
     assert awake_hours_of(Settings(awake_hours=text).awake_hours) == meant
 
@@ -77,7 +77,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_the_error_says_what_to_write(text):
+def test_the_error_explains_what_is_expected(text):
     with pytest.raises(ValueError, match=f"^awake_hours must .*{re.escape(WRONG[text])}"):
         Settings(awake_hours=text)
 
@@ -89,8 +89,8 @@ def test_an_endpoint_that_never_sleeps_has_no_hours(endpoint):
     assert not Settings(endpoint=endpoint).awake_hours
 
 
-def begins(hours: AwakeHours, after: float) -> Iterator[tuple[float, bool]]:  # (time, whether the clock shows it)
-    "List when the next hours begin, by the clock of the zone."
+def begins(hours: AwakeHours, after: float) -> Iterator[tuple[float, bool]]:  # (time, whether it exists in the zone)
+    "List when the next hours begin in the zone's local time."
     zone, day = ZoneInfo(hours.zone), datetime.fromtimestamp(after, ZoneInfo(hours.zone)).date()
     for later in range(60):
         at: date = day + timedelta(days=later)
@@ -101,7 +101,7 @@ def begins(hours: AwakeHours, after: float) -> Iterator[tuple[float, bool]]:  # 
 
 
 def fires(hours: AwakeHours, after: float) -> Iterator[float]:
-    "List when a scheduler fires that reads the expression in the zone and skips times that do not exist."
+    "List when a scheduler fires that evaluates the expression in the zone and skips nonexistent times."
     zone, fields = ZoneInfo(hours.zone), eventbridge._parse_cron_fields(schedule_of(hours))
     at = datetime.fromtimestamp(after, zone).replace(fold=0)
     while at := eventbridge._cron_next_fire(fields, at):
@@ -111,14 +111,14 @@ def fires(hours: AwakeHours, after: float) -> Iterator[float]:
 
 
 @given(written(), moments)
-def test_the_schedule_fires_at_the_begin_of_the_hours(case, now):
+def test_the_schedule_fires_when_the_hours_begin(case, now):
     hours = case[1]
     expected = [at for at, exists in begins(hours, now) if exists]
     assert list(islice(fires(hours, now), 8)) == expected[:8]
 
 
 @given(written(), moments)
-def test_what_is_left_is_what_the_last_begin_has_left(case, now):
+def test_the_remaining_minutes_follow_from_the_last_begin(case, now):
     hours = case[1]
     ends = [at + hours.minutes * 60 for at, _ in begins(hours, now - 3 * 86_400) if at <= now]
     found, left = minutes_left(hours, now), max(0, max(ends, default=0) - now)
@@ -143,7 +143,7 @@ def test_a_deployment_within_the_hours_starts_the_model(hour, left):
     assert wake_within_hours(functions, Settings(), now) == 0
 
 
-def test_the_template_has_the_schedule_exactly_with_hours():
+def test_the_template_contains_a_schedule_only_with_hours():
     template = read_template(ROOT / "infra_scripts/templates/backend.yaml")
     with_hours = resources_of(template, awake_parameters(Settings(awake_hours=OFFICE)))
     assert with_hours["AwakeHours"] == "AWS::Scheduler::Schedule"
@@ -155,7 +155,7 @@ def test_the_template_has_the_schedule_exactly_with_hours():
 @pytest.mark.parametrize(
     ("budget", "says"), [(20, ""), (10, "end before the month does"), (5, "before the month"), (0.5, "never begin")]
 )
-def test_the_plan_says_what_the_hours_cost_and_warns_about_the_budget(budget, says):
+def test_the_plan_shows_the_cost_of_the_hours_and_warns_about_the_budget(budget, says):
     settings = Settings(awake_hours=OFFICE, monthly_budget=budget)
     hours, cost = awake_month(settings)
     assert 173 < hours < 175 and cost == pytest.approx(hours * 0.056)
@@ -178,7 +178,7 @@ Resources:
 """
 
 
-def test_the_local_cloud_follows_the_time_zone_of_a_schedule_with_a_clock_that_is_set_forward(cloud, tmp_path):
+def test_the_local_cloud_uses_the_time_zone_of_a_schedule_after_a_clock_change(cloud, tmp_path):
     table(cloud, "hours")
     put = "boto3.client('dynamodb').put_item(TableName='hours', Item={'id': {'S': str(time.time())}})"
     arn, zone = function(cloud, "hours", put), ZoneInfo("Asia/Kolkata")

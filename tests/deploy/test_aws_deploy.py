@@ -89,7 +89,7 @@ def run(*words: str, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("script", ["deploy.py", "teardown.py"])
-def test_a_cancelled_workflow_ends_like_ctrl_c(script):
+def test_a_cancelled_workflow_stops_like_ctrl_c(script):
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # calls to AWS, which take time
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
         env = bare(HTTPS_PROXY=f"http://127.0.0.1:{deaf.getsockname()[1]}", NO_PROXY="", no_proxy="", **keys)
@@ -110,7 +110,7 @@ def dry() -> str:
     return done.stdout
 
 
-def test_a_dry_run_needs_no_credentials_and_says_what_it_could_not_check(dry):
+def test_a_dry_run_needs_no_credentials_and_lists_unchecked_items(dry):
     _, unchecked = dry.split("What could not be checked:")
     for what in (
         "region",
@@ -138,7 +138,7 @@ def test_a_dry_run_lists_the_resources_of_the_templates(dry):
             assert f"Add     {count:3}  {kind.removeprefix('AWS::')}\n" in dry
 
 
-def test_a_dry_run_prices_by_the_table(dry):
+def test_a_dry_run_uses_the_price_table(dry):
     visit = Visit(idle=Settings().idle_minutes)
     assert f"${run_cost('ml.t2.medium', visit.minutes * 60):.3f} for {visit.minutes:g} minutes on ml.t2.medium" in dry
     kinds = Counter()
@@ -148,7 +148,7 @@ def test_a_dry_run_prices_by_the_table(dry):
     assert f"other resources ${within:.2f} to ${beside:.2f}" in dry
 
 
-def test_a_dry_run_names_the_notebooks_and_prices_what_they_do_once(dry, main):
+def test_a_dry_run_lists_the_notebooks_and_prices_each_item_once(dry, main):
     assert dry.startswith(
         "Notebooks that would run: 00 settings, 01 glue etl, 02 data exploration, 03 model training, 04 "
     )
@@ -161,7 +161,7 @@ def test_a_dry_run_names_the_notebooks_and_prices_what_they_do_once(dry, main):
     assert "would run: 06 website\n" in said and "training quota" not in said and "once         nothing" in said
 
 
-def test_the_variants_show_in_the_plan(main, environment):
+def test_the_plan_shows_optional_features(main, environment):
     before = dict(environment)
     said, _ = main(
         *("--target", "aws", "--dry-run", "--region", "us-east-1", "--stack-prefix", "lab"),
@@ -184,7 +184,7 @@ def test_the_variants_show_in_the_plan(main, environment):
     assert "for 15 minutes on ml.c5.large" in said and "ten minutes on ml.c5.large, " in said
 
 
-def test_the_machine_that_trains_is_the_one_that_was_asked_for(main):
+def test_training_uses_the_requested_instance_type(main):
     said, _ = main("--target", "aws", "--dry-run", "--training-instance", "ml.m5.large")
     assert "training on ml.m5.large, $0.115 an hour\n" in said and "ml.g4dn.xlarge" not in said
     for option, value in (("--training-instance", "g4dn.xlarge"), ("--sample-rows", "5")):
@@ -197,7 +197,7 @@ GPU = phases.TARGET_PARAMETERS["aws"]["training_instance"]
 
 
 @pytest.mark.parametrize("training", [GPU, ""])
-def test_a_region_has_the_images_that_its_roles_may_fetch_or_is_refused_with_one_that_has(training):
+def test_a_region_without_images_is_refused_and_another_suggested(training):
     foundation = (TEMPLATES / "foundation.yaml").read_text(encoding="utf-8")
     fine = regions_for(SESSION, training)
     for region in itertools.chain(*EVERYWHERE.values()):
@@ -214,7 +214,7 @@ def test_a_region_has_the_images_that_its_roles_may_fetch_or_is_refused_with_one
             assert set(named) <= set(fine) and ("--model released" in found.text) is (not missing_images(region))
 
 
-def test_a_region_without_images_is_refused_before_anything_is_paid_for(main):
+def test_a_region_without_images_is_refused_before_any_cost(main):
     said, _ = main("--target", "aws", "--region", "eu-central-2", "--dry-run")
     assert (
         "PROBLEM  region               AWS has no container image for training on ml.g4dn.xlarge in eu-central-2"
@@ -227,7 +227,7 @@ def test_a_region_without_images_is_refused_before_anything_is_paid_for(main):
     assert "nothing was changed: region: AWS has no container image for the endpoint in ap-east-2" in end
 
 
-def test_the_page_of_regions_is_what_the_checks_say():
+def test_the_regions_page_matches_the_checks():
     assert render_regions.PAGE.read_text(encoding="utf-8") == render_regions.page()
 
 
@@ -263,12 +263,12 @@ def test_an_impossible_deployment_is_refused_before_any_change(main, words, why)
     assert end and why in end
 
 
-def test_a_local_endpoint_is_never_taken_for_aws():
+def test_a_local_endpoint_is_never_mistaken_for_aws():
     done = run("--target", "aws", "--dry-run", AWS_ENDPOINT_URL="http://127.0.0.1:1")
     assert done.returncode != 0 and "target is aws, but AWS_ENDPOINT_URL is" in done.stderr
 
 
-def test_another_prefix_has_a_table_of_its_own():
+def test_another_prefix_has_its_own_table():
     options = parsed("--stack-prefix", "lab", "--endpoint", "serverless", "--no-reserved-concurrency")
     chosen = target.chosen_environment(options)
     assert chosen["SENTIMENT_TABLE"] == "lab-state" and chosen["SENTIMENT_RESERVE_CONCURRENCY"] == "false"
@@ -287,7 +287,7 @@ def parsed(*words: str):
     return parser.parse_args(words)
 
 
-def test_the_profile_that_is_named_acts_whatever_the_shell_holds(environment, tmp_path):
+def test_the_named_profile_overrides_the_environment(environment, tmp_path):
     "Keys in the environment, and AWS_DEFAULT_PROFILE, would win over AWS_PROFILE."
     lines = [f"[{name}]\naws_access_key_id = {name}\naws_secret_access_key = x\n" for name in ("meant", "other")]
     (tmp_path / "credentials").write_text("".join(lines))
@@ -301,7 +301,7 @@ KNOWN = Finding("as before", True, "nothing")
 
 
 @pytest.mark.parametrize(("fine", "status"), [(True, 0), (False, 1)])
-def test_a_problem_ends_a_dry_run_with_1(monkeypatch, fine, status, capsys):
+def test_a_problem_ends_a_dry_run_with_status_1(monkeypatch, fine, status, capsys):
     found = [Finding("region", True, "us-east-1"), Finding("endpoint quota", fine, "0")]
     monkeypatch.setattr(target, "check_account", lambda *_: found)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -322,13 +322,13 @@ def deploy_to(monkeypatch, *found: Finding):
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
 
 
-def test_a_problem_stops_a_deployment_and_nothing_is_called(monkeypatch):
+def test_a_problem_stops_a_deployment_before_any_call(monkeypatch):
     deploy_to(monkeypatch, Finding("region", True, "us-east-1"), Finding("table", False, "it is not ours"))
     with pytest.raises(SystemExit, match="nothing was changed: table: it is not ours"):
         deploy_command.main()
 
 
-def test_the_checks_can_be_made_of_a_cloud(cloud, monkeypatch):
+def test_the_checks_work_against_the_local_cloud(cloud, monkeypatch):
     "The local cloud acts as the account. What it does not support counts as unknown and not as a problem."
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
@@ -362,7 +362,7 @@ class Answers:
 
 
 @pytest.mark.parametrize("values", list(itertools.product([0, 1], repeat=3)))
-def test_an_endpoint_quota_is_fine_if_the_trial_can_use_it(values):
+def test_an_endpoint_quota_passes_if_one_type_has_quota(values):
     own = Settings(instance_types=("ml.m5.large", "ml.c5.large", "ml.t2.medium"))
     quotas = dict(zip(own.instance_types, values, strict=True))
     for trial in (True, False):
@@ -373,7 +373,7 @@ def test_an_endpoint_quota_is_fine_if_the_trial_can_use_it(values):
 
 
 @pytest.mark.parametrize("titles", [["04 endpoint deployment"], ["06 website"]])
-def test_the_quota_of_the_trial_counts_when_there_is_one(monkeypatch, titles):
+def test_the_trial_quota_is_checked_only_for_a_deployment_with_a_trial(monkeypatch, titles):
     asked = []
     monkeypatch.setattr(target, "check_account", lambda *given: asked.append(given) or [KNOWN])
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -383,7 +383,7 @@ def test_the_quota_of_the_trial_counts_when_there_is_one(monkeypatch, titles):
 
 @pytest.mark.parametrize("key", [None, "a-key"])
 @pytest.mark.parametrize("left", [0, None, 1])
-def test_no_deployment_is_stopped_by_messages_that_it_does_not_send(key, left):
+def test_missing_sms_credit_does_not_stop_a_deployment(key, left):
     found = check_messages(Answers(key=key), Settings(), lambda *_: SimpleNamespace(quota=lambda: left))
     assert found.fine is (True if left else None)
     if left == 0:
@@ -417,13 +417,13 @@ def masked(said: str) -> bool:
 
 
 @pytest.mark.parametrize("more", [("--dry-run",), ("--model-data", "s3://b-123456789012/m.tar.gz", "--dry-run"), ()])
-def test_a_deployment_says_no_account_id(refused, main, more):
+def test_a_deployment_prints_no_account_id(refused, main, more):
     said, end = main("--target", "aws", "--region", "us-east-1", *more)
     assert masked(said + end)
 
 
 @pytest.mark.parametrize("where", ["AWS", "here", "a cell"])
-def test_an_error_is_explained_without_account_id(where, tmp_path, monkeypatch):
+def test_error_explanations_contain_no_account_id(where, tmp_path, monkeypatch):
     (tmp_path / "runs/first").mkdir(parents=True)
     monkeypatch.setattr(phases, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(phases, "ROOT", tmp_path)
@@ -432,7 +432,7 @@ def test_an_error_is_explained_without_account_id(where, tmp_path, monkeypatch):
     assert masked(phases.explain_failure({"AWS": error, "here": ValueError(REFUSED), "a cell": cell}[where]))
 
 
-def test_a_teardown_and_loose_ends_say_no_account_id(refused, environment, monkeypatch, capsys):
+def test_a_teardown_and_its_leftovers_print_no_account_id(refused, environment, monkeypatch, capsys):
     loose_ends.tie_up("aws", interrupted=True)
     assert masked(capsys.readouterr().out)
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws", "--region", "us-east-1", "--yes"])
@@ -520,7 +520,7 @@ def test_stored_choices_combine_with_new_ones(environment, monkeypatch, kept, wo
     assert found == taken
 
 
-def test_unreadable_choices_are_not_mistaken_for_none(environment, monkeypatch):
+def test_unreadable_stored_choices_stop_the_deployment(environment, monkeypatch):
     def denied(*_):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "not yours"}}, "GetObject")
 
@@ -550,7 +550,7 @@ def test_an_existing_stack_gets_a_change_set(cloud):
     delete_stack(cloudformation, name)
 
 
-def test_a_plan_writes_nothing_but_change_sets(standing):
+def test_a_plan_creates_only_change_sets(standing):
     _, options, settings = standing()
     session, made = boto3.Session(), []
     cloudformation, tags = session.client("cloudformation"), {"Project": "again"}
@@ -569,7 +569,7 @@ def test_a_plan_writes_nothing_but_change_sets(standing):
         delete_stack(cloudformation, name)
 
 
-def test_no_change_set_is_made_for_a_foreign_stack(cloud):
+def test_no_change_set_is_created_for_a_foreign_stack(cloud):
     own, cloudformation = Settings(prefix="theirs"), cloud.client("cloudformation")
     name, file = monitoring_stack(own), TEMPLATES / "monitoring.yaml"
     given = monitoring_parameters(own, "theirs-dead-letters", "a1", "E1", "us-east-1")
@@ -581,7 +581,7 @@ def test_no_change_set_is_made_for_a_foreign_stack(cloud):
     delete_stack(cloudformation, name)
 
 
-def test_a_model_that_exists_becomes_the_newest(cloud, tmp_path, monkeypatch):
+def test_a_given_model_becomes_the_newest(cloud, tmp_path, monkeypatch):
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     own, cloudformation = Settings(prefix="given"), cloud.client("cloudformation")
@@ -600,7 +600,7 @@ def test_a_model_that_exists_becomes_the_newest(cloud, tmp_path, monkeypatch):
         target.adopt_model(boto3.Session(), own, str(tmp_path / "no.tar.gz"))
 
 
-def test_settings_count_from_the_backend_on(monkeypatch):
+def test_a_changed_setting_redeploys_the_backend_and_later_phases(monkeypatch):
     "A new e-mail address for alarms must not train the model again."
     before = phases.plan({})
     monkeypatch.setenv("SENTIMENT_ALARM_EMAIL", "me@example.com")
@@ -610,7 +610,7 @@ def test_settings_count_from_the_backend_on(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["SENTIMENT_INSTANCE_TYPES", "SENTIMENT_ENDPOINT"])
-def test_a_model_is_tried_again_when_visitors_get_another_machine(monkeypatch, name):
+def test_a_new_instance_type_repeats_the_trial(monkeypatch, name):
     before = phases.plan({})
     monkeypatch.setenv(name, "serverless" if name == "SENTIMENT_ENDPOINT" else "ml.c5.large")
     after = phases.plan({})
@@ -622,9 +622,7 @@ def test_a_model_is_tried_again_when_visitors_get_another_machine(monkeypatch, n
     ("parameters", "settings"),
     [({"domain_name": "mood.example.com", "hosted_zone_id": "Z1"}, {}), ({}, {"SENTIMENT_FIREWALL": "true"})],
 )
-def test_another_site_is_deployed_again_with_what_knows_it_and_nothing_is_trained(
-    standing, environment, parameters, settings
-):
+def test_a_changed_site_redeploys_its_dependents_without_training(standing, environment, parameters, settings):
     stamps = phases.Stamps(target.connect("aws"), "again-foundation")
     for phase in phases.plan({}):
         stamps.write(phase)
@@ -636,7 +634,7 @@ def test_another_site_is_deployed_again_with_what_knows_it_and_nothing_is_traine
     assert [p.title[:2] for p in phases.outdated(changed, stamps.read())] == ["05", "06", "07"]
 
 
-def test_on_another_foundation_nothing_is_known_to_fit(standing, monkeypatch):
+def test_a_changed_foundation_invalidates_all_stamps(standing, monkeypatch):
     stamps = phases.Stamps(target.connect("aws"), "again-foundation")
     for phase in phases.plan({}):
         stamps.write(phase)
@@ -645,7 +643,7 @@ def test_on_another_foundation_nothing_is_known_to_fit(standing, monkeypatch):
     assert list(stamps.read()) == ["00_settings"]
 
 
-def test_the_site_is_deployed_before_anything_is_paid_for(cloud, environment, tmp_path, monkeypatch):
+def test_the_site_is_deployed_before_any_cost(cloud, environment, tmp_path, monkeypatch):
     "AWS may refuse a new account its CloudFront distribution."
     environment |= cloud.environment | {"SENTIMENT_PREFIX": "early"}
     monkeypatch.setattr(phases, "RUNS", tmp_path)
@@ -666,7 +664,7 @@ def test_a_deployment_resumes_where_it_failed():
     assert [p.notebook.name[:2] for p in phases.outdated(planned, stamps)] == ["04", "05", "06", "07"]
 
 
-def test_a_model_that_was_given_is_taken_once():
+def test_a_given_model_is_deployed_once():
     planned = phases.plan({"model_data": "m.tar.gz"})
     assert [p.title[:2] for p in planned] == ["00", "04", "05", "06", "07"]
     assert planned == phases.plan({"model_data": "s3://b/models/given-1/output/model.tar.gz"})  # its new place
@@ -674,7 +672,7 @@ def test_a_model_that_was_given_is_taken_once():
     assert phases.upcoming(planned, stamps) == [] and phases.upcoming(planned, stamps, given=True) == planned
 
 
-def test_as_many_figures_are_paid_for_at_rest_as_the_reconciler_reports(monkeypatch):
+def test_the_resting_cost_counts_every_metric_of_the_reconciler(monkeypatch):
     from sentiment_engine.service import lifecycle
     from tests.doubles.engine_double import World
 
@@ -696,7 +694,7 @@ def test_the_runbook_explains_every_alarm():
         assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short
 
 
-def test_the_workflow_that_deploys_stores_no_key_and_runs_by_hand_only():
+def test_the_deploy_workflow_stores_no_key_and_runs_only_manually():
     import yaml
 
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "deploy.yml").read_text())
@@ -713,7 +711,7 @@ def test_the_workflow_that_deploys_stores_no_key_and_runs_by_hand_only():
     assert {name.upper() for name in inputs} <= set(job["env"])
 
 
-def test_the_workflow_passes_the_chosen_options_only(tmp_path):
+def test_the_workflow_passes_only_the_chosen_options(tmp_path):
     "Its script runs, with a python that prints its arguments."
     import yaml
 

@@ -102,7 +102,7 @@ def complaint(service: str, method: str, given: list[str], open_ended: bool) -> 
 FOUND = [(where, *call) for where, code in sources() for call in calls(code)]
 
 
-def test_every_call_in_the_sources_is_one_that_aws_knows():
+def test_aws_supports_every_call_in_the_sources():
     wrong = []
     for where, line, service, *call in FOUND:
         if where.partition("[")[0] in OURS:
@@ -116,7 +116,7 @@ def test_every_call_in_the_sources_is_one_that_aws_knows():
     assert not wrong
 
 
-def test_all_services_of_the_project_are_among_them():
+def test_the_calls_cover_all_services_of_the_project():
     asked = {service for _, _, service, *_ in FOUND if service}
     assert {
         "s3",
@@ -140,13 +140,13 @@ def test_all_services_of_the_project_are_among_them():
         ("sagemaker.delete_end_point(EndpointName='x')", "has no operation"),
     ],
 )
-def test_a_call_that_aws_does_not_know_is_found(code, why):
+def test_calls_unknown_to_aws_are_found(code, why):
     ((_, service, *call),) = calls(code)
     assert why in complaint(service, *call)
 
 
 @pytest.mark.parametrize("provider", ["textbelt", "sns"])
-def test_the_values_that_functions_send_are_such_as_aws_takes(provider):
+def test_aws_accepts_the_values_that_functions_send(provider):
     with Watched(sms_provider=provider) as world:
         live(world)
     seen, wrong = set(), []

@@ -29,7 +29,7 @@ def keys(s3) -> list[str]:
     return [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
 
-def test_the_champion_is_uploaded_once_and_answers(s3, tmp_path):
+def test_the_champion_is_uploaded_once_and_answers_requests(s3, tmp_path):
     champion = upload_released(s3, BUCKET)
     written = s3.head_object(Bucket=BUCKET, Key=s3_place(champion.artifact)[1])["LastModified"]
     assert upload_released(s3, BUCKET) == champion and len(keys(s3)) == 1
@@ -40,7 +40,7 @@ def test_the_champion_is_uploaded_once_and_answers(s3, tmp_path):
     assert all(check.passed for check in preflight(tmp_path / "model.tar.gz", 0.75))
 
 
-def test_a_release_that_was_changed_is_not_uploaded(s3, tmp_path):
+def test_a_changed_release_is_not_uploaded(s3, tmp_path):
     folder = copytree(released_folder(), tmp_path / "released")
     (folder / "calibration.json").write_text("{}")
     before = keys(s3)
@@ -58,7 +58,7 @@ def test_a_denied_lookup_is_not_hidden():
         upload_released(Forbidden(), BUCKET)
 
 
-# Who wins
+# The winner
 
 SUITE = load_suite()
 VALIDATION = pd.DataFrame({"text": [f"review {i}" for i in range(400)], "label": [i % 2 for i in range(400)]})
@@ -82,7 +82,7 @@ def student(reviews: float, suite: float):
         ((0.2, 0.5), (0.9, 0.5), "candidate"),
     ],
 )
-def test_both_examinations_count(champion, challenger, wins):
+def test_reviews_and_suite_both_decide_the_winner(champion, challenger, wins):
     table = contest({"released": student(*champion), "candidate": student(*challenger)}, VALIDATION)
     assert winner(table) == wins
     for name, (reviews, suite) in (("released", champion), ("candidate", challenger)):
@@ -91,20 +91,20 @@ def test_both_examinations_count(champion, challenger, wins):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
-def test_the_winner_is_not_surely_beaten(rows):
+def test_no_model_significantly_beats_the_winner(rows):
     table = pd.DataFrame(rows, columns=["mean", "ahead"], index=[f"model {i}" for i in range(len(rows))])
     won, ahead = winner(table), table[table["ahead"] >= 0.95]
     assert won == "model 0" if ahead.empty else table.loc[won, "mean"] == ahead["mean"].max() and won in ahead.index
 
 
-def test_the_picture_has_a_bar_for_each_number():
+def test_the_plot_has_a_bar_for_each_number():
     table = contest({"released": student(0.9, 0.8), "candidate": student(0.8, 0.9)}, VALIDATION)
     ax = plot_contest(table)
     assert [round(bar.get_height(), 2) for bar in ax.patches[:3]] == [0.9, 0.8, 0.85] and len(ax.patches) == 6
     assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["released", "candidate"]
 
 
-def test_the_released_model_is_asked_as_it_is_served():
+def test_the_released_model_is_scored_as_it_is_served():
     answers = served(released_folder())
     assert (answers(["I love it, it works perfectly.", "Terrible. It broke after one day."]) > 0.5).tolist() == [
         True,

@@ -21,7 +21,7 @@ def artifact(tmp_path_factory):
     return container_test.build_artifact(tmp_path_factory.mktemp("container") / "model")
 
 
-def test_an_artifact_loads_with_plain_transformers_and_says_the_same(artifact):
+def test_plain_transformers_gives_the_same_answers_as_the_artifact(artifact):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -58,13 +58,13 @@ PINNED = f"onnxruntime {read_lock().pins['onnxruntime']}"
     ],
     ids=["as locked", "another package", "another Python", "no package of the lock", "silence"],
 )
-def test_versions_other_than_those_of_the_lock_are_found(lines, passed):
+def test_versions_that_differ_from_the_lock_are_found(lines, passed):
     log = "".join(f"2026-01-01T12:00:00 [INFO ] W-model-1 - answering with {line}\n" for line in lines)
     assert container_test.check_versions(f"starting\n{log}ready\n", "3.12").passed is passed
 
 
 @pytest.mark.slow
-def test_the_container_answers_as_the_local_server(tmp_path_factory):
+def test_the_container_and_the_local_server_give_the_same_answers(tmp_path_factory):
     "Installs gigabytes once and keeps them in .container-test."
     found = {check.name: check for check in container_test.checks(None)}
     assert len(found) == len(container_test.REQUESTS) + 5
@@ -74,7 +74,7 @@ def test_the_container_answers_as_the_local_server(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_container_installs_no_wheel_that_was_tampered_with(artifact, tmp_path):
+def test_the_container_rejects_a_tampered_wheel(artifact, tmp_path):
     other = shutil.copytree(artifact, tmp_path / "other", ignore=shutil.ignore_patterns("__pycache__"))
     add_wheels(other, fetch_wheels())
     wheel = next((other / "code" / "wheels").glob("flatbuffers*"))
@@ -96,7 +96,7 @@ def test_the_container_answers_with_the_released_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_difference_is_found(artifact, tmp_path):
+def test_a_difference_between_container_and_server_is_found(artifact, tmp_path):
     "An artifact whose code takes any content type answers 200 where 415 is due."
     other = shutil.copytree(artifact, tmp_path / "other", ignore=shutil.ignore_patterns("__pycache__"))
     code = other / "code" / "inference.py"

@@ -63,33 +63,33 @@ ELSEWHERE = {  # other resources that a handler needs
 PASSED_TO = {"AWS::Glue::Job": "glue.amazonaws.com", "AWS::Lambda::Function": "lambda.amazonaws.com"}
 PASSED_TO |= {"AWS::Scheduler::Schedule": "scheduler.amazonaws.com"}
 NEEDLESS = {  # permissions that some handlers need but ours do not, and why
-    "kms:*": "Nothing is encrypted by a key of ours.",
+    "kms:*": "Nothing is encrypted with our own key.",
     "ec2:*": "No function is in a VPC.",
     "elasticfilesystem:*": "No function mounts a file system.",
     "s3files:*": "No function mounts a file system.",
-    "kinesis:*": "The table streams to nobody.",
-    "firehose:*": "Logs go to no stream.",
-    "s3tables:*": "No bucket keeps tables of its metadata.",
+    "kinesis:*": "The table has no stream.",
+    "firehose:*": "Logs are not streamed.",
+    "s3tables:*": "No bucket has metadata tables.",
     "acm-pca:*": "The certificate is a public one.",
-    "s3:REST.PUT.OBJECT": "It is no action of IAM.",
+    "s3:REST.PUT.OBJECT": "It is not an IAM action.",
     "AWS::ApiGatewayV2::Api s3:getObject": "The API is not imported from a file.",
     "AWS::DynamoDB::Table s3:*": "The table is not imported.",
     "AWS::DynamoDB::Table logs:*": "The table is not imported.",
     "AWS::DynamoDB::Table iam:CreateServiceLinkedRole": "The table has no replicas.",
-    "AWS::ApiGatewayV2::Integration iam:PassRole": "The functions are called by permissions of their own.",
-    "AWS::Events::Rule iam:PassRole": "The rules call functions, which is allowed by permissions of their own.",
+    "AWS::ApiGatewayV2::Integration iam:PassRole": "Separate permissions allow calling the functions.",
+    "AWS::Events::Rule iam:PassRole": "Separate permissions allow the rules to call functions.",
     "AWS::S3::Bucket iam:PassRole": "No bucket is replicated.",
-    "AWS::SNS::* iam:*": "Deliveries are not logged, and go to no stream.",
-    "AWS::IAM::Role iam:AttachRolePolicy": "A role has policies of its own only: what is attached could be anything.",
-    "AWS::IAM::Role iam:DetachRolePolicy": "A role has policies of its own only.",
-    "AWS::IAM::Role iam:DeleteRolePermissionsBoundary": "The boundary is not to be taken off.",
-    "AWS::IAM::Role iam:UpdateRole*": "A role's description and length of session are AWS's defaults.",
-    "payments:GetConnectedAccount": "It is no action of IAM that the reference knows.",
-    "logs:*IndexPolicy": "No field of a log is indexed.",
-    "logs:DeleteResourcePolicy": "The policy by which AWS writes access logs is the account's.",
+    "AWS::SNS::* iam:*": "Deliveries are neither logged nor streamed.",
+    "AWS::IAM::Role iam:AttachRolePolicy": "Roles have only inline policies; an attached policy could allow anything.",
+    "AWS::IAM::Role iam:DetachRolePolicy": "Roles have only inline policies.",
+    "AWS::IAM::Role iam:DeleteRolePermissionsBoundary": "The boundary must not be removed.",
+    "AWS::IAM::Role iam:UpdateRole*": "Roles have AWS's default description and session length.",
+    "payments:GetConnectedAccount": "The reference lists no such IAM action.",
+    "logs:*IndexPolicy": "No log field is indexed.",
+    "logs:DeleteResourcePolicy": "The policy that lets AWS write access logs belongs to the account.",
     "AWS::Lambda::Function lambda:PassCapacityProvider": "Functions run on Lambda's own capacity.",
     "AWS::Lambda::Function lambda:GetCodeSigningConfig": "Code is not signed.",
-    "AWS::Lambda::Function lambda:AssociateRuntimeAlias": "It is no action of IAM that the reference knows.",
+    "AWS::Lambda::Function lambda:AssociateRuntimeAlias": "The reference lists no such IAM action.",
 }
 
 
@@ -148,7 +148,7 @@ def arn(file: str, name: str, kind: str, properties: dict) -> str:
 
 
 @pytest.mark.parametrize("file", DEPLOYED)
-def test_the_deployer_may_do_what_cloudformation_does_for_it(file):
+def test_the_deployer_has_the_permissions_that_cloudformation_needs(file):
     cases = CASES | dict.fromkeys(read_template(ROOT / "infra_scripts/templates" / file)["Conditions"], True)
     denied = []
     for name, resource in ((n, r) for f, n, r in RESOURCES if f == file):
@@ -161,7 +161,7 @@ def test_the_deployer_may_do_what_cloudformation_does_for_it(file):
     assert not denied
 
 
-def test_no_reason_is_superfluous():
+def test_every_exception_is_still_needed():
     asked = {(r["Type"], action) for _, _, r in RESOURCES for action in handlers(r["Type"])}
     for known in NEEDLESS:
         assert any(fnmatch(action, known) or fnmatch(f"{kind} {action}", known) for kind, action in asked), known
@@ -249,7 +249,7 @@ def places(action: str) -> list[str]:
     return [f"arn:aws:{on}" for kind in needed for on in PLACES.get((service, kind), ())] or ["*"]
 
 
-def test_the_deployer_may_make_every_call_of_notebooks_and_scripts():
+def test_the_deployer_may_make_every_call_in_notebooks_and_scripts():
     calls = {}
     for action, where in made():
         calls.setdefault(action, where)
@@ -267,7 +267,7 @@ def test_the_deployer_may_make_every_call_of_notebooks_and_scripts():
     ("service", "may_be_made"),
     [("ops.apigateway.amazonaws.com", True), ("sagemaker.amazonaws.com", False), ("autoscaling.amazonaws.com", False)],
 )
-def test_the_one_role_of_a_service_that_a_first_deployment_makes(service, may_be_made):
+def test_the_deployer_may_create_only_one_service_linked_role(service, may_be_made):
     "API Gateway's, by its developer guide. Others belong to unused features: replicas, scaling, streams."
     action, on = "iam:CreateServiceLinkedRole", role(f"aws-service-role/{service}/AWSServiceRoleForSomething")
     assert may(policy(), action, on, iam_AWSServiceName=service) is may_be_made
@@ -276,7 +276,7 @@ def test_the_one_role_of_a_service_that_a_first_deployment_makes(service, may_be
 
 
 @pytest.mark.parametrize("name", ["Boundary", "DeployRole"])
-def test_a_key_is_used_by_way_of_ssm_only(name):
+def test_a_kms_key_may_be_used_only_through_ssm(name):
     on = f"arn:aws:kms:{OF}:key/1x2y"
     assert may(deployer(name), "kms:Decrypt", on, kms_ViaService="ssm.us-east-1.amazonaws.com")
     for way in ({"kms_ViaService": "s3.us-east-1.amazonaws.com"}, {}):

@@ -87,7 +87,7 @@ def left(aws, name: str) -> list[str]:
 # The newest model
 
 
-def test_without_a_training_there_is_no_newest_model(aws):
+def test_without_training_there_is_no_newest_model(aws):
     for bucket in (BUCKET, "endpoint-tests-no-such-bucket"):
         with pytest.raises(LookupError, match="run the notebook 03_model_training first"):
             ep.newest_model(aws.s3, bucket)
@@ -116,13 +116,13 @@ def test_the_image_is_the_cpu_image_of_the_region(region):
     assert "-gpu-" in ep.serving_image(region, "ml.g4dn.xlarge")
 
 
-def test_registering_twice_registers_once(aws, model):
+def test_registering_a_model_twice_creates_it_once(aws, model):
     definition = aws.sagemaker.describe_model(ModelName=model)
     again = ep.model_definition(model, definition["PrimaryContainer"]["ModelDataUrl"], IMAGE, ROLE)
     assert ep.register_model(aws.sagemaker, SETTINGS, again) is False
 
 
-def test_a_model_whose_artifact_moved_is_registered_anew(aws):
+def test_a_model_whose_artifact_moved_is_registered_again(aws):
     name = ep.model_name(SETTINGS, "moved")
     for place in ("s3://b/old", "s3://b/new"):
         assert ep.register_model(aws.sagemaker, SETTINGS, ep.model_definition(name, place, IMAGE, ROLE)) is True
@@ -133,13 +133,13 @@ def test_a_model_whose_artifact_moved_is_registered_anew(aws):
     aws.sagemaker.delete_model(ModelName=name)
 
 
-def test_the_version_follows_the_artifact(model_dir, tmp_path):
+def test_identical_artifacts_have_the_same_version(model_dir, tmp_path):
     pack(model_dir, tmp_path / "a.tar.gz")
     pack(model_dir, tmp_path / "b.tar.gz")
     assert len({ep.model_version(artifact_hash(tmp_path / name)) for name in ("a.tar.gz", "b.tar.gz")}) == 1
 
 
-# Asking
+# Requests
 
 
 def test_reviews_are_answered_in_order(aws, running):
@@ -149,7 +149,7 @@ def test_reviews_are_answered_in_order(aws, running):
     assert all(a.score == a.scores[a.label] and sum(a.scores.values()) == pytest.approx(1) for a in answers)
 
 
-def test_one_review_is_a_list_of_one(aws, running):
+def test_a_single_review_is_sent_as_a_list(aws, running):
     assert len(ep.predict(aws.runtime, running, "I love it")) == 1
 
 
@@ -167,7 +167,7 @@ def test_a_thousand_reviews_are_answered(aws, running):
         ("", r"^inputs\[0\] is blank"),
     ],
 )
-def test_a_refusal_gives_the_models_own_reason(aws, running, reviews, says):
+def test_a_refusal_includes_the_reason_of_the_model(aws, running, reviews, says):
     with pytest.raises(ep.PredictionFailed, match=says):
         ep.predict(aws.runtime, running, reviews)
 
@@ -177,10 +177,10 @@ def test_a_missing_endpoint_is_reported(aws):
         ep.predict(aws.runtime, "endpoint-tests-nothing", "fine")
 
 
-# Coming up
+# Starting
 
 
-def test_waiting_reports_each_look():
+def test_waiting_reports_each_status():
     looks = iter(["Creating", "Updating", "InService"])
     client = SimpleNamespace(describe_endpoint=lambda EndpointName: {"EndpointStatus": next(looks)})
     seen = []
@@ -188,13 +188,13 @@ def test_waiting_reports_each_look():
     assert seen == ["Creating", "Updating", "InService"]
 
 
-def test_waiting_ends():
+def test_waiting_times_out():
     client = SimpleNamespace(describe_endpoint=lambda EndpointName: {"EndpointStatus": "Creating"})
     with pytest.raises(TimeoutError, match="still Creating"):
         wait_until_in_service(client, "x", timeout=0)
 
 
-def test_a_failure_gives_its_reason_and_can_be_deleted(aws, model_dir, tmp_path):
+def test_a_failed_endpoint_reports_its_reason_and_can_be_deleted(aws, model_dir, tmp_path):
     broken = copytree(model_dir, tmp_path / "broken")
     (broken / "tokenizer.json").write_text("{")
     name = trial_name(SETTINGS, new_run_id())
@@ -204,11 +204,11 @@ def test_a_failure_gives_its_reason_and_can_be_deleted(aws, model_dir, tmp_path)
     assert remove_endpoint(aws.sagemaker, name, timeout=60) and not left(aws, name)
 
 
-# Trying
+# Trials
 
 
 class Refusing:
-    "SageMaker, except that it refuses or fails endpoints on some machines."
+    "SageMaker that refuses or fails endpoints on some machines."
 
     def __init__(self, real, refused=(), failed=(), model: str = "", error: Exception | None = None):
         self.real, self.refused, self.failed, self.model, self.asked = real, refused, failed, model, []
@@ -246,7 +246,7 @@ def trials(aws, settings: Settings) -> set[str]:
     return {name for kind in kinds for name in our_names(aws.sagemaker, settings, kind, trial_name(settings, ""))}
 
 
-def test_a_model_is_tried_on_what_visitors_get(aws, model):
+def test_a_trial_uses_the_instance_type_of_visitors(aws, model):
     for kind, settings in {
         "ml.t2.medium": Settings(prefix="endpoint-tests-trying"),
         "ml.c5.large": Settings(prefix="endpoint-tests-trying", instance_types=("ml.c5.large", "ml.m5.large")),
@@ -272,7 +272,7 @@ def test_a_failed_trial_is_deleted_and_retried_once_on_the_next_machine(aws, mod
     ep.delete_trials(aws.sagemaker, settings)
 
 
-def test_a_model_that_fails_on_every_machine_says_why_and_leaves_nothing(aws, model, broken):
+def test_a_model_that_fails_on_every_machine_reports_why_and_leaves_nothing(aws, model, broken):
     settings = Settings(prefix="endpoint-tests-nowhere")
     sagemaker = Refusing(aws.sagemaker, refused=["ml.t2.medium"], failed=["ml.m5.large"], model=broken)
     with pytest.raises(EndpointFailed, match=r"on ml\.t2\.medium .*constraint; on ml\.m5\.large .*is Failed"):
@@ -284,17 +284,17 @@ NO_QUOTA = ClientError({"Error": {"Code": "ResourceLimitExceeded", "Message": "n
 
 
 @pytest.mark.parametrize("error", [NO_QUOTA, ReadTimeoutError(endpoint_url="https://sagemaker")], ids=type)
-def test_an_endpoint_that_is_refused_leaves_no_config(aws, model, error):
+def test_a_refused_endpoint_leaves_no_config(aws, model, error):
     settings = Settings(prefix="endpoint-tests-refuse")
     with pytest.raises(EndpointFailed, match=re.escape(f"on ml.m5.large the model did not start: {error}")):
         ep.start_trial(Refusing(aws.sagemaker, error=error), settings, model, lambda line: None, timeout=60)
     assert not trials(aws, settings)
 
 
-# Going
+# Deleting
 
 
-def test_deleting_can_be_repeated(aws, model):
+def test_a_deletion_can_be_repeated(aws, model):
     name = trial_name(SETTINGS, new_run_id())
     create_endpoint(aws.sagemaker, name, model, MACHINE, [])
     assert remove_endpoint(aws.sagemaker, name, timeout=60) is True  # even while it is being created
@@ -302,7 +302,7 @@ def test_deleting_can_be_repeated(aws, model):
     assert remove_endpoint(aws.sagemaker, name) is False
 
 
-def test_deleting_waits_for_an_endpoint_that_is_being_created():
+def test_a_deletion_waits_until_the_endpoint_is_created():
     looks, calls = iter(["Creating", "Creating", "InService", "Deleting", None]), []
 
     def describe(EndpointName):
@@ -319,7 +319,7 @@ def test_deleting_waits_for_an_endpoint_that_is_being_created():
     assert remove_endpoint(client, "x") and calls == ["endpoint", "config"]
 
 
-def test_other_refusals_of_aws_are_raised():
+def test_other_aws_errors_are_raised():
     def refuse(EndpointName):
         raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "not authorized"}}, "DescribeEndpoint")
 
@@ -331,7 +331,7 @@ def tagged(settings: Settings) -> list[dict[str, str]]:
     return [{"Key": "Project", "Value": settings.prefix}]
 
 
-def test_only_trials_are_deleted_as_trials(aws, model):
+def test_deleting_trials_deletes_only_trials(aws, model):
     settings = Settings(prefix="endpoint-tests-trials")
     neighbour = Settings(prefix=f"{settings.prefix}-trial")  # its visitors' endpoints have names like our trials'
     kept = {endpoint_name(settings, new_run_id()): settings, f"x-{trial_name(settings, new_run_id())}": settings}
@@ -350,7 +350,7 @@ def test_only_trials_are_deleted_as_trials(aws, model):
         aws.sagemaker.delete_endpoint_config(EndpointConfigName=name)
 
 
-def test_old_models_go_and_needed_ones_stay(aws):
+def test_old_models_are_deleted_and_needed_ones_kept(aws):
     settings = Settings(prefix="endpoint-tests-old")
     names = [ep.model_name(settings, f"{i:012x}") for i in range(30)]  # more than one page of ListModels
     neighbour = Settings(prefix=f"{settings.prefix}-model")

@@ -1,4 +1,4 @@
-"The notebooks of a deployment run in order; their kernels start early and leave nothing behind."
+"A deployment's notebooks run in order; their kernels start early and leave nothing behind."
 
 import json
 import subprocess
@@ -46,29 +46,29 @@ def printed(notebook: Path) -> str:
     return "".join("".join(output.get("text", "")) for cell in cells for output in cell["outputs"]).strip()
 
 
-def test_a_kernel_imports_what_its_notebook_imports_and_names_nothing(run):
+def test_a_kernel_preloads_its_imports_without_defining_names(run):
     assert run(["print('first')"], [LOADED, "import colorsys"]) == ["first", "True False 2"]
 
 
-def test_what_is_loaded_early_prints_nothing():
-    "Its output would appear in the terminal, because no cell runs yet."
+def test_preloading_prints_nothing():
+    "Any output would appear in the terminal, because no cell is running yet."
     code = "\n".join(LATER.values())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_commands_of_ipython_and_missing_modules_do_no_harm_ahead(run):
+def test_preloading_tolerates_ipython_commands_and_missing_modules(run):
     cells = ["try:\n    import none_such_either\nexcept ImportError as e:\n    print(e.name)"]
     assert run(["print(1)"], cells, ["%precision 3\nprint(2)"]) == ["1", "none_such_either", "2"]
 
 
-def test_a_notebook_tidies_up_while_the_next_one_runs_and_before_the_deployment_ends(run, tmp_path):
+def test_a_notebook_cleans_up_while_the_next_one_runs(run, tmp_path):
     files = [tmp_path / "one", tmp_path / "two"]
     run(*([TIDY.format(file=str(file))] for file in files))
     assert [file.read_text() for file in files] == ["tidied up"] * 2
 
 
-def test_after_a_failure_the_notebook_tidies_up_and_the_next_kernel_ends(run, tmp_path):
+def test_after_a_failure_the_notebook_cleans_up_and_the_next_kernel_ends(run, tmp_path):
     with pytest.raises(PapermillExecutionError, match="no luck"):
         run([TIDY.format(file=str(tmp_path / "one")), "raise OSError('no luck')"], ["print('never')"])
     assert (tmp_path / "one").read_text() == "tidied up"

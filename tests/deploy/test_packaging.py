@@ -46,14 +46,14 @@ def runtime(tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_there_are_seven_beside_the_standby_model():
+def test_there_are_seven_functions_besides_the_standby():
     api = {"is-model-service-running", "start-model-service", "invoke-sagemaker-endpoint", "extend-shutdown-timer"}
     events = {"notification-and-shutdown-scheduler", "shutdown-endpoint", "reconcile-model-service"}
     assert set(FOLDERS) == api | events
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_zip_runs_alone_and_loads_nothing_heavy(folder, runtime, tmp_path):
+def test_a_zip_needs_nothing_else_and_loads_no_heavy_modules(folder, runtime, tmp_path):
     package = package_function(LAMBDAS / folder)
     assert len(package) < 3_000_000
     zipfile.ZipFile(io.BytesIO(package)).extractall(tmp_path)
@@ -62,13 +62,13 @@ def test_a_zip_runs_alone_and_loads_nothing_heavy(folder, runtime, tmp_path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_handler_loads_nothing_heavy_from_the_whole_environment(folder):
+def test_a_handler_loads_no_heavy_modules_in_the_full_environment(folder):
     loaded = imported_by([str(LAMBDAS / folder), str(ROOT), sysconfig.get_path("purelib")])
     assert not HEAVY & {name.split(".")[0] for name in loaded["modules"]}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_country_on_the_list_is_in_the_zip(folder):
+def test_the_zip_contains_every_supported_country(folder):
     names = zipfile.ZipFile(io.BytesIO(package_function(LAMBDAS / folder))).namelist()
     assert {f"phonenumbers/data/region_{c}.py" for c in ("US", "GB", "IN")} <= set(names)
     assert not any(name.startswith(("boto", "phonenumbers/geodata", "torch", "tests")) for name in names)
@@ -83,7 +83,7 @@ def test_the_same_input_makes_the_same_zip(tmp_path):
     assert zip_bytes({"b": b"2", "a": b"1"}) == zip_bytes({"a": b"1", "b": b"2"}) != zip_bytes({"a": b"1"})
 
 
-def test_only_what_is_imported_is_packed():
+def test_a_zip_contains_only_imported_modules():
     package, settings = "sentiment_engine/__init__.py", "sentiment_engine/settings.py"
     assert list(package_files("from sentiment_engine.settings import Settings")) == [package, settings]
     nested = "sentiment_engine/data/__init__.py", "sentiment_engine/data/stability.py"
@@ -93,14 +93,14 @@ def test_only_what_is_imported_is_packed():
     assert not {name for name in needed if "openapi" in name or "/local/" in name or "/deploy/" in name}
 
 
-def test_every_function_has_a_zip_of_its_own():
+def test_every_function_has_its_own_zip():
     keys = package_keys(LAMBDAS)
     assert set(keys) == {parameter_of(folder) for folder in FOLDERS}
     assert all(key.startswith("lambdas/") and key.endswith(".zip") for key in keys.values())
 
 
-def test_the_readme_leads_to_every_notebook():
-    "It lists walkthroughs by name and the others by folder; the local cloud's walkthrough ends with its notebooks."
+def test_the_readme_links_to_every_notebook():
+    "It lists walkthroughs by name and others by folder; the local cloud's walkthrough lists that folder's notebooks."
     readme, notebooks = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "nbs"
     for path in notebooks.glob("[0-9]*.ipynb"):
         assert f"](nbs/{path.name})" in readme

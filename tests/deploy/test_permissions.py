@@ -352,17 +352,17 @@ def alike(needs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     return {(action, re.sub("[0-9a-f]{12}(-[0-9]+)?$", "RUN", on)) for action, on in needs}
 
 
-def test_each_function_may_do_all_that_it_does(known):
+def test_each_function_has_all_permissions_that_it_needs(known):
     for folder, needs in known.needs.items():
         assert not [need for need in sorted(needs) if not allowed(known.roles[folder], *need)], folder
 
 
-def test_without_any_one_statement_or_action_something_is_denied(known):
+def test_every_statement_and_action_is_needed(known):
     spare = {folder: spare_in(statements, known.needs[folder]) for folder, statements in known.roles.items()}
     assert not any(spare.values()), spare
 
 
-def test_every_condition_denies_something(known):
+def test_every_condition_is_needed(known):
     guarded = {name: d for name, d in known.documents.items() if any("Condition" in s for s in d)}
     passing = {"NotificationAndShutdownScheduler", "ShutdownEndpoint", "ReconcileModelService"}
     assert set(guarded) == {"WakeUpRole trust", "DeadLetters", *(f"{name}Role" for name in passing)}
@@ -371,7 +371,7 @@ def test_every_condition_denies_something(known):
         assert not wrong_answers(name, statements, cases) and not spare_conditions(name, statements, cases)
 
 
-def test_only_the_distribution_reads_the_page(cloud):
+def test_only_the_distribution_may_read_the_page(cloud):
     cloudformation, name, template = (
         cloud.client("cloudformation"),
         "least-site",
@@ -386,7 +386,7 @@ def test_only_the_distribution_reads_the_page(cloud):
     delete_stack(cloudformation, name)
 
 
-def test_without_a_denial_a_topic_could_be_written_to(known):
+def test_the_deny_statement_prevents_publishing_to_topics(known):
     topic = ARN.format("sns", "somebodys-topic")
     for statements in known.roles.values():
         allowing = [s for s in statements if s["Effect"] == "Allow"]
@@ -394,7 +394,7 @@ def test_without_a_denial_a_topic_could_be_written_to(known):
         assert (len(allowing) < len(statements)) == allowed(allowing, "sns:Publish", topic)
 
 
-def test_no_function_may_do_what_only_another_does(known):
+def test_no_function_has_permissions_that_only_another_needs(known):
     for folder in FOLDERS:
         own = alike(known.needs[folder])
         for other in FOLDERS:
@@ -402,7 +402,7 @@ def test_no_function_may_do_what_only_another_does(known):
             assert not [need for need in foreign if allowed(known.roles[folder], *need)], (folder, other)
 
 
-def test_no_function_may_touch_another_prefix(known):
+def test_no_function_may_access_another_prefix(known):
     for folder, needs in known.needs.items():
         for action, on in needs:
             other = on.replace(f"/{PREFIX}", "/other").replace(f":{PREFIX}", ":other").replace("table/t", "table/other")
@@ -452,7 +452,7 @@ def _once(calls: list) -> list:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_local_cloud_denies_a_function_the_calls_of_another(known, folder):
+def test_the_local_cloud_denies_functions_each_others_calls(known, folder):
     own = alike(known.needs[folder])
     others = _once([call for other in FOLDERS for call in known.made[other]])
     foreign = [c for c in others if not all(alike({n}) <= own for n in needs_of(*c))]
@@ -555,7 +555,7 @@ def _logs(group: str, *more: str) -> set[tuple[str, str]]:
     return {(f"logs:{action}", arn) for action in ("CreateLogGroup", "CreateLogStream", "PutLogEvents", *more)}
 
 
-def test_a_container_is_fetched_for_either_kind_of_machine(services):
+def test_images_for_cpu_and_gpu_machines_can_be_pulled(services):
     pulled = {on.rpartition("/")[2] for action, on in services.needs["TrainingRole"] if action == "ecr:BatchGetImage"}
     assert pulled == {"huggingface-pytorch-training", "pytorch-training"}
 
@@ -567,7 +567,7 @@ def test_glue_and_sagemaker_have_exactly_the_permissions_they_need(services):
         assert not spare_resources(statements, services.needs[name], NAMESPACES[name]), name
 
 
-def test_every_condition_of_the_foundation_denies_something(services):
+def test_every_condition_of_the_foundation_is_needed(services):
     guarded = {name: d for name, d in services.documents.items() if any("Condition" in s for s in d)}
     assert set(guarded) == {"LakeBucket", "ArtifactsBucket", *NAMESPACES}
     for name, statements in guarded.items():
@@ -580,7 +580,7 @@ OF_MODELS = ("models/latest.json", "models/released/a/model.tar.gz", "models/giv
 READ_BY_TRAINING = ("base-models/a", "training-code/a")
 
 
-def test_glue_and_sagemaker_may_not_do_each_others_work(services):
+def test_glue_and_sagemaker_lack_each_others_permissions(services):
     lake, artifacts = services.lake, services.artifacts
     forbidden = {
         "GlueRole": [("s3:GetObject", f"{artifacts}/models/a"), ("s3:PutObject", f"{artifacts}/glue/a")],

@@ -66,7 +66,7 @@ def templates(running):
     return judged(lines_of_templates(), running, ACCOUNT)
 
 
-def test_every_call_for_our_templates_is_taken(templates):
+def test_moto_accepts_every_call_for_our_templates(templates):
     verdicts, wrong, _ = templates
     assert [v for v in verdicts if v.outcome != "accepted"] == [] and wrong == []
     assert {v.service for v in verdicts} >= {"s3", "dynamodb", "iam", "sns", "sqs", "events", "logs", "scheduler"}
@@ -124,7 +124,7 @@ def test_a_refusal_with_a_reason_does_not_count():
         [Verdict("s3", "GetObject", "", "Teapot")],
     ],
 )
-def test_a_reason_that_no_refusal_needs_any_more_counts(verdicts):
+def test_an_outdated_exception_fails_the_check(verdicts):
     allowed = [{"call": "s3 PutObject", "code": "Teapot", "why": "moto is a teapot"}]
     assert any("s3 PutObject: Teapot: moto no longer" in text for text in findings(verdicts, allowed)[0])
     assert report(verdicts, [], {}, allowed) == 1
@@ -132,12 +132,12 @@ def test_a_reason_that_no_refusal_needs_any_more_counts(verdicts):
     assert findings([used], allowed)[0] == []
 
 
-def test_reasons_for_calls_of_a_recording_are_not_missed_among_the_templates():
+def test_exceptions_for_unmade_calls_are_ignored():
     allowed = [{"call": "s3 PutObject", "code": "a", "why": ""}, {"call": "s3 CreateBucket", "code": "b", "why": ""}]
     assert asked([Verdict("s3", "CreateBucket", "", "")], allowed) == allowed[1:]
 
 
-def test_unreadable_calls_are_reported_and_not_sent_to_moto(running):
+def test_unreadable_calls_are_reported_and_skipped(running):
     unread = line("s3", "?", {}) | {"complaints": ["no known operation"]}
     verdicts, wrong, left = judged([unread, line("unheard", "?", {}, "Refused")], running, ACCOUNT)
     assert verdicts == [] and wrong == ["s3 ?: no known operation"] and left.total() == 2
@@ -168,7 +168,7 @@ def test_an_endpoint_that_is_being_deleted_may_still_be_described(judge):
     assert (going.outcome, never.outcome) == ("accepted", "refused")
 
 
-def test_an_operation_that_moto_does_not_know_is_no_refusal(judge):
+def test_an_operation_unknown_to_moto_is_not_a_refusal(judge):
     (verdict,) = judge(line("sagemaker", "DescribeSubscribedWorkteam", {"WorkteamArn": ROLE}))
     assert verdict.outcome == "unknown" and report([verdict], [], {}, []) == 0
 
@@ -179,7 +179,7 @@ def test_violations_of_the_api_description_fail_the_check(running):
     assert wrong and report(verdicts, wrong, left, []) == 1
 
 
-def test_identifiers_of_the_recording_stand_for_those_of_moto(judge):
+def test_recorded_identifiers_are_replaced_by_those_of_moto(judge):
     place = {"Bucket": "lake", "Key": "big"}
     upload = place | {"UploadId": "recorded-id"}
     parts = {"Parts": [{"PartNumber": 1, "ETag": '"recorded"', "ChecksumCRC32": "AAAA"}]}
@@ -208,7 +208,7 @@ STATE = {"Type": "AWS::DynamoDB::Table", "Properties": TABLE}
 TOPIC = {"Type": "AWS::SNS::Topic", "Properties": {"TopicName": "bell"}}
 
 
-def test_a_stack_is_made_changed_deleted_and_made_again(judge):
+def test_a_stack_is_created_changed_deleted_and_created_again(judge):
     both = {"Lake": BUCKET, "State": STATE}
     verdicts = judge(
         stack_line("CreateStack", both),
@@ -227,7 +227,7 @@ def test_a_stack_is_made_changed_deleted_and_made_again(judge):
     assert ("CreateTopic", "accepted") in made and ("DeleteTable", "accepted") in made
 
 
-def test_a_change_set_that_is_only_looked_at_changes_nothing(judge):
+def test_an_unexecuted_change_set_changes_nothing(judge):
     looked = [stack_line("CreateChangeSet", {"Lake": BUCKET}, ChangeSetName="x"), stack_line("DeleteChangeSet")]
     assert judge(*looked) == []
 
@@ -235,7 +235,7 @@ def test_a_change_set_that_is_only_looked_at_changes_nothing(judge):
 LAKE = "arn:aws:s3:::lab-foundation-lake-0123456789abc"
 
 
-def test_expressions_of_a_template_are_worked_out():
+def test_template_expressions_are_evaluated():
     template = {
         "Parameters": {"Prefix": {"Type": "String", "Default": "lab"}},
         "Conditions": {"Yes": {"Fn::Equals": [{"Ref": "Prefix"}, "lab"]}, "No": {"Fn::Not": [{"Condition": "Yes"}]}},
@@ -262,7 +262,7 @@ def test_expressions_of_a_template_are_worked_out():
 
 
 @pytest.mark.parametrize("prefix", ["sentiment-engine", "a2345678901234567"])
-def test_the_calls_for_our_templates_keep_every_limit(prefix):
+def test_the_calls_for_our_templates_obey_every_limit(prefix):
     for made in lines_of_templates():
         params = made["params"]
         given = {p["ParameterKey"]: p["ParameterValue"] for p in params["Parameters"]} | {"Prefix": prefix}
@@ -274,7 +274,7 @@ def test_the_calls_for_our_templates_keep_every_limit(prefix):
         assert calls and [text for call in calls for text in complaints(*call)] == [] == made["complaints"]
 
 
-def test_bytes_and_times_of_a_recording_are_sent_as_such():
+def test_recorded_bytes_and_times_keep_their_types():
     recorded = {"Body": {"$bytes": 2}, "At": {"$time": "2026-01-01T00:00:00+00:00"}}
     sent = Replay(Moto("http://127.0.0.1:1", Path("none"))).translated(recorded)
     assert sent["Body"] == b"\0\0" and sent["At"].year == 2026

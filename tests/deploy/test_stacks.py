@@ -1,4 +1,4 @@
-"Stacks in every state that a deployment may find, and the error when one fails."
+"Stacks in every initial state, and the error when a deployment fails."
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +81,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("statuses", FOUND, ids=" then ".join)
-def test_a_stack_is_deployed_whatever_state_it_is_found_in(statuses):
+def test_a_stack_is_deployed_from_any_state(statuses):
     cloud = CloudFormation(*statuses)
     assert deploy_stack(cloud, "lake", "https://template", {"A": 1}, OURS) == {"A": "1"}
     assert cloud.calls == FOUND[statuses]
@@ -89,14 +89,14 @@ def test_a_stack_is_deployed_whatever_state_it_is_found_in(statuses):
 
 @pytest.mark.parametrize("status", ["CREATE_COMPLETE", "ROLLBACK_COMPLETE", "UPDATE_ROLLBACK_FAILED"])
 @pytest.mark.parametrize("tags", [{}, {"Project": "shop"}])
-def test_a_foreign_stack_is_left_alone_in_any_state(status, tags):
+def test_a_foreign_stack_is_left_unchanged_in_any_state(status, tags):
     cloud = CloudFormation(status, tags=tags)
     with pytest.raises(RuntimeError, match="stack lake is not ours, because it lacks the tag Project=engine"):
         deploy_stack(cloud, "lake", "https://template", {}, OURS)
     assert cloud.calls == []
 
 
-def test_nothing_to_update_is_fine():
+def test_an_update_without_changes_succeeds():
     cloud = CloudFormation("CREATE_COMPLETE")
     cloud.nothing = True
     assert deploy_stack(cloud, "lake", "https://template", {}, OURS) == {"A": "1"}
@@ -120,7 +120,7 @@ EVENTS = [  # newest first, like CloudFormation's
 
 
 @pytest.mark.parametrize("end", ["UPDATE_ROLLBACK_COMPLETE", "UPDATE_ROLLBACK_FAILED", "UPDATE_FAILED"])
-def test_a_failed_update_says_its_own_reasons_the_first_one_first(end):
+def test_a_failed_update_lists_its_reasons_in_order(end):
     cloud = CloudFormation("CREATE_COMPLETE", events=EVENTS)
     cloud.way = WAY | {"update_stack": ("UPDATE_IN_PROGRESS", end)}
     with pytest.raises(RuntimeError) as failed:
@@ -129,7 +129,7 @@ def test_a_failed_update_says_its_own_reasons_the_first_one_first(end):
     assert str(failed.value) == f"stack lake: update ended as {end}. {said}"
 
 
-def test_a_stack_that_was_only_cancelled_says_so():
+def test_a_failure_with_only_cancelled_resources_reports_them():
     events = [event("Only", "DELETE_FAILED", "Resource deletion cancelled"), event("lake", "DELETE_IN_PROGRESS")]
     cloud = CloudFormation("CREATE_COMPLETE", events=events)
     cloud.way = WAY | {"delete_stack": ("DELETE_IN_PROGRESS", "DELETE_FAILED")}
@@ -137,12 +137,12 @@ def test_a_stack_that_was_only_cancelled_says_so():
         delete_stack(cloud, "lake")
 
 
-def test_a_stack_that_is_gone_is_no_stack_to_delete():
+def test_deleting_a_missing_stack_does_nothing():
     assert delete_stack(CloudFormation(""), "lake") is False
     assert delete_stack(CloudFormation("CREATE_IN_PROGRESS", "CREATE_COMPLETE"), "lake") is True
 
 
-def test_a_template_may_be_as_large_as_cloudformation_takes_it(tmp_path):
+def test_a_template_may_be_as_large_as_cloudformation_allows(tmp_path):
     path = Path(tmp_path / "site.yaml")
     path.write_text("x" * INLINE_LIMIT)
     assert len(template_argument(path)["TemplateBody"]) == 51_200
@@ -151,7 +151,7 @@ def test_a_template_may_be_as_large_as_cloudformation_takes_it(tmp_path):
         template_argument(path)
 
 
-def test_a_bucket_is_emptied_of_versions_and_of_marks_of_deletion():
+def test_emptying_a_bucket_deletes_versions_and_delete_markers():
     deleted = []
 
     def delete_objects(Bucket, Delete):

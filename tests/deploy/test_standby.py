@@ -83,14 +83,14 @@ def test_the_packages_fit_into_a_lambda(packages):
     assert unpacked(layer) + standby.MODEL_LIMIT < 262_144_000  # AWS's limit, however large the registered model is
 
 
-def test_the_same_files_make_the_same_packages(packages, tmp_path):
+def test_the_same_files_give_the_same_packages(packages, tmp_path):
     copy = tmp_path / STANDBY
     copy.mkdir()
     (copy / "handler.py").write_bytes((LAMBDAS / STANDBY / "handler.py").read_bytes())  # a newer mtime
     assert packages == (pack_layer.__wrapped__(False), pack_standby(copy, released_folder(), "0f3c5a7e9b1d"))
 
 
-def test_it_runs_alone_and_loads_no_client_of_aws(alone):
+def test_it_needs_nothing_else_and_loads_no_aws_client(alone):
     loaded = {name.split(".")[0] for name in alone["modules"]}
     assert not loaded & {"boto3", "botocore", "aws_lambda_powertools", "pandas", "torch", "transformers"}
     assert {name for name in alone["modules"] if name.startswith("sentiment_engine.")} == {
@@ -102,7 +102,7 @@ def test_it_runs_alone_and_loads_no_client_of_aws(alone):
     assert 10_000_000 < alone["memory"] <= 220_000_000
 
 
-def test_it_answers_as_the_container_does_and_says_which_model_it_is(alone):
+def test_it_answers_like_the_container_and_names_its_model(alone):
     answered, explained, *_ = alone["answers"]
     model = model_fn(released_folder())
     assert [each["label"] for each in answered["predictions"]] == ["POSITIVE", "NEGATIVE"]
@@ -111,7 +111,7 @@ def test_it_answers_as_the_container_does_and_says_which_model_it_is(alone):
     assert "love" in ["I love it."[e["start"] : e["end"]] for e in explained["predictions"][0]["explanation"]]
 
 
-def test_a_wrong_request_gets_the_models_own_reason(alone):
+def test_the_error_for_a_wrong_request_comes_from_the_model(alone):
     errors = [answer["error"] for answer in alone["answers"][2:]]
     assert [(e["code"], e["status"]) for e in errors] == [
         ("empty_input", 400),
@@ -158,13 +158,13 @@ def test_the_layer_for_aws_contains_the_needed_files_of_the_locked_wheels(index)
     assert names == [*about, "python/numpy.libs/blas.so", "python/numpy/core.py"]
 
 
-def test_a_wheel_with_another_hash_is_refused(index):
+def test_a_wheel_with_the_wrong_hash_is_refused(index):
     index.write_text(index.read_text().replace('= "', '= "0', 3).replace('"03.13"', '"3.13"'))
     with pytest.raises(WheelError, match="numpy"):
         pack_layer(True)
 
 
-def test_the_lock_has_the_versions_of_the_tests_and_the_platform_of_the_template():
+def test_the_lock_matches_the_tested_versions_and_the_template_platform():
     lock, function, layer = read_standby_lock(), TEMPLATE["StandbyModel"], TEMPLATE["StandbyLayer"]
     assert {name: version(name) for name in lock.pins} == lock.pins, "run python -m sentiment_engine.model.wheels"
     assert set(lock.pins) == set(standby.SERVING)
@@ -177,7 +177,7 @@ def test_the_lock_has_the_versions_of_the_tests_and_the_platform_of_the_template
     assert (layer["Properties"]["CompatibleArchitectures"], layer["Properties"]["CompatibleRuntimes"]) == fits
 
 
-def test_an_installed_library_that_was_changed_is_not_packed(monkeypatch, tmp_path):
+def test_a_modified_installed_library_is_not_packed(monkeypatch, tmp_path):
     (tmp_path / "init.py").write_text("import os")
     monkeypatch.setattr(importlib.metadata.PackagePath, "locate", lambda file: tmp_path / "init.py")
     with pytest.raises(RuntimeError, match="differs from the file that pip installed"):
@@ -206,7 +206,7 @@ def model_in(s3, key: str) -> tuple[bytes, str]:
         return package.read("model/model.onnx"), package.read("model/VERSION").decode()
 
 
-def test_it_gets_the_registered_model_or_the_released_one(s3, tmp_path, monkeypatch, capsys):
+def test_it_contains_the_registered_or_the_released_model(s3, tmp_path, monkeypatch, capsys):
     model, own = registered(s3, tmp_path / "tiny"), (released_folder() / "model.onnx").read_bytes()
 
     def sent(given) -> tuple[dict, bytes, str]:
@@ -224,7 +224,7 @@ def test_it_gets_the_registered_model_or_the_released_one(s3, tmp_path, monkeypa
     assert sent(model) == (first, own, other) and "aaaabbbbcccc is too large" in capsys.readouterr().out
 
 
-def test_a_plan_prices_the_standby_and_without_an_endpoint_no_trial():
+def test_the_plan_prices_the_standby_and_no_trial_without_an_endpoint():
     work, most = Work(trial=True), f"{standby_worst_day(5000, 1769):.2f} a day at most: 5,000 texts"
     with_endpoint, without = ("\n".join(bill(Plan([], []), Settings(endpoint=e), work)) for e in ("realtime", "lambda"))
     assert most in with_endpoint and most in without
@@ -258,7 +258,7 @@ def artifact(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def deploy(cloud, stack, artifact):
-    "Deploy the function, with snapshots unless told otherwise. The result maps logical ids to names."
+    "Deploy the function, with snapshots by default. The result maps logical ids to names."
     s3, cloudformation, site = cloud.client("s3"), cloud.client("cloudformation"), {"SiteOrigin": "https://d1.example"}
     s3.create_bucket(Bucket=BUCKET)
     s3.upload_file(str(artifact), BUCKET, "models/model.tar.gz")
@@ -284,9 +284,7 @@ def ask(cloud, function: str, event: object) -> dict:
     return json.load(reply["Payload"])
 
 
-def test_the_function_gives_the_labels_of_the_same_artifact_in_this_process_and_logs_no_text(
-    cloud, deploy, artifact, tmp_path
-):
+def test_the_function_gives_the_same_labels_as_the_artifact_and_logs_no_text(cloud, deploy, artifact, tmp_path):
     function, texts = deploy()["StandbyModelPublished"], list(load_suite()["text"][:200])
     found = [ask(cloud, function, {"inputs": texts[i : i + 25], "explain": False}) for i in range(0, 200, 25)]
     labels = [each["label"] for answer in found for each in answer["predictions"]]
@@ -298,7 +296,7 @@ def test_the_function_gives_the_labels_of_the_same_artifact_in_this_process_and_
     assert logged and not [line for line in logged for text in texts if text in line]
 
 
-def test_another_memory_publishes_another_version_and_deletes_the_old_one(cloud, deploy):
+def test_a_memory_change_publishes_a_version_and_deletes_the_old_one(cloud, deploy):
     client, before = cloud.client("lambda"), deploy()
     after = deploy(standby_memory_mb=2048)
     assert after["StandbyModelPublished"] != before["StandbyModelPublished"]
@@ -308,7 +306,7 @@ def test_another_memory_publishes_another_version_and_deletes_the_old_one(cloud,
     assert "StandbyModelPublished" not in deploy(standby_snapshots=False)
 
 
-def test_another_layer_replaces_the_old_one_and_without_a_standby_nothing_is_left(cloud, deploy):
+def test_a_new_layer_replaces_the_old_one_and_disabling_removes_all(cloud, deploy):
     client, s3 = cloud.client("lambda"), cloud.client("s3")
     layer = deploy()["StandbyLayer"]
     s3.put_object(Bucket=BUCKET, Key="lambdas/other.zip", Body=standby.zip_bytes({"python/nothing.py": b""}))

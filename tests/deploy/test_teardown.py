@@ -113,7 +113,7 @@ def sagemaker(monkeypatch):
     return found
 
 
-def test_an_endpoint_in_creation_is_awaited(sagemaker):
+def test_a_teardown_waits_for_an_endpoint_in_creation(sagemaker):
     sagemaker.wake("0123456789ab", looks=2)
     teardown.teardown("aws")
     assert not any(sagemaker.things.values())
@@ -126,7 +126,7 @@ def test_a_start_during_the_teardown_leaves_no_endpoint(sagemaker, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [NoCredentialsError(), RuntimeError("stack engine: delete ended as DELETE_FAILED")])
-def test_a_failure_is_said_in_one_line(monkeypatch, error):
+def test_a_failure_is_reported_in_one_line(monkeypatch, error):
     def fail(target):
         raise error
 
@@ -138,7 +138,7 @@ def test_a_failure_is_said_in_one_line(monkeypatch, error):
     assert str(error) in str(ended.value)
 
 
-def test_it_shows_the_account_before_it_asks(monkeypatch, capsys):
+def test_it_shows_the_account_before_asking(monkeypatch, capsys):
     monkeypatch.setattr(teardown_command, "whose", lambda: "user/ada in an account that ends in 9012, region us-east-1")
     monkeypatch.setattr(teardown_command, "_typed", lambda _: "no")
     monkeypatch.setattr("sys.argv", ["teardown.py", "--target", "aws"])
@@ -184,7 +184,7 @@ class Writing:
         return 7
 
 
-def test_a_bucket_is_emptied_once_nothing_writes_there_any_more(sagemaker, monkeypatch):
+def test_a_bucket_is_emptied_after_its_last_writer_stops(sagemaker, monkeypatch):
     writing = Writing(looks=3)
     services = {"sagemaker": sagemaker}
     session = SimpleNamespace(client=lambda service: services.get(service, writing))
@@ -202,7 +202,7 @@ def test_a_bucket_is_emptied_once_nothing_writes_there_any_more(sagemaker, monke
     assert writing.emptied == ["lake"] and sagemaker.jobs[name] == "Stopped"
 
 
-def test_a_job_that_does_not_stop_is_named(sagemaker, monkeypatch):
+def test_a_job_that_does_not_stop_is_reported(sagemaker, monkeypatch):
     name = f"{OURS.prefix}-training-1"
     sagemaker.jobs, sagemaker.looks, ticks = {name: "InProgress"}, {name: 10**6}, iter(range(0, 10**6, 600))
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(ticks))
@@ -285,9 +285,7 @@ def cut_off(sagemaker, monkeypatch, capsys):
         (SystemExit("stopped"), "stopped", ["jr_now"]),
     ],
 )
-def test_a_deployment_that_is_cut_off_ends_its_trial_and_names_what_is_still_paid_for(
-    sagemaker, cut_off, error, said, stopped
-):
+def test_an_interrupted_deployment_deletes_its_trial_and_lists_running_costs(sagemaker, cut_off, error, said, stopped):
     left = cut_off(error)
     assert said in left.said and left.glue == stopped
     assert TRIAL not in sagemaker.things["Endpoint"] and not sagemaker.things["EndpointConfig"]
@@ -304,7 +302,7 @@ PRINTING = [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on de
 
 
 @pytest.mark.parametrize("error", PRINTING, ids=str)
-def test_a_trial_ends_even_with_a_closed_terminal(sagemaker, cut_off, monkeypatch, error):
+def test_a_trial_is_deleted_even_with_a_closed_terminal(sagemaker, cut_off, monkeypatch, error):
     def gone(*_, **__):
         raise error
 
@@ -326,7 +324,7 @@ def test_a_teardown_continues_with_a_closed_terminal(sagemaker, monkeypatch, err
     assert not any(sagemaker.things.values())
 
 
-def test_interrupting_the_wait_explains_how_to_end_the_trial(sagemaker, cut_off, monkeypatch):
+def test_interrupting_the_wait_explains_how_to_delete_the_trial(sagemaker, cut_off, monkeypatch):
     def impatient(_):
         raise KeyboardInterrupt
 
@@ -349,7 +347,7 @@ def test_the_first_error_is_reported_even_if_later_lookups_fail(sagemaker, cut_o
     )
 
 
-def test_log_groups_of_an_engine_whose_prefix_begins_with_ours_are_kept():
+def test_log_groups_of_an_engine_with_a_longer_prefix_are_kept():
     ours = ["/aws/lambda/sentiment-engine-shutdown-endpoint", "/aws/sagemaker/Endpoints/sentiment-engine-0f3c5a7e9b1d"]
     foreign = [name.replace("sentiment-engine", "sentiment-engine-two") for name in ours]
     foreign += ["/aws/lambda/sentiment-engine-mine", "/aws/sagemaker/Endpoints/sentiment-engine-two"]
@@ -406,7 +404,7 @@ with Memory(Path(sys.argv[2])).locked() as lock, Interrupts("") as interrupts:
 """
 
 
-def test_a_teardown_outlives_the_acceptance_that_began_it(cloud, standing, tmp_path):
+def test_a_teardown_outlives_the_acceptance_that_started_it(cloud, standing, tmp_path):
     "The acceptance is killed, so no process reads the teardown's output."
     (tmp_path / "tearing.py").write_text(TEARING)
     env = os.environ | {"PYTHONPATH": str(ROOT)}

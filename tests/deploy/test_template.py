@@ -65,21 +65,21 @@ def statements() -> list[tuple[str, dict]]:
     return [(n, s) for n, s in found if isinstance(s, dict)] + sides
 
 
-def test_cfn_lint():
+def test_the_templates_pass_cfn_lint():
     lint = [sys.executable, "-c", "import cfnlint.runner, sys; sys.exit(cfnlint.runner.main())"]
     templates = [str(ROOT / "infra_scripts/templates" / name) for name in TEMPLATES]
     done = subprocess.run([*lint, *templates], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_function_has_a_role_and_a_log_group_of_its_own():
+def test_every_function_has_its_own_role_and_log_group():
     functions = of_type("AWS::Lambda::Function")
     assert len(functions) == 8 == len({f["Role"] for f in functions.values()})
     assert len({f["LoggingConfig"]["LogGroup"] for f in functions.values()}) == 8
     assert all(group["RetentionInDays"] for group in of_type("AWS::Logs::LogGroup").values())
 
 
-def test_the_table_expires_numbers_and_is_paid_by_use():
+def test_the_table_expires_numbers_and_is_billed_on_demand():
     table = resources["Table"]["Properties"]
     assert table["TimeToLiveSpecification"] == {"AttributeName": "expiresAt", "Enabled": True}
     assert table["BillingMode"] == "PAY_PER_REQUEST"
@@ -95,7 +95,7 @@ WITHOUT_RESOURCE = {
 }
 
 
-def test_no_role_may_do_everything():
+def test_no_role_has_full_access():
     for role, statement in statements():
         assert not [a for a in statement["Action"] if "*" in a], role
         if statement["Resource"] == "*":
@@ -103,7 +103,7 @@ def test_no_role_may_do_everything():
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_wildcard_as_a_resource_has_its_reason_beside_it(name):
+def test_every_wildcard_resource_has_a_comment_with_the_reason(name):
     lines = (ROOT / "infra_scripts/templates" / name).read_text().splitlines()
     for i, line in enumerate(lines):
         if re.search(r'Resource: "\*"', line):
@@ -118,7 +118,7 @@ def test_reserved_concurrency_matches_the_requested_quota():
 
 
 @pytest.mark.parametrize("name", ["site.yaml", "foundation.yaml"])
-def test_buckets_are_private_encrypted_reached_by_tls_only_and_forget(name):
+def test_buckets_are_private_encrypted_tls_only_and_expire_objects(name):
     found = yaml.load((ROOT / "infra_scripts/templates" / name).read_text(), Loader)["Resources"]
     policies = [r["Properties"] for r in found.values() if r["Type"] == "AWS::S3::BucketPolicy"]
     for bucket, resource in found.items():
@@ -226,7 +226,7 @@ def rolled_back(cloudformation) -> Iterator[Stubber]:
         yield stub
 
 
-def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it_or_failed_another_day():
+def test_a_failure_reports_its_cause_without_cancelled_or_older_events():
     cloudformation = boto3.client("cloudformation", "us-east-1")
     cancelled = [(f"Function{n}", "CREATE_FAILED", "Resource creation cancelled") for n in range(6)]
     earlier = [("Table", "DELETE_FAILED", "of last week"), ("reasons", "DELETE_IN_PROGRESS", "User Initiated")]
@@ -244,7 +244,7 @@ def test_the_cause_of_a_failure_is_told_and_not_what_was_cancelled_for_it_or_fai
 
 @pytest.mark.parametrize("form", ["{}", "Resource handler returned message: \"Access denied for operation '{}'.\""])
 @pytest.mark.parametrize("resource", ["Distribution", "SiteAccess", "SiteHeaders"])
-def test_an_account_that_may_not_use_cloudfront_yet_is_told_what_to_do(resource, form):
+def test_an_account_without_cloudfront_access_gets_instructions(resource, form):
     refusal = (
         "Your account must be verified before you can add new CloudFront resources. To verify your account, please "
         "contact AWS Support (https://console.aws.amazon.com/support/home#/) and include this error message. "
@@ -262,7 +262,7 @@ def test_an_account_that_may_not_use_cloudfront_yet_is_told_what_to_do(resource,
 
 
 @pytest.mark.parametrize("region", ["us-east-1", "eu-west-1"])
-def test_a_template_has_the_address_that_s3_has_in_its_region(region):
+def test_a_template_url_uses_the_regional_s3_address(region):
     s3 = boto3.client("s3", region, aws_access_key_id="test", aws_secret_access_key="test")
     body = (ROOT / "infra_scripts/templates/site.yaml").read_bytes()
     checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
@@ -276,7 +276,7 @@ def _mark(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()[:16]
 
 
-def test_a_foreign_object_under_a_templates_name_is_not_deployed(cloud):
+def test_a_foreign_object_with_the_name_of_a_template_is_not_deployed(cloud):
     s3, template = cloud.client("s3"), ROOT / "infra_scripts/templates/site.yaml"
     s3.create_bucket(Bucket="template-tampered")
     key = upload_template(s3, "template-tampered", template).partition("template-tampered/")[2]
@@ -309,7 +309,7 @@ def _named(value, name: str) -> list:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_two_regions_of_one_account_share_no_name(name):
+def test_names_in_two_regions_of_one_account_do_not_collide(name):
     "A firewall needs no region: CloudFront's is made in us-east-1 only."
     found = read_template(ROOT / "infra_scripts/templates" / name)["Resources"].values()
     for kind, key in NAMES_OF_THE_ACCOUNT.items():
@@ -318,7 +318,7 @@ def test_two_regions_of_one_account_share_no_name(name):
             assert all("${AWS::Region}" in str(value) for value in _named(top, key)), kind
 
 
-def test_a_failed_update_leaves_everything_as_it_was(cloud, deployed):
+def test_a_failed_update_changes_nothing(cloud, deployed):
     for name in ("is-model-service-running", "reconcile-model-service"):
         function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
         assert function["Environment"]["Variables"]["SENTIMENT_IDLE_MINUTES"] == "5"
@@ -327,17 +327,17 @@ def test_a_failed_update_leaves_everything_as_it_was(cloud, deployed):
     assert given["IdleMinutes"] == "5" and EXTRA in given["SiteOrigins"]
 
 
-def test_a_stack_that_is_not_tagged_as_ours_is_not_changed(cloud, deployed):
+def test_a_stack_without_our_tag_is_not_changed(cloud, deployed):
     with pytest.raises(RuntimeError, match="is not ours, because it lacks the tag Project=other"):
         deploy_stack(cloud.client("cloudformation"), "template-test-engine", TEMPLATE, {}, {"Project": "other"})
 
 
-def test_outputs(deployed):
+def test_the_stack_has_the_expected_outputs(deployed):
     assert set(deployed) == {"ApiId", "ApiUrl", "SiteUrl", "Table", "DeadLetters"}
     assert deployed["SiteUrl"] == PAGE and deployed["Table"] == "TemplateTest" and not deployed["ApiUrl"].endswith("/")
 
 
-def test_endpoint_creators_know_the_capture_settings(cloud, deployed):
+def test_functions_that_create_endpoints_get_the_capture_settings(cloud, deployed):
     makers = {"start-model-service", "notification-and-shutdown-scheduler", "reconcile-model-service"}
     for name in makers:
         function = cloud.client("lambda").get_function_configuration(FunctionName=f"template-test-{name}")
@@ -346,7 +346,7 @@ def test_endpoint_creators_know_the_capture_settings(cloud, deployed):
         assert told["SENTIMENT_CAPTURE_PERCENT"] == "20" and told["SENTIMENT_CAPTURE_TEXT"] == "false"
 
 
-def test_the_api_answers(deployed):
+def test_the_deployed_api_answers_status_requests(deployed):
     status, _, body = call(deployed["ApiUrl"] + "/status")
     assert status == 200 and json.loads(body)["state"] == "STOPPED" and json.loads(body)["idleMinutes"] == 5
 
@@ -364,7 +364,7 @@ def test_the_api_answers(deployed):
         ("GET", "/nothing", None, (404, "not_found")),
     ],
 )
-def test_errors_have_one_form(deployed, method, path, body, expected):
+def test_all_errors_have_the_same_format(deployed, method, path, body, expected):
     status, _, text = call(deployed["ApiUrl"] + path, method, body)
     error = json.loads(text)["error"]
     assert (status, error["code"]) == expected and error["message"]
@@ -388,13 +388,13 @@ def _physical(cloud, stack: str = "template-test-engine") -> dict[str, str]:
     return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in found}
 
 
-def test_no_drift_the_cloud_holds_what_the_templates_list(cloud, deployed, site):
+def test_the_cloud_contains_the_resources_of_the_templates(cloud, deployed, site):
     assert _physical(cloud).keys() == resources_of(read_template(TEMPLATE), {"StandbyModelKey": "a.zip"}).keys()
     of_site = resources_of(read_template(ROOT / "infra_scripts/templates/site.yaml"), {})
     assert _physical(cloud, "template-test-site").keys() == of_site.keys()
 
 
-def test_no_drift_functions(cloud, deployed):
+def test_deployed_functions_match_the_template(cloud, deployed):
     client, physical = cloud.client("lambda"), _physical(cloud)
     for name, wanted in of_type("AWS::Lambda::Function").items():
         found = client.get_function_configuration(FunctionName=physical[name])
@@ -414,7 +414,7 @@ def test_no_drift_functions(cloud, deployed):
         assert found["DestinationConfig"]["OnFailure"]["Destination"].endswith("template-test-dead-letters"), name
 
 
-def test_no_drift_what_is_kept(cloud, deployed, site):
+def test_deployed_tables_and_logs_match_the_template(cloud, deployed, site):
     dynamodb, physical = cloud.client("dynamodb"), _physical(cloud)
     numbers, money = ("TemplateTest", "DISABLED"), ("TemplateTest-usage", "ENABLED")  # no number outlives its deletion
     for table, backed_up in (numbers, money):
@@ -440,7 +440,7 @@ def test_no_drift_what_is_kept(cloud, deployed, site):
     assert {s["Sid"] for s in policy["Statement"]} == {"ReadByTheDistribution", "TlsOnly"}
 
 
-def test_no_drift_the_api(cloud, deployed):
+def test_the_deployed_api_matches_the_template(cloud, deployed):
     physical, gateway = _physical(cloud), cloud.client("apigatewayv2")
     routes = {r["RouteKey"] for r in gateway.get_routes(ApiId=physical["Api"])["Items"]}
     assert routes == {r["RouteKey"] for r in of_type("AWS::ApiGatewayV2::Route").values()}
@@ -451,7 +451,7 @@ def test_no_drift_the_api(cloud, deployed):
     assert stage["AccessLogSettings"]["DestinationArn"].rstrip(":*").endswith(physical["ApiLogs"])
 
 
-def test_no_drift_the_site(cloud, site):
+def test_the_deployed_site_matches_the_template(cloud, site):
     physical, cdn = _physical(cloud, "template-test-site"), cloud.client("cloudfront")
     config = cdn.get_distribution_config(Id=physical["Distribution"])["DistributionConfig"]
     (origin,) = config["Origins"]["Items"]
@@ -468,7 +468,7 @@ def test_no_drift_the_site(cloud, site):
     assert said.startswith("default-src 'none';")
 
 
-def test_no_drift_roles_and_rules(cloud, deployed):
+def test_deployed_roles_and_rules_match_the_template(cloud, deployed):
     iam, events, physical = cloud.client("iam"), cloud.client("events"), _physical(cloud)
     for name, wanted in of_type("AWS::IAM::Role").items():
         (policy,) = wanted["Policies"]
@@ -483,7 +483,7 @@ def test_no_drift_roles_and_rules(cloud, deployed):
     assert cloud.client("scheduler").get_schedule_group(Name="template-test")["State"] == "ACTIVE"
 
 
-def test_a_domain_and_a_firewall_are_behind_switches(cloud):
+def test_the_domain_and_the_firewall_are_optional(cloud):
     with_domain = {"DomainName": "mood.example.com", "HostedZoneId": "Z1"}
     read = read_template(ROOT / "infra_scripts/templates/site.yaml")
     plain, domain = resources_of(read, {}), resources_of(read, with_domain)
@@ -511,12 +511,12 @@ def test_nothing_is_left_after_deletion(cloud, deployed, site):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_prefix_too_long_for_the_engine_is_refused_before_anything_is_trained(name):
+def test_a_prefix_too_long_for_the_engine_is_refused_before_training(name):
     assert read_template(ROOT / "infra_scripts/templates" / name)["Parameters"]["Prefix"]["AllowedPattern"] == PREFIX
     assert re.fullmatch(PREFIX, "sentiment-engine") and not re.fullmatch(PREFIX, "a" * 18)
 
 
-def test_a_domain_is_not_made_to_speak_https_on_all_its_subdomains():
+def test_the_hsts_header_does_not_include_subdomains():
     policy = site_resources["SiteHeaders"]["Properties"]["ResponseHeadersPolicyConfig"]["SecurityHeadersConfig"]
     assert policy["StrictTransportSecurity"]["IncludeSubdomains"] is False
 
@@ -538,7 +538,7 @@ def _dashboard() -> dict:
     return json.loads(monitoring["Dashboard"]["Properties"]["DashboardBody"])
 
 
-def test_alarms_and_dashboard_name_only_metrics_that_are_reported():
+def test_alarms_and_dashboard_use_only_reported_metrics():
     alarms = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
     watched = {a["MetricName"] for a in alarms if a.get("Namespace") == NAMESPACE}
     assert watched == FAILURES <= set(METRICS)
@@ -575,7 +575,7 @@ def _rung(runs: list[int], until: int, late: int = 0) -> list[int]:
     return [minute for minute in range(until) if rung[minute + 1] and not rung[minute]]
 
 
-def test_the_reconciler_is_not_called_silent_before_its_first_run_and_is_when_it_falls_silent_later():
+def test_the_silence_alarm_rings_only_after_the_first_run():
     assert _rung([], 600) == []  # like a new reconciler, one that has never run does not ring
     for first in (1, 5, 12, 40):  # minutes from the alarm's creation to the first run
         for late in (0, 1, 2):
@@ -585,7 +585,7 @@ def test_the_reconciler_is_not_called_silent_before_its_first_run_and_is_when_it
     assert _rung(again, 600) == [70, 190]
 
 
-def test_the_composite_alarm_rings_with_both_alarms(cloud):
+def test_the_composite_alarm_rings_only_when_both_alarms_ring(cloud):
     cloudformation, watch, name = cloud.client("cloudformation"), cloud.client("cloudwatch"), "silent-monitoring"
     given = {"Prefix": "silent", "DeadLetters": "silent-dead-letters", "ApiId": "a1", "DistributionId": "E1"}
     deploy_stack(cloudformation, name, ROOT / "infra_scripts/templates/monitoring.yaml", given)
@@ -603,20 +603,20 @@ def test_the_composite_alarm_rings_with_both_alarms(cloud):
     assert not watch.describe_alarms(AlarmNamePrefix="silent-").get("CompositeAlarms")
 
 
-def test_every_function_has_an_alarm_for_errors():
+def test_every_function_has_an_error_alarm():
     alarms = [r["Properties"] for r in monitoring.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
     watched = {a["Dimensions"][0]["Value"] for a in alarms if a["MetricName"] == "Errors"}
     assert watched == {f["FunctionName"] for f in of_type("AWS::Lambda::Function").values()}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_fits_into_a_request(name):
+def test_every_inline_template_fits_into_a_request(name):
     "A plan sends all of them inline, the foundation creates the others' bucket, and you send the deployer's by hand."
     body = template_argument(ROOT / "infra_scripts/templates" / name)["TemplateBody"]
     assert len(body.encode()) <= INLINE_LIMIT
 
 
-def test_a_template_that_fits_into_no_request_is_refused_before_it_is_sent(tmp_path):
+def test_a_template_too_large_for_a_request_is_refused_before_sending(tmp_path):
     large = tmp_path / "large.yaml"
     large.write_text("# a comment does not count\nA: é" + "x" * (INLINE_LIMIT - 5))
     assert template_argument(large) == {"TemplateBody": "A: é" + "x" * (INLINE_LIMIT - 5)}
@@ -625,7 +625,7 @@ def test_a_template_that_fits_into_no_request_is_refused_before_it_is_sent(tmp_p
         template_argument(large)
 
 
-def test_alarms_deploy_and_go(cloud):
+def test_alarms_can_be_deployed_and_deleted(cloud):
     cloudformation, watch = cloud.client("cloudformation"), cloud.client("cloudwatch")
     given = {"Prefix": "watched", "DeadLetters": "watched-dead-letters", "AlarmEmail": "ops@example.com"}
     given |= {"ApiId": "a1", "DistributionId": "E1"}
@@ -638,7 +638,7 @@ def test_alarms_deploy_and_go(cloud):
     assert not watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]
 
 
-def test_the_endpoint_may_keep_answers_and_nothing_else_and_they_expire():
+def test_the_endpoint_may_store_only_captures_and_they_expire():
     foundation = yaml.load((ROOT / "infra_scripts/templates/foundation.yaml").read_text(), Loader)["Resources"]
     policies = foundation["EndpointRole"]["Properties"]["Policies"]
     writes = [s for p in policies for s in p["PolicyDocument"]["Statement"] if "s3:PutObject" in s["Action"]]
@@ -668,7 +668,7 @@ def role(name: str) -> str:
     return f"arn:aws:iam::{LAB['AWS::AccountId']}:role/{name}"
 
 
-def test_the_deployer_creates_only_bounded_roles():
+def test_the_deployer_may_create_only_bounded_roles():
     policy = deployer("DeployRole")
     for action in ("CreateRole", "PutRolePolicy", "PutRolePermissionsBoundary"):
         for on in (role("lab-engine-ApiRole-1"), role("lab-foundation-GlueRole-1")):
@@ -693,7 +693,7 @@ def test_the_deployer_cannot_widen_the_boundary_or_itself():
         assert not may(policy, "cloudformation:UpdateStack", f"{stacks}{other}/1")
 
 
-def test_the_deployer_passes_roles_to_three_services_only():
+def test_the_deployer_may_pass_roles_only_to_three_services():
     policy, on = deployer("DeployRole"), role("lab-engine-ApiRole-1")
     for service in ("lambda", "glue", "sagemaker"):
         assert may(policy, "iam:PassRole", on, iam_PassedToService=f"{service}.amazonaws.com")
@@ -702,7 +702,7 @@ def test_the_deployer_passes_roles_to_three_services_only():
     assert not may(policy, "iam:PassRole", on)
 
 
-def test_records_are_changed_in_the_one_zone_only():
+def test_the_deployer_may_change_records_in_one_zone_only():
     zone, action = "arn:aws:route53:::hostedzone/", "route53:ChangeResourceRecordSets"
     records = deployer("RecordsOfThePage")
     assert may(records, action, f"{zone}Z1") and not may(records, action, f"{zone}Z2")
@@ -733,7 +733,7 @@ def test_records_are_changed_in_the_one_zone_only():
         ("wafv2:CreateWebACL", "wafv2:us-east-1:{}:global/webacl/lab/1"),
     ],
 )
-def test_the_deployer_may_create_this_engine_only(action_and_resource):
+def test_the_deployer_may_create_only_this_engine(action_and_resource):
     action, on = action_and_resource
     on = f"arn:aws:{on.format(LAB['AWS::AccountId'])}"
     assert may(deployer("DeployRole"), action, on)
@@ -742,7 +742,7 @@ def test_the_deployer_may_create_this_engine_only(action_and_resource):
 
 @pytest.mark.parametrize("cases", [CASES, CASES | {"UsesSns": False, "Snapshots": True}, CASES | {"Realtime": False}])
 @pytest.mark.parametrize("name", ["backend.yaml", "foundation.yaml"])
-def test_every_role_is_bounded_and_within_the_boundary(name, cases):
+def test_every_role_has_the_boundary_and_stays_within_it(name, cases):
     roles = read_template(ROOT / "infra_scripts/templates" / name)["Resources"]
     roles = {n: r["Properties"] for n, r in roles.items() if r["Type"] == "AWS::IAM::Role"}
     boundary, known = deployer("Boundary"), LAB | {"PermissionsBoundary": BOUNDARY}
@@ -761,7 +761,7 @@ def asked(statement: dict) -> list[tuple[str, str]]:
     return [(a, on if on == "*" else on.replace("*", "1x")) for a in statement["Action"] for on in named]
 
 
-def test_the_boundary_prevents_administrators():
+def test_the_boundary_denies_administrator_access():
     boundary = deployer("Boundary")
     for action, on in (
         ("iam:CreateRole", role("lab-engine-1")),
@@ -775,7 +775,7 @@ def test_the_boundary_prevents_administrators():
     assert not may(boundary, "iam:PassRole", role("lab-engine-1"), iam_PassedToService="lambda.amazonaws.com")
 
 
-def test_the_deployers_policies_fit_into_what_iam_takes():
+def test_the_policies_of_the_deployer_fit_into_the_limits_of_iam():
     "A managed policy may have 6,144 characters, and all policies of a role together 10,240; spaces do not count."
     most = {"Prefix": "a" * 17, "TableName": "a" * 17 + "-state", "HostedZoneId": "Z" * 32}
     most |= {"AWS::Region": "ap-southeast-2"}

@@ -1,4 +1,4 @@
-"Unchanged bytes are not uploaded again, however S3 encrypts an object and whatever program wrote it."
+"Unchanged bytes are not uploaded again, regardless of the encryption in S3 and of the program that wrote them."
 
 import base64
 import hashlib
@@ -71,7 +71,7 @@ def upload(request, tmp_path, monkeypatch):
     }[request.param]
 
 
-def test_what_is_there_is_not_sent_again_and_what_is_not_ours_is_replaced(upload):
+def test_unchanged_objects_are_not_uploaded_again_and_tampered_ones_are_replaced(upload):
     s3 = Encrypted()
     where = upload(s3)
     whole, sent = {key: body for key, (body, *_) in s3.objects.items()}, s3.puts
@@ -82,7 +82,7 @@ def test_what_is_there_is_not_sent_again_and_what_is_not_ours_is_replaced(upload
 
 @pytest.mark.parametrize("content", [b"", b"somebody else's"])
 @pytest.mark.parametrize("form", ["bytes", "file"])
-def test_an_upload_that_is_not_the_same_bytes_is_replaced(cloud, tmp_path, content, form):
+def test_an_object_with_different_bytes_is_replaced(cloud, tmp_path, content, form):
     s3, place = cloud.client("s3"), {"Bucket": "upload-tests", "Key": f"base-models/{form}{len(content)}"}
     s3.create_bucket(Bucket=place["Bucket"])
     s3.put_object(**place, Body=content)

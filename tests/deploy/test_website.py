@@ -23,7 +23,7 @@ HTML, SCRIPT, STYLE = ((SITE / f"sentiment.{kind}").read_text(encoding="utf-8") 
 
 
 def answers(texts: list[str]) -> list[dict]:
-    "Answer like a model that is sure and weighs every word equally: the longest possible answer."
+    "Give the longest possible answer: sure, and with the same influence for every word."
     why = [{"start": i, "end": i + 10, "influence": -0.123456} for i in range(100, 112)]
     shares = {"NEGATIVE": 0.02459, "POSITIVE": 0.97541}
     return [{"label": "POSITIVE", "score": 0.97541, "scores": shares, "sure": True, "explanation": why} for _ in texts]
@@ -36,31 +36,31 @@ def examples() -> dict:
 # ---- the files
 
 
-def test_everything_a_visitor_loads_is_at_most_40_kb_compressed():
-    "At an address as long as API Gateway's."
+def test_a_visit_loads_at_most_40_kb_compressed():
+    "The API's address is as long as API Gateway's."
     stored = with_answers(examples(), answers, "20260101-0f3c5a7e")
     real = {"apiUrl": "https://abcdefghij.execute-api.ap-southeast-2.amazonaws.com", "provider": "Amazon SNS"}
     loaded = [file for file in site_files(SITE, real, stored) if not file.key.startswith("404.")]
     assert sum(len(gzip.compress(file.body)) for file in loaded) <= 40_000
 
 
-def test_nothing_is_loaded_from_elsewhere():
+def test_nothing_is_loaded_from_other_hosts():
     own = re.sub(r'xmlns="[^"]+"', "", HTML + STYLE + "".join(p.read_text() for p in SITE.glob("*.svg")))
     assert re.findall(r"(?:https?:)?//[a-z][\w.-]+\.[a-z]+", own) == []
     assert "@import" not in STYLE and "url(" not in STYLE.replace("url(#", "")
 
 
-def test_nothing_in_the_page_is_inline():
+def test_the_page_has_no_inline_code():
     assert not re.search(r"\son\w+=|\sstyle=|<style|javascript:", HTML)
     assert re.findall(r"<script[^>]*>", HTML) == ['<script src="sentiment.js" type="module">']
 
 
-def test_nothing_is_set_as_html():
+def test_the_script_never_sets_html():
     forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|srcdoc"
     assert not re.search(forbidden, SCRIPT)
 
 
-def test_script_and_page_name_the_same_elements():
+def test_the_script_and_the_page_use_the_same_element_ids():
     known = re.findall(r'\sid="([^"]+)"', HTML)
     assert len(known) == len(set(known))
     made = set(re.findall(r"\{id: '([a-z-]+)'", SCRIPT))  # with an answer
@@ -91,14 +91,14 @@ EDGES = ["edge field", "edge card", "edge paper", "focus paper", "focus card", "
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(scheme: str):
+def test_text_and_edges_have_sufficient_contrast(scheme: str):
     light, dark = STYLE.split("@media(prefers-color-scheme:dark)", 1)
     palette = colours(light) | (colours(dark.split("}}", 1)[0]) if scheme == "dark" else {})
     found = {pair: round(contrast(*(palette[name] for name in pair.split())), 2) for pair in TEXT + EDGES}
     assert {pair: value for pair, value in found.items() if value < (4.5 if pair in TEXT else 3)} == {}
 
 
-def test_there_are_six_examples_of_six_kinds():
+def test_there_are_six_different_examples():
     kinds = examples()["examples"]
     assert len(kinds) == 6 == len({x["name"] for x in kinds})
     assert all(x["text"].strip() and "answer" not in x for x in kinds)
@@ -151,7 +151,7 @@ def keys(s3, bucket: str) -> set[str]:
     return {item["Key"] for item in s3.list_objects_v2(Bucket=bucket).get("Contents", [])}
 
 
-def test_headers(s3, bucket):
+def test_each_file_has_its_content_type_and_cache_headers(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
     heads = {key: s3.head_object(Bucket=bucket, Key=key) for key in keys(s3, bucket)}
     kinds = {Path(key).suffix: head["ContentType"] for key, head in heads.items()}
@@ -169,7 +169,7 @@ def test_headers(s3, bucket):
         assert head["Metadata"]["published-by"] == MARK
 
 
-def test_the_published_page_asks_for_what_is_there(s3, bucket):
+def test_the_published_page_requests_only_existing_files(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
     html = s3.get_object(Bucket=bucket, Key="sentiment.html")["Body"].read().decode()
     asked = set(re.findall(r'(?:src|href|data-\w+)="([\w.-]+\.(?:css|js|svg))"', html))
@@ -189,7 +189,7 @@ def test_publishing_twice_changes_nothing(s3, bucket):
     assert set(again.unchanged) == set(first.uploaded) and len(cloudfront.told) == 1
 
 
-def test_a_change_goes_out_alone_and_the_stale_file_goes(s3, bucket, folder):
+def test_only_changed_files_are_uploaded_and_stale_ones_deleted(s3, bucket, folder):
     cloudfront = CloudFront()
     s3.put_object(Bucket=bucket, Key="theirs.svg", Body=b"somebody else's")
     publish(s3, bucket, folder, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE")
@@ -205,7 +205,7 @@ def test_a_change_goes_out_alone_and_the_stale_file_goes(s3, bucket, folder):
     assert "theirs.svg" in keys(s3, bucket) and old not in keys(s3, bucket)
 
 
-def test_what_the_old_page_asks_for_outlives_a_late_change(s3, bucket, folder):
+def test_files_of_the_previous_page_survive_the_next_publish(s3, bucket, folder):
     publish(s3, bucket, folder, CONFIG)
     old = next(key for key in keys(s3, bucket) if re.fullmatch(r"sentiment\..*\.css", key))
     (folder / "sentiment.css").write_text("body{color:teal}")
@@ -213,7 +213,7 @@ def test_what_the_old_page_asks_for_outlives_a_late_change(s3, bucket, folder):
 
 
 @pytest.mark.parametrize("behind", [-2, 2])
-def test_a_clock_that_is_hours_away_delays_no_deletion_for_ever(s3, bucket, folder, monkeypatch, behind):
+def test_a_wrong_clock_does_not_delay_deletions_for_ever(s3, bucket, folder, monkeypatch, behind):
     for colour in ("teal", "navy"):
         (folder / "sentiment.css").write_text(f"body{{color:{colour}}}")
         publish(s3, bucket, folder, CONFIG)
@@ -238,7 +238,7 @@ class Watched:
         return getattr(self.client, name) if name == "get_paginator" else call
 
 
-def test_in_which_order_a_change_goes_out(s3, bucket, folder):
+def test_a_change_is_published_in_a_safe_order(s3, bucket, folder):
     publish(s3, bucket, folder, CONFIG)
     for colour in ("teal", "navy"):  # the second time there is something to delete
         (folder / "sentiment.css").write_text(f"body{{color:{colour}}}")
@@ -251,7 +251,7 @@ def test_in_which_order_a_change_goes_out(s3, bucket, folder):
     assert deleted[0] == "delete_objects"
 
 
-def test_a_failed_invalidation_is_repeated(s3, bucket, folder):
+def test_a_failed_invalidation_is_retried(s3, bucket, folder):
     cloudfront = CloudFront()
     cloudfront.fails = True
     with pytest.raises(ConnectionError):
@@ -262,7 +262,7 @@ def test_a_failed_invalidation_is_repeated(s3, bucket, folder):
     assert publish(s3, bucket, SITE, CONFIG, None, cloudfront, "EDFDVBD6EXAMPLE").invalidated == ()
 
 
-def test_a_file_that_cannot_be_deleted_is_named(s3, bucket, folder):
+def test_a_file_that_cannot_be_deleted_is_reported(s3, bucket, folder):
     class Refusing(Watched):
         def delete_objects(self, Bucket, Delete):
             return {"Errors": [{"Key": each["Key"], "Code": "AccessDenied"} for each in Delete["Objects"]]}
@@ -291,12 +291,12 @@ class Large:
         return {}
 
 
-def test_more_than_a_thousand_files_are_deleted_a_thousand_at_a_time():
+def test_files_are_deleted_in_batches_of_a_thousand():
     s3 = Large(2_001)
     assert len(unpublish(s3, "site")) == 2_001 and not s3.keys and s3.batches == [1000, 1000, 1]
 
 
-def test_a_file_that_gets_another_header_is_sent_again(s3, bucket, monkeypatch):
+def test_a_file_with_a_changed_header_is_uploaded_again(s3, bucket, monkeypatch):
     publish(s3, bucket, SITE, CONFIG)
     monkeypatch.setitem(website.CONTENT_TYPES, ".json", "application/json; charset=utf-8")
     assert publish(s3, bucket, SITE, CONFIG).uploaded == ("examples.json", "config.json")
@@ -308,31 +308,31 @@ def test_a_file_that_gets_another_header_is_sent_again(s3, bucket, monkeypatch):
     ["", "api.example.com", "ftp://api.example.com", "javascript:alert(1)", "https://", "data:text/html,x"]
     + [f"https://api.example.com{mark}script-src" for mark in "; ,'\"<>"],
 )
-def test_no_address_of_the_api_can_change_the_policy(address):
+def test_the_api_address_cannot_change_the_security_policy(address):
     with pytest.raises(ValueError, match="apiUrl must be an address"):
         site_files(SITE, {"apiUrl": address})
 
 
-def test_another_api_reaches_config_and_policy(s3, bucket):
+def test_a_new_api_address_updates_config_and_policy(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
     change = publish(s3, bucket, SITE, {"apiUrl": "https://other.example.com"})
     assert set(change.uploaded) == {"config.json", "404.html", "sentiment.html"}
 
 
-def test_a_change_by_hand_of_headers_or_content_is_put_right(s3, bucket):
+def test_manual_changes_of_headers_or_content_are_corrected(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
     s3.put_object(Bucket=bucket, Key="config.json", Body=b"{}")
     assert publish(s3, bucket, SITE, CONFIG).uploaded == ("config.json",)
 
 
-def test_unpublishing_leaves_what_is_not_ours(s3, bucket):
+def test_unpublishing_keeps_foreign_files(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
     s3.put_object(Bucket=bucket, Key="theirs.txt", Body=b"somebody else's")
     assert len(unpublish(s3, bucket)) > 5
     assert keys(s3, bucket) == {"theirs.txt"} and unpublish(s3, bucket) == []
 
 
-def test_what_cannot_be_published_is_refused_before_anything_is_sent(s3, bucket, tmp_path):
+def test_an_invalid_page_or_address_is_refused_before_uploading(s3, bucket, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \.html file"):
         publish(s3, bucket, tmp_path, CONFIG)
     with pytest.raises(ValueError, match="apiUrl must be an address"):
@@ -362,20 +362,20 @@ def test_examples_get_the_answers_of_the_model(s3, bucket):
         ([], []),
     ],
 )
-def test_the_words_that_an_answer_hangs_on_are_stored(influences, kept):
+def test_the_decisive_words_of_an_answer_are_stored(influences, kept):
     why = [{"start": 9 * n, "end": 9 * n + 5, "influence": value} for n, value in enumerate(influences)]
     given = {"scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}, "explanation": why}
     (stored,) = with_answers({"examples": [{"text": "x"}]}, lambda _: [given], "1")["examples"]
     assert [word[2] for word in stored["answer"]["words"]] == kept
 
 
-def test_an_answer_without_reasons_is_stored_without(s3, bucket):
+def test_an_answer_without_an_explanation_is_stored_without_words(s3, bucket):
     plain = [{"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}} for _ in range(6)]
     (first, *_) = with_answers(examples(), lambda _: plain, "1")["examples"]
     assert first["answer"]["sure"] is None and "words" not in first["answer"]
 
 
-def test_the_site_is_served_with_its_types_and_policies(engine):
+def test_the_site_is_served_with_its_content_types_and_policies(engine):
     page = httpx.get(engine.site_url)
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert "The model that sleeps" in page.text
@@ -387,7 +387,7 @@ def test_the_site_is_served_with_its_types_and_policies(engine):
     assert "default-src 'none'" in policy and "unsafe" not in policy
 
 
-def test_an_unknown_address_is_answered_by_a_page_of_the_site(engine):
+def test_an_unknown_address_gets_the_error_page_of_the_site(engine):
     for path in ("nothing", "sentiment.htm", "a/b/c?d=e", "old.0123456789.js"):
         page = httpx.get(engine.site_url + path)
         assert page.status_code == 404 and page.headers["content-type"].startswith("text/html"), path

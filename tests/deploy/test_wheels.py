@@ -112,7 +112,7 @@ def pip_install(model: Path) -> subprocess.CompletedProcess:
 # The lock
 
 
-def test_the_lock_has_the_versions_that_the_tests_run_with():
+def test_the_lock_has_the_versions_of_the_test_environment():
     lock = read_lock()
     assert {name: version(name) for name in lock.pins} == lock.pins, "run python -m sentiment_engine.model.wheels"
     pinned = dict(line.split("==") for line in wheels.SERVE_REQUIREMENTS if "==" in line)
@@ -148,7 +148,7 @@ def test_the_lock_is_complete():
 
 
 @pytest.mark.parametrize("instance_type", ["ml.m5.large", "ml.c5.xlarge", "ml.g4dn.xlarge"])
-def test_the_wheels_are_made_for_the_container(instance_type):
+def test_the_wheels_match_the_platform_of_the_container(instance_type):
     "The images for CPUs and for GPUs have the same Python and the same Ubuntu, whose glibc takes manylinux_2_28."
     lock, image = read_lock(), serving_image("us-east-1", instance_type)
     assert f"-py{lock.python.replace('.', '')}-" in image and image.endswith("ubuntu22.04")
@@ -160,7 +160,7 @@ def test_the_wheels_are_made_for_the_container(instance_type):
 # Fetching
 
 
-def test_wheels_are_fetched_once(index, tmp_path):
+def test_wheels_are_downloaded_once(index, tmp_path):
     cache = fetch_wheels(tmp_path / "cache")
     assert {path.name for path in cache.iterdir()} == set(NAMES)
     shutil.rmtree(index)
@@ -168,7 +168,7 @@ def test_wheels_are_fetched_once(index, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["missing", "another file", "no index", "cut off"])
-def test_a_failed_download_leaves_nothing_half_made(index, tmp_path, fault):
+def test_a_failed_download_leaves_no_partial_files(index, tmp_path, fault):
     wheel = index / NAMES[1]
     if fault == "missing":
         wheel.unlink()
@@ -183,7 +183,7 @@ def test_a_failed_download_leaves_nothing_half_made(index, tmp_path, fault):
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_what_was_fetched_before_a_failure_is_kept_whole(index, cache):
+def test_wheels_downloaded_before_a_failure_are_kept(index, cache):
     (cache / NAMES[1]).write_bytes(b"half of i")
     (index / NAMES[1]).unlink()
     with pytest.raises(WheelError, match="tiny-b"):
@@ -194,19 +194,19 @@ def test_what_was_fetched_before_a_failure_is_kept_whole(index, cache):
     assert {name: artifact_hash(cache / name) for name in NAMES} == read_lock().sha256
 
 
-def test_a_damaged_wheel_in_the_cache_is_fetched_again(index, cache):
+def test_a_damaged_wheel_in_the_cache_is_downloaded_again(index, cache):
     for name in NAMES:
         (cache / name).write_bytes(b"tampered with")
     fetch_wheels(cache)
     assert {name: artifact_hash(cache / name) for name in NAMES} == read_lock().sha256
 
 
-def test_the_cache_is_the_users(index, tmp_path, monkeypatch):
+def test_the_cache_is_in_the_users_cache_folder(index, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))
     assert fetch_wheels() == tmp_path / "theirs" / "sentiment-engine" / "wheels"
 
 
-def test_make_artifact_says_what_is_missing_and_writes_nothing(tmp_path):
+def test_make_artifact_reports_what_is_missing_and_writes_nothing(tmp_path):
     script = ROOT / "infra_scripts/make/release_model.py"
     env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     env |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -237,7 +237,7 @@ def test_wheels_of_an_earlier_release_are_replaced(complete, cache):
 
 
 @pytest.mark.parametrize("asked", ["tiny-a==0.9", "emoji", "tiny-a==1.0\nemoji>=2", "./own.whl", "-e ./own"])
-def test_an_artifact_that_asks_for_other_packages_is_left_as_it_is(plain, cache, tmp_path, asked):
+def test_an_artifact_with_other_requirements_is_left_unchanged(plain, cache, tmp_path, asked):
     folder = unpack(plain, tmp_path / "folder")
     (folder / "code/requirements.txt").write_text(f"{asked}\n")
     with pytest.raises(OtherPackages, match=r"own|emoji|tiny-a==0\.9"):
@@ -245,7 +245,7 @@ def test_an_artifact_that_asks_for_other_packages_is_left_as_it_is(plain, cache,
     assert not (folder / "code/wheels").exists() and (folder / "code/requirements.txt").read_text() == f"{asked}\n"
 
 
-def test_a_wheel_that_is_not_the_locked_one_is_not_packed(complete, cache):
+def test_a_wheel_that_differs_from_the_lock_is_not_packed(complete, cache):
     before = sorted((complete / "code").rglob("*"))
     write_wheel(cache / NAMES[0], answer=43)
     (cache / NAMES[1]).unlink()
@@ -265,7 +265,7 @@ BREAKS = {
 }
 
 
-def test_pip_installs_the_wheels_and_asks_no_index(complete):
+def test_pip_installs_the_wheels_without_an_index(complete):
     done = pip_install(complete)
     assert done.returncode == 0, done.stderr
     assert "Would install tiny_a-1.0 tiny_b-2.0" in done.stdout.replace("tiny-", "tiny_")
@@ -274,7 +274,7 @@ def test_pip_installs_the_wheels_and_asks_no_index(complete):
 
 
 @pytest.mark.parametrize("fault", BREAKS)
-def test_what_pip_refuses_passes_no_preflight_and_starts_on_no_local_endpoint(complete, tmp_path, fault):
+def test_wheels_that_pip_refuses_fail_the_preflight_and_the_local_endpoint(complete, tmp_path, fault):
     BREAKS[fault](complete / "code")
     assert pip_install(complete).returncode != 0
     with pytest.raises(ValueError, match="code/wheels"):
@@ -287,7 +287,7 @@ def test_what_pip_refuses_passes_no_preflight_and_starts_on_no_local_endpoint(co
     "line",
     ["--extra-index-url https://example.com/simple", "emoji", "--find-links https://example.com", "--no-binary :all:"],
 )
-def test_an_artifact_that_would_ask_an_index_after_all_is_found(complete, line):
+def test_an_artifact_that_would_use_an_index_is_found(complete, line):
     path = complete / "code/requirements.txt"
     path.write_text(path.read_text() + f"{line}\n")
     with pytest.raises(ValueError, match="pack the artifact again"):
@@ -295,7 +295,7 @@ def test_an_artifact_that_would_ask_an_index_after_all_is_found(complete, line):
 
 
 @pytest.mark.parametrize("protection", ["--no-index", "--find-links wheels", " --hash=sha256:"])
-def test_a_requirements_file_that_protects_less_is_found(complete, protection):
+def test_a_requirements_file_with_a_missing_protection_is_found(complete, protection):
     path = complete / "code/requirements.txt"
     text = path.read_text()
     assert protection in text
@@ -304,7 +304,7 @@ def test_a_requirements_file_that_protects_less_is_found(complete, protection):
         see_wheels(complete)
 
 
-def test_a_file_that_the_lock_does_not_name_is_found(complete):
+def test_a_wheel_missing_from_the_lock_is_found(complete):
     write_wheel(complete / "code/wheels/more-1.0-py3-none-any.whl")
     found = packages(complete)
     assert not found.passed and str(found).startswith("FAILED") and "more-1.0" in found.saw
@@ -316,7 +316,7 @@ def test_an_artifact_without_wheels_passes_with_a_warning(plain):
     assert "asks a package index at every start" in found.saw
 
 
-def test_an_artifact_with_wheels_passes_without(complete):
+def test_an_artifact_with_wheels_passes_without_a_warning(complete):
     found = packages(complete)
     assert found.passed and not found.warning and str(found).startswith("ok") and "no package index" in found.saw
 
@@ -332,7 +332,7 @@ def local_endpoint(model: Path, tmp_path: Path) -> ModelServer:
     return ModelServer(tmp_path / "endpoint", aws, {"ModelDataUrl": "s3://models/model.tar.gz"})
 
 
-def test_the_local_cloud_starts_no_artifact_whose_versions_this_machine_lacks(plain, tmp_path):
+def test_the_local_cloud_refuses_artifacts_with_versions_it_lacks(plain, tmp_path):
     folder = unpack(plain, tmp_path / "folder")
     for line, says in (("numpy<1", f"this machine has {version('numpy')}"), ("nowhere==1", "does not have")):
         (folder / "code/requirements.txt").write_text(f"{line}\n")
@@ -342,8 +342,8 @@ def test_the_local_cloud_starts_no_artifact_whose_versions_this_machine_lacks(pl
     local_endpoint(folder, tmp_path).prepare()
 
 
-def test_the_log_says_which_versions_answer(plain, tmp_path):
-    "Only this shows what the container has installed."
+def test_the_log_lists_the_running_versions(plain, tmp_path):
+    "Nothing else shows what the container has installed."
     said = []
     server = local_endpoint(unpack(plain, tmp_path / "folder"), tmp_path)
     server.on_line = said.append
@@ -359,7 +359,7 @@ def test_the_log_says_which_versions_answer(plain, tmp_path):
 # S3
 
 
-def test_an_artifact_is_uploaded_once_and_whole(cloud, plain, tmp_path):
+def test_an_artifact_is_uploaded_once_and_completely(cloud, plain, tmp_path):
     s3, sent = cloud.client("s3"), []
     s3.create_bucket(Bucket="wheels-artifacts")
 
@@ -379,7 +379,7 @@ def test_an_artifact_is_uploaded_once_and_whole(cloud, plain, tmp_path):
 
 
 @pytest.mark.parametrize("number", ["04", "05"])  # those of the endpoint's container, and those of the standby model
-def test_aws_gets_the_wheels_and_one_machine_does_not(number):
+def test_only_deployments_to_aws_get_the_wheels(number):
     by_target = {
         target: next(p for p in phases.plan(phases.parameters_of(target, {})) if p.title.startswith(number))
         for target in ("aws", "local")
@@ -387,7 +387,7 @@ def test_aws_gets_the_wheels_and_one_machine_does_not(number):
     assert by_target["aws"].parameters["wheels"] is True and "wheels" not in by_target["local"].parameters
 
 
-def test_wheels_that_cannot_be_had_stop_a_deployment_before_it_costs_anything(index, tmp_path, monkeypatch):
+def test_unavailable_wheels_stop_a_deployment_before_any_cost(index, tmp_path, monkeypatch):
     "Notebook 04 packs them after cleaning and training, which cost money."
     (index / NAMES[0]).unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

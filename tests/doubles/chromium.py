@@ -1,4 +1,4 @@
-"The real browser of the tests and of the screenshots."
+"The browser for the tests and the screenshots."
 
 import os
 import shutil

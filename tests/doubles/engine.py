@@ -57,7 +57,7 @@ class Engine:
         return self.call("GET", "/status")["state"]
 
     def wait(self, *states: str, seconds: float = 300) -> str:
-        "Wait for one of `states`. Fails if none comes."
+        "Wait for one of `states`. Fails if none is reached."
         end = time.monotonic() + seconds
         while (state := self.state()) not in states:
             assert time.monotonic() < end, f"the engine is still {state}, not {states}: see {self.cloud.log}"

@@ -416,7 +416,7 @@ class FaultWorld:
     def __exit__(self, *error):
         self.patches.close()
 
-    # ---- what is checked
+    # ---- checks
 
     @property
     def row(self) -> Row:
@@ -724,7 +724,7 @@ class FaultWorld:
         must(not (self.moved and body.get("answeredBy") == "standby"), "the standby keeps nothing awake", body)
         left = self.settings.daily_standby_texts - self.usage.standby.get(day_of(self.clock.now), 0)
         elsewhere = any(kind != "nest" and operation != "invoke_endpoint" for kind, operation in self.struck)
-        if self.standby.mood == "works" and left > 0 and not elsewhere:  # whatever the endpoint does
+        if self.standby.mood == "works" and left > 0 and not elsewhere:  # regardless of the endpoint
             must(
                 code == 200 or (code, self.struck) == (0, [("die", "")]),
                 "every valid request is answered",
@@ -860,7 +860,7 @@ class FaultWorld:
     # ---- the end
 
     def settle(self, seconds: float):
-        "Reach quiescence: no faults, nothing in transition, events and wake-ups lost, `seconds` later."
+        "Advance to a quiet state `seconds` later: no faults, nothing in transition, all events and wake-ups lost."
         self.calm, self.plan, self.sagemaker.deaf = True, {}, False
         self.standby.mood = "works"
         self.sagemaker.settle_changing()

@@ -1,4 +1,4 @@
-"""A file server like a university's, with faults that a test chooses."""
+"""A file server whose faults a test chooses."""
 
 import hashlib
 import re

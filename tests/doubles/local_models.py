@@ -1,4 +1,4 @@
-"""Small artifacts and waits that the tests of the local cloud share."""
+"""Shared helpers of the local cloud's tests: small artifacts, and waiting."""
 
 import io
 import tarfile

@@ -103,7 +103,7 @@ class Service:
         return 200, self.predictions(texts) | {"answeredBy": "standby"}
 
     def sleep(self, token: str) -> tuple[int, dict]:
-        "End the run for whoever started it."
+        "End the run for the visitor who started it."
         if token != TOKEN:
             return 403, {"error": {"code": "wrong_token", "message": "This token did not start this run."}}
         self.status = ASLEEP | {each: self.status[each] for each in ("endpoint", "standby")}
@@ -116,7 +116,7 @@ class Service:
         return reply | {"secondsLeft": 1800, "shutdownAt": "2026-01-01T00:30:00Z"}
 
     def arrive(self, status: dict | None = None, clock: bool = False) -> Page:
-        "Open the page; with `clock`, its time stands still until a test advances it."
+        "Open the page; with `clock`, its time stops until a test advances it."
         self.status = status or self.status
         if clock:
             self.page.clock.install(time=0)

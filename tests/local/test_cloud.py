@@ -89,7 +89,7 @@ def table(cloud, name: str):
     )
 
 
-def test_nothing_listens_beyond_this_machine(own):
+def test_every_server_listens_only_on_this_machine(own):
     deploy(own, "quiet")
     function(own, "quiet", "return 1")
     invoke(own, "quiet")
@@ -140,7 +140,7 @@ with LocalCloud({str(tmp_path)!r}, port=0, site_port=0) as cloud:
     assert psutil.wait_procs([server], timeout=120)[1] == []
 
 
-def test_everything_is_there_again_after_kill_9(own):
+def test_all_state_survives_kill_9(own):
     dynamodb, sagemaker = own.client("dynamodb"), own.client("sagemaker")
     deploy(own, "kept")
     function(own, "kept", "return time.time()")
@@ -169,7 +169,7 @@ def test_everything_is_there_again_after_kill_9(own):
     assert invoke(own, "kept") - time.time() > 590
 
 
-def test_unresumable_work_has_failed_after_kill_9(own):
+def test_unresumable_work_fails_after_kill_9(own):
     deploy(own, "broken")
     handlers = own.state / "endpoints/broken/AllTraffic/model/code/inference.py"
     train(own, "cut", "sleep", "600")
@@ -182,7 +182,7 @@ def test_unresumable_work_has_failed_after_kill_9(own):
     assert job["TrainingJobStatus"] == "Failed" and "stopped during the job" in job["FailureReason"]
 
 
-def test_the_clock_moves_lambdas_and_schedules(cloud):
+def test_moving_the_clock_affects_lambdas_and_schedules(cloud):
     table(cloud, "wake-ups")
     put = "boto3.client('dynamodb').put_item(TableName='wake-ups', Item={'id': {'S': str(time.time())}})"
     arn = function(cloud, "wake-up", put)
@@ -208,7 +208,7 @@ def test_the_clock_moves_lambdas_and_schedules(cloud):
     assert refused.value.code == 400
 
 
-def test_a_lambda_sees_nothing_of_the_shell_that_started_the_cloud(tmp_path, monkeypatch):
+def test_a_lambda_does_not_inherit_the_shell_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SENTIMENT_PREFIX", "of-an-experiment")
     monkeypatch.setenv("AWS_PROFILE", "production")
     with Cloud(tmp_path / "state", port=0, site_port=0) as cloud:
@@ -246,7 +246,7 @@ def test_messages_of_textbelt_and_sns_are_in_the_inbox(cloud):
     assert page.headers["content-type"].startswith("text/html") and "innerHTML" not in page.read().decode()
 
 
-def test_textbelt_takes_json_as_well(cloud):
+def test_textbelt_accepts_json_too(cloud):
     body = json.dumps({"phone": "+15005550008", "message": "m", "key": "json_test"}).encode()
     request = Request(f"{cloud.textbelt_url}/text", body, {"content-type": "application/json"})
     assert json.load(urlopen(request, timeout=60))["success"]
@@ -289,7 +289,7 @@ Resources:
 """
 
 
-def test_the_site_is_what_cloudfront_serves(own):
+def test_the_site_is_served_like_cloudfront(own):
     with pytest.raises(HTTPError) as empty:
         urlopen(own.site_url, timeout=60)
     assert b"Nothing is published yet" in empty.value.read()
@@ -336,7 +336,7 @@ Outputs: {ApiUrl: {Value: !GetAtt Api.ApiEndpoint}}
 """
 
 
-def test_cloudformation_does_what_our_templates_need(cloud):
+def test_cloudformation_supports_our_templates(cloud):
     cloudformation = cloud.client("cloudformation")
     cloudformation.create_stack(StackName="mended", TemplateBody=STACK)
     cloudformation.get_waiter("stack_create_complete").wait(StackName="mended", WaiterConfig={"Delay": 1})
@@ -357,7 +357,7 @@ def run(*words: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, timeout=300)
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line_starts_inspects_and_stops_the_cloud(tmp_path):
     state = ("--state", tmp_path / "state")
     assert (gone := run("status", *state)).returncode == 1 and "local_cloud.py start" in gone.stderr
     started = run("start", *state, "--port", "0", "--site-port", "0")
@@ -378,7 +378,7 @@ def test_the_command_line(tmp_path):
     assert not (tmp_path / "state").exists()
 
 
-def test_a_stop_and_a_start_keep_the_port(tmp_path):
+def test_a_restart_keeps_the_port(tmp_path):
     cloud = Cloud(tmp_path / "state", port=0, site_port=0)
     try:
         ports = [(cloud.start().place["port"], cloud.stop())[0] for _ in range(2)]
@@ -388,13 +388,13 @@ def test_a_stop_and_a_start_keep_the_port(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["", "[4566", "{}", "[1]", "7"])
-def test_a_file_of_ports_cut_short_by_a_kill_does_not_matter(tmp_path, left):
+def test_a_truncated_ports_file_does_no_harm(tmp_path, left):
     (tmp_path / "ports.json").write_text(left)
     with LocalCloud(tmp_path, port=0, site_port=0) as cloud:
         assert len(json.loads((tmp_path / "ports.json").read_text())) == 2 and cloud.running
 
 
-def test_two_checkouts_run_at_the_same_time_without_being_told_any_ports(tmp_path):
+def test_two_checkouts_run_at_the_same_time_without_explicit_ports(tmp_path):
     clouds = [LocalCloud(tmp_path / name) for name in ("one", "two", "three")]
     with ThreadPoolExecutor(3) as pool:
         try:
@@ -407,13 +407,13 @@ def test_two_checkouts_run_at_the_same_time_without_being_told_any_ports(tmp_pat
 
 @pytest.mark.parametrize("name", ["port", "site_port"])
 @pytest.mark.parametrize("number", [-1, 65536, 10**6, 2**70])
-def test_a_number_that_is_no_port_is_named(tmp_path, name, number):
+def test_an_invalid_port_number_is_reported(tmp_path, name, number):
     with pytest.raises(RuntimeError, match=f"did not start: port {number} is invalid: choose one from 1 to 65535"):
         LocalCloud(tmp_path / "state", **{"port": 0, "site_port": 0, name: number}).start(detached=False)
 
 
 @pytest.mark.parametrize(("name", "option"), [("port", "--port"), ("site_port", "PORT=")])
-def test_a_port_that_was_asked_for_is_taken_or_refused(tmp_path, name, option):
+def test_a_requested_port_is_used_or_the_start_fails(tmp_path, name, option):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -424,7 +424,7 @@ def test_a_port_that_was_asked_for_is_taken_or_refused(tmp_path, name, option):
         assert cloud.place[name] == taken
 
 
-def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path):
+def test_an_unusable_folder_is_reported_with_the_reason(tmp_path):
     (tmp_path / "file").write_text("")
     done = subprocess.run(
         [sys.executable, "-m", "sentiment_engine.local.server", "--state", str(tmp_path / "file" / "state")],

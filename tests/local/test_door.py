@@ -1,4 +1,4 @@
-"""The local cloud answers only its own programs and pages, whatever a web page or another program tries."""
+"""The local cloud answers only its own programs and pages, and refuses other web pages and programs."""
 
 import contextlib
 import hashlib
@@ -137,20 +137,20 @@ def pages(cloud, api: str) -> list[str]:
 
 
 @pytest.mark.parametrize("host", FOREIGN_HOSTS)
-def test_a_name_that_is_not_this_machines_gets_nothing(cloud, api, host):
+def test_requests_with_a_foreign_host_name_are_refused(cloud, api, host):
     for url in pages(cloud, api):
         status, _, body = send(url, headers={"Host": host.format(port=urlsplit(url).port)})
         assert status in (400, 403) and b"yes" not in body, url
 
 
 @pytest.mark.parametrize("host", OWN_HOSTS)
-def test_the_names_of_this_machine_work(cloud, api, host):
+def test_requests_with_a_local_host_name_are_answered(cloud, api, host):
     port = cloud.place["port"]
     assert send(f"{cloud.url}/_local/clock", headers={"Host": host.format(port=port)})[0] == 200
     assert send(f"{api}/status", headers={"Host": host.format(port=port)})[2] == b"yes"
 
 
-def test_a_bucket_can_be_the_name(cloud, api):
+def test_a_bucket_name_may_be_part_of_the_host_name(cloud, api):
     address = cloud.client("s3").generate_presigned_url("head_bucket", Params={"Bucket": "door"})
     assert send(address, "HEAD")[0] == 200
     config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
@@ -163,7 +163,7 @@ def test_a_bucket_can_be_the_name(cloud, api):
 
 
 @pytest.mark.parametrize("name", ["localhost", "LocalHost", "[::1]"])
-def test_an_alias_of_the_site_leads_to_its_address(cloud, name):
+def test_an_alias_of_the_site_redirects_to_its_address(cloud, name):
     port = cloud.place["site_port"]
     for method in ("GET", "HEAD"):
         status, headers, _ = send(f"{cloud.site_url}a?b=c", method, headers={"Host": f"{name}:{port}"})
@@ -191,7 +191,7 @@ def writes(cloud, api: str) -> list[tuple[str, bytes, dict]]:
 
 
 @pytest.mark.parametrize("page", FOREIGN, ids=str)
-def test_a_page_of_another_origin_changes_and_reads_nothing(cloud, api, page):
+def test_a_page_of_another_origin_can_neither_change_nor_read_anything(cloud, api, page):
     inbox = lambda: json.loads(send(f"{cloud.inbox_url}.json")[2])  # noqa: E731
     clock = lambda: json.loads(send(f"{cloud.url}/_local/clock")[2])["ahead"]  # noqa: E731
     before = inbox(), clock()
@@ -203,7 +203,7 @@ def test_a_page_of_another_origin_changes_and_reads_nothing(cloud, api, page):
     assert (inbox(), clock()) == before
 
 
-def test_a_preflight_of_a_page_is_answered_by_the_rules_of_the_api_only(cloud, api):
+def test_cors_preflights_follow_only_the_rules_of_the_api(cloud, api):
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     site, evil = {"Origin": cloud.site_url[:-1]}, {"Origin": "http://evil.example"}
     status, given, _ = send(f"{api}/start", "OPTIONS", headers=asks | site)
@@ -216,7 +216,7 @@ def test_a_preflight_of_a_page_is_answered_by_the_rules_of_the_api_only(cloud, a
             assert status >= 300 and "access-control-allow-origin" not in given
 
 
-def test_a_bucket_answers_the_pages_of_its_own_rules(cloud, api):
+def test_a_bucket_answers_pages_that_its_cors_rules_allow(cloud, api):
     s3, page = cloud.client("s3"), {"Origin": "http://uploads.example"}
     rules = [{"AllowedOrigins": [page["Origin"]], "AllowedMethods": ["GET"]}]
     s3.create_bucket(Bucket="door-cors")
@@ -230,7 +230,7 @@ def test_a_bucket_answers_the_pages_of_its_own_rules(cloud, api):
     assert send(f"{cloud.url}/door-cors/a", headers=page)[0] == 403  # allowed, but not signed
 
 
-def test_pages_opened_in_a_tab_are_shown(cloud, api):
+def test_pages_can_be_opened_in_a_tab(cloud, api):
     tab = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert send(cloud.inbox_url, headers=tab)[0] == 200
     assert send(cloud.inbox_url, headers=tab | {"Sec-Fetch-Site": "none"})[0] == 200
@@ -263,12 +263,12 @@ def test_a_body_of_another_type_is_refused(cloud, kind):
 
 
 @pytest.mark.parametrize("body", NO_JSON)
-def test_the_stand_in_for_textbelt_refuses_what_is_no_json(cloud, body):
+def test_the_textbelt_stand_in_refuses_invalid_json(cloud, body):
     assert send(f"{cloud.textbelt_url}/text", "POST", body, {"Content-Type": JSON})[0] == 400
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_the_pages_are_for_reading(cloud, method):
+def test_the_local_pages_are_read_only(cloud, method):
     for page in ("health", "inbox", "inbox.json", "clock"):
         if (page, method) != ("clock", "POST"):
             assert send(f"{cloud.url}/_local/{page}", method)[0] == 405
@@ -308,7 +308,7 @@ def outcome(cloud, service: str, operation: str, keys: dict, **config) -> str:  
     return ""
 
 
-def test_no_service_takes_a_call_without_a_key_that_the_cloud_knows(cloud):
+def test_every_service_refuses_calls_with_an_unknown_key(cloud):
     calls = list(first_calls(cloud))
     assert len(calls) > 50
     root = keys_of(cloud)
@@ -343,7 +343,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_a_signature_is_for_one_request(cloud, what):
+def test_a_signature_is_valid_for_one_request_only(cloud, what):
     headers = signed(cloud)
     assert send(f"{cloud.url}/", "POST", b"{}", headers)[0] == 200
     changes, body = TAMPERED[what]
@@ -352,7 +352,7 @@ def test_a_signature_is_for_one_request(cloud, what):
     assert status in (400, 403) and b"TableNames" not in answer and b"__type" in answer
 
 
-def test_a_key_that_is_claimed_where_none_is_needed_is_checked(cloud, api):
+def test_a_forged_key_is_refused_even_where_none_is_needed(cloud, api):
     scope = f"{keys_of(cloud).access_key}/{datetime.now(UTC):%Y%m%d}/us-east-1/sagemaker/aws4_request"
     forged = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host;x-amz-date;x-amz-target, Signature={'0' * 64}"
     names = {"X-Amz-Target": "SageMaker.ListModels", "X-Amz-Date": f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"}
@@ -369,13 +369,13 @@ def test_a_key_that_is_claimed_where_none_is_needed_is_checked(cloud, api):
     assert status in (400, 403) and b"sagemaker" not in answer.lower()
 
 
-def test_a_signature_is_for_one_path_query_and_method(cloud):
+def test_a_signature_is_valid_for_one_path_query_and_method(cloud):
     headers = signed(cloud)
     for method, path in (("PUT", "/"), ("POST", "/x"), ("POST", "/?a=b"), ("POST", "/?X-Amz-Signature=1")):
         assert send(cloud.url + path, method, b"{}", headers)[0] in (400, 403)
 
 
-def test_a_hash_of_the_body_is_checked(cloud, api):
+def test_the_hash_of_the_body_is_checked(cloud, api):
     url, text = f"{cloud.url}/door/hashed", hashlib.sha256(b"told").hexdigest()
     request = AWSRequest("PUT", url, {"X-Amz-Content-SHA256": text}, b"told")
     SigV4Auth(keys_of(cloud), "s3", "us-east-1").add_auth(request)
@@ -388,7 +388,7 @@ VERSIONS = ["s3", "s3v4"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_presigned_address_is_good_for_its_object_and_its_time(cloud, api, version):
+def test_a_presigned_url_is_valid_for_its_object_and_duration(cloud, api, version):
     keys = {name.lower(): value for name, value in read_keys(cloud.state).items()}
     s3 = boto3.client(
         "s3", endpoint_url=cloud.url, region_name="us-east-1", config=Config(signature_version=version), **keys
@@ -439,7 +439,7 @@ def chunked(cloud, parts: list[bytes], trailer: bytes = b"") -> tuple[dict, byte
 
 
 @pytest.mark.parametrize("trailer", [b"", b"x-amz-checksum-crc32:hv4uIQ=="])
-def test_every_chunk_of_a_stream_is_signed(cloud, api, trailer):
+def test_every_chunk_of_a_stream_needs_a_valid_signature(cloud, api, trailer):
     headers, body = chunked(cloud, [b"first " * 2000, b"second"], trailer)
     url = f"{cloud.url}/door/chunks"
     for changed in (body.replace(b"second", b"seconD"), body.replace(b"first", b"First", 1), body[: len(body) // 2]):
@@ -460,7 +460,7 @@ def test_large_bodies_are_checked_too(cloud, api):
         s3.put_object(Bucket="door", Key="large", Body=b"y" * 3_000_000)
 
 
-def test_the_keys_of_roles_cannot_be_worked_out_from_names(cloud, api):
+def test_role_keys_cannot_be_derived_from_names(cloud, api):
     assert send(f"{api}/", "POST", b"")[2] == b"yes"  # the function has run, so its session exists
     deploy(cloud, "keyed")
     account = "000000000000"
@@ -480,7 +480,7 @@ def test_the_keys_of_roles_cannot_be_worked_out_from_names(cloud, api):
         assert outcome(cloud, "sts", "GetCallerIdentity", keys) == "InvalidClientTokenId"
 
 
-def test_two_clouds_have_two_keys_and_one_keeps_its_own(cloud, tmp_path):
+def test_each_cloud_has_its_own_key_and_keeps_it(cloud, tmp_path):
     from sentiment_engine.local.cloud import LocalCloud
 
     with LocalCloud(tmp_path / "other", port=0, site_port=0) as other:
@@ -496,7 +496,7 @@ def test_two_clouds_have_two_keys_and_one_keeps_its_own(cloud, tmp_path):
 # Files and ports -----------------------------------------------------------------------------------------------------
 
 
-def test_files_of_the_cloud_are_private_to_its_user(cloud, api):
+def test_the_files_of_the_cloud_are_private_to_the_user(cloud, api):
     deploy(cloud, "private")
     assert "POSITIVE" in predict(cloud, "private", "lovely")
     send(
@@ -513,7 +513,7 @@ def test_files_of_the_cloud_are_private_to_its_user(cloud, api):
     assert [path for path in found if not path.is_symlink() and path.stat().st_mode & 0o077] == []
 
 
-def test_the_servers_of_models_answer_no_page(cloud):
+def test_model_servers_refuse_requests_from_pages(cloud):
     deploy(cloud, "shut")
     port = int((cloud.state / "endpoints/shut/AllTraffic/port").read_text())
     here, body = f"http://127.0.0.1:{port}", b'{"inputs": "lovely"}'
@@ -523,7 +523,7 @@ def test_the_servers_of_models_answer_no_page(cloud):
         assert send(f"{here}/metrics", headers=page)[0] == send(f"{here}/ping", headers=page)[0] == 403
 
 
-def test_nothing_speaks_websockets(cloud, api):
+def test_no_server_accepts_websockets(cloud, api):
     ask = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     ask |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Content-Length": "0"}
     for url in (f"{cloud.url}/", f"{api}/", f"{cloud.url}/_local/clock", cloud.site_url):
@@ -614,7 +614,7 @@ PLACES = ["another port", "another name", "a sandbox", "a file"]
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_page_in_a_browser_does_nothing_to_the_cloud(cloud, api, rebound, place, tmp_path):
+def test_a_foreign_page_in_a_browser_cannot_affect_the_cloud(cloud, api, rebound, place, tmp_path):
     deploy(cloud, f"page-{PLACES.index(place)}")
     model = (cloud.state / f"endpoints/page-{PLACES.index(place)}/AllTraffic/port").read_text()
     code = {"FunctionName": "evil", "Runtime": "python3.13", "Role": ROLE, "Handler": "a.b", "Code": {"ZipFile": ""}}
@@ -637,7 +637,7 @@ def test_a_page_in_a_browser_does_nothing_to_the_cloud(cloud, api, rebound, plac
     assert json.loads(send(f"{given['model']}/metrics")[2])["answers"] == counted
 
 
-def test_a_name_that_is_rebound_to_this_machine_shows_nothing(cloud, api, rebound):
+def test_a_host_name_rebound_to_this_machine_shows_nothing(cloud, api, rebound):
     page = rebound.new_page()
     for url in (*pages(cloud, api), f"http://127.0.0.1:{cloud.place['site_port']}/config.json"):
         there = page.goto(url.replace("127.0.0.1", "evil.example"))

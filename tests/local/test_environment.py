@@ -146,7 +146,7 @@ NO_PROXIES = [("http", "intranet.example,10.0.0.1", "deploy"), ("socks5", "", ""
 
 
 @pytest.mark.parametrize(("scheme", "spared", "more"), NO_PROXIES)
-def test_a_deployment_and_a_visit_stay_on_this_machine(shell, tmp_path, scheme, spared, more):
+def test_a_deployment_and_a_visit_never_leave_this_machine(shell, tmp_path, scheme, spared, more):
     with listening() as (port, heard):
         proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), f"http://127.0.0.1:{port}")
         proxies |= dict.fromkeys(("all_proxy", "ALL_PROXY"), f"{scheme}://127.0.0.1:{port}")
@@ -161,7 +161,7 @@ def test_a_deployment_and_a_visit_stay_on_this_machine(shell, tmp_path, scheme, 
 
 
 @pytest.mark.parametrize("quote", ['"', ""])
-def test_a_shell_that_takes_over_the_environment_reaches_the_cloud(shell, tmp_path, quote):
+def test_a_shell_with_the_printed_environment_reaches_the_cloud(shell, tmp_path, quote):
     script = f"{shlex.quote(sys.executable)} infra_scripts/local_cloud.py"
     state = f"--state {shlex.quote(str(tmp_path / 'state'))}"
     ask = 'import boto3, json, os; print(json.dumps([boto3.client("s3").list_buckets()["Buckets"], dict(os.environ)]))'
@@ -177,7 +177,7 @@ eval {quote}$({script} env {state}){quote}
     assert not [name for name in environment if name.startswith("AWS_") and environment[name] == hostile(name)]
 
 
-def test_the_clouds_own_clients_read_nothing_of_the_shell(cloud, shell, monkeypatch):
+def test_the_clients_of_the_cloud_ignore_the_shell_environment(cloud, shell, monkeypatch):
     for name, value in shell.items():
         monkeypatch.setenv(name, value)
     assert cloud.root_client("s3").list_buckets()["ResponseMetadata"]["HTTPStatusCode"] == 200

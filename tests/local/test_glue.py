@@ -99,7 +99,7 @@ def ended(glue, job: str, run_id: str) -> dict:
 
 
 @pytest.mark.parametrize("job", ["clean", "etl"])
-def test_a_run_gets_its_arguments_and_brings_its_data_back(cloud, glue, job):
+def test_a_run_gets_its_arguments_and_uploads_its_output(cloud, glue, job):
     s3 = cloud.client("s3")
     for key, body in {"raw/a.txt": "a", "raw/deep/b.txt": "b", "out/old.txt": "old", "out-of-reach.txt": "c"}.items():
         s3.put_object(Bucket=LAKE, Key=f"{job}/{key}", Body=body)
@@ -113,14 +113,14 @@ def test_a_run_gets_its_arguments_and_brings_its_data_back(cloud, glue, job):
     assert logs["events"][-1]["message"] == f"cleaned by {job} with {cloud.url}"
 
 
-def test_files_of_a_run_are_private_to_its_user(cloud, glue):
+def test_the_files_of_a_run_are_private_to_the_user(cloud, glue):
     run(glue, "clean", places("clean"))
     left = list((cloud.state / "glue").rglob("*"))
     assert "library.py" in {path.name for path in left}
     assert [path for path in left if not path.is_symlink() and path.stat().st_mode & 0o077] == []
 
 
-def test_a_run_that_fails_says_why_and_changes_nothing(cloud, glue):
+def test_a_failed_run_reports_why_and_changes_nothing(cloud, glue):
     s3 = cloud.client("s3")
     for key, body in {"raw/a.txt": "a", "out/old.txt": "old"}.items():
         s3.put_object(Bucket=LAKE, Key=f"bad/{key}", Body=body)
@@ -131,12 +131,12 @@ def test_a_run_that_fails_says_why_and_changes_nothing(cloud, glue):
     assert "Traceback" in str(errors["events"])
 
 
-def test_an_argument_that_is_missing_is_named(glue):
+def test_a_missing_argument_is_reported(glue):
     failed = run(glue, "etl", {})
     assert failed["ErrorMessage"] == "GlueArgumentError: the following arguments are required: --raw, --out, --report"
 
 
-def test_a_script_that_is_missing_is_named(glue):
+def test_a_missing_script_is_reported(glue):
     command = {"Name": "glueetl", "ScriptLocation": f"s3://{LAKE}/code/none.py"}
     glue.create_job(Name="scriptless", Role=ROLE, Command=command)
     assert "code/none.py is not in S3" in run(glue, "scriptless", {})["ErrorMessage"]
@@ -157,7 +157,7 @@ def test_runs_are_listed_stopped_and_limited(cloud, glue):
     assert [r["Id"] for r in glue.get_job_runs(JobName="slow")["JobRuns"]] == [run_id]
 
 
-def test_jobs_and_runs_that_do_not_exist(glue):
+def test_unknown_jobs_and_runs_are_reported(glue):
     for call, params in [
         (glue.start_job_run, {"JobName": "none"}),
         (glue.get_job_run, {"JobName": "etl", "RunId": "none"}),
@@ -167,7 +167,7 @@ def test_jobs_and_runs_that_do_not_exist(glue):
             call(**params)
 
 
-def test_spark_runs(cloud, glue):
+def test_a_run_can_use_spark(cloud, glue):
     cloud.client("s3").put_object(Bucket=LAKE, Key="spark/raw/a.txt", Body="good\nbad\ngood\n")
     done = run(glue, "spark", {"--raw": f"s3://{LAKE}/spark/raw/", "--out": f"s3://{LAKE}/spark/out"})
     assert done["JobRunState"] == "SUCCEEDED", done
@@ -208,7 +208,7 @@ class DyingStore(dict):
 
 
 @pytest.mark.parametrize("requests", range(6))
-def test_objects_reach_s3_in_the_order_of_writing(tmp_path, requests):
+def test_objects_are_uploaded_in_the_order_of_writing(tmp_path, requests):
     "A job that commits with its last file does so in S3 too, wherever the transfer stops."
     store = DyingStore({"z/old/1": "old", "z/old/2": "old", "a/current": "old"}, requests)
     stage = Stage(store, tmp_path)
@@ -231,7 +231,7 @@ def test_objects_reach_s3_in_the_order_of_writing(tmp_path, requests):
 
 
 @pytest.mark.parametrize("key", ["../../outside/", "a/../../../outside/file", "/../../outside/"])
-def test_an_address_that_leaves_the_stage_is_refused(tmp_path, key):
+def test_an_address_outside_the_staging_folder_is_refused(tmp_path, key):
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_text("private")
     stage = Stage(DyingStore({}, 9), tmp_path / "stage")
@@ -250,12 +250,12 @@ def test_an_address_that_leaves_the_stage_is_refused(tmp_path, key):
         (["--job-bookmark-option", "on"], [], "argument --job-bookmark-option: invalid choice: 'on'"),
     ],
 )
-def test_arguments_fail_as_they_do_in_glue(words, options, said):
+def test_argument_errors_match_those_of_glue(words, options, said):
     with pytest.raises(Exception, match=said):
         getResolvedOptions(["script.py", *words], options)
 
 
-def test_arguments_are_read_as_they_are_in_glue():
+def test_arguments_are_parsed_as_in_glue():
     words = ["x.py", "--a=x=y", "--JOB_NAME", "a", "--b", "1", "--b", "2", "--lon", "short", "--c", "-1", "--d", ""]
     wanted = {"a": "x=y", "b": "2", "long": "short", "c": "-1", "d": "", "TempDir": "s3://tmp"}
     found = getResolvedOptions([*words, "--other", "z", "--TempDir", "s3://tmp"], list(wanted))

@@ -15,7 +15,7 @@ def ministack():
     return app
 
 
-def test_the_version_is_the_one_that_was_looked_at():
+def test_ministack_has_the_version_that_was_reviewed():
     from importlib.metadata import version
 
     assert version("ministack") == "1.5.33"
@@ -25,7 +25,7 @@ def test_app_is_an_asgi_application(ministack):
     assert list(inspect.signature(ministack.app).parameters) == ["scope", "receive", "send"]
 
 
-def test_the_registry_names_the_module_of_each_service(ministack):
+def test_the_registry_maps_each_service_to_a_module(ministack):
     assert ministack.SERVICE_REGISTRY["dynamodb"]["module"] == "dynamodb"
     assert ministack.SERVICE_REGISTRY["apigateway"]["sub_modules"] == ("apigateway_v1",)
     assert ministack._state_map["lambda"] == "lambda_svc"
@@ -35,13 +35,13 @@ def test_the_registry_names_the_module_of_each_service(ministack):
     ("target", "service"),
     [("DynamoDB_20120810.PutItem", "dynamodb"), ("AmazonSSM.PutParameter", "ssm"), ("AWSEvents.PutRule", "events")],
 )
-def test_the_router_names_the_service_of_a_request(target, service):
+def test_the_router_determines_the_service_of_a_request(target, service):
     from ministack.core.router import detect_service
 
     assert detect_service("POST", "/", {"x-amz-target": target, "host": "127.0.0.1"}, {}) == service
 
 
-def test_each_services_state_can_be_taken_and_written(ministack, tmp_path, monkeypatch):
+def test_the_state_of_each_service_can_be_read_and_saved(ministack, tmp_path, monkeypatch):
     from ministack.core import persistence
 
     monkeypatch.setattr(persistence, "PERSIST_STATE", True)
@@ -52,14 +52,14 @@ def test_each_services_state_can_be_taken_and_written(ministack, tmp_path, monke
     assert persistence.load_state("ssm").keys() == parts["ssm"]().keys()
 
 
-def test_objects_are_read_through_one_function_and_lie_in_one_place():
+def test_objects_are_read_by_one_function_and_stored_in_one_place():
     from ministack.services import s3
 
     assert len(inspect.signature(s3._read_body).parameters) == 3 and "return b" in inspect.getsource(s3._read_body)
     assert "_object_disk_path(bucket, key)" in inspect.getsource(s3._persist_object)
 
 
-def test_events_of_aws_can_be_put():
+def test_events_with_an_aws_source_can_be_put():
     from ministack.core.responses import request_scope
     from ministack.services import eventbridge
 
@@ -70,21 +70,21 @@ def test_events_of_aws_can_be_put():
     assert status == 200 and b'"FailedEntryCount": 0' in body
 
 
-def test_the_tickers_read_their_interval_each_time():
+def test_the_tickers_read_their_interval_at_each_tick():
     from ministack.services import eventbridge, scheduler
 
     for loop, name in ((scheduler._ticker_loop, "_SCHEDULE"), (eventbridge._scheduler_loop, "_SCHEDULER")):
         assert f"time.sleep({name}_TICK_INTERVAL)" in inspect.getsource(loop)
 
 
-def test_schedules_and_expiry_read_time_time():
+def test_schedules_and_expiry_use_time_time():
     from ministack.services import dynamodb, scheduler
 
     assert "time.time()" in inspect.getsource(scheduler._tick_schedules)
     assert "time.time()" in inspect.getsource(dynamodb._ttl_reaper)
 
 
-def test_cloudformation_finds_its_handlers_in_a_dictionary():
+def test_cloudformation_looks_up_its_handlers_in_a_dictionary():
     from ministack.services.cloudformation import provisioners
 
     handlers = provisioners._RESOURCE_HANDLERS
@@ -92,7 +92,7 @@ def test_cloudformation_finds_its_handlers_in_a_dictionary():
     assert not {"AWS::Budgets::Budget", "AWS::CloudWatch::CompositeAlarm"} & set(handlers)
 
 
-def test_an_identity_provider_is_kept_by_its_arn():
+def test_an_identity_provider_is_stored_under_its_arn():
     from ministack.core import responses
     from ministack.services import iam
 
@@ -110,7 +110,7 @@ def test_an_identity_provider_is_kept_by_its_arn():
         assert arn not in iam._oidc_providers
 
 
-def test_a_composite_alarm_is_kept_by_name_and_judged_at_once():
+def test_a_composite_alarm_is_stored_by_name_and_evaluated_at_once():
     from ministack.core.responses import request_scope
     from ministack.services import cloudwatch
 
@@ -121,7 +121,7 @@ def test_a_composite_alarm_is_kept_by_name_and_judged_at_once():
         assert cloudwatch._put_composite_alarm({}, given | {"AlarmRule": "ALARM("}, False, True)[0] == 400
 
 
-def test_an_http_api_made_by_cloudformation_is_in_the_gateways_table():
+def test_an_http_api_from_cloudformation_is_in_the_table_of_the_gateway():
     from ministack.core.responses import request_scope
     from ministack.services import apigateway
     from ministack.services.cloudformation import provisioners
@@ -135,7 +135,7 @@ def test_an_http_api_made_by_cloudformation_is_in_the_gateways_table():
         handler["delete"](api_id, props)
 
 
-def test_lambda_workers_get_the_environment_of_the_server():
+def test_lambda_workers_inherit_the_environment_of_the_server():
     from ministack.core import lambda_runtime
 
     assert "{**os.environ, **env_vars}" in inspect.getsource(lambda_runtime.Worker._spawn)
@@ -143,14 +143,14 @@ def test_lambda_workers_get_the_environment_of_the_server():
     assert inspect.signature(lambda_runtime.reset).parameters == {}
 
 
-def test_ministacks_own_job_runs_are_not_to_be_relied_on():
+def test_ministack_marks_job_runs_as_succeeded_without_running_them():
     "StartJobRun is answered by the local cloud because ministack marks a Spark job SUCCEEDED without running it."
     from ministack.services import glue
 
     assert 'run["JobRunState"] = "SUCCEEDED"' in inspect.getsource(glue._start_job_run)
 
 
-def test_tables_keep_their_expiry_in_a_dictionary():
+def test_ministack_stores_table_expiry_in_a_dictionary():
     from ministack.services import dynamodb
     from ministack.services.cloudformation import provisioners
 
@@ -158,7 +158,7 @@ def test_tables_keep_their_expiry_in_a_dictionary():
     assert "_ttl_settings.all_items()" in inspect.getsource(dynamodb._ttl_reaper)
 
 
-def test_tables_keep_their_recovery_in_a_dictionary_and_functions_their_share():
+def test_ministack_stores_recovery_and_concurrency_in_dictionaries():
     from ministack.services import dynamodb, lambda_svc, s3
     from ministack.services.cloudformation import provisioners
 
@@ -169,7 +169,7 @@ def test_tables_keep_their_recovery_in_a_dictionary_and_functions_their_share():
         assert {"create", "update"} <= set(provisioners._RESOURCE_HANDLERS[kind])
 
 
-def test_permissions_are_judged_as_the_local_cloud_expects():
+def test_ministack_evaluates_permissions_as_the_local_cloud_expects():
     from ministack.core import iam_actions, iam_evaluator, router
 
     assert list(inspect.signature(iam_evaluator.enforce).parameters)[:4] == [

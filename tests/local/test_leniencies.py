@@ -153,7 +153,7 @@ SEEN = [
 
 
 @pytest.mark.parametrize(("ask", "has", "may"), SEEN)
-def test_a_process_of_the_cloud_has_the_variables_that_are_listed_and_no_other(ask, has, may, cloud, bucket):
+def test_a_process_of_the_cloud_has_exactly_the_listed_variables(ask, has, may, cloud, bucket):
     seen = ask(cloud, bucket) - OTHERS
     assert seen - may - has == set() and has - seen == set()
 
@@ -162,7 +162,7 @@ def test_clients_of_the_cloud_get_the_listed_variables(cloud):
     assert set(cloud.environment) == {*ENVIRONMENT["everywhere"], *ENVIRONMENT["clients"]}
 
 
-def test_the_emulator_gets_the_variables_that_are_listed(tmp_path):
+def test_the_emulator_gets_the_listed_variables(tmp_path):
     keys = make_keys(tmp_path)
     assert set(aws_environment("http://127.0.0.1:1", keys)) == set(ENVIRONMENT["everywhere"])
     given = set(emulator_environment(tmp_path, 1, keys)) - set(ENVIRONMENT["everywhere"])
@@ -233,20 +233,20 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_variable_is_seen_whichever_way_it_is_set(way):
+def test_every_way_to_set_a_variable_is_detected(way):
     assert {name for node in ast.walk(ast.parse(way)) for name in set_by(node, "server")} == {"A"}
 
 
-def test_no_variable_is_set_in_passing():
+def test_every_variable_set_in_code_is_listed():
     listed = {name for names in ENVIRONMENT.values() for name in names}
     assert set_in_code() <= listed and set_in_code() >= {"PYTHONPATH", *NEW_ACCOUNT}
 
 
-def test_the_emulator_of_a_strict_cloud_gets_the_variables_that_are_listed():
+def test_the_emulator_of_a_strict_cloud_gets_the_listed_variables():
     assert set(NEW_ACCOUNT) == set(ENVIRONMENT["strict"])
 
 
-def test_the_settings_of_spark_are_those_that_are_listed(tmp_path):
+def test_spark_has_exactly_the_listed_settings(tmp_path):
     folder = Path(spark_environment(tmp_path)["SPARK_CONF_DIR"])
     lines = (folder / "spark-defaults.conf").read_text().splitlines()
     assert {line.partition(" ")[0] for line in lines} == set(LIST["spark"])
@@ -254,16 +254,16 @@ def test_the_settings_of_spark_are_those_that_are_listed(tmp_path):
         assert dict(line.split(" ", 1) for line in lines)[name] in LIST["spark"][name]
 
 
-def test_the_kept_variables_of_the_user_are_listed():
+def test_the_user_variables_that_are_kept_are_listed():
     assert set(_KEPT) == set(ENVIRONMENT["kept"])
 
 
-def test_the_operations_are_those_that_are_listed():
+def test_the_listed_operations_are_complete():
     assert sorted(SUPPORTED) == sorted(LIST["operations"]["sagemaker"]["names"])
     assert sorted(RUN_CALLS) == sorted(LIST["operations"]["glue"]["names"])
 
 
-def test_the_project_calls_no_operation_of_sagemaker_that_the_local_cloud_lacks():
+def test_the_local_cloud_supports_every_sagemaker_operation_of_the_project():
     methods = {call[0] for _, _, service, *call in FOUND if service == "sagemaker"}
     asked = {operations("sagemaker")[method] for method in methods & set(operations("sagemaker"))}
     assert asked <= set(SUPPORTED) and len(asked) >= 10
@@ -291,11 +291,11 @@ def ignored() -> dict[str, set[str]]:
     return {operation: names for operation, names in found.items() if names}
 
 
-def test_the_parameters_that_change_nothing_are_those_that_are_listed():
+def test_the_listed_ignored_parameters_are_complete():
     assert ignored() == {operation: set(entry["names"]) for operation, entry in LIST["ignored"].items()}
 
 
-def test_the_mends_are_those_that_are_listed():
+def test_the_listed_corrections_are_complete():
     nodes = (node for _, tree in trees() for node in ast.walk(tree))
     made = {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("mend_")}
     assert made == set(LIST["mends"])
@@ -347,11 +347,11 @@ def overridden_by(tree: ast.Module) -> Iterator[str]:
         ('setattr(module.part, "name", 1)', "module.part.name"),
     ],
 )
-def test_a_replaced_part_is_seen_whichever_way_it_is_replaced(way, part):
+def test_every_way_to_replace_a_part_is_detected(way, part):
     assert [*overridden_by(ast.parse(f"import module\nfrom module import TABLE\n{way}"))] == [part]
 
 
-def test_the_replaced_parts_of_other_modules_are_those_that_are_listed():
+def test_the_listed_replaced_parts_are_complete():
     assert {part for _, tree in trees() for part in overridden_by(tree)} - {"os.environ"} == set(LIST["overrides"])
 
 
@@ -364,12 +364,12 @@ def root_calls() -> Iterator[str]:
                 yield f"{name} {node.args[0].value}"
 
 
-def test_the_calls_of_the_root_user_are_those_that_are_listed():
+def test_the_listed_calls_of_the_root_user_are_complete():
     assert set(root_calls()) == set(LIST["root"])
 
 
 @pytest.mark.parametrize("entry", LIST["behaviour"], ids=lambda entry: entry["what"][:40])
-def test_every_other_listed_thing_still_exists(entry):
+def test_every_other_listed_object_still_exists(entry):
     assert set(entry) == {"kind", "what", "why", "code"}
     module, _, path = entry["code"].partition(".")
     thing = importlib.import_module(f"sentiment_engine.local.{module}")
@@ -377,7 +377,7 @@ def test_every_other_listed_thing_still_exists(entry):
         thing = getattr(thing, name)
 
 
-def test_every_part_of_the_list_is_compared_with_the_code():
+def test_every_section_of_the_list_is_compared_with_the_code():
     assert set(LIST) == {"environment", "operations", "ignored", "mends", "spark", "overrides", "root", "behaviour"}
     assert set(ENVIRONMENT) == {
         "everywhere",

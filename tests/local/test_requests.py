@@ -188,7 +188,7 @@ def check_round_trip(service: str, operation: str, rng: random.Random):
 @pytest.mark.parametrize(("service", "operation"), used())
 @settings(max_examples=5)
 @given(seed=st.integers(0, 10**6))
-def test_what_a_client_sends_is_read_back_as_the_same_call(service, operation, seed):
+def test_a_client_request_is_parsed_as_the_same_call(service, operation, seed):
     check_round_trip(service, operation, random.Random(seed))
 
 
@@ -203,20 +203,20 @@ def readable(service: str) -> list[str]:
 
 
 @pytest.mark.parametrize("service", ALL)
-def test_every_operation_of_a_service_is_read_back(service):
+def test_every_operation_of_a_service_is_parsed_correctly(service):
     for operation in readable(service):
         check_round_trip(service, operation, random.Random(operation))
 
 
 @pytest.mark.parametrize("service", ALL)
-def test_every_pattern_of_a_service_can_be_read(service):
+def test_every_pattern_of_a_service_can_be_parsed(service):
     shapes = service_description(service)["shapes"].values()
     for pattern in {shape["pattern"] for shape in shapes if "pattern" in shape}:
         compiled(pattern)
 
 
 @pytest.mark.parametrize("service", ALL)
-def test_the_name_in_a_signature_leads_to_the_service(service):
+def test_the_name_in_a_signature_determines_the_service(service):
     operation = readable(service)[0]
     shape = model_of(service).operation_model(operation).input_shape
     needs = {n: value_for(shape.members[n], random.Random(0)) for n in shape.required_members} if shape else {}
@@ -341,18 +341,18 @@ TABLE = [(service, operation, good, *change) for service, operation, good, *chan
 
 
 @pytest.mark.parametrize(("service", "operation", "good"), GOOD)
-def test_a_right_call_draws_no_complaint(service, operation, good):
+def test_a_valid_call_causes_no_complaint(service, operation, good):
     assert complaints(service, operation, good) == []
 
 
 @pytest.mark.parametrize(("service", "operation", "good", "change", "where", "limit"), TABLE)
-def test_a_complaint_names_the_place_of_a_wrong_value_and_its_limit(service, operation, good, change, where, limit):
+def test_a_complaint_names_the_location_and_the_limit_of_a_wrong_value(service, operation, good, change, where, limit):
     told = "; ".join(complaints(service, operation, good | change))
     assert where in told and limit in told and "failed to satisfy constraint: Member must" in told
 
 
 @pytest.mark.parametrize(("service", "operation", "good"), GOOD)
-def test_missing_and_unknown_members_are_named(service, operation, good):
+def test_missing_and_unknown_members_are_reported(service, operation, good):
     for name in set(needed(service, operation)) & set(good):
         assert "must not be null" in complaints(service, operation, {k: v for k, v in good.items() if k != name})[0]
     assert "is not known" in complaints(service, operation, good | {"Unheard": "of"})[0]
@@ -394,7 +394,7 @@ def content(asked: list):
 
 
 @pytest.mark.parametrize(("service", "operation", "good", "change", "where", "limit"), TABLE)
-def test_a_strict_gate_refuses_in_the_services_own_language(service, operation, good, change, where, limit, tmp_path):
+def test_a_strict_gate_refuses_in_the_protocol_of_the_service(service, operation, good, change, where, limit, tmp_path):
     asked = []
     gate = Gate(content(asked), tmp_path / "calls", strict=True)
     through(gate, service, operation, good)
@@ -411,7 +411,7 @@ def test_a_strict_gate_refuses_in_the_services_own_language(service, operation, 
     assert limit in "; ".join(second["complaints"]) and second["error"] == told["Code"]
 
 
-def test_a_gate_that_is_not_strict_refuses_nothing(tmp_path):
+def test_a_lenient_gate_refuses_nothing(tmp_path):
     asked = []
     gate = Gate(content(asked), tmp_path / "calls")
     status, *_ = through(gate, "sagemaker", "DeleteEndpoint", {"EndpointName": "e" * 64})
@@ -476,7 +476,7 @@ UNREADABLE["broken compression"] = ("cloudwatch", *UNREADABLE["broken compressio
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_signed_request_that_cannot_be_read_is_recorded_and_a_strict_gate_refuses_it(kind, tmp_path):
+def test_an_unparsable_signed_request_is_recorded_and_strictly_refused(kind, tmp_path):
     service, method, url, headers, body = UNREADABLE[kind]
     asked = []
     for strict in (True, False):
@@ -507,7 +507,7 @@ def test_a_signed_request_that_cannot_be_read_is_recorded_and_a_strict_gate_refu
         ("ssm", "/", signed("ssm", **GET_PARAMETER), b'{"Name": "/lab/key", "Colour": "red"}'),
     ],
 )
-def test_an_unknown_member_of_a_body_draws_a_complaint(service, url, headers, body, tmp_path):
+def test_an_unknown_member_of_a_body_causes_a_complaint(service, url, headers, body, tmp_path):
     gate = Gate(content([]), tmp_path / "calls", strict=True)
     status, *_ = pass_through(gate, "PUT" if service == "s3" else "POST", url, headers, body)
     line = read_recording(tmp_path / "calls")[-1]
@@ -516,7 +516,7 @@ def test_an_unknown_member_of_a_body_draws_a_complaint(service, url, headers, bo
 
 @pytest.mark.parametrize("signature", [None, "s3", "s3v4"])
 @pytest.mark.parametrize("operation", ["get_object", "put_object", "head_object", "list_objects_v2"])
-def test_a_presigned_address_is_read(signature, operation, tmp_path):
+def test_a_presigned_url_is_parsed(signature, operation, tmp_path):
     keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "aws_session_token": "token"}
     config = Config(signature_version=signature)
     s3 = boto3.client("s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:1", config=config, **keys)
@@ -530,7 +530,7 @@ def test_a_presigned_address_is_read(signature, operation, tmp_path):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer token"}, {"Authorization": "Basic bG9jYWw6"}])
-def test_a_request_that_is_not_signed_is_no_call(headers, tmp_path):
+def test_an_unsigned_request_is_not_a_call(headers, tmp_path):
     asked = []
     gate = Gate(content(asked), tmp_path / "calls", strict=True)
     for url in ("/index.html?colour=red", "/_local/health", "/_aws/execute-api/api/$default/predict?hours=1"):
@@ -538,7 +538,7 @@ def test_a_request_that_is_not_signed_is_no_call(headers, tmp_path):
     assert len(asked) == 3 and read_recording(tmp_path / "calls") == []
 
 
-def test_a_rehearsal_counts_what_the_gate_could_not_read(tmp_path, capsys):
+def test_a_rehearsal_counts_unparsable_requests(tmp_path, capsys):
     gate = Gate(content([]), tmp_path / "calls", strict=True)
     for _, method, url, headers, body in UNREADABLE.values():
         pass_through(gate, method, url, headers, body)
@@ -566,13 +566,13 @@ SECRETS = [
 
 
 @pytest.mark.parametrize(("service", "operation", "params"), SECRETS)
-def test_no_secret_and_no_phone_number_reaches_a_recording(service, operation, params, tmp_path):
+def test_a_recording_contains_no_secret_or_phone_number(service, operation, params, tmp_path):
     through(Gate(content([]), tmp_path / "calls"), service, operation, params)
     text = (tmp_path / "calls").read_text()
     assert operation in text and "hush-hush" not in text and "2025550123" not in text
 
 
-def test_different_numbers_stay_different_and_the_same_stay_the_same(tmp_path):
+def test_a_recording_replaces_phone_numbers_consistently(tmp_path):
     gate = Gate(content([]), tmp_path / "calls")
     for number in ("+12025550123", "+12025550145", "+12025550123"):
         through(gate, "sns", "Publish", {"PhoneNumber": number, "Message": "ready"})
@@ -609,7 +609,7 @@ def test_a_recording_cloud_records_calls_and_answers(recorded):
     assert lines[3]["ids"][".Account"] == account
 
 
-def test_the_calls_that_processes_of_the_cloud_make_are_recorded_too(recorded):
+def test_calls_by_processes_of_the_cloud_are_recorded_too(recorded):
     recorded.client("s3").create_bucket(Bucket="scripts")
     command = {"Name": "glueetl", "ScriptLocation": "s3://scripts/none.py"}
     recorded.client("glue").create_job(Name="clean", Role=ROLE, Command=command)

@@ -33,12 +33,12 @@ def error(call, **params) -> tuple[str, str]:
     return raised.value.response["Error"]["Code"], raised.value.response["Error"]["Message"]
 
 
-def test_an_endpoint_predicts(cloud, endpoint):
+def test_an_endpoint_answers_predictions(cloud, endpoint):
     assert predict(cloud, endpoint, "A lovely lamp") == '[{"label": "POSITIVE"}]'
     assert predict(cloud, endpoint, "Broken") == '[{"label": "NEGATIVE"}]'
 
 
-def test_a_bad_request_is_the_models_own_answer_inside_a_424(cloud, endpoint):
+def test_a_bad_request_returns_the_models_answer_inside_a_424(cloud, endpoint):
     with pytest.raises(ClientError) as raised:
         predict(cloud, endpoint, "")
     answer = raised.value.response
@@ -47,14 +47,14 @@ def test_a_bad_request_is_the_models_own_answer_inside_a_424(cloud, endpoint):
     assert json.loads(answer["OriginalMessage"]) == {"error": {"code": "bad_request", "message": "inputs is empty"}}
 
 
-def test_a_fault_of_the_model_is_a_500_without_its_text(cloud, endpoint):
+def test_a_model_error_is_a_500_without_the_error_text(cloud, endpoint):
     with pytest.raises(ClientError) as raised:
         predict(cloud, endpoint, "fail")
     assert raised.value.response["OriginalStatusCode"] == 500
     assert "secret" not in raised.value.response["OriginalMessage"]
 
 
-def test_the_log_of_an_endpoint_is_in_cloudwatch(cloud, endpoint):
+def test_the_log_of_an_endpoint_appears_in_cloudwatch(cloud, endpoint):
     with pytest.raises(ClientError):
         predict(cloud, endpoint, "fail")
     logs = cloud.client("logs")
@@ -63,7 +63,7 @@ def test_the_log_of_an_endpoint_is_in_cloudwatch(cloud, endpoint):
     assert "secret" not in str(logs.filter_log_events(logGroupName=group)["events"])  # it may quote a review
 
 
-def test_a_process_that_dies_is_started_again(cloud, endpoint, sagemaker):
+def test_a_process_that_dies_is_restarted(cloud, endpoint, sagemaker):
     with pytest.raises(ClientError) as raised:
         predict(cloud, endpoint, "crash")
     assert raised.value.response["OriginalStatusCode"] == 503
@@ -98,7 +98,7 @@ def output_fn(answer, kind): return '"answered"'
 """
 
 
-def test_running_requests_are_answered_when_an_endpoint_is_deleted(cloud, sagemaker):
+def test_requests_in_progress_are_answered_when_an_endpoint_is_deleted(cloud, sagemaker):
     deploy(cloud, "unhurried", SLOW)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(predict, cloud, "unhurried", "slow")
@@ -140,7 +140,7 @@ def test_missing_and_broken_model_data_fail_the_endpoint(cloud, sagemaker):
         sagemaker.delete_endpoint(EndpointName=name)
 
 
-def test_an_archive_that_leaves_its_folder_is_refused(cloud, sagemaker):
+def test_an_archive_that_writes_outside_its_folder_is_refused(cloud, sagemaker):
     from tests.doubles.local_models import archive
 
     register(cloud, "evil")
@@ -151,7 +151,7 @@ def test_an_archive_that_leaves_its_folder_is_refused(cloud, sagemaker):
     assert not list(cloud.state.rglob("evil.py"))
 
 
-def test_names_that_do_not_exist(cloud, sagemaker, endpoint):
+def test_unknown_names_are_reported_as_by_aws(cloud, sagemaker, endpoint):
     config = 'Could not find endpoint configuration "arn:aws:sagemaker:us-east-1:000000000000:endpoint-config/none".'
     found = 'Could not find endpoint "arn:aws:sagemaker:us-east-1:000000000000:endpoint/none".'
     model = 'Could not find model "arn:aws:sagemaker:us-east-1:000000000000:model/none".'
@@ -170,7 +170,7 @@ def test_names_that_do_not_exist(cloud, sagemaker, endpoint):
         assert error(call, **params) == ("ValidationException", message)
 
 
-def test_names_that_are_taken(cloud, sagemaker, endpoint):
+def test_existing_names_are_refused_as_by_aws(cloud, sagemaker, endpoint):
     arn = "arn:aws:sagemaker:us-east-1:000000000000:"
     variants = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint)["ProductionVariants"]
     for call, params, message in [
@@ -215,7 +215,7 @@ def test_an_endpoint_in_creation_cannot_be_deleted(cloud, sagemaker):
     assert not (cloud.state / "endpoints/slow").exists()
 
 
-def test_calls_are_checked_against_awss_own_rules(cloud, sagemaker):
+def test_calls_are_checked_against_the_rules_of_aws(cloud, sagemaker):
     _, message = error(sagemaker.create_endpoint, EndpointName="no spaces", EndpointConfigName="c")
     assert message.startswith("1 validation error detected: Value 'no spaces' at 'endpointName' failed to satisfy")
     variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "ml.tiny", "InitialInstanceCount": 1}
@@ -225,7 +225,7 @@ def test_calls_are_checked_against_awss_own_rules(cloud, sagemaker):
     assert code == "UnknownOperationException" and "not part of the local cloud" in message
 
 
-def test_lists_filter_sort_and_page(cloud, sagemaker):
+def test_lists_can_be_filtered_sorted_and_paginated(cloud, sagemaker):
     for number in range(3):
         register(cloud, f"listed-{number}")
     pages = sagemaker.get_paginator("list_models").paginate(
@@ -242,14 +242,14 @@ def test_lists_filter_sort_and_page(cloud, sagemaker):
     assert sagemaker.list_models(NameContains="listed")["Models"] == []
 
 
-def test_tags(cloud, sagemaker, endpoint):
+def test_tags_can_be_added_listed_and_removed(cloud, sagemaker, endpoint):
     arn = sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointArn"]
     sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "Project", "Value": "tests"}, {"Key": "RunId", "Value": "1"}])
     sagemaker.delete_tags(ResourceArn=arn, TagKeys=["RunId"])
     assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "Project", "Value": "tests"}]
 
 
-def test_events_reach_a_rule(cloud, sagemaker):
+def test_state_changes_reach_an_event_rule(cloud, sagemaker):
     sqs, events = cloud.client("sqs"), cloud.client("events")
     queue = sqs.create_queue(QueueName="endpoint-events")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
@@ -306,7 +306,7 @@ def ended(cloud, name: str) -> dict:
 _WORKING = ("InProgress", "Stopping")
 
 
-def test_a_training_job_trains(cloud, sagemaker):
+def test_a_training_job_produces_a_model(cloud, sagemaker):
     script = (
         "echo training on $(cat /opt/ml/input/data/train/a.txt); cp /opt/ml/input/config/hyperparameters.json "
         "/opt/ml/model/; echo log > /opt/ml/output/data/log; echo $STEP $TRAINING_JOB_NAME"
@@ -342,7 +342,7 @@ def test_a_training_job_trains(cloud, sagemaker):
         ("bad-log", "python -c 'raise ValueError(\"no labels\")'", "ExitCode 1.*ValueError: no labels"),
     ],
 )
-def test_a_training_job_that_fails_says_why(cloud, name, script, reason):
+def test_a_failed_training_job_reports_why(cloud, name, script, reason):
     import re
 
     job = training_job(cloud, name, script)
@@ -356,7 +356,7 @@ def test_a_training_job_without_data_fails_before_it_starts(cloud):
     assert job["TrainingJobStatus"] == "Failed" and "no S3 objects found under" in job["FailureReason"]
 
 
-def test_a_training_job_may_not_run_for_ever(cloud, sagemaker):
+def test_a_training_job_stops_at_its_time_limit(cloud, sagemaker):
     script = "echo half > /opt/ml/model/weights; sleep 60"
     job = training_job(cloud, "late", script, StoppingCondition={"MaxRuntimeInSeconds": 1})
     assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
@@ -429,7 +429,7 @@ def output_fn(text, kind): return text
 """
 
 
-def test_a_request_and_an_answer_have_25_mb_at_most(cloud):
+def test_requests_and_answers_are_limited_to_25_mb(cloud):
     deploy(cloud, "echo", ECHO)
     ask = partial(cloud.client("sagemaker-runtime").invoke_endpoint, EndpointName="echo")
     most = 25 * 2**20
@@ -451,7 +451,7 @@ def answer_to(client, operation: str, params: dict) -> dict:  # Error in the ans
 
 
 @pytest.mark.parametrize("service", ["sagemaker", "sagemaker-runtime"])
-def test_every_operation_that_is_not_served_says_so_as_aws_would(cloud, endpoint, service):
+def test_every_unsupported_operation_returns_an_aws_error(cloud, endpoint, service):
     config = Config(parameter_validation=False, retries={"max_attempts": 0})
     client = isolated_session(read_keys(cloud.state)).client(service, endpoint_url=cloud.url, config=config)
     operations = client.meta.service_model.operation_names
@@ -482,7 +482,7 @@ def test_every_operation_that_is_not_served_says_so_as_aws_would(cloud, endpoint
         ("workspaces-instances", "ListInstanceTypes"),
     ],
 )
-def test_a_service_that_is_not_served_says_so_in_its_own_shape(cloud, service, operation):
+def test_an_unsupported_service_returns_an_error_in_its_own_format(cloud, service, operation):
     config = Config(parameter_validation=False, retries={"max_attempts": 0}, inject_host_prefix=False)
     client = isolated_session(read_keys(cloud.state)).client(service, endpoint_url=cloud.url, config=config)
     given = {"FeatureGroupName": "f"} if operation == "GetRecord" else {}
@@ -507,7 +507,7 @@ NO_CALLS += [b'{"NameContains": "\\ud800"}', b'{"MaxResults": NaN}', b'{"MaxResu
         ("scheduler", "create_schedule", {"Name": "s", "ScheduleExpression": "rate(1 day)"}),
     ],
 )
-def test_a_request_that_makes_no_sense_is_no_call(cloud, service, operation, given):
+def test_a_malformed_request_is_refused(cloud, service, operation, given):
     config = Config(retries={"max_attempts": 0}, parameter_validation=False)
     client = isolated_session(read_keys(cloud.state)).client(service, endpoint_url=cloud.url, config=config)
     body: list[bytes] = []
@@ -533,7 +533,7 @@ NAMED["create_endpoint_config"]["ProductionVariants"] = [
 
 
 @pytest.mark.parametrize("operation", NAMED)
-def test_null_is_nothing(cloud, endpoint, operation):
+def test_a_null_parameter_counts_as_missing(cloud, endpoint, operation):
     client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url)
     shape = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[operation]).input_shape
 
@@ -547,7 +547,7 @@ def test_null_is_nothing(cloud, endpoint, operation):
     assert getattr(client, operation)(**NAMED[operation])["ResponseMetadata"]["HTTPStatusCode"] == 200
 
 
-def test_an_operation_has_its_services_name_before_it(cloud):
+def test_an_operation_with_the_wrong_service_prefix_is_refused(cloud):
     client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url)
 
     def rename(request, **_):
@@ -558,7 +558,7 @@ def test_an_operation_has_its_services_name_before_it(cloud):
 
 
 @pytest.mark.parametrize("when", ["yesterday", "", True, [], {}])
-def test_a_time_is_a_number(cloud, endpoint, when):
+def test_a_time_that_is_not_a_number_is_refused(cloud, endpoint, when):
     config = Config(parameter_validation=False)
     client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url, config=config)
 
@@ -570,21 +570,21 @@ def test_a_time_is_a_number(cloud, endpoint, when):
 
 
 @pytest.mark.parametrize("token", ["", "0", "1", "-1", "1e3", "\u0663", "page-after--1", "page-after-", "x" * 8000])
-def test_a_token_that_no_page_gave_is_refused(cloud, sagemaker, token):
+def test_an_unknown_pagination_token_is_refused(cloud, sagemaker, token):
     for call in (sagemaker.list_models, sagemaker.list_endpoints, sagemaker.list_training_jobs):
         assert error(call, NextToken=token)[0] == "ValidationException"
     assert error(cloud.client("glue").get_job_runs, JobName="none", NextToken="7")[0] != "500"
 
 
 @pytest.mark.parametrize("number", [0, -1, 101, 10**12, "5", True])
-def test_a_page_has_a_size_of_awss(cloud, number):
+def test_a_page_size_outside_the_limits_of_aws_is_refused(cloud, number):
     config = Config(parameter_validation=False)
     client = isolated_session(read_keys(cloud.state)).client("sagemaker", endpoint_url=cloud.url, config=config)
     for operation in ("ListModels", "ListEndpointConfigs", "ListEndpoints", "ListTrainingJobs"):
         assert answer_to(client, operation, {"MaxResults": number})["Code"] == "ValidationException"
 
 
-def test_tags_are_for_what_exists(sagemaker, endpoint):
+def test_tags_of_a_missing_resource_are_refused(sagemaker, endpoint):
     arn = "arn:aws:sagemaker:us-east-1:000000000000:"
     others = [f"{arn}{kind}/none" for kind in ("model", "endpoint", "endpoint-config", "training-job", "pipeline")]
     others += [f"arn:aws:sagemaker:us-east-1:111122223333:endpoint/{endpoint}"]
@@ -619,7 +619,7 @@ WRONG_CONFIGS = {
 
 
 @pytest.mark.parametrize("what", WRONG_CONFIGS)
-def test_a_config_that_contradicts_itself_is_refused(sagemaker, endpoint, what):
+def test_a_contradictory_config_is_refused(sagemaker, endpoint, what):
     variants, more = WRONG_CONFIGS[what]
     variants = [{"VariantName": f"v{n}", "ModelName": endpoint} | each for n, each in enumerate(variants)]
     config = {"EndpointConfigName": what.replace(" ", "-"), "ProductionVariants": variants}
@@ -638,7 +638,7 @@ def test_a_config_that_contradicts_itself_is_refused(sagemaker, endpoint, what):
     ],
     ids=str,
 )
-def test_a_model_without_one_plain_answer_to_what_runs_is_refused(sagemaker, containers):
+def test_a_model_with_ambiguous_containers_is_refused(sagemaker, containers):
     name = f"wrong-{abs(hash(str(containers)))}"
     code, _ = error(sagemaker.create_model, ModelName=name, ExecutionRoleArn=ROLE, **containers)
     assert code == "ValidationException"
@@ -673,7 +673,7 @@ def said(cloud, name: str, **more) -> tuple[str, str]:  # variant and word
     return answer["InvokedProductionVariant"], answer["Body"].read().decode()
 
 
-def test_each_variant_has_its_name_its_model_and_its_share(cloud, sagemaker):
+def test_each_variant_has_its_own_name_model_and_weight(cloud, sagemaker):
     heavy = model_that_says(cloud, "heavy", InitialVariantWeight=3.0, InitialInstanceCount=2)
     idle = model_that_says(cloud, "idle", InitialVariantWeight=0.0)
     sagemaker.create_endpoint_config(EndpointConfigName="two", ProductionVariants=[heavy, idle])
@@ -708,7 +708,7 @@ def test_a_serverless_variant_is_described_by_its_size(cloud, sagemaker):
     sagemaker.delete_endpoint(EndpointName="serverless")
 
 
-def test_an_update_lets_the_old_fleet_answer_until_the_new_one_does(cloud, sagemaker):
+def test_during_an_update_the_old_fleet_answers_until_the_new_one_is_ready(cloud, sagemaker):
     variants = {word: model_that_says(cloud, word) for word in ("first", "second")}
     variants["broken"] = variants["first"] | {"ModelName": model_that_says(cloud, "")["ModelName"]}
     for word, variant in variants.items():

@@ -73,7 +73,7 @@ def administrator(strict) -> Iterator[dict[str, str]]:
         yield given
 
 
-def test_an_administrator_has_a_profile_and_nothing_else(strict, administrator):
+def test_an_administrator_has_only_a_profile(strict, administrator):
     assert set(administrator) == {"AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}
     caller = connect("aws").client("sts").get_caller_identity()
     assert ":user/" in caller["Arn"] and caller["Account"] == ACCOUNT
@@ -82,7 +82,7 @@ def test_an_administrator_has_a_profile_and_nothing_else(strict, administrator):
         assert (strict.state / "administrator" / name).stat().st_mode & 0o077 == 0
 
 
-def test_a_new_account_has_room_for_ten_lambdas(administrator):
+def test_a_new_account_has_a_concurrency_limit_of_ten(administrator):
     limits = connect("aws").client("lambda").get_account_settings()["AccountLimit"]
     assert limits["ConcurrentExecutions"] == limits["UnreservedConcurrentExecutions"] == 10
 
@@ -104,7 +104,7 @@ def test_an_unknown_key_is_refused(strict):
 
 
 @pytest.mark.parametrize(("environment", "allowed"), [("production", True), ("staging", False)])
-def test_a_workflow_gets_the_deployers_role_for_its_own_environment_only(strict, tmp_path, environment, allowed):
+def test_a_workflow_gets_the_deployer_role_only_for_its_environment(strict, tmp_path, environment, allowed):
     host = "token.actions.githubusercontent.com"
     provider = f"arn:aws:iam::{ACCOUNT}:oidc-provider/{host}"
     wanted = {f"{host}:aud": "sts.amazonaws.com", f"{host}:sub": "repo:me/lab:environment:production"}
@@ -177,7 +177,7 @@ READS, WRITES = on_s3("GetObject", "ListBucket", keys="in/*"), on_s3("PutObject"
         ("does-all", [READS, WRITES], ""),
     ],
 )
-def test_a_training_job_may_do_what_its_role_may(strict, name, statements, reason):
+def test_a_training_job_has_only_the_permissions_of_its_role(strict, name, statements, reason):
     strict.client("s3").put_object(Bucket="lab", Key="in/a.txt", Body=b"a")
     sagemaker = strict.client("sagemaker")
     sagemaker.create_training_job(**job(name, role(strict, name, {"Service": SAGEMAKER}, *statements)))
@@ -189,13 +189,13 @@ def test_a_training_job_may_do_what_its_role_may(strict, name, statements, reaso
     assert reason in described.get("FailureReason", "")
 
 
-def test_a_training_job_of_a_role_that_trusts_another_service_is_refused(strict):
+def test_a_training_job_with_a_role_for_another_service_is_refused(strict):
     arn = role(strict, "glues-own", {"Service": GLUE}, READS, WRITES)
     code, text = refused(strict.client("sagemaker").create_training_job, **job("not-ours", arn))
     assert code == "ValidationException" and text.startswith(f"Could not assume role {arn}.")
 
 
-def test_an_event_comes_before_describe_agrees_and_then_again(strict):
+def test_an_event_precedes_the_new_status_in_describe_and_is_repeated(strict):
     sqs, events, sagemaker = strict.client("sqs"), strict.client("events"), strict.client("sagemaker")
     queue = sqs.create_queue(QueueName="endpoint-events")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
@@ -229,7 +229,7 @@ VIA_S3 = {"StringEquals": {"kms:ViaService": f"s3.{REGION}.amazonaws.com"}}
         ("bound-with-kms", [READ_PARAMETERS, DECRYPT | {"Condition": VIA_SSM}], True),
     ],
 )
-def test_a_boundary_without_kms_keeps_a_secure_string_closed(strict, name, boundary, allowed):
+def test_a_boundary_without_kms_denies_reading_a_secure_string(strict, name, boundary, allowed):
     strict.client("ssm").put_parameter(Name="/lab/key", Value="secret", Type="SecureString", Overwrite=True)
     strict.client("ssm").put_parameter(Name="/lab/plain", Value="open", Type="String", Overwrite=True)
     arn = role(strict, name, {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, READ_PARAMETERS, boundary=boundary)
@@ -278,12 +278,12 @@ def post(url: str, kind: str, body: bytes, **headers: str) -> tuple[int, bytes]:
     ],
     ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )
-def test_the_gateway_answers_what_no_function_could_take(strict, kind, body, status):
+def test_the_gateway_refuses_requests_too_large_for_a_function(strict, kind, body, status):
     found, told = post(f"{strict.url}/_aws/execute-api/none/$default/predict", kind, body)
     assert found == status and "message" in json.loads(told)
 
 
-def test_the_rest_of_an_event_counts_too(strict):
+def test_headers_count_towards_the_size_of_an_event(strict):
     url, body = f"{strict.url}/_aws/execute-api/none/$default/predict", b"x" * 6_280_000
     assert post(url, JSON, body)[0] == 404
     assert post(url, JSON, body, **{"X-Long": "y" * 8_000})[0] == 413
@@ -312,18 +312,18 @@ def answering(strict) -> str:  # URL
 
 
 @pytest.mark.parametrize(("size", "status"), [(1_000, 200), (6_200_000, 200), (6_300_000, 500)])
-def test_a_function_cannot_answer_more_than_lambda_hands_on(answering, size, status):
+def test_a_function_cannot_answer_more_than_the_limit_of_lambda(answering, size, status):
     found, told = post(answering, JSON, str(size).encode())
     assert found == status and (len(told) == size if status == 200 else json.loads(told)["message"])
 
 
-def test_a_function_cannot_be_called_with_more_than_lambda_takes(strict, answering):
+def test_a_function_cannot_be_called_with_more_than_the_limit_of_lambda(strict, answering):
     payload = b'"' + b"x" * 6_300_000 + b'"'
     _, text = refused(strict.client("lambda").invoke, FunctionName="long", Payload=payload)
     assert "less than or equal to 6291456" in text and "xxx" not in text
 
 
-def test_a_restarted_cloud_knows_its_administrator(tmp_path):
+def test_a_restarted_cloud_still_accepts_its_administrator(tmp_path):
     first = TestCloud(tmp_path / "cloud", port=0, site_port=0, strict=True)
     with first:
         given = first.account_environment()

@@ -60,13 +60,13 @@ def failed(folder: Path, **options) -> dict[str, str]:
 # Packing
 
 
-def test_the_code_in_the_artifact_is_the_code_here(good):
+def test_the_artifact_contains_the_current_code(good):
     assert (good / "code" / "inference.py").read_bytes() == Path(inference.__file__).read_bytes()
     wanted = (good / "code" / "requirements.txt").read_text().split()
     assert [line.split("=")[0].split(">")[0] for line in wanted] == ["onnxruntime", "tokenizers", "numpy"]
 
 
-def test_adding_the_code_loads_no_runtime():
+def test_adding_the_code_imports_no_model_runtime():
     "A training job packs on a machine that is not a server."
     code = (
         "import sys, sentiment_engine.model.artifact; sys.exit('onnxruntime' in sys.modules or 'numpy' in sys.modules)"
@@ -89,7 +89,7 @@ def test_the_same_files_give_the_same_bytes(good, tmp_path, monkeypatch):
     assert pack(copy, tmp_path / "third.tar.gz") != first
 
 
-def test_a_small_archive_may_unpack_to_many_times_its_size(own, tmp_path):
+def test_a_highly_compressed_archive_is_unpacked(own, tmp_path):
     (own / "zeros").write_bytes(bytes(2**24))
     (own / "model.onnx").unlink()
     pack(own, tmp_path / "model.tar.gz")
@@ -208,7 +208,7 @@ REACHING_OUT = {
 
 
 @pytest.mark.parametrize("kind", REACHING_OUT)
-def test_an_archive_with_members_that_no_artifact_has_writes_nothing(tmp_path, kind):
+def test_an_archive_with_foreign_members_writes_nothing(tmp_path, kind):
     path = packed(tmp_path / "model.tar.gz", FILE, *REACHING_OUT[kind], END)
     with pytest.raises(ValueError, match=r"model\.tar\.gz (is refused|cannot be unpacked): .") as refused:
         unpack(path, tmp_path / "a" / "folder")
@@ -234,7 +234,7 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("kind", GREEDY)
-def test_an_archive_that_wants_too_much_is_refused_in_little_memory(tmp_path, kind):
+def test_an_oversized_archive_is_refused_in_little_memory(tmp_path, kind):
     path = packed(tmp_path / "model.tar.gz", *GREEDY[kind], END)
     tracemalloc.start()
     try:
@@ -246,8 +246,8 @@ def test_an_archive_that_wants_too_much_is_refused_in_little_memory(tmp_path, ki
     assert os.listdir(tmp_path) == ["model.tar.gz"]
 
 
-def test_an_artifact_with_long_names_and_a_comment_is_read(tmp_path):
-    "As written by git and tar."
+def test_an_artifact_with_long_names_and_a_comment_is_unpacked(tmp_path):
+    "git and tar write such archives."
     long = "code/wheels/" + "a" * 150 + ".whl"
     old = header("name", len(long) + 1, tarfile.GNUTYPE_LONGNAME) + padded(long.encode() + b"\0") + header("x", 1) + ONE
     comment = header("pax", 16, tarfile.XGLTYPE) + padded(b"16 comment=0123\n")
@@ -267,7 +267,7 @@ def test_memory_is_freed_after_each_member(tmp_path):
     assert len(os.listdir(tmp_path / "folder")) == 400
 
 
-def test_an_archive_that_unpacks_to_more_than_any_artifact_has_is_refused(tmp_path, monkeypatch):
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(artifact, "MAX_UNPACKED", 2000)
     with pytest.raises(ValueError, match="unpacks to more than"):
         unpack(archive(tmp_path / "model.tar.gz", member("a"), member("b")), tmp_path / "folder")
@@ -286,7 +286,7 @@ except ValueError as e:
 """
 
 
-def test_a_full_disk_is_left_unchanged(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_files(tmp_path, monkeypatch):
     path = packed(tmp_path / "model.tar.gz", FILE, header("model.onnx", 2**20), os.urandom(2**20), END)
     command = [sys.executable, "-c", WITHOUT_ROOM, path, tmp_path / "folder"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -297,7 +297,7 @@ def test_a_full_disk_is_left_unchanged(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["model.tar.gz"]
 
 
-def test_a_folder_with_content_is_left_unchanged(good, tmp_path):
+def test_a_folder_that_is_not_empty_is_left_unchanged(good, tmp_path):
     pack(good, tmp_path / "model.tar.gz")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -311,7 +311,7 @@ def test_a_folder_with_content_is_left_unchanged(good, tmp_path):
 
 
 @pytest.mark.parametrize("end", [b"", bytes(512)[:-1], b"rubbish" * 100])
-def test_an_archive_without_its_end_is_refused(tmp_path, end):
+def test_a_truncated_archive_is_refused(tmp_path, end):
     "The gzip is complete, but contains half an archive."
     with pytest.raises(ValueError, match="cut off"):
         unpack(packed(tmp_path / "model.tar.gz", FILE, header("model.onnx", 1), ONE, end), tmp_path / "folder")
@@ -338,8 +338,8 @@ def test_any_archive_is_unpacked_or_refused(data):
             assert all(path.is_relative_to(target) and not path.is_symlink() for path in target.rglob("*"))
 
 
-def test_one_wrong_byte_anywhere_is_found(good, tmp_path):
-    "Some of them unpack: only the checksum at the end of the archive reveals the damage."
+def test_a_single_wrong_byte_is_detected(good, tmp_path):
+    "Some damaged archives can be unpacked; only the checksum at the end reveals the damage."
     path = tmp_path / "model.tar.gz"
     pack(good, path)
     content = path.read_bytes()
@@ -349,7 +349,7 @@ def test_one_wrong_byte_anywhere_is_found(good, tmp_path):
             unpack(path, tmp_path / str(place))
 
 
-def test_an_archive_as_tar_makes_it_is_read(good, tmp_path):
+def test_an_archive_made_by_tar_is_unpacked(good, tmp_path):
     "SageMaker packs the folder itself: names start with ./ and folders are members."
     subprocess.run(["tar", "-czf", tmp_path / "model.tar.gz", "-C", good, "."], check=True)
     assert {check.name for check in preflight(tmp_path / "model.tar.gz")} >= {"opens", "loads"}
@@ -381,7 +381,7 @@ def test_a_good_artifact_passes(good, tmp_path):
 
 
 def test_a_tokenizer_that_does_not_load_is_found(own):
-    "Its endpoint would run, cost money and be useless."
+    "Its endpoint would cost money and be useless."
     whole = (own / "tokenizer.json").read_text()
     (own / "tokenizer.json").write_text(whole[: len(whole) // 2])
     wrong = failed(own)
@@ -400,7 +400,7 @@ def _readings(model, texts, **how):
 """
 
 
-def test_a_long_review_that_is_not_answered_is_found(own):
+def test_a_failure_on_a_long_review_is_found(own):
     code = own / "code" / "inference.py"
     code.write_text(code.read_text() + REFUSES_LONG)
     assert "more than 512 tokens" in failed(own)["loads"]
@@ -432,7 +432,7 @@ CODE_FAULTS = {  # fault: the check that finds it, the right code, the wrong cod
 
 
 @pytest.mark.parametrize("fault", CODE_FAULTS)
-def test_a_fault_of_the_code_is_found(own, fault):
+def test_a_fault_in_the_code_is_found(own, fault):
     check, right, wrong, says = CODE_FAULTS[fault]
     code = own / "code" / "inference.py"
     assert code.read_text().count(right) == 1
@@ -449,7 +449,7 @@ def test_the_calibration_is_checked(own):
     assert "calibration.json" in failed(own)["loads"]
 
 
-def test_an_answer_that_is_not_as_sure_as_the_calibration_says_is_found(own):
+def test_an_answer_that_contradicts_the_calibration_is_found(own):
     code = own / "code" / "inference.py"
     bold = code.read_text().replace("None if model.sure_from is None", "True if model.sure_from is None")
     code.write_text(bold)
@@ -460,22 +460,22 @@ def test_an_answer_that_is_not_as_sure_as_the_calibration_says_is_found(own):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "config.json", "metrics.json", "code/inference.py"])
-def test_a_missing_file_is_named(own, name):
+def test_a_missing_file_is_reported(own, name):
     (own / name).unlink()
     assert name in failed(own)["files"]
 
 
-def test_labels_the_wrong_way_round_are_found(own):
+def test_swapped_labels_are_found(own):
     (own / "config.json").write_text(json.dumps(CONFIG | {"id2label": {"0": "POSITIVE", "1": "NEGATIVE"}}))
     assert set(failed(own)) == {"labels", "probes"}
 
 
-def test_a_model_that_learned_the_opposite_is_found(own):
+def test_a_model_that_gives_opposite_answers_is_found(own):
     write_tiny_model(own, {word: -weight for word, weight in WEIGHTS.items()})
     assert set(failed(own)) == {"probes"}
 
 
-def test_code_that_needs_this_project_is_found(own):
+def test_code_that_imports_this_project_is_found(own):
     code = own / "code" / "inference.py"
     code.write_text("import sentiment_engine\n" + code.read_text())
     assert set(failed(own)) == {"stands alone"}
@@ -516,7 +516,7 @@ def served_beside_the_container(folder: Path):
 
 
 @pytest.mark.parametrize("ask", [preflight, asked_by_the_suite, served_beside_the_container])
-def test_the_code_of_an_artifact_sees_no_keys_tokens_or_settings(good, tmp_path, monkeypatch, ask):
+def test_the_code_of_an_artifact_cannot_read_keys_tokens_or_settings(good, tmp_path, monkeypatch, ask):
     folder = copytree(good, tmp_path / "model")
     code = folder / "code" / "inference.py"
     code.write_text(code.read_text() + NOSY)
@@ -528,7 +528,7 @@ def test_the_code_of_an_artifact_sees_no_keys_tokens_or_settings(good, tmp_path,
     assert "a secret" not in str(seen)
 
 
-def test_many_texts_are_answered_in_their_order(good, own):
+def test_many_texts_are_answered_in_order(good, own):
     texts = ["I love it", "It broke", "terrible", "excellent"] * 120
     assert served(good)(texts).round().tolist() == [1, 0, 0, 1] * 120
     (own / "model.onnx").unlink()
@@ -550,13 +550,13 @@ def test_many_texts_are_answered_in_their_order(good, own):
         ([], "no JSON object"),
     ],
 )
-def test_a_score_that_is_not_good_enough_is_found(own, metrics, says):
+def test_a_score_below_the_minimum_is_found(own, metrics, says):
     (own / "metrics.json").write_text(json.dumps(metrics))
     wrong = failed(own)
     assert set(wrong) == {"score"} and says in wrong["score"]
 
 
-def test_the_floor_can_be_set(own):
+def test_the_minimum_score_can_be_set(own):
     assert set(failed(own, macro_f1_floor=0.91)) == {"score"}
     (own / "metrics.json").write_text(json.dumps(METRICS | {"macro_f1": 0.6}))
     assert preflight(own, macro_f1_floor=0.5) and preflight(own, macro_f1_floor=0.6)

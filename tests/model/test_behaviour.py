@@ -32,7 +32,7 @@ def always_positive(texts: list[str]) -> np.ndarray:
     return np.ones(len(texts))
 
 
-def test_suite_is_large_balanced_and_varied(suite):
+def test_the_suite_is_large_balanced_and_varied(suite):
     sizes = suite.groupby("capability").size()
     assert len(suite) >= 440 and sizes.min() >= 24 and set(sizes.index) == set(describe_capabilities())
     assert suite.groupby("capability")["label"].mean().between(0.45, 0.55).all()
@@ -41,19 +41,19 @@ def test_suite_is_large_balanced_and_varied(suite):
     assert suite[suite["pair"] != ""].groupby("pair").size().ge(2).all() and (suite["pair"] != "").sum() >= 40
 
 
-def test_generated_reviews_contain_no_sentence_of_the_suite(suite):
+def test_generated_reviews_contain_no_sentence_from_the_suite(suite):
     lines = {line.casefold() for rules in load_grammar().values() for lines in rules.values() for line in lines}
     assert not lines & set(suite["text"].str.casefold())
 
 
-def test_always_positive_gets_half_of_everything(suite):
+def test_an_always_positive_model_scores_half_everywhere(suite):
     table = score_suite(always_positive)
     assert table["accuracy"].between(0.45, 0.55).all() and table.loc["all", "rows"] == len(suite)
     assert table.loc["entities", "agree"] == 1 and np.isnan(table.loc["plain", "agree"])
     assert set(failures(always_positive)["true"]) == {"NEGATIVE"}
 
 
-def test_perfect_model_fails_nowhere(truth):
+def test_a_perfect_model_has_no_failures(truth):
     def perfect(texts: list[str]) -> np.ndarray:
         return np.array([truth[text] for text in texts], float)
 
@@ -61,7 +61,7 @@ def test_perfect_model_fails_nowhere(truth):
     assert failures(perfect).empty and broken_pairs(perfect).empty
 
 
-def test_a_name_that_moves_the_answer_is_found(truth):
+def test_an_answer_that_depends_on_a_name_is_found(truth):
     def prejudiced(texts: list[str]) -> np.ndarray:
         return np.array([0.2 if "Fatima" in text else truth[text] for text in texts])
 
@@ -74,7 +74,7 @@ def test_a_name_that_moves_the_answer_is_found(truth):
 
 
 @pytest.mark.parametrize("given", [[0.5], [0.5, 1.2], [0.5, np.nan], [[0.1, 0.9]] * 2])
-def test_answers_that_are_no_shares_are_refused(given):
+def test_answers_that_are_not_probabilities_are_refused(given):
     two = pd.DataFrame({"capability": "plain", "text": ["Good.", "Bad."], "label": [1, 0], "pair": ""})
     with pytest.raises(ValueError, match="one probability from 0 to 1"):
         ask_suite(lambda texts: np.array(given), two)
@@ -97,7 +97,7 @@ def test_a_faulty_suite_is_refused(change, reason):
         check_suite(two.assign(**change))
 
 
-def test_plot_has_a_bar_for_each_model_and_capability():
+def test_the_plot_has_a_bar_for_each_model_and_capability():
     table = score_suite(always_positive)
     ax = plot_capabilities({"one": table, "two": table})
     assert len(ax.patches) == 2 * len(table) and len(ax.get_yticks()) == len(table)

@@ -56,7 +56,7 @@ def sure_answers(draw):
 
 
 @given(answers(), st.floats(*BOUNDS))
-def test_temperature_never_changes_the_label(given_answers, temperature):
+def test_the_temperature_never_changes_the_label(given_answers, temperature):
     logits, _ = given_answers
     after = shares(logits, temperature)
     assert np.all(after[np.arange(len(logits)), logits.argmax(1)] == after.max(1))
@@ -64,21 +64,21 @@ def test_temperature_never_changes_the_label(given_answers, temperature):
 
 
 @given(answers(), st.floats(*BOUNDS), st.sampled_from([0, 1, PRIOR]))
-def test_no_temperature_within_the_bounds_is_better(given_answers, other, prior):
+def test_the_fitted_temperature_is_optimal_within_the_bounds(given_answers, other, prior):
     found, rows = fit_temperature(*given_answers, prior=prior), len(given_answers[0])
     assert BOUNDS[0] <= found <= BOUNDS[1]
     assert misfit(*given_answers, found, prior) <= misfit(*given_answers, other, prior) + 1e-4 * (rows + prior)
 
 
 @given(answers())
-def test_the_prior_only_draws_the_temperature_towards_1(given_answers):
+def test_the_prior_only_pulls_the_temperature_towards_1(given_answers):
     alone, weak, strong = (fit_temperature(*given_answers, prior=prior) for prior in (0, 1, PRIOR))
     distances = [abs(np.log(temperature)) for temperature in (strong, weak, alone)]
     assert distances == pytest.approx(sorted(distances), abs=1e-3)
     assert min(alone, 1) - 1e-3 <= strong <= max(alone, 1) + 1e-3
 
 
-def test_temperature_is_what_the_logits_were_multiplied_by():
+def test_the_temperature_equals_the_scale_of_the_logits():
     rng = np.random.default_rng(1)
     honest = rng.normal(0, 2, 5000)
     labels = (rng.random(5000) < 1 / (1 + np.exp(-honest))).astype(int)
@@ -89,13 +89,13 @@ def test_temperature_is_what_the_logits_were_multiplied_by():
 
 
 @pytest.mark.parametrize("logits", [np.empty((0, 2)), [[np.nan, 1]], [1.0, 2.0]])
-def test_no_temperature_without_logits(logits):
+def test_fitting_a_temperature_needs_finite_logits(logits):
     with pytest.raises(ValueError, match="finite logits"):
         fit_temperature(logits, [])
 
 
 @given(sure_answers())
-def test_the_curve_counts_correctly(given_answers):
+def test_the_coverage_curve_matches_the_answers(given_answers):
     confidence, right = given_answers
     curve = coverage_curve(confidence, right)
     assert curve["threshold"].is_monotonic_increasing and curve["coverage"].is_monotonic_decreasing
@@ -105,14 +105,14 @@ def test_the_curve_counts_correctly(given_answers):
 
 
 @given(sure_answers(), WANTED, WANTED, st.sampled_from([0, 1, 1.645]))
-def test_threshold_grows_with_what_is_wanted(given_answers, one, other, z):
+def test_the_threshold_grows_with_the_required_accuracy(given_answers, one, other, z):
     low, high = sorted((one, other))
     assert sure_threshold(*given_answers, low, z) <= sure_threshold(*given_answers, high, z)
     assert sure_threshold(*given_answers, low, 0) <= sure_threshold(*given_answers, low, z)
 
 
 @given(sure_answers(), WANTED, st.sampled_from([0, 1.645]))
-def test_threshold_keeps_its_promise_and_is_the_lowest(given_answers, wanted, z):
+def test_the_threshold_reaches_the_required_accuracy_and_is_the_lowest(given_answers, wanted, z):
     confidence, right = given_answers
     found = sure_threshold(confidence, right, wanted, z)
 
@@ -126,7 +126,7 @@ def test_threshold_keeps_its_promise_and_is_the_lowest(given_answers, wanted, z)
 
 
 @given(st.integers(1, 500), st.data())
-def test_the_wilson_bound_is_below_the_share_and_rises_with_rows(total, data):
+def test_the_wilson_bound_is_below_the_share_and_rises_with_the_rows(total, data):
     right = data.draw(st.integers(0, total))
     lower = wilson_lower(right, total)
     assert -1e-12 <= lower <= right / total + 1e-12
@@ -136,7 +136,7 @@ def test_the_wilson_bound_is_below_the_share_and_rises_with_rows(total, data):
 
 @given(answers())
 @example((np.array([[12.5, -7], [-7, 13], [-7, -7]]), np.array([1, 1, 0])))  # two scores that differ in digit nine
-def test_calibration_is_json_and_true(given_answers):
+def test_the_calibration_is_valid_json_with_correct_values(given_answers):
     logits, labels = given_answers
     found = json.loads(json.dumps(calibration_of(logits, labels, wanted=0.8, z=0)))
     after = shares(logits, found["temperature"])
@@ -147,7 +147,7 @@ def test_calibration_is_json_and_true(given_answers):
         assert 0.8 <= found["accuracy_sure"] == pytest.approx((after.argmax(1) == labels)[sure].mean(), abs=1e-4)
 
 
-def test_hopeless_answers_are_never_sure():
+def test_answers_of_an_uninformative_model_are_never_sure():
     found = calibration_of([[0, 5.0]] * 200, [0, 1] * 100)
     assert found["sure_from"] == NEVER and found["coverage"] == 0 and not found["reached"]
     assert found["accuracy_sure"] is None and found["temperature"] > 5
@@ -156,20 +156,20 @@ def test_hopeless_answers_are_never_sure():
 
 
 @pytest.mark.parametrize(("right", "reached"), [(985, True), (980, True), (975, False), (950, False)])
-def test_sure_answers_are_right_in_97_of_100_with_95_percent_confidence(right, reached):
+def test_at_least_97_percent_of_sure_answers_are_right_with_95_percent_confidence(right, reached):
     true, rights = np.arange(1000) % 2, np.arange(1000) < right
     found = calibration_of(with_gaps(np.full(1000, 4.0), rights, true), true)
     assert found["reached"] is reached and found["coverage"] == reached
 
 
-def test_an_answer_with_the_bounds_own_digits_is_sure():
+def test_an_answer_equal_to_the_rounded_threshold_is_sure():
     "Answers have six digits. So has the threshold, and none of the answers that it counted falls below it."
     confidence = np.repeat([0.9123456789, 0.6], [900, 100])
     found = sure_threshold(confidence, np.repeat([True, False], [900, 100]))
     assert found == 0.912345 <= round(0.9123456789, 6)
 
 
-def test_a_model_is_measured_without_the_calibration_that_it_has(tmp_path):
+def test_a_model_is_measured_without_its_existing_calibration(tmp_path):
     texts = ["good", "terrible", "love it, not bad"]
     before = served_logits(write_tiny_model(tmp_path), texts)
     (tmp_path / "calibration.json").write_text('{"temperature": 3, "sure_from": 0.9}')
@@ -186,7 +186,7 @@ def with_gaps(gaps: np.ndarray, right: np.ndarray, true: np.ndarray) -> np.ndarr
 @pytest.mark.parametrize("size", [0.01, 4, 20, 1e3, 1e300])
 @pytest.mark.parametrize("rows", [1, 2, 12, 60])
 @pytest.mark.parametrize("right", [True, False])
-def test_few_rows_hardly_move_the_temperature_and_the_calibration_says_so(rows, right, size):
+def test_few_rows_hardly_change_the_temperature_and_mark_it_as_limited(rows, right, size):
     true = np.arange(rows) % 2
     logits = with_gaps(size * np.linspace(1, 1.5, rows), np.full(rows, right), true)
     found = json.loads(json.dumps(calibration_of(logits, true), allow_nan=False))
@@ -195,7 +195,7 @@ def test_few_rows_hardly_move_the_temperature_and_the_calibration_says_so(rows, 
     assert found["limited"] and not found["reached"] and found["sure_from"] == NEVER
 
 
-def test_faultless_answers_do_not_drive_the_temperature_to_its_bound():
+def test_perfect_answers_do_not_push_the_temperature_to_its_bound():
     for rows in (100, 1000, 10_000):
         true = np.arange(rows) % 2
         found = calibration_of(with_gaps(np.linspace(2, 6, rows), np.full(rows, True), true), true)
@@ -203,7 +203,7 @@ def test_faultless_answers_do_not_drive_the_temperature_to_its_bound():
         assert "0 of them answered wrong" in found["limited"][0] and "alone would give 0.25" in found["limited"][0]
 
 
-def test_rows_that_determine_a_temperature_are_not_called_limited():
+def test_enough_rows_give_an_unlimited_calibration():
     rng = np.random.default_rng(2)
     for rows in (1500, 10_000):
         honest = rng.normal(0, 4, rows)
@@ -224,7 +224,7 @@ ROWS_OF = {
 
 
 @pytest.mark.parametrize("kind", ROWS_OF)
-def test_rows_that_prove_nothing_make_no_answer_sure_and_say_why(kind):
+def test_insufficient_rows_make_no_answer_sure_and_explain_why(kind):
     logits, labels, why = ROWS_OF[kind]
     found = json.loads(json.dumps(calibration_of(logits, labels), allow_nan=False))
     assert found["sure_from"] == NEVER and not found["reached"] and found["coverage"] == 0
@@ -232,7 +232,7 @@ def test_rows_that_prove_nothing_make_no_answer_sure_and_say_why(kind):
 
 
 @given(answers(), st.sampled_from([0, Z]))
-def test_a_threshold_that_is_never_or_always_reached_is_always_said(given_answers, z):
+def test_an_unreachable_or_trivial_threshold_is_always_reported(given_answers, z):
     found = calibration_of(*given_answers, wanted=0.6, z=z)
     told = " ".join(found["limited"])
     assert (found["coverage"] == 0) == ("no answer is called sure" in told) == (found["sure_from"] == NEVER)
@@ -250,18 +250,18 @@ def test_the_model_card_repeats_why_a_calibration_is_limited():
         assert why in calibration_line(calibration_of(logits, labels))
 
 
-def test_doubt_is_counted_by_stars():
+def test_unsure_answers_are_counted_by_stars():
     table = doubt_by_stars([1, 3, 3, 5], [0.9, 0.6, 0.8, 0.99], 0.8)
     assert table["not sure"].to_dict() == {1: 0, 3: 0.5, 5: 0} and table["rows"].to_dict() == {1: 1, 3: 2, 5: 1}
 
 
-def test_plot_marks_the_choice():
+def test_the_plot_marks_the_chosen_threshold():
     ax = plot_coverage([0.6, 0.9, 0.95], [False, True, True], 0.9)
     assert ax.lines[-1].get_xydata().tolist() == [[2 / 3, 1]]
 
 
 @given(sure_answers())
-def test_calibration_error_is_the_gap_of_the_bins(given_answers):
+def test_the_calibration_error_is_the_gap_within_the_bins(given_answers):
     confidence, right = given_answers
     table = reliability(confidence, right)
     assert table["answers"].sum() == len(right) and (table["to"] - table["from"]).round(9).eq(round(1 / 15, 9)).all()
@@ -272,7 +272,7 @@ def test_calibration_error_is_the_gap_of_the_bins(given_answers):
     assert one_bin == pytest.approx(abs(confidence.mean() - right.mean()))
 
 
-def test_shares_that_are_right_but_timid_cost_only_calibration():
+def test_correct_but_underconfident_answers_lower_only_the_calibration():
     labels = [0, 1] * 50
     timid, bold = (share_scores(labels, [1 - s, s] * 50) for s in (0.6, 1.0))
     assert timid["accuracy"] == bold["accuracy"] == bold["average_precision"] == timid["average_precision"] == 1
@@ -281,7 +281,7 @@ def test_shares_that_are_right_but_timid_cost_only_calibration():
     assert table.loc["timid", "ECE"] == 0.4 and table.loc["labels only"].isna().sum() == 2
 
 
-def test_missing_label_has_no_average_precision():
+def test_a_missing_label_has_no_average_precision():
     assert np.isnan(average_precisions([1, 1], [0.2, 0.9])["NEGATIVE"])
     with pytest.raises(ValueError, match="between 0 and 1"):
         share_scores([0, 1], [-1, 2])

@@ -88,7 +88,7 @@ def answer(model, inputs, **more) -> list[dict]:
         (json.dumps({"inputs": ["x"] * 10, "explain": True}).encode(), "application/json", ["x"] * 10),
     ],
 )
-def test_requests_that_are_read(body, kind, texts):
+def test_valid_requests_are_parsed(body, kind, texts):
     assert input_fn(body, kind) == texts
 
 
@@ -128,7 +128,7 @@ def test_requests_that_are_read(body, kind, texts):
         (b"\x93NUMPY", "application/x-npy", 415, "unsupported_media_type"),
     ],
 )
-def test_requests_that_are_refused(body, kind, status, code):
+def test_invalid_requests_are_refused(body, kind, status, code):
     with pytest.raises(InputError) as refused:
         input_fn(body, kind)
     assert (refused.value.status, refused.value.code) == (status, code)
@@ -140,7 +140,7 @@ NULL = {"explain", "parameters", "options"}
 
 
 @pytest.mark.parametrize("field", sorted(NULL))
-def test_an_optional_field_that_is_null_counts_as_left_out(model, field):
+def test_a_null_optional_field_counts_as_omitted(model, field):
     assert answer(model, "love", **{field: None}) == answer(model, "love")
 
 
@@ -172,7 +172,7 @@ WHOLE, BOTH, BEST = "whole", ["POSITIVE", "NEGATIVE"], ["POSITIVE"]
     ],
 )
 @pytest.mark.parametrize("inputs", ["love", ["love", "excellent"], "love " * 600])
-def test_parameters_that_change_no_answer_choose_its_shape(model, inputs, parameters, shape):
+def test_accepted_parameters_change_only_the_shape_of_an_answer(model, inputs, parameters, shape):
     plain, told = answer(model, inputs), answer(model, inputs, parameters=parameters)
     if shape is WHOLE:
         assert told == plain
@@ -196,7 +196,7 @@ def test_parameters_that_change_no_answer_choose_its_shape(model, inputs, parame
         *(("temperature", 0.5), ("candidate_labels", ["a"]), ("\udc00", 1), ("padding", "never")),
     ],
 )
-def test_a_parameter_that_would_change_the_answer_is_refused_by_name(name, value):
+def test_the_error_names_a_parameter_that_would_change_the_answer(name, value):
     with pytest.raises(InputError) as refused:
         input_fn(json.dumps({"inputs": "x", "parameters": {"top_k": None, name: value}}))
     assert (refused.value.status, refused.value.code) == (400, "unsupported_parameter")
@@ -204,17 +204,17 @@ def test_a_parameter_that_would_change_the_answer_is_refused_by_name(name, value
 
 
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 1}, {"return_all_scores": True}])
-def test_an_explanation_has_no_place_in_a_list_of_labels(model, parameters):
+def test_an_explanation_cannot_be_combined_with_a_list_of_labels(model, parameters):
     with pytest.raises(InputError, match="leave parameters out"):
         answer(model, "love", explain=True, parameters=parameters)
     assert "explanation" in answer(model, "love", explain=True, parameters={"truncation": True})[0]
 
 
-def test_a_list_of_books_is_read_as_far_as_one_can(model):
+def test_a_list_of_very_long_texts_is_answered(model):
     assert len(answer(model, ["love " * 20_000] * 50)) == 50, "fifty times what is read of a review is not too much"
 
 
-def test_traces_of_html_change_no_answer_and_shift_no_word(model):
+def test_html_markup_changes_neither_the_answer_nor_word_positions(model):
     plain, marked = "I don't love it, terrible.", "<p>I don&#39;t love it,<br /> terrible.</p>"
     first, second = (answer(model, text, explain=True)[0] for text in (plain, marked))
     assert first["scores"] == second["scores"] and first["tokens"] == second["tokens"]
@@ -225,13 +225,13 @@ def test_traces_of_html_change_no_answer_and_shift_no_word(model):
     assert answer(model, "1 < 2 and 3 > 2, love")[0]["tokens"] == 9, "not everything between angles is a tag"
 
 
-def test_refusal_names_the_place_in_the_list():
+def test_a_refusal_names_the_position_in_the_list():
     with pytest.raises(InputError, match=r"inputs\[2\]"):
         input_fn(b'{"inputs": ["a", "b", "", "d"]}')
 
 
 @given(st.binary() | st.text(), st.sampled_from(["application/json", "text/plain", None]))
-def test_any_body_is_read_or_refused(body, kind):
+def test_any_body_is_parsed_or_refused(body, kind):
     try:
         texts = input_fn(body, kind)
     except InputError:
@@ -261,7 +261,7 @@ def test_every_accepted_request_is_answered(model, text, explain):
 # Output
 
 
-def test_every_label_has_its_share(model):
+def test_every_label_has_its_score(model):
     (only,) = answer(model, "I love it")
     assert only == {
         "label": "POSITIVE",
@@ -303,7 +303,7 @@ def test_a_thousand_reviews_keep_their_order(model):
         (50_000, 8, True),
     ],
 )
-def test_a_long_review_is_read_in_windows_and_says_if_its_end_was_not(model, words, windows, truncated):
+def test_a_long_review_is_read_in_windows_and_reports_truncation(model, words, windows, truncated):
     (only,) = answer(model, "love " * words)
     assert (only["windows"], only["truncated"], only["label"]) == (windows, truncated, "POSITIVE")
     assert ("parts" in only) is (windows > 1)
@@ -330,7 +330,7 @@ ENDS = {  # name: a text, whether part of it is not read
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("explain", [False, True])
-def test_truncated_says_whether_some_of_a_text_is_not_read(model, end, explain):
+def test_truncated_reports_whether_part_of_a_text_is_skipped(model, end, explain):
     text, truncated = ENDS[end]
     assert [a["truncated"] for a in answer(model, ["good", text], explain=explain)] == [False, truncated]
 
@@ -340,7 +340,7 @@ LETTERS = ["ab", "love ", "bad! ", "\u597d", "\U0001f600", "e\u0301", " ", "x" *
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(LETTERS), st.integers(1, 400)), min_size=1, max_size=8), st.booleans())
-def test_a_text_that_is_tokenized_in_part_is_answered_as_if_it_were_whole(real_words, pieces, explain):
+def test_partial_tokenization_gives_the_same_answer_as_full_tokenization(real_words, pieces, explain):
     text = "good " + "".join(letters * often for letters, often in pieces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "BRIEF", 0)
@@ -350,30 +350,30 @@ def test_a_text_that_is_tokenized_in_part_is_answered_as_if_it_were_whole(real_w
         assert answer(real_words, text, explain=explain) == whole
 
 
-def test_more_than_two_cores_can_read_is_refused(model):
+def test_a_request_with_too_much_text_is_refused(model):
     with pytest.raises(InputError) as refused:
         answer(model, ["a " * 1250] * 1000)
     assert (refused.value.status, refused.value.code) == (413, "too_much_text")
 
 
-def test_a_book_is_answered_at_once(model):
+def test_a_very_long_text_is_answered_quickly(model):
     "Tokenizing all of it would take ten seconds."
     start = time.process_time()
     assert answer(model, ["love " * 2_000_000, "x" * 2_000_000])[1]["truncated"]
     assert time.process_time() - start < 2
 
 
-def test_the_end_of_a_long_review_counts(model):
+def test_the_end_of_a_long_review_affects_the_answer(model):
     "The first 512 tokens alone would give POSITIVE."
     (only,) = answer(model, "love " * 510 + "terrible " * 1500)
     assert only["label"] == "NEGATIVE" and not only["truncated"]
 
 
-def test_only_what_lies_beyond_the_windows_is_not_read(model):
+def test_only_text_beyond_the_last_window_is_ignored(model):
     assert answer(model, "love " * 3632 + "terrible " * 5000)[0]["scores"]["POSITIVE"] == 1
 
 
-def test_the_whole_is_the_mean_of_its_windows(model):
+def test_the_scores_of_a_long_text_are_the_weighted_mean_of_its_windows(model):
     text = "  Na\u00efve \U0001f600 " + "love it " * 400 + "bad, broken. " * 300 + " \n"
     (only,) = answer(model, text)
     parts = only["parts"]
@@ -385,12 +385,12 @@ def test_the_whole_is_the_mean_of_its_windows(model):
     assert parts[0]["scores"]["POSITIVE"] > 0.9 > 0.1 > parts[-1]["scores"]["POSITIVE"]
 
 
-def test_a_window_counts_by_what_is_new_in_it(model):
+def test_the_weight_of_a_window_is_its_share_of_new_tokens(model):
     (only,) = answer(model, "love " * 957)
     assert [p["weight"] for p in only["parts"]] == pytest.approx([510 / 957, 446 / 957, 1 / 957], abs=1e-6)
 
 
-def test_each_window_says_what_its_characters_say_alone(model):
+def test_each_window_scores_like_its_text_alone(model):
     text = " ".join(random.Random(3).choices([w for w in WEIGHTS if w.isalpha()], k=1200))
     (only,) = answer(model, text)
     for part in only["parts"]:
@@ -405,7 +405,7 @@ def test_a_shorter_model_has_shorter_windows(tmp_path):
     assert [a["windows"] for a in answer(short, ["love " * 126, "love " * 127])] == [1, 2]
 
 
-# How sure it is
+# Calibration
 
 
 @pytest.fixture
@@ -432,14 +432,14 @@ def test_an_answer_at_the_threshold_is_sure(calibrated):
     assert answer(calibrated('{"temperature": 1, "sure_from": 0.9}'), "good")[0]["sure"] is False
 
 
-def test_nothing_is_sure_about_what_the_vocabulary_does_not_have(calibrated):
+def test_texts_outside_the_vocabulary_are_never_sure(calibrated):
     model = calibrated('{"temperature": 1, "sure_from": 0.5}')
     texts = ["love", "love zebra", "love zebra zebra", "zebra zebra", "love " * 600 + "zebra " * 700, "\u200b"]
     assert [a["sure"] for a in answer(model, texts)] == [True, False, False, False, False, False]
     assert all(a["sure"] is False for a in answer(model, ["\U0001f92e" * 3, "\u8d28\u91cf\u5f88\u5dee"]))
 
 
-def test_a_calibration_may_be_never_sure(calibrated):
+def test_a_calibration_may_declare_no_answer_sure(calibrated):
     model = calibrated('{"temperature": 1, "sure_from": 1.001}')
     assert [a["sure"] for a in answer(model, ["love " * 9, "good"])] == [False, False]
 
@@ -454,15 +454,15 @@ def test_tokens_are_counted_once(model):
     + [f'{{"temperature": {t}, "sure_from": 0.9}}' for t in ("-1", "NaN", "Infinity", "null", '"1"', "true")]
     + [f'{{"temperature": 1, "sure_from": {s}}}' for s in ("0.49", "1.01", "97", "NaN", "null", "true")],
 )
-def test_a_calibration_that_makes_no_sense_stops_the_load(calibrated, content):
+def test_an_invalid_calibration_fails_the_load(calibrated, content):
     with pytest.raises(ValueError, match=r"calibration\.json"):
         calibrated(content)
 
 
-# Which words decide an answer
+# Explanations
 
 
-def test_each_word_has_its_influence(model):
+def test_each_word_gets_an_influence(model):
     text = "  I love it\u2026 but, \U0001f600 not the BAD box!!"
     (only,) = answer(model, text, explain=True)
     found = [w | {"text": text[w["start"] : w["end"]]} for w in only["explanation"]]
@@ -476,7 +476,7 @@ def test_each_word_has_its_influence(model):
     assert influence["love"] > 0.5 > 0 == influence["box"] > influence["not"] == influence["BAD"]
 
 
-def test_hiding_a_word_leaves_its_neighbours(model):
+def test_hiding_a_word_does_not_affect_its_neighbours(model):
     (only,) = answer(model, "bad!good", explain=True)
     assert [(w["start"], w["end"], w["influence"]) for w in only["explanation"]] == [
         (0, 3, pytest.approx(0.5 - 0.880797, abs=1e-5)),
@@ -485,7 +485,7 @@ def test_hiding_a_word_leaves_its_neighbours(model):
     ]
 
 
-def test_an_explained_answer_is_otherwise_the_same(model):
+def test_an_explanation_does_not_change_the_answer(model):
     texts = ["I love it", "terrible", "..", "love " * 700]
     explained = answer(model, texts, explain=True)
     assert [{k: v for k, v in a.items() if k != "explanation"} for a in explained] == answer(model, texts)
@@ -493,7 +493,7 @@ def test_an_explained_answer_is_otherwise_the_same(model):
     assert not any("explanation" in a for a in answer(model, texts, explain=False))
 
 
-def test_a_word_of_a_long_review_counts_in_its_window(model):
+def test_a_word_of_a_long_review_is_scored_in_its_window(model):
     text = "it is so " * 250 + "terrible"  # the end of the second window
     (only,) = answer(model, text, explain=True)
     last = only["explanation"][-1]
@@ -553,7 +553,7 @@ def late_answer(model_dir, inputs, seconds: float, waited: float = 0.0) -> tuple
 
 @pytest.mark.parametrize("words", [180, 350, 504, 780, 3000])
 @pytest.mark.parametrize("seconds", [0.2, 1.0, 3.0])
-def test_an_explanation_ends_in_time_and_says_how_far_it_came(model_dir, model, words, seconds):
+def test_an_explanation_ends_in_time_and_reports_its_progress(model_dir, model, words, seconds):
     text = " ".join(random.Random(7).choices([w for w in WEIGHTS if w.isalpha()], k=words))
     (plain,) = answer(model, text)
     (only,), clock = late_answer(model_dir, text, seconds)
@@ -566,18 +566,18 @@ def test_an_explanation_ends_in_time_and_says_how_far_it_came(model_dir, model, 
     assert partial or len(found) > 50
 
 
-def test_without_a_time_limit_nothing_is_partial(model_dir, model):
+def test_without_a_time_limit_an_explanation_is_complete(model_dir, model):
     texts = ["I love it", "love it not " * 300]
     assert late_answer(model_dir, texts, 0.001)[0] == answer(model, texts, explain=True)
 
 
-def test_waiting_time_counts_too(model_dir, model):
+def test_waiting_time_counts_towards_the_time_limit(model_dir, model):
     (late,), clock = late_answer(model_dir, "I love it", 0.1, waited=inference.EXPLAIN_SECONDS)
     assert late == answer(model, "I love it")[0] | {"explanation": [], "partial": True, "explained": 0.0}
     assert clock.batches == 1
 
 
-def test_the_most_telling_words_come_first(model_dir):
+def test_the_most_influential_words_are_examined_first(model_dir):
     text = "it is so " * 100 + "terrible " + "it is so " * 59
     (only,), _ = late_answer(model_dir, text, 0.9)
     place = text.index("terrible")
@@ -589,7 +589,7 @@ def test_the_most_telling_words_come_first(model_dir):
 
 
 def test_other_requests_do_not_delay_an_explanation():
-    "Both lanes are busy: the deadline wakes the waiting request."
+    "Both lanes are busy, and the deadline wakes the waiting request."
     gate, begun = threading.Event(), threading.Semaphore(0)
 
     def compute(windows):
@@ -609,7 +609,7 @@ def test_other_requests_do_not_delay_an_explanation():
         assert [len(each.result(timeout=60)) for each in others] == [3, 3]
 
 
-def test_a_long_list_that_would_wait_for_minutes_is_refused_and_a_short_one_is_not(monkeypatch):
+def test_a_long_queue_refuses_a_long_list_and_accepts_a_short_one(monkeypatch):
     monkeypatch.setattr(inference, "MAX_WAITING", 5000)
     gate = threading.Event()
 
@@ -630,14 +630,14 @@ def test_a_long_list_that_would_wait_for_minutes_is_refused_and_a_short_one_is_n
 
 
 @given(st.text(), st.integers(1, 20))
-def test_words_are_found_in_any_text(text, most):
+def test_word_spans_are_valid_for_any_text(text, most):
     spans = word_spans(text, most)
     assert len(spans) <= most and bool(spans) is bool(text.strip())
     places = [place for span in spans for place in span]
     assert places == sorted(places) and all(text[start:end].strip() for start, end in spans)
 
 
-def test_padding_and_truncation_saved_in_the_tokenizer_are_not_used(tmp_path):
+def test_saved_tokenizer_padding_and_truncation_are_ignored(tmp_path):
     write_tiny_model(tmp_path)
     saved = inference.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     saved.enable_truncation(4)
@@ -651,20 +651,20 @@ def test_answers_are_json(model, accept):
     assert json.loads(output_fn(predict_fn(["good"], model), accept))[0]["label"] == "POSITIVE"
 
 
-def test_other_answers_are_not_made_up(model):
+def test_unsupported_answer_formats_are_refused(model):
     with pytest.raises(InputError) as refused:
         output_fn(predict_fn(["good"], model), "text/csv")
     assert (refused.value.status, refused.value.code) == (406, "not_acceptable")
 
 
-def test_threads_share_a_model(model):
+def test_threads_can_share_a_model(model):
     texts = [f"{'love ' * (i % 90)}{'terrible ' * (i % 7)}good" for i in range(200)]
     alone = [predict_fn([text], model)[0] for text in texts]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda text: predict_fn([text], model)[0], texts)) == alone
 
 
-# Many requests at a time
+# Concurrent requests
 
 
 class Slow:
@@ -696,9 +696,9 @@ class Held(Slow):
 
 @pytest.mark.parametrize("lists", [1, 6])
 def test_a_single_review_is_answered_during_long_lists(model, lists):
-    "It computes one batch, its own, and waits for no other."
+    "It computes only its own batch and waits for no other."
     held = dataclasses.replace(model, session=Held(model.session))
-    texts = [f"{'love ' * (10 + i % 90)}good" for i in range(200)]  # some twenty batches
+    texts = [f"{'love ' * (10 + i % 90)}good" for i in range(200)]  # about twenty batches
     with ThreadPoolExecutor(lists + 1) as pool:
         whole = [pool.submit(predict_fn, texts, held) for _ in range(lists)]
         try:
@@ -719,7 +719,7 @@ def wait_for(holds):
 
 
 def test_lists_take_turns(model):
-    "The last request does not have to start last, and a short one does not wait until a long one ends."
+    "The last request need not start last, and a short one does not wait for a long one."
     slow = dataclasses.replace(model, session=Slow(model.session, 0.01))
     with ThreadPoolExecutor(5) as pool:
         long = [pool.submit(predict_fn, ["love " * 60] * 800, slow) for _ in range(4)]
@@ -732,7 +732,7 @@ def test_lists_take_turns(model):
     assert meanwhile < len(slow.session.batches) / 4
 
 
-def test_requests_that_wait_are_joined(model):
+def test_waiting_requests_are_batched_together(model):
     slow = dataclasses.replace(model, session=Slow(model.session, 0.05))
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(lambda i: predict_fn(["love" if i % 2 else "terrible"], slow)[0], range(32)))
@@ -741,7 +741,7 @@ def test_requests_that_wait_are_joined(model):
 
 
 def test_a_single_request_does_not_wait(model, monkeypatch):
-    "No timer, no second thread."
+    "There is no timer and no second thread."
     threads = threading.active_count()
     for waits in (threading.Event, threading.Condition):
         monkeypatch.setattr(waits, "wait", lambda *_: pytest.fail("it waits"))
@@ -764,7 +764,7 @@ class Fails:
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_the_error_of_one_request_is_its_own(lanes):
+def test_an_error_affects_only_its_own_request(lanes):
     compute = Fails()
     queue = BatchQueue(compute, lanes)
     with ThreadPoolExecutor(8) as pool:
@@ -780,7 +780,7 @@ def test_the_error_of_one_request_is_its_own(lanes):
     assert queue.run([[5]])[0] == [5]
 
 
-def test_an_interrupted_thread_leaves_no_request_waiting():
+def test_an_interrupted_thread_leaves_no_other_request_waiting():
     "The computing thread may fail at any point: other threads then compute the windows that it had taken from them."
     entered, go, interrupted = threading.Event(), threading.Event(), []
 
@@ -813,7 +813,7 @@ def test_an_interrupted_thread_leaves_no_request_waiting():
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_many_threads_get_their_own_answers(lanes):
-    "Each thread gets the sums of its own windows, whatever the others do, and the queue is idle afterwards."
+    "Each thread gets the sums of its own windows, and the queue is idle afterwards."
     queue = BatchQueue(lambda windows: np.array([[sum(window)] for window in windows]), lanes)
 
     def ask(seed: int) -> bool:
@@ -826,7 +826,7 @@ def test_many_threads_get_their_own_answers(lanes):
     assert int(queue.run([[1]])[0][0]) == 1
 
 
-def test_a_short_request_computes_no_batch_of_a_list():
+def test_a_short_request_never_computes_batches_of_a_list():
     "Other threads may already have its windows; then its thread waits, and its lane stays free."
     computed, stop = [], threading.Event()
 
@@ -855,7 +855,7 @@ def test_a_short_request_computes_no_batch_of_a_list():
 
 
 @pytest.mark.parametrize("wrong", [np.full((1, 2), np.nan), np.zeros((1, 3)), np.zeros((2, 2))])
-def test_an_invalid_answer_is_the_models_fault(model, wrong):
+def test_an_invalid_model_output_counts_as_a_model_failure(model, wrong):
     class Session:
         get_inputs = staticmethod(lambda: [])
         run = staticmethod(lambda names, given: [wrong])
@@ -866,7 +866,7 @@ def test_an_invalid_answer_is_the_models_fault(model, wrong):
     assert counters(broken)["failed"] == 1
 
 
-def test_finished_work_is_counted(tmp_path):
+def test_finished_requests_are_counted(tmp_path):
     model = model_fn(write_tiny_model(tmp_path))
     start = counters(model)
     predict_fn(["good"] * 40, model)
@@ -891,11 +891,11 @@ def test_finished_work_is_counted(tmp_path):
     assert counters(broken)["failed"] == 1 and "good" not in json.dumps(now)
 
 
-# The parts
+# Helper functions
 
 
 @given(st.lists(st.integers(1, 512), max_size=200))
-def test_batches_hold_every_review_once_and_little_padding(lengths):
+def test_batches_contain_every_review_once_and_little_padding(lengths):
     batches = length_batches(lengths)
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -905,7 +905,7 @@ def test_batches_hold_every_review_once_and_little_padding(lengths):
 
 
 @given(st.lists(st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=2), min_size=1))
-def test_shares_add_up_whatever_the_logits(logits):
+def test_scores_add_up_to_1_for_any_logits(logits):
     shares = softmax(np.array(logits, dtype=np.float32))
     assert np.isfinite(shares).all() and np.allclose(shares.sum(axis=1), 1)
 
@@ -915,7 +915,7 @@ def test_shares_add_up_whatever_the_logits(logits):
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize("fault", ["missing", "cut off", "empty"])
-def test_a_file_that_does_not_load_is_named(tmp_path, name, fault):
+def test_the_error_names_a_file_that_does_not_load(tmp_path, name, fault):
     path = write_tiny_model(tmp_path) / name
     content = path.read_bytes()
     path.unlink()
@@ -926,28 +926,28 @@ def test_a_file_that_does_not_load_is_named(tmp_path, name, fault):
 
 
 @pytest.mark.parametrize("labels", [{}, {"0": "ONLY"}, {"1": "A", "2": "B"}, None, {"zero": "A", "one": "B"}])
-def test_labels_that_make_no_sense_are_refused(tmp_path, labels):
+def test_invalid_labels_are_refused(tmp_path, labels):
     write_tiny_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
     with pytest.raises(ValueError, match=r"config\.json"):
         model_fn(tmp_path)
 
 
-def test_a_model_with_other_outputs_than_labels_does_not_come_up(tmp_path):
+def test_a_model_whose_outputs_do_not_match_its_labels_fails_to_load(tmp_path):
     write_tiny_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "A", "1": "B", "2": "C"}}))
     with pytest.raises(ValueError, match="does not answer"):
         model_fn(tmp_path)
 
 
-def test_padding_is_not_read(tmp_path):
+def test_padding_does_not_affect_an_answer(tmp_path):
     model = model_fn(write_tiny_model(tmp_path, WEIGHTS | {"[PAD]": 9}))
     texts = ["bad", "terrible bad", "good", "happy good good"]
     alone = [answer(model, text)[0]["scores"]["POSITIVE"] for text in texts]
     assert [a["scores"]["POSITIVE"] for a in answer(model, texts)] == pytest.approx(alone, abs=1e-6)
 
 
-def test_half_and_95_percent_of_requests_took_no_longer():
+def test_latency_percentiles_are_reported():
     counted = inference.Counters()
     assert counted.report()["latency_ms"] == {"of_last": 0} and counted.report()["mean_batch"] is None
     for milliseconds in range(100, 0, -1):
@@ -955,11 +955,11 @@ def test_half_and_95_percent_of_requests_took_no_longer():
     assert counted.report()["latency_ms"] == {"p50": 50.0, "p95": 95.0, "of_last": 100}
 
 
-def test_a_model_that_takes_token_types_is_given_them(tmp_path):
+def test_a_model_that_needs_token_types_gets_them(tmp_path):
     assert answer(model_fn(write_tiny_model(tmp_path, types=True)), "love")[0]["label"] == "POSITIVE"
 
 
-def test_threads_can_be_set(monkeypatch):
+def test_the_number_of_threads_can_be_set(monkeypatch):
     monkeypatch.setenv("INFERENCE_THREADS", "3")
     assert inference.thread_count() == 3
     monkeypatch.setenv("INFERENCE_THREADS", "many")
@@ -969,11 +969,11 @@ def test_threads_can_be_set(monkeypatch):
     assert inference.thread_count() >= 1
 
 
-# Rules of the container
+# Requirements of the container
 
 
-def test_handlers_take_what_the_container_passes():
-    "Its server counts a handler's parameters: with the context all of them, without it one fewer."
+def test_handlers_have_the_signatures_that_the_container_expects():
+    "The container's server counts a handler's parameters to decide whether to pass the context."
     handlers = (model_fn, input_fn, predict_fn, output_fn)
     assert [len(inspect.signature(handler).parameters) for handler in handlers] == [
         2,
@@ -984,7 +984,7 @@ def test_handlers_take_what_the_container_passes():
     assert not hasattr(inference, "transform_fn")
 
 
-def test_the_file_stands_alone(model_dir, tmp_path):
+def test_the_inference_file_needs_no_other_module(model_dir, tmp_path):
     "In an artifact, in a process without this project, it loads hardly any modules."
     code = add_inference_code(tmp_path)
     assert {path.name for path in code.iterdir()} == {"inference.py", "cleaning.py", "requirements.txt"}
@@ -1047,7 +1047,7 @@ def serve(folder: Path, graph: str):
     return model_fn(folder)
 
 
-def test_answers_are_those_of_plain_transformers(trained):
+def test_answers_match_plain_transformers(trained):
     import torch
     import transformers
 
@@ -1086,8 +1086,8 @@ def weights_of(folder: Path) -> dict[str, bytes]:
     ("graph", "gap"),
     [("fp32.onnx", 2e-6), ("int8.onnx", 0.1)],  # the export's rounding alone changes an answer by 0.06
 )
-def test_a_fused_graph_answers_the_same(trained, tmp_path, graph, gap):
-    "Alone and in a batch, within rounding; and fusing it again changes nothing."
+def test_a_fused_graph_gives_the_same_answers(trained, tmp_path, graph, gap):
+    "This holds alone and in a batch, within rounding. Fusing the graph again changes nothing."
     exported, kept = serve(trained[1], graph), tmp_path / "model"
     assert fused(trained, graph, kept) is None
     served, weights = model_fn(kept), weights_of(kept)
@@ -1098,7 +1098,7 @@ def test_a_fused_graph_answers_the_same(trained, tmp_path, graph, gap):
     assert weights_of(kept) == weights and set(weights) == {"model.onnx", "model.onnx.data"}
 
 
-def test_a_fused_graph_has_only_what_an_answer_takes(trained, tmp_path):
+def test_a_fused_graph_has_only_the_needed_operators(trained, tmp_path):
     "ONNX Runtime does not replace the written operators with slower ones."
     import onnx
 
@@ -1119,15 +1119,15 @@ def test_a_fused_graph_has_only_what_an_answer_takes(trained, tmp_path):
         ({"activation": "relu"}, "activation is relu"),
     ],
 )
-def test_a_model_that_has_no_graph_of_its_own_is_served_all_the_same(trained, tmp_path, graph, change, why):
-    "With exactly the answers of its export."
+def test_a_model_that_cannot_be_fused_is_served_with_its_exported_graph(trained, tmp_path, graph, change, why):
+    "Its answers equal those of its export."
     exported, kept = serve(trained[1], graph), tmp_path / "model"
     assert why in fused(trained, graph, kept, **change)
     assert set(weights_of(kept)) == {"model.onnx", "model.onnx.data"}
     assert answer(model_fn(kept), TEXTS) == answer(exported, TEXTS)
 
 
-def test_a_graph_is_gone_while_its_weights_are_replaced(trained, tmp_path, monkeypatch):
+def test_the_graph_is_removed_while_its_weights_are_replaced(trained, tmp_path, monkeypatch):
     "One model's weights in another's graph would load, and give meaningless answers."
     import shutil
 
@@ -1147,7 +1147,7 @@ def test_a_graph_is_gone_while_its_weights_are_replaced(trained, tmp_path, monke
 
 
 @pytest.mark.parametrize("fault", ["missing", "cut off", "empty"])
-def test_weights_beside_a_graph_that_are_not_whole_are_found_out(trained, tmp_path, fault):
+def test_incomplete_external_weights_are_detected(trained, tmp_path, fault):
     assert fused(trained, "int8.onnx", tmp_path) is None
     path = tmp_path / "model.onnx.data"
     content = path.read_bytes()
@@ -1161,18 +1161,18 @@ def test_weights_beside_a_graph_that_are_not_whole_are_found_out(trained, tmp_pa
 @pytest.mark.parametrize(
     ("flags", "asked"), [("sse2 avx2", True), ("avx512f avx512_vnni", False), ("avx2 avx_vnni", False)]
 )
-def test_exact_sums_are_asked_for_only_where_sums_would_overflow(monkeypatch, flags, asked):
+def test_exact_sums_are_enabled_only_on_processors_that_overflow(monkeypatch, flags, asked):
     "On other processors, sums are exact anyway, and the option makes answers two to three times slower."
     monkeypatch.setattr(inference.Path, "read_text", lambda *_, **__: f"flags\t\t: {flags}\n")
     assert inference.exact_sums() == ({"session.x64quantprecision": "1"} if asked else {})
 
 
-def test_without_proc_exact_sums_are_asked_for(monkeypatch):
+def test_exact_sums_are_enabled_without_proc(monkeypatch):
     monkeypatch.setattr(inference.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
     assert inference.exact_sums()
 
 
-def test_rounded_weights_answer_nearly_alike(trained):
+def test_rounded_weights_give_nearly_the_same_answers(trained):
     _, folder = trained
     plain, rounded = (answer(serve(folder, graph), TEXTS) for graph in ("fp32.onnx", "int8.onnx"))
     assert (folder / "int8.onnx").stat().st_size < 0.4 * (folder / "fp32.onnx").stat().st_size

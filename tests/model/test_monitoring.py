@@ -68,7 +68,7 @@ def all_of_it() -> Settings:
     return Settings(capture_percent=100)
 
 
-def test_answers_are_kept_in_sagemakers_layout_and_without_the_text(cloud, all_of_it):
+def test_answers_are_captured_in_the_sagemaker_layout_without_the_text(cloud, all_of_it):
     name = host(cloud, "kept", all_of_it)
     answers = [ask(cloud, name, [NEVER, "good"]), ask(cloud, name, "good")]
     until(lambda: len(lines(cloud, name)) == 2)
@@ -105,7 +105,7 @@ def test_buffered_captures_are_written_when_the_endpoint_is_deleted(cloud, all_o
     assert len(until(lambda: lines(cloud, name))) == 1
 
 
-def test_nothing_is_kept_of_refusals_or_without_a_capture(cloud, all_of_it):
+def test_refusals_are_not_captured_and_captures_can_be_disabled(cloud, all_of_it):
     kept, plain = host(cloud, "refusing", all_of_it), host(cloud, "plain", Settings(capture_percent=0))
     with pytest.raises(ClientError):
         ask(cloud, kept, "")
@@ -115,7 +115,7 @@ def test_nothing_is_kept_of_refusals_or_without_a_capture(cloud, all_of_it):
     assert "DataCaptureConfig" not in cloud.client("sagemaker").describe_endpoint(EndpointName=plain)
 
 
-def test_a_sample_is_a_sample(cloud):
+def test_a_sampled_capture_keeps_only_part_of_the_answers(cloud):
     name = host(cloud, "sampled", Settings(capture_percent=30))
     for _ in range(150):
         ask(cloud, name, "good")
@@ -124,7 +124,7 @@ def test_a_sample_is_a_sample(cloud):
     assert len(lines(cloud, name)) <= 85
 
 
-def test_a_bucket_that_is_not_there_hurts_no_prediction(cloud, all_of_it):
+def test_a_missing_bucket_does_not_affect_predictions(cloud, all_of_it):
     name = host(cloud, "nowhere", all_of_it, "s3://there-is-no-such-bucket/captures")
     for _ in range(2):
         assert ask(cloud, name, "good")[0]["label"] == "POSITIVE"
@@ -132,7 +132,7 @@ def test_a_bucket_that_is_not_there_hurts_no_prediction(cloud, all_of_it):
     assert cloud.client("sagemaker").describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService"
 
 
-def test_monitoring_reads_what_an_endpoint_left(cloud, all_of_it):
+def test_monitoring_reads_the_captures_of_an_endpoint(cloud, all_of_it):
     name, begun = host(cloud, "watched", all_of_it), datetime.now(UTC)
     for _ in range(20):
         ask(cloud, name, ["good"] * 12 + ["bad"] * 8)
@@ -155,7 +155,7 @@ def test_monitoring_reads_what_an_endpoint_left(cloud, all_of_it):
 
 
 @pytest.mark.parametrize("said", [None, "0.9", True, 1.5, -0.1, float("nan")])
-def test_a_score_that_is_none_is_a_broken_line(said):
+def test_a_line_with_an_invalid_score_is_rejected(said):
     told = json.dumps([{"label": "POSITIVE", "score": said}])
     line = json.dumps({"captureData": {"endpointOutput": {"data": told, "encoding": "JSON"}}})
     with pytest.raises(ValueError, match="no answers"):
@@ -164,7 +164,7 @@ def test_a_score_that_is_none_is_a_broken_line(said):
         line_answers("[" * 100_000)
 
 
-def test_answers_that_are_lists_of_labels_count_by_their_first():
+def test_lists_of_labels_count_as_their_first_label():
     best, other = {"label": "NEGATIVE", "score": 0.9}, {"label": "POSITIVE", "score": 0.1}
     told = json.dumps([[best, other], [best], best])
     line = json.dumps({"captureData": {"endpointOutput": {"data": told, "encoding": "JSON"}}})
@@ -172,8 +172,8 @@ def test_answers_that_are_lists_of_labels_count_by_their_first():
 
 
 @pytest.mark.parametrize(("tested", "alarms"), [(2000, 10), (400, 40)])
-def test_chance_alone_is_no_drift(tested, alarms):
-    "The minimum number of answers is enough: a thousand months without a change, and hardly any alarm."
+def test_random_variation_is_not_reported_as_drift(tested, alarms):
+    "A thousand simulated months with the minimum number of answers cause almost no alarm."
     random.seed(1)
     kinds = [{"label": label, "score": s} for label in ("NEGATIVE", "POSITIVE") for s in (0.55, 0.7, 0.85, 0.93, 0.98)]
     draws = [Captured(random.choices(kinds, k=300), 300) for _ in range(1000)]
@@ -192,7 +192,7 @@ def test_chance_alone_is_no_drift(tested, alarms):
         ({"truncated": True}, "read"),
     ],
 )
-def test_each_side_of_an_answer_can_drift(changed, name):
+def test_drift_is_detected_in_each_property_of_an_answer(changed, name):
     before = {"label": "POSITIVE", "score": 0.97, "sure": True, "tokens": 20, "windows": 1, "truncated": False}
     reference = [before] * 500
     moved = drift(mixes(reference), mixes([before | changed] * 400))
@@ -200,7 +200,7 @@ def test_each_side_of_an_answer_can_drift(changed, name):
     assert f"{name} " in advice(mixes(reference), Captured([before | changed] * 400, 400))
 
 
-def test_the_reference_is_what_the_artifact_answers(tmp_path):
+def test_the_reference_contains_the_answers_of_the_artifact(tmp_path):
     from sentiment_engine.model.artifact import add_inference_code
     from tests.doubles.tiny_model import write_tiny_model
 
@@ -211,7 +211,7 @@ def test_the_reference_is_what_the_artifact_answers(tmp_path):
     assert mixes(answers)["label"] == {"POSITIVE": 60, "NEGATIVE": 60}
 
 
-def test_settings_travel_and_nonsense_is_refused():
+def test_capture_settings_pass_through_the_environment_and_are_validated():
     ours = Settings(capture_percent=5, capture_text=True)
     assert settings_from(environment_of(ours)) == ours
     assert settings_from({"SENTIMENT_CAPTURE_TEXT": "false"}) == Settings()

@@ -39,7 +39,7 @@ def test_an_export_agrees_with_torch_at_any_length(exported):
     assert max(gaps["fp32"].values()) < 1e-3 < max(gaps["int8"].values())  # rounded weights answer nearly the same
 
 
-def test_texts_are_answered_in_their_order_and_padding_is_not_read(model, exported):
+def test_texts_are_answered_in_order_and_padding_has_no_effect(model, exported):
     folder, _ = exported
     rng = np.random.default_rng(1)
     texts = [rng.integers(1000, 1100, length).tolist() for length in (9, 2, 40, 3, 17, 1, 25)]
@@ -66,7 +66,7 @@ def test_an_export_that_differs_is_refused(model, tmp_path, monkeypatch):
     assert logit_gap(model, tmp_path / "fp32.onnx")["1x2"] == pytest.approx(0.002, abs=1e-4)
 
 
-def test_the_batches_that_try_an_export_have_padding():
+def test_the_batches_that_check_an_export_have_padding():
     batch = example_batch(3, 40, 1100)
     assert batch["attention_mask"].sum(axis=1).tolist() == [40, 29, 18]
     assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()

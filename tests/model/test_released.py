@@ -35,7 +35,7 @@ def metrics() -> dict:
     return json.loads((released_folder() / "metrics.json").read_text())
 
 
-def test_every_file_is_the_one_that_was_released():
+def test_every_file_matches_its_released_hash():
     check_sums(released_folder())
     assert sum(path.stat().st_size for path in released_folder().iterdir()) <= 16_000_000
 
@@ -55,12 +55,12 @@ def packed(archive) -> Path:
     return unpack(archive, archive.with_name("model"))
 
 
-def test_it_passes_the_preflight(archive):
+def test_the_released_model_passes_the_preflight(archive):
     assert all(check.passed for check in preflight(archive, 0.9))
 
 
-def test_it_answers_as_packed_what_it_answers_as_kept(packed):
-    "The served graph rounds in other places than the stored one, so an undecided label may change."
+def test_the_packed_and_the_stored_model_give_the_same_answers(packed):
+    "The served graph rounds at different points than the stored one, so an undecided label may change."
     import onnx
 
     texts = list(load_suite()["text"][:100])
@@ -80,7 +80,7 @@ def test_a_changed_file_is_not_packed(tmp_path):
         pack_released(tmp_path / "model.tar.gz", tmp_path)
 
 
-def test_it_does_on_the_suite_what_its_card_says(packed, metrics):
+def test_its_suite_scores_match_its_model_card(packed, metrics):
     found, card = score_suite(served(packed)), (released_folder() / "README.md").read_text()
     for name, row in found.iterrows():  # processors round differently, so a sentence or two may change
         assert abs(row["accuracy"] - metrics["suite"][name]) <= (0.01 if name == "all" else 2.01 / row["rows"]), name
@@ -91,7 +91,7 @@ def test_it_does_on_the_suite_what_its_card_says(packed, metrics):
     assert f"{calibration['sure_from']:.3f}" in card and f"Temperature {calibration['temperature']}" in card
 
 
-def test_company_moves_an_answer_only_a_little():
+def test_batching_changes_an_answer_only_slightly():
     model, texts = model_fn(released_folder()), list(load_suite()["text"][:200])
     alone = [predict_fn([text], model)[0] for text in texts]
     moved = [abs(a["score"] - b["score"]) for a, b in zip(alone, predict_fn(texts, model), strict=True)]
@@ -101,7 +101,7 @@ def test_company_moves_an_answer_only_a_little():
     assert all(a["label"] == b["label"] for a, b in sure) and len(sure) > 100
 
 
-def test_company_turns_only_answers_that_are_in_two_minds(packed):
+def test_batching_changes_only_undecided_labels(packed):
     model, texts = model_fn(packed), list(load_suite()["text"][:200])
     moved = []
     for text, together in zip(texts, predict_fn(texts, model), strict=True):
@@ -111,7 +111,7 @@ def test_company_turns_only_answers_that_are_in_two_minds(packed):
     assert sum(moved) / len(moved) < 0.03
 
 
-def test_asking_why_changes_no_answer(packed):
+def test_an_explanation_does_not_change_the_answer(packed):
     model, texts = (
         model_fn(packed),
         [*load_suite()["text"][::60], "a" * 200, "\u8d28\u91cf\u5f88\u5dee " * 30],
@@ -130,7 +130,7 @@ def test_answers_to_unreadable_texts_are_never_sure(packed):
     assert [one["sure"] for one in told] == [False] * 4 and told[3]["tokens"] == 0
 
 
-def test_it_contains_the_reference_for_monitoring(metrics):
+def test_the_release_contains_the_reference_for_monitoring(metrics):
     reference = metrics["reference"]
     assert all(sum(mix.values()) == metrics["rows"] for mix in reference.values())
     assert {"label", "score", "sure", "tokens", "windows", "read"} == set(reference)
@@ -152,13 +152,13 @@ def texts_of(side: str, count: int) -> list[str]:
     return list(itertools.islice((text for text in made if side_of(text) == side), count))
 
 
-def test_a_hash_puts_four_percent_of_the_texts_on_each_held_out_side():
+def test_the_hash_assigns_four_percent_of_the_texts_to_each_held_out_split():
     sides = Counter(side_of(f"text {n}") for n in range(20_000))
     assert all(0.035 < sides[side] / 20_000 < 0.045 for side in ("validation", "test"))
     assert {side_of(" Text 1 "), side_of("text 1")} == {side_of("TEXT 1")}
 
 
-def test_no_text_is_learnt_with_two_labels_or_twice_or_from_those_to_measure_with():
+def test_training_texts_are_unique_consistent_and_not_held_out():
     (held,), (theirs,) = texts_of("test", 1), texts_of("validation", 1)
     mine = texts_of("train", 4)
     rows = [
@@ -181,7 +181,7 @@ def test_no_text_is_learnt_with_two_labels_or_twice_or_from_those_to_measure_wit
     }
 
 
-def test_negative_reviews_are_all_taken_and_positive_ones_as_many_as_asked():
+def test_all_negative_and_the_requested_number_of_positive_reviews_are_used():
     stars = [1, 2, 3, 4, 4, 4, 5, 5]
     rows = [
         (f"Title. body {n}", int(star >= 4), star, "Books", "reviews", "Title.", f"body {n}")
@@ -195,13 +195,13 @@ def test_negative_reviews_are_all_taken_and_positive_ones_as_many_as_asked():
     ("text", "cut"),
     [("It broke twice. It came back late.", False), ("It is so good. I love it. Buy it now please.", True)],
 )
-def test_only_a_text_of_three_sentences_or_more_is_cut(text, cut):
+def test_only_texts_of_three_or_more_sentences_are_cut(text, cut):
     found = {one_or_two_sentences(text, np.random.default_rng(seed)) for seed in range(20)}
     assert all(part in text and part != text for part in found) and ("" not in found) is cut
 
 
 @pytest.mark.slow
-def test_it_can_be_made_again_from_other_reviews(tmp_path):
+def test_the_release_can_be_rebuilt_from_other_reviews(tmp_path):
     "The whole process on generated reviews: choose, teach, train, quantize, calibrate, measure, write."
     write_reviews(tmp_path / "data/reviews", 2_500, seed=5)
     plain = [{"text": f"Said a friend: {r['text']}", "label": int(r["rating"] >= 4)} for r in read_reviews(tmp_path)]

@@ -144,7 +144,7 @@ def uninterrupted(prepare, tmp_path_factory) -> Path:
     [[2], [4], [6], [LAST], [1, 3, 5]],
     ids=["in the first epoch", "between epochs", "in the second epoch", "after the last step", "three times"],
 )
-def test_an_interrupted_job_ends_as_one_that_was_not(prepare, uninterrupted, tmp_path, steps):
+def test_an_interrupted_job_gives_the_same_result_as_an_uninterrupted_one(prepare, uninterrupted, tmp_path, steps):
     job = prepare(tmp_path)
     printed = [*(interrupt(job, tmp_path, step) for step in steps), finish(job)]
     assert differences(uninterrupted, tmp_path) == []
@@ -158,9 +158,7 @@ def with_checkpoints_of(other: Path, root: Path) -> Path:
 
 
 @pytest.mark.parametrize("differs", ["recipe", "data", "base"])
-def test_a_checkpoint_of_another_training_is_not_used_and_the_job_says_so(
-    prepare, uninterrupted, base, tmp_path, differs
-):
+def test_a_checkpoint_of_another_training_is_reported_and_not_used(prepare, uninterrupted, base, tmp_path, differs):
     with_checkpoints_of(uninterrupted, tmp_path)
     rows = reviews(64)
     if differs == "data":
@@ -191,17 +189,17 @@ DAMAGES = {
 }
 
 
-def test_a_job_goes_on_from_the_last_whole_checkpoint(prepare, uninterrupted, tmp_path):
+def test_a_job_resumes_from_the_last_complete_checkpoint(prepare, uninterrupted, tmp_path):
     kept = with_checkpoints_of(uninterrupted, tmp_path)
     DAMAGES["zeros"](kept / f"checkpoint-{LAST}/optimizer.pt")
-    shutil.copytree(kept / f"checkpoint-{LAST}", kept / "checkpoint-old")  # no number: a person's copy
+    shutil.copytree(kept / f"checkpoint-{LAST}", kept / "checkpoint-old")  # without a step number: a manual copy
     printed = finish(prepare(tmp_path))
     assert f"passed_over=checkpoint-{LAST} because=optimizer.pt has changed" in printed
     assert resumed_at(printed) == [LAST - 1] and differences(uninterrupted, tmp_path) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_no_file_of_a_checkpoint_may_be_damaged(uninterrupted, tmp_path, damage, capsys):
+def test_a_checkpoint_with_any_damaged_file_is_not_used(uninterrupted, tmp_path, damage, capsys):
     mark = json.loads((uninterrupted / f"checkpoints/checkpoint-{LAST}/{SEAL}").read_text())["training"]
     names = sorted(path.name for path in (uninterrupted / f"checkpoints/checkpoint-{LAST}").iterdir())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(names)
@@ -218,8 +216,8 @@ def test_no_file_of_a_checkpoint_may_be_damaged(uninterrupted, tmp_path, damage,
 HOPELESS = "--early_stopping 2 --evaluations 2 --epochs 4 --learning_rate 1e-9".split()
 
 
-def test_an_interrupted_job_stops_early_where_the_other_would(prepare, tmp_path):
-    "The model learns nothing at such a rate, so the first of the evaluations, every two steps, stays the best."
+def test_an_interrupted_job_stops_early_at_the_same_step(prepare, tmp_path):
+    "At this learning rate the model learns nothing, so the first evaluation stays the best."
     printed = finish(prepare(tmp_path / "whole", *HOPELESS))
     assert "step=6/16" in printed and "step=7/16" not in printed
     root = tmp_path / "interrupted"
@@ -233,7 +231,7 @@ def test_an_interrupted_job_stops_early_where_the_other_would(prepare, tmp_path)
         assert (moved / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_the_best_checkpoint_is_needed_too(prepare, tmp_path):
+def test_a_checkpoint_without_its_best_predecessor_is_not_used(prepare, tmp_path):
     job = prepare(tmp_path, *HOPELESS)
     interrupt(job, tmp_path, 4)
     (tmp_path / "checkpoints/checkpoint-2/model.safetensors").unlink()
@@ -241,7 +239,7 @@ def test_the_best_checkpoint_is_needed_too(prepare, tmp_path):
     assert not resumed_at(printed) and "its best predecessor, checkpoint-2, is unusable" in printed
 
 
-def test_the_time_before_an_interruption_counts(prepare, tmp_path):
+def test_the_time_before_an_interruption_counts_towards_the_budget(prepare, tmp_path):
     job = prepare(tmp_path, "--time_budget", "10000")
     interrupt(job, tmp_path, 4)
     seal = tmp_path / f"checkpoints/checkpoint-4/{SEAL}"
@@ -255,7 +253,7 @@ def test_the_time_before_an_interruption_counts(prepare, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_on_several_gpus_ends_as_one_that_was_not_interrupted(prepare, tmp_path):
+def test_an_interrupted_job_on_several_gpus_gives_the_same_result(prepare, tmp_path):
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     jobs = [prepare(tmp_path / name, "--epochs", "4") for name in ("whole", "interrupted")]
     for job in jobs:

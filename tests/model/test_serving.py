@@ -100,7 +100,7 @@ def running(folder: Path, *options: str):
         process.wait(60)
 
 
-def test_requests_under_way_are_answered_before_the_end(artifact):
+def test_requests_in_progress_are_answered_before_shutdown(artifact):
     with running(artifact) as server, ThreadPoolExecutor(3) as pool:
         slow = [pool.submit(server.ask, [f"slow {artifact / 'go'} love"]) for _ in range(3)]
         wait_for(lambda: server.metrics()["under_way"] == 3)
@@ -123,8 +123,8 @@ def listens(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_connection_that_is_kept_open_takes_no_new_request_while_it_drains(artifact):
-    "Right after the signal a client gets 503 or the connection closes."
+def test_a_draining_server_accepts_no_new_request_on_an_open_connection(artifact):
+    "Right after the signal, a client gets a 503 or a closed connection."
     with running(artifact) as server, httpx.Client(timeout=60) as client, ThreadPoolExecutor(1) as pool:
         client.get(f"{server.url}/ping")
         slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
@@ -142,7 +142,7 @@ def test_a_connection_that_is_kept_open_takes_no_new_request_while_it_drains(art
     assert server.process.returncode == 0
 
 
-def test_the_limit_ends_it_and_the_status_says_so(artifact):
+def test_the_drain_limit_ends_the_server_with_status_1(artifact):
     with running(artifact, "--drain-seconds", "0.3") as server, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
         wait_for(lambda: server.metrics()["under_way"] == 1)
@@ -153,7 +153,7 @@ def test_the_limit_ends_it_and_the_status_says_so(artifact):
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
-def test_a_second_signal_ends_it_at_once(artifact, numbers):
+def test_a_second_signal_ends_the_server_at_once(artifact, numbers):
     with running(artifact, "--drain-seconds", "1000") as server, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(server.ask, [f"slow {artifact / 'go'} love"])
         wait_for(lambda: server.metrics()["under_way"] == 1)
@@ -168,15 +168,15 @@ def test_a_second_signal_ends_it_at_once(artifact, numbers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_server_ends_at_once(artifact, number):
+def test_an_idle_server_shuts_down_at_once(artifact, number):
     with running(artifact, "--drain-seconds", "1000") as server:
         server.process.send_signal(number)
         server.end()
     assert server.process.returncode == 0
 
 
-def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
-    "The local cloud shows the last line to the user who waits for the endpoint."
+def test_a_server_whose_model_does_not_load_ends_with_the_reason(artifact):
+    "The local cloud shows the last log line to the user."
     (artifact / "tokenizer.json").write_text("{")
     command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
@@ -189,14 +189,14 @@ def test_a_model_that_does_not_load_ends_it_with_the_reason_last(artifact):
 
 
 def test_the_model_is_loaded_before_the_web_server_is_imported(artifact):
-    "A start waits for the model; other imports happen meanwhile and do not delay it."
+    "Other imports happen while the model loads, so they do not delay the start."
     said = "import sys\nassert not {'asyncio', 'uvicorn'} & set(sys.modules), 'imported too early'\n"
     (artifact / "code" / "inference.py").write_text(said + SLOW)
     with running(artifact) as server:
         assert server.ask("good").status_code == 200
 
 
-def test_code_that_cannot_be_imported_ends_it_too(artifact):
+def test_a_server_whose_code_cannot_be_imported_ends_with_the_reason(artifact):
     (artifact / "code" / "inference.py").write_text("import nothing_of_that_name")
     command = [sys.executable, "-m", "sentiment_engine.model.serving", "--model-dir", artifact, "--port", "0"]
     ended = subprocess.run(
@@ -219,7 +219,7 @@ def test_answered_requests_are_counted(artifact):
     assert grown == {"requests": 2, "texts": 3, "explained": 1, "windows": 5}
 
 
-def test_a_fault_after_reading_is_not_the_clients(artifact):
+def test_a_fault_after_parsing_is_not_a_client_error(artifact):
     with running(artifact) as server:
         told = server.ask("wrong")
         assert told.status_code == 500 and "zip" not in told.text and told.json()["error"]["code"] == "model_error"
@@ -235,7 +235,7 @@ def test_a_closed_connection_is_not_a_model_error(artifact):
         assert not [e for e in server.end() if e["level"] == "error"]
 
 
-def test_the_log_is_lines_of_json_without_what_people_wrote(artifact):
+def test_the_log_is_json_lines_without_review_texts(artifact):
     with running(artifact) as server:
         server.ask("fault of my private review")
         server.ask({"my private": "review"})
@@ -252,7 +252,7 @@ def test_the_log_is_lines_of_json_without_what_people_wrote(artifact):
 
 
 def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
-    "As many lists as a default pool has threads do not delay it."
+    "The number of lists equals the threads of a default pool."
     with running(artifact) as server, ThreadPoolExecutor(20) as pool:
         lists = [pool.submit(server.ask, [f"slow {artifact / 'go'} love"] * 50) for _ in range(20)]
         wait_for(lambda: server.metrics()["under_way"] == 20)
@@ -262,14 +262,14 @@ def test_a_short_review_is_answered_while_many_lists_are_read(artifact):
 
 
 def test_the_answer_has_its_content_type(artifact):
-    "Not the content type that the sender prefers."
+    "The sender's preferred content type does not matter."
     with running(artifact) as server:
         for accept in ("application/json", "text/html, application/*", "application/json, text/plain, */*", "*/*"):
             given = httpx.post(f"{server.url}/invocations", json={"inputs": "love"}, headers={"accept": accept})
             assert (given.status_code, given.headers["content-type"]) == (200, "application/json"), accept
 
 
-# Every client
+# Clients
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ LONG = json.dumps({"inputs": "love " * 20_000})
 
 
 @pytest.mark.parametrize("ask", clients.PYTHON_AND_NODE)
-def test_clients_of_python_and_javascript_are_answered(served, ask):
+def test_python_and_javascript_clients_are_answered(served, ask):
     for body in ('{"inputs": "love"}', LONG):
         status, said = ask("POST", f"{served.url}/invocations", body)
         assert status == 200 and json.loads(said)[0]["label"] == "POSITIVE"
@@ -293,7 +293,7 @@ def test_clients_of_python_and_javascript_are_answered(served, ask):
     assert ask("GET", f"{served.url}/ping", "")[0] == 200
 
 
-def test_java_is_answered(served):
+def test_java_clients_are_answered(served):
     "Its HttpClient offers HTTP/2 with each request, and keeps the connection open."
     with clients.running_java() as java:
         for body in ('{"inputs": "love"}', "{", LONG, '{"inputs": "love"}'):
@@ -304,7 +304,7 @@ def test_java_is_answered(served):
 
 
 @pytest.mark.parametrize("what", clients.BYTES)
-def test_a_request_is_read_however_it_arrives(served, what):
+def test_a_request_can_arrive_in_any_pieces(served, what):
     pieces, statuses = clients.BYTES[what]
     assert clients.talk(f"{served.url}/invocations", pieces, len(statuses)) == statuses
 
@@ -320,23 +320,23 @@ def test_a_request_is_read_however_it_arrives(served, what):
         (b"x", {"content-type": "image/png"}),
     ],
 )
-def test_a_refused_request_leaves_the_connection_in_order(served, body, headers):
+def test_a_connection_works_after_a_refused_request(served, body, headers):
     assert clients.keeps_open(f"{served.url}/invocations", body, headers) == 200
 
 
-def test_a_client_that_asks_first_is_told_before_it_sends_too_much(served):
+def test_a_client_that_expects_100_continue_gets_413_before_sending(served):
     pieces = [b"Content-Length: 99000000000\r\nExpect: 100-continue\r\n\r\n"]
     assert clients.talk(f"{served.url}/invocations", pieces, 1) == [413]
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/nothing"), ("PUT", "/ping"), ("GET", "/invocations")])
-def test_a_refusal_before_the_body_ends_the_connection(served, method, path):
-    "Its sender no longer sends the body, so the server would take the next request for it."
+def test_a_refusal_before_the_body_closes_the_connection(served, method, path):
+    "The sender skips the body, so the server would mistake the next request for it."
     pieces = [clients.LENGTH + b"Expect: 100-continue\r\n\r\n", b"NEXT" + clients.WHOLE]
     assert len(clients.talk(served.url + path, pieces, 2, method)) == 1
 
 
-def test_the_head_of_an_answer_can_be_asked_for(served):
+def test_head_requests_are_answered(served):
     for path in ("/ping", "/metrics"):
         head, whole = httpx.head(served.url + path), httpx.get(served.url + path)
         assert head.status_code == whole.status_code == 200 and head.content == b""
@@ -358,7 +358,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("how", PACKED)
-def test_a_packed_body_is_unpacked_or_refused(served, how):
+def test_a_compressed_body_is_decompressed_or_refused(served, how):
     body, coding, status = PACKED[how]
     sent = {"content-type": "application/json", "content-encoding": coding}
     got = httpx.post(f"{served.url}/invocations", content=body, headers=sent, timeout=30)
@@ -366,7 +366,7 @@ def test_a_packed_body_is_unpacked_or_refused(served, how):
     assert status != 415 or got.headers["accept-encoding"] == "gzip, identity"
 
 
-def test_hugging_faces_client_reads_the_answers(served):
+def test_the_hugging_face_client_parses_the_answers(served):
     client = InferenceClient(f"{served.url}/invocations")
     both, best = client.text_classification("love"), client.text_classification("love", top_k=1)
     assert [each.label for each in both] == ["POSITIVE", "NEGATIVE"] and 0.9 < both[0].score <= 1
@@ -385,7 +385,7 @@ def test_odd_json_is_answered_or_refused(served, body):
     assert got.json() if got.status_code == 200 else got.json()["error"]["message"]
 
 
-# Who leaves
+# Disconnecting clients
 
 
 COSTLY = """
@@ -403,7 +403,7 @@ inference._batch_shares = slowly
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_abandoned_requests_are_not_computed_further(artifact, explain):
+def test_abandoned_requests_are_cancelled(artifact, explain):
     (artifact / "code" / "inference.py").write_text(COSTLY)
     inputs = ["love it " * (150 + i) for i in range(10 if explain else 200)]
     with running(artifact) as server:

@@ -1,4 +1,4 @@
-"The model server's memory and waiting time are bounded, whatever clients send and however often."
+"The model server's memory and waiting time are bounded, regardless of what clients send and how often."
 
 import gzip
 import json
@@ -84,7 +84,7 @@ KINDS = {  # name: texts, further fields, whether each end was omitted
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_does_not_grow_with_what_is_sent(server, kind):
+def test_memory_does_not_grow_with_the_requests(server, kind):
     texts, more, truncated = KINDS[kind]
     body = json.dumps({"inputs": texts} | more, ensure_ascii=False).encode()
     url, headers = f"{server.url}/invocations", {"content-type": "application/json"}
@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_what_is_sent(server, kind):
         assert [each["truncated"] for each in reply.json()] == [truncated] * len(texts)
 
 
-def test_packed_bodies_count_with_what_they_hold(server):
+def test_compressed_bodies_count_with_their_unpacked_size(server):
     "Each is a few kilobytes that unpack to ten megabytes."
     body = gzip.compress(json.dumps({"inputs": ["\U0001f600" * LIMIT] * 50}, ensure_ascii=False).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
@@ -142,7 +142,7 @@ def crowded(tmp_path) -> Iterator[Server]:
         yield started
 
 
-def test_a_request_beyond_the_queue_limit_learns_when_to_retry(crowded):
+def test_a_request_beyond_the_queue_limit_gets_a_retry_time(crowded):
     with ThreadPoolExecutor(MOST + 12) as pool:
         ask = partial(httpx.post, f"{crowded.url}/invocations", json={"inputs": ["wait"]}, timeout=300)
         waiting = [pool.submit(ask) for _ in range(MOST + 12)]
@@ -156,7 +156,7 @@ def test_a_request_beyond_the_queue_limit_learns_when_to_retry(crowded):
         crowded.process.kill()
 
 
-def test_a_model_that_is_busy_says_when_to_come_again(crowded):
+def test_a_busy_model_returns_when_to_retry(crowded):
     refused = crowded.ask(["busy"])
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
     assert refused.json()["error"]["code"] == "busy"

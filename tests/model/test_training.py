@@ -99,14 +99,14 @@ def test_hidden_states_equal_the_original(base):
     assert (original - ours).abs()[mask.bool()].max() < 1e-5
 
 
-def test_base_model_is_the_same_every_time(base, tmp_path):
+def test_building_the_base_model_is_reproducible(base, tmp_path):
     again = build_base_model(tmp_path / "again")
     assert all((again / file.name).read_bytes() == file.read_bytes() for file in base.iterdir())
     other = build_base_model(tmp_path / "other", seed=1)
     assert (other / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
 
 
-def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
+def test_a_model_learns_soft_targets(base, tmp_path):
     from transformers import AutoTokenizer, set_seed
 
     from sentiment_engine.model.training_job import Recipe, encode, fit, load_model, predict_rows
@@ -120,7 +120,7 @@ def test_a_model_learns_the_shares_that_it_is_taught(base, tmp_path):
     assert (said - taught["target"]).abs().max() < 0.1, "a hard label would have made it sure"
 
 
-def test_artifact_is_complete(trained):
+def test_the_artifact_is_complete(trained):
     root, _ = trained
     files = {path.relative_to(root / "model").as_posix() for path in (root / "model").rglob("*") if path.is_file()}
     weights = {"model.onnx", "model.onnx.data", "model.safetensors"}
@@ -129,7 +129,7 @@ def test_artifact_is_complete(trained):
     assert {path.name for path in (root / "output/data").iterdir()} == {"metrics.json", "predictions.parquet"}
 
 
-def test_metrics_report_the_measurements(trained):
+def test_the_metrics_contain_the_measurements(trained):
     root, printed = trained
     metrics = json.loads((root / "model/metrics.json").read_text())
     assert metrics["rows"] == 12 and np.sum(metrics["confusion"]) == 12 and metrics["train_rows"] == 64
@@ -155,7 +155,7 @@ def test_plain_transformers_loads_the_artifact(trained):
     assert abs(float(shares[1]) - served["POSITIVE"]) < 0.05, "rounding to 8 bits moves it a little, no more"
 
 
-def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
+def test_the_job_calibrates_on_validation_and_the_server_uses_the_result(trained):
     from sentiment_engine.model.inference import model_fn, predict_fn
 
     folder = trained[0] / "model"
@@ -167,7 +167,7 @@ def test_the_job_calibrates_on_validation_and_the_server_keeps_to_it(trained):
 
 
 def test_torchrun_trains_one_model_in_two_processes(source, base, tmp_path):
-    "As on a machine with several GPUs: both train, only the first one writes."
+    "This is like a machine with several GPUs: both processes train, and only the first one writes."
     job = prepare_job(source, tmp_path, base, reviews(64), "--max-length", "16", "--time-budget", "600")
     job["args"][:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(**job, capture_output=True, timeout=300)
@@ -191,7 +191,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_all_processes_of_a_training_have_one_clock(tmp_path):
+def test_all_processes_of_a_training_share_one_clock(tmp_path):
     "With a time budget on separate clocks, processes would stop at different steps, and some would wait for ever."
     (tmp_path / "clocks.py").write_text(CLOCKS)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -208,7 +208,7 @@ MARK = "0f3c5a7e9b1d2a4c"
 MADE = datetime(2026, 11, 30, tzinfo=UTC)
 
 
-def test_a_job_on_gpus_is_started_by_torchrun_and_may_be_spot(cloud, source, monkeypatch):
+def test_a_job_on_gpus_uses_torchrun_and_can_use_spot_capacity(cloud, source, monkeypatch):
     for name, value in cloud.environment.items():
         monkeypatch.setenv(name, value)
     sagemaker, s3 = cloud.client("sagemaker"), cloud.client("s3")
@@ -285,7 +285,7 @@ def wanted(source: Path, kind: str = "ml.g4dn.xlarge", **more) -> TrainingJob:
     )
 
 
-def test_a_job_is_started_with_credentials_and_a_region_whatever_iam_says_of_the_role(source, no_settings):
+def test_a_job_starts_even_if_iam_denies_reading_the_role(source, no_settings):
     aws = Aws()
     start_training(aws.session, Settings(), wanted(source))
     assert {service for service, _ in aws.called} == {"S3", "SageMaker"}
@@ -297,7 +297,7 @@ def test_a_job_is_started_with_credentials_and_a_region_whatever_iam_says_of_the
     assert not [name for name in os.environ if name.startswith("SAGEMAKER_")], "the setting is restored"
 
 
-def test_user_settings_for_the_sdk_are_restored(source, no_settings, monkeypatch):
+def test_user_settings_of_the_sdk_are_restored(source, no_settings, monkeypatch):
     monkeypatch.setenv("SAGEMAKER_VALIDATE_ROLE", "true")
     start_training(Aws().session, Settings(), wanted(source, "ml.m5.large"))
     assert os.environ["SAGEMAKER_VALIDATE_ROLE"] == "true"
@@ -319,7 +319,7 @@ def test_an_unavailable_machine_is_reported_with_a_remedy(source, no_settings, c
     assert ("--training-instance" in str(raised.value)) is about_the_machine
 
 
-def test_a_job_on_a_gpu_instance_without_a_gpu_fails_before_it_reads_anything(source, tmp_path):
+def test_a_job_on_a_gpu_instance_without_a_gpu_fails_before_reading_data(source, tmp_path):
     job = prepare_job(source, tmp_path, tmp_path / "no base", reviews(64))
     job["env"] |= {"SM_CURRENT_INSTANCE_TYPE": "ml.g4dn.xlarge", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(**job, capture_output=True, timeout=300)
@@ -328,7 +328,7 @@ def test_a_job_on_a_gpu_instance_without_a_gpu_fails_before_it_reads_anything(so
     assert reason.startswith("the job runs on ml.g4dn.xlarge, which has a GPU, but torch sees none")
 
 
-def test_the_local_cloud_has_no_gpu_either_unless_this_machine_has_one(cloud, source, monkeypatch):
+def test_the_local_cloud_has_a_gpu_only_if_this_machine_has_one(cloud, source, monkeypatch):
     import torch
 
     for name, value in cloud.environment.items():
@@ -369,7 +369,7 @@ def machine(root: Path, driver: str) -> Path:
         ("x86_64 Kernel Module  550.163.01", "ml.g4dn.xlarge", "{compat}:/lib", None),  # already restarted this way
     ],
 )
-def test_libraries_for_an_older_driver_are_used_as_the_images_own_entrypoint_does(
+def test_compatibility_libraries_are_used_as_in_the_image_entrypoint(
     tmp_path, monkeypatch, driver, kind, before, after
 ):
     root, started = machine(tmp_path, driver), []
@@ -385,7 +385,7 @@ def test_libraries_for_an_older_driver_are_used_as_the_images_own_entrypoint_doe
         assert given == env | {"LD_LIBRARY_PATH": after.format(compat=compat)}
 
 
-def test_a_base_model_that_was_tampered_with_is_replaced(cloud, base, monkeypatch):
+def test_a_tampered_base_model_is_replaced(cloud, base, monkeypatch):
     monkeypatch.setattr("sentiment_engine.model.base_model.build_base_model", lambda folder: base)
     s3 = cloud.client("s3")
     s3.create_bucket(Bucket="base-tests")
@@ -451,14 +451,14 @@ def job(status: str, number: int = 1, bucket: str = "artifacts", mark: str = MAR
         ([job("InProgress", mark="another model's")], None),
     ],
 )
-def test_a_job_that_a_run_was_cut_off_from_is_followed_and_not_paid_twice(jobs, followed):
+def test_a_job_of_an_interrupted_run_is_continued(jobs, followed):
     account = Account(*jobs)
     account.objects = {("artifacts", f"models/{name}/output/model.tar.gz"): b"" for name in account.jobs}
     found = job_left(account, account, Settings(), "artifacts", MARK)
     assert found == (followed and job("", followed)["TrainingJobName"])
 
 
-def test_a_job_with_a_record_or_without_a_model_is_not_followed():
+def test_a_job_with_a_record_or_without_a_model_is_not_continued():
     done = job("Completed")
     account = Account(done)
     assert job_left(account, account, Settings(), "artifacts", MARK) is None  # its model was deleted
@@ -468,7 +468,7 @@ def test_a_job_with_a_record_or_without_a_model_is_not_followed():
     assert job_left(account, account, Settings(), "artifacts", MARK) is None
 
 
-def test_waiting_reads_each_line_once_and_bears_with_a_busy_aws(monkeypatch):
+def test_waiting_reads_each_log_line_once_and_tolerates_throttling(monkeypatch):
     ours = job("Completed", then=["InProgress", "InProgress", "InProgress"])
     account, name, told = Account(ours), ours["TrainingJobName"], []
     account.faults = [ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "Describe")]
@@ -494,7 +494,7 @@ def test_a_long_wait_polls_less_often(monkeypatch):
     assert sum(slept) > 3 * 3600 and max(slept) == 30 and min(slept) == 1
 
 
-def test_without_validation_nothing_claims_to_be_calibrated(tmp_path, source, base):
+def test_without_validation_the_model_is_not_calibrated(tmp_path, source, base):
     job = prepare_job(source, tmp_path, base, reviews(32), "--max_steps", "1", "--max-length", "16")
     del job["env"]["SM_CHANNEL_VALIDATION"]
     assert subprocess.run(**job, timeout=300).returncode == 0
@@ -513,14 +513,14 @@ def test_without_validation_nothing_claims_to_be_calibrated(tmp_path, source, ba
     ],
     ids=["one label", "too few", "no labels", "unknown name", "no number"],
 )
-def test_bad_input_leaves_a_clear_reason(source, base, tmp_path, train, arguments, reason):
+def test_bad_input_fails_with_a_clear_reason(source, base, tmp_path, train, arguments, reason):
     done = run_job(source, tmp_path, base, train, *arguments)
     assert done.returncode == 1 and not (tmp_path / "model").exists()
     failure = (tmp_path / "output/failure").read_text()
     assert reason in failure and "Traceback" not in failure
 
 
-def test_values_exactly_at_a_limit_can_be_trained_on():
+def test_values_exactly_at_a_limit_are_accepted():
     check_sample(reviews(16))
     with pytest.raises(UnusableData, match="15 reviews are too few"):
         check_sample(reviews(16).head(15))
@@ -530,7 +530,7 @@ def test_values_exactly_at_a_limit_can_be_trained_on():
             recipe_from(["--max_length", str(size)], {})
 
 
-def test_arguments_win_over_what_sagemaker_says_and_need_a_value():
+def test_arguments_override_sagemaker_hyperparameters_and_need_a_value():
     assert recipe_from(["--epochs", "3"], {"SM_HPS": '{"epochs": 1, "seed": 7}'}).epochs == 3
     with pytest.raises(ValueError, match="arguments must come as --key value"):
         recipe_from(["--epochs", "3", "--seed"], {})
@@ -565,7 +565,7 @@ GOOD = {"recipe": {"epochs": 1.0}, "instance_type": "ml.m5.large", "max_hours": 
     + [({"instance_type": kind}, "training_instance") for kind in ("m5.large", "", "ml.m5", None)]
     + [({"max_hours": hours}, "max_hours") for hours in (0, -1, 673, float("nan"), "3")],
 )
-def test_a_wrong_parameter_is_named(given, named):
+def test_the_error_names_a_wrong_parameter(given, named):
     check_request(**GOOD)
     with pytest.raises(ValueError, match=rf"\b{named}\b"):
         check_request(**GOOD | given)
@@ -575,7 +575,7 @@ def test_a_wrong_parameter_is_named(given, named):
     ("notebook", "given"),
     [("03_model_training", {"epochs": -1.0}), ("04_endpoint_deployment", {"macro_f1_floor": 75.0})],
 )
-def test_a_walkthrough_rejects_a_wrong_parameter_before_it_asks_any_cloud(notebook, given, tmp_path, monkeypatch):
+def test_a_walkthrough_rejects_a_wrong_parameter_before_calling_any_cloud(notebook, given, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing answers there
     with pytest.raises(
         PapermillExecutionError, match=rf"{next(iter(given))} must be .*, not {next(iter(given.values()))}"
@@ -590,7 +590,7 @@ def steps_told(printed: str) -> list[int]:
     return [int(step) for step in re.findall(r"step=(\d+)/", printed)]
 
 
-def test_a_killed_job_resumes_where_it_stopped(source, base, tmp_path):
+def test_a_killed_job_resumes_at_its_checkpoint(source, base, tmp_path):
     job = prepare_job(
         source, tmp_path, base, reviews(64), "--max_steps", "40", "--max-length", "32", "--checkpoints", "1"
     )
@@ -612,7 +612,7 @@ def test_a_killed_job_resumes_where_it_stopped(source, base, tmp_path):
     assert told[0] > 4 and told[-1] == 40 and (tmp_path / "model/model.onnx").is_file()
 
 
-def test_training_stops_when_validation_gets_no_better(source, base, tmp_path):
+def test_training_stops_when_validation_no_longer_improves(source, base, tmp_path):
     arguments = (
         "--epochs",
         "30",
@@ -641,20 +641,20 @@ def test_a_job_needs_no_validation_unless_it_may_stop_early(source, base, tmp_pa
     assert "early_stopping needs the channel `validation`" in (tmp_path / "b/output/failure").read_text()
 
 
-def test_a_budget_of_time_ends_in_a_finished_model(source, base, tmp_path):
+def test_a_time_budget_ends_with_a_finished_model(source, base, tmp_path):
     arguments = ("--epochs", "1000", "--max-length", "32", "--time_budget", "3")
     done = run_job(source, tmp_path, base, reviews(64), *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "time budget of 3s is used up" in done.stdout and (tmp_path / "model/model.onnx").is_file()
 
 
-def test_source_needs_nothing_else(source):
+def test_the_source_folder_needs_no_other_module(source):
     imports = "import sentiment_engine.model.training_job as t; print(t.__file__)"
     found = subprocess.run([sys.executable, "-c", imports], cwd=source, capture_output=True, text=True)
     assert Path(found.stdout.strip()).is_relative_to(source), found.stderr
 
 
-def test_launching_imports_nothing_heavy():
+def test_launching_imports_no_heavy_modules():
     heavy = "{'torch', 'transformers', 'sagemaker', 'pandas', 'sklearn', 'matplotlib'}"
     code = f"import sys, sentiment_engine.deploy.training; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 # ---- finding the browser
 
 
-def test_a_missing_browser_is_named_with_the_remedy(monkeypatch):
+def test_the_error_for_a_missing_browser_explains_the_remedy(monkeypatch):
     monkeypatch.setenv("CHROMIUM", "/no/such/browser")
     with pytest.raises(FileNotFoundError, match="/no/such/browser"):
         find_chromium()
@@ -29,7 +29,7 @@ def test_a_missing_browser_is_named_with_the_remedy(monkeypatch):
 # ---- a whole visit
 
 
-def test_one_visit_from_asleep_to_asleep(visitor, engine, asleep):
+def test_a_visit_goes_from_asleep_to_asleep(visitor, engine, asleep):
     page = visitor.arrive("asleep")
     expect(page).to_have_title(re.compile("^Asleep"))
     assert "minute" in text_of(page, "#fact-time") or "second" in text_of(page, "#fact-time")
@@ -91,7 +91,7 @@ def test_one_visit_from_asleep_to_asleep(visitor, engine, asleep):
 # ---- asleep
 
 
-def test_examples_answer_while_asleep_and_say_that_they_are_stored(visitor, asleep):
+def test_examples_show_stored_answers_while_asleep(visitor, asleep):
     page = visitor.arrive("asleep")
     expect(page.locator("#examples li")).to_have_count(6)
     page.locator("#examples button", has_text="Complaint").click()
@@ -112,7 +112,7 @@ def test_examples_answer_while_asleep_and_say_that_they_are_stored(visitor, asle
         ("+12345678901234567", "too long"),
     ],
 )
-def test_a_bad_number_is_told_while_typing_and_starts_nothing(visitor, engine, asleep, typed, said):
+def test_a_bad_number_is_reported_while_typing_and_starts_nothing(visitor, engine, asleep, typed, said):
     page = visitor.arrive("asleep")
     page.locator("#phone").press_sequentially(typed)
     if "missing" not in said:  # an unfinished number is no mistake while it is being typed
@@ -127,7 +127,7 @@ def test_a_bad_number_is_told_while_typing_and_starts_nothing(visitor, engine, a
     assert engine.state() == "STOPPED" and not any("/start" in url for url in visitor.asked)
 
 
-def test_the_page_takes_every_way_to_write_a_number_that_the_api_takes(visitor, engine, asleep):
+def test_the_page_accepts_every_number_format_that_the_api_accepts(visitor, engine, asleep):
     visitor.tolerated = ("409 (Conflict)", "status of 409")
     page, sent = visitor.arrive("asleep"), []
     error = {"error": {"code": "stopping", "message": "It goes to sleep.", "state": "STOPPING", "etaSeconds": None}}
@@ -159,7 +159,7 @@ def test_the_page_takes_every_way_to_write_a_number_that_the_api_takes(visitor, 
     assert "2025550123" not in kept
 
 
-def test_a_number_that_only_the_service_can_refuse(visitor, engine, asleep):
+def test_a_number_refused_by_the_service_shows_the_reason(visitor, engine, asleep):
     visitor.tolerated = ("400 (Bad Request)", "status of 400")
     visitor.page.clock.install()
     page = visitor.arrive("asleep")
@@ -193,7 +193,7 @@ def test_a_number_needs_consent(visitor, engine, asleep):
     assert engine.state() == "STOPPED"
 
 
-def test_start_on_a_model_that_is_awake_already_reads_what_waits(visitor, engine, asleep):
+def test_a_review_is_read_when_another_visitor_has_woken_the_model(visitor, engine, asleep):
     page = visitor.arrive("asleep")
     engine.wake()  # by another visitor
     ask(page, COMPLAINT)
@@ -206,7 +206,7 @@ def test_start_on_a_model_that_is_awake_already_reads_what_waits(visitor, engine
 # ---- waking
 
 
-def test_waking_survives_reload_and_is_seen_in_other_tabs(visitor, engine, asleep):
+def test_waking_survives_a_reload_and_shows_in_other_tabs(visitor, engine, asleep):
     page = visitor.arrive("asleep")
     other = visitor.tab()
     other.goto(engine.site_url)
@@ -222,7 +222,7 @@ def test_waking_survives_reload_and_is_seen_in_other_tabs(visitor, engine, aslee
     assert engine.call("GET", "/status")["runId"] == run
 
 
-def test_what_is_written_while_it_sleeps_is_read_when_it_wakes(visitor, asleep):
+def test_a_review_written_while_asleep_is_read_after_waking(visitor, asleep):
     page = visitor.arrive("asleep")
     ask(page, COMPLAINT)
     visitor.see("waking")
@@ -231,7 +231,7 @@ def test_what_is_written_while_it_sleeps_is_read_when_it_wakes(visitor, asleep):
     expect(page.locator("#answer .verdict strong")).to_have_text("Negative")
 
 
-def test_a_number_can_be_left_while_it_wakes(visitor, engine, asleep):
+def test_a_number_can_be_added_while_it_wakes(visitor, engine, asleep):
     before = len(engine.messages())
     engine.call("POST", "/start", {})
     page = visitor.arrive("waking")
@@ -248,7 +248,7 @@ def test_a_number_can_be_left_while_it_wakes(visitor, engine, asleep):
     assert [m["to"] for m in engine.messages()[: -before or None]] == ["+12025550123"]
 
 
-def test_a_second_attempt_is_shown(visitor, engine):
+def test_a_second_attempt_to_start_is_shown(visitor, engine):
     visitor.hear(engine, "CREATING", instanceType="ml.m5.large", reason="ml.t2.medium: no capacity.")
     page = visitor.arrive("waking")
     assert "An earlier machine did not start: ml.t2.medium: no capacity. Another one (ml.m5.large) is" in text_of(
@@ -257,7 +257,7 @@ def test_a_second_attempt_is_shown(visitor, engine):
 
 
 @pytest.mark.parametrize("reason", ["The endpoint could not", "No machine was free.", "Why?", "cut off …"])
-def test_no_reason_runs_into_the_next_sentence(visitor, engine, reason):
+def test_every_reason_ends_with_punctuation(visitor, engine, reason):
     visitor.tolerated = ("Failed to load resource",)
     ended = reason if reason[-1] in ".?…" else f"{reason}."
     visitor.hear(engine, "CREATING", reason=reason)
@@ -320,7 +320,7 @@ Object.defineProperty(document, 'hidden', {get: () => window.away === true});
 """
 
 
-def test_the_browser_notifies_in_a_hidden_tab_if_allowed(visitor, asleep):
+def test_a_hidden_tab_shows_a_notification_if_allowed(visitor, asleep):
     visitor.context.add_init_script(NOTICES)
     page = visitor.arrive("asleep")
     page.get_by_role("button", name="Notify me in this browser").focus()
@@ -338,7 +338,7 @@ def test_the_browser_notifies_in_a_hidden_tab_if_allowed(visitor, asleep):
     assert page.evaluate("notices") == ["The model is awake"]
 
 
-def test_a_phone_whose_browser_lets_no_page_notify_is_promised_nothing(visitor, engine):
+def test_no_notification_is_offered_where_the_browser_forbids_them(visitor, engine):
     throws = "window.Notification = class { static permission = 'default'; constructor() { throw new TypeError(); } };"
     visitor.context.add_init_script(throws)
     visitor.hear(engine, "STOPPED")
@@ -351,7 +351,7 @@ def test_a_phone_whose_browser_lets_no_page_notify_is_promised_nothing(visitor, 
 # ---- polling the service
 
 
-def test_an_older_answer_overtakes_no_newer_one(visitor, engine):
+def test_an_older_status_does_not_replace_a_newer_one(visitor, engine):
     visitor.tolerated = ("Failed to load resource",)
     said = visitor.hear(engine, "IN_SERVICE")
     page, held = visitor.arrive("awake"), []
@@ -367,7 +367,7 @@ def test_an_older_answer_overtakes_no_newer_one(visitor, engine):
         expect(page.locator("#trouble")).to_be_hidden()
 
 
-def test_a_model_paid_by_the_request_has_no_countdown(visitor, engine):
+def test_a_model_billed_per_request_has_no_countdown(visitor, engine):
     nothing = dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "costSoFar", "pricePerHour"))
     nothing |= {"shutdownAt": None, "secondsLeft": None, "endpoint": "serverless"}
     visitor.hear(engine, "IN_SERVICE", **nothing)
@@ -378,7 +378,7 @@ def test_a_model_paid_by_the_request_has_no_countdown(visitor, engine):
     assert "NaN" not in page.content()
 
 
-def test_the_end_of_the_longest_run_is_told(visitor, engine):
+def test_the_page_announces_the_end_of_the_longest_run(visitor, engine):
     end = engine.settings.max_run_minutes * 60
     visitor.hear(engine, "IN_SERVICE", elapsedSeconds=end - 100, secondsLeft=100)
     page = visitor.arrive("awake")
@@ -390,7 +390,7 @@ def test_the_end_of_the_longest_run_is_told(visitor, engine):
     expect(page.locator("#soon")).to_contain_text("“Keep it awake” gives it another 10 minutes.")
 
 
-def test_a_session_costs_nothing_beyond_its_end(visitor, engine):
+def test_the_session_cost_stops_at_the_end_of_the_session(visitor, engine):
     visitor.tolerated = ("Failed to load resource",)
     visitor.page.clock.install()
     visitor.hear(engine, "IN_SERVICE", secondsLeft=60, costSoFar=0.01, pricePerHour=0.36)

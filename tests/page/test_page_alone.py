@@ -24,14 +24,14 @@ from tests.doubles.visitor import text_of
 pytestmark = pytest.mark.browser
 
 
-def test_the_service_that_is_made_up_keeps_to_the_contract(service):
+def test_the_simulated_service_follows_the_contract(service):
     headers = {"content-type": "application/json"}
     for status in (ASLEEP, WAKING, AWAKE, STOPPING, NEVER_ASLEEP, ASLEEP | {"standby": STANDBY}):
         contract.check("GET", "/status", 200, headers, status)
     contract.check("POST", "/predict", 200, headers, service.predictions(["good", "bad"]))
 
 
-def test_the_version_stands_at_the_foot_of_the_page_if_it_is_known(service):
+def test_the_footer_shows_the_version_if_known(service):
     page = service.arrive(ASLEEP)
     assert text_of(page, "footer #version") == ""
     service.config = {"version": "1.2.3"}
@@ -51,7 +51,7 @@ SHARES = {
 }
 
 
-def test_no_answer_is_a_hundred_percent(service):
+def test_no_answer_is_shown_as_100_percent(service):
     page = service.arrive(AWAKE)
     for score, (negative, positive) in SHARES.items():
         service.predict = lambda text, score=score: answer(text, score)
@@ -92,7 +92,7 @@ def test_costs_are_shown_with_suitable_precision(service):
         expect(page.locator("#fact-cost")).to_contain_text(f"Sleep saved {said} this month.")
 
 
-def test_a_session_costs_by_the_hour_and_nothing_beyond_its_end(service):
+def test_the_session_cost_grows_by_the_hour_and_stops_at_its_end(service):
     page = service.arrive(AWAKE | {"pricePerHour": 36, "costSoFar": 1, "secondsLeft": 100}, clock=True)
     service.status = 503
     page.clock.run_for(50_500)
@@ -101,7 +101,7 @@ def test_a_session_costs_by_the_hour_and_nothing_beyond_its_end(service):
     assert text_of(page, "#session-cost").startswith("This session has cost its owner $2.00 so far")
 
 
-def test_the_last_two_minutes_are_announced(service):
+def test_the_page_announces_the_last_two_minutes(service):
     page = service.arrive(AWAKE | {"secondsLeft": 125}, clock=True)
     service.status = 503
     assert text_of(page, "#countdown") == "2:05" and not page.locator("#soon").is_visible()
@@ -112,7 +112,7 @@ def test_the_last_two_minutes_are_announced(service):
     assert "another 30 minutes" in text_of(page, "#soon")
 
 
-def test_a_bar_is_never_full_before_the_model_is_up(service):
+def test_the_progress_bar_is_never_full_before_the_model_is_ready(service):
     page = service.arrive(WAKING | {"elapsedSeconds": 9_000, "etaSeconds": 1})
     assert page.locator("#progress").get_attribute("aria-valuenow") == "97"
     assert text_of(page, "#eta") == "any moment now"
@@ -136,14 +136,14 @@ def test_a_bar_is_never_full_before_the_model_is_up(service):
         (AWAKE | {"secondsLeft": 1700}, False, 20),
     ],
 )
-def test_the_polling_interval_fits_the_state(service, status, away, seconds):
+def test_the_polling_interval_depends_on_the_state(service, status, away, seconds):
     service.page.add_init_script(f"window.away = {json.dumps(away)};")
     service.arrive(status, clock=True)
     step = 0.5 if seconds < 10 else 1
     assert service.gap(step) == pytest.approx(seconds, abs=1.1 * step)
 
 
-def test_a_service_in_trouble_is_asked_less_and_less_and_then_as_before(service):
+def test_polling_backs_off_during_errors_and_recovers(service):
     page = service.page
     page.add_init_script("Math.random = () => 0.5;")
     service.arrive(ASLEEP, clock=True)
@@ -179,7 +179,7 @@ BUSY = {"error": {"code": "busy", "message": "The model is busy."}}
     [([7], 2), ([7, 60], 3), ([61], 1), ([None] * 4, 5), ([None] * 9, 5)],
     ids=["as told", "a minute", "more than a minute", "four times", "for ever"],
 )
-def test_a_busy_model_is_asked_again_when_it_says_and_not_for_ever(service, waits, tries):
+def test_a_busy_model_is_retried_when_it_says_and_not_for_ever(service, waits, tries):
     service.page.add_init_script("Math.random = () => 0.5;")
     page = service.arrive(AWAKE, clock=True)
     told = [{"error": BUSY["error"] | ({"retryAfterSeconds": wait} if wait else {})} for wait in waits]
@@ -198,7 +198,7 @@ def test_a_busy_model_is_asked_again_when_it_says_and_not_for_ever(service, wait
     assert len(service.asked) == tries
 
 
-def test_an_older_answer_changes_nothing(service):
+def test_an_older_status_changes_nothing(service):
     page, held = service.arrive(AWAKE), []
     page.route("**/api/status", lambda route: held.append(route))
     for _ in range(2):
@@ -211,7 +211,7 @@ def test_an_older_answer_changes_nothing(service):
     assert text_of(page, "#sign-version") == "newer" and text_of(page, "#sign-state") == "Awake"
 
 
-def test_one_tab_follows_the_other(service):
+def test_tabs_follow_each_other(service):
     page = service.arrive(AWAKE)
     other = Service(page.context.new_page())
     other.arrive(AWAKE)
@@ -225,7 +225,7 @@ def test_one_tab_follows_the_other(service):
 # ---- answers
 
 
-def test_the_model_says_whether_it_is_sure(service):
+def test_the_page_shows_whether_the_model_is_sure(service):
     scores = {"unsure": (0.95, False), "sure": (0.55, True), "old sure": (0.6, None), "old unsure": (0.59, None)}
     service.predict = lambda text: answer(text, scores[text][0], sure=scores[text][1])
     page = service.arrive(AWAKE)
@@ -236,7 +236,7 @@ def test_the_model_says_whether_it_is_sure(service):
     assert text_of(page, "#answer .verdict .share") == "2 positive, 2 not sure"
 
 
-def test_words_are_marked_where_they_are_and_for_what_they_say(service):
+def test_words_are_marked_at_their_positions_with_their_influence(service):
     text = "😀 good bad weak tiny"
     places = {"good": 0.5, "bad": -0.2, "weak": 0.09, "tiny": 0.011}
     letters = list(text)
@@ -259,7 +259,7 @@ def test_words_are_marked_where_they_are_and_for_what_they_say(service):
     ]
 
 
-def test_ten_words_are_marked_at_most(service):
+def test_at_most_ten_words_are_marked(service):
     text = "good " * 12
     why = [{"start": 5 * n, "end": 5 * n + 4, "influence": 0.5} for n in range(12)]
     service.predict = lambda text: answer(text, explanation=why)
@@ -271,7 +271,7 @@ def test_ten_words_are_marked_at_most(service):
 FORMULAS = ["=1+1", "+1", "-1", "@A1", '"quoted", and more', "plain"]
 
 
-def test_no_cell_of_a_table_is_a_formula(service, tmp_path):
+def test_no_table_cell_is_a_formula(service, tmp_path):
     page = service.arrive(AWAKE)
     read(page, "\n".join(FORMULAS), lines=True)
     with page.expect_download() as download:
@@ -300,7 +300,7 @@ def test_copied_commands_and_links_keep_every_character(service):
     assert page.url == HOME and len(service.asked) == 1  # the link is read once and sends nothing
 
 
-def test_a_link_leaves_a_way_back_to_what_was_written(service):
+def test_a_link_keeps_the_draft_and_offers_a_way_back(service):
     page = service.arrive(AWAKE)
     page.locator("#review").fill("mine")
     page.evaluate("location.hash = '#review=theirs'")
@@ -314,7 +314,7 @@ def test_a_link_leaves_a_way_back_to_what_was_written(service):
     assert not page.locator("#lines").is_checked()
 
 
-def test_thirty_answers_are_remembered_the_newest_first(service):
+def test_the_history_keeps_thirty_answers_newest_first(service):
     page = service.arrive(AWAKE)
     read(page, "\n".join(f"number {n}" for n in range(35)), lines=True)
     expect(page.locator("#answer tbody tr")).to_have_count(35)
@@ -326,7 +326,7 @@ def test_thirty_answers_are_remembered_the_newest_first(service):
 # ---- limits
 
 
-def test_limits_count_what_people_count(service):
+def test_limits_count_visible_characters(service):
     page = service.arrive(AWAKE)
     for text, fault in (
         ("😀" * 50, ""),
@@ -345,7 +345,7 @@ def test_limits_count_what_people_count(service):
     assert service.asked == []
 
 
-def test_a_long_list_goes_in_parts_and_goes_on_where_it_broke_off(service):
+def test_a_long_list_is_sent_in_parts_and_resumes_after_a_failure(service):
     page = service.arrive(AWAKE)
     texts = [f"number {n}" for n in range(120)]
     service.replies = [(200, service.predictions(texts[:50])), (400, {"error": {"code": "odd", "message": "No."}})]
@@ -372,7 +372,7 @@ def test_a_number_of_seven_to_fifteen_digits_needs_consent(service):
 
 
 @pytest.mark.parametrize("address", ["javascript:alert(1)", "ftp://127.0.0.1/", "", "no address"])
-def test_an_address_without_http_gets_no_request(service, address):
+def test_an_api_address_without_http_gets_no_request(service, address):
     service.page.route("**/config.json", lambda route: route.fulfill(json={"apiUrl": address}))
     page = service.arrive(ASLEEP)
     expect(page.locator("html")).to_have_attribute("data-view", "setup")
@@ -388,7 +388,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_is_read_by_its_own_marks(service, name):
+def test_a_table_file_is_parsed_with_its_own_separator(service, name):
     content, reviews, column = TABLES[name]
     page = service.arrive(AWAKE)
     page.locator("#file").set_input_files({"name": name, "mimeType": "text/csv", "buffer": content.encode()})

@@ -11,7 +11,7 @@ from tests.doubles.visitor import COMPLAINT, PRAISE, ask, guarded
 pytestmark = pytest.mark.browser
 
 
-# ---- for everybody
+# ---- every visitor
 
 
 def fits(page: Page) -> bool:
@@ -19,7 +19,7 @@ def fits(page: Page) -> bool:
 
 
 @pytest.mark.parametrize("width", [320, 768, 1440])
-def test_no_sideways_scrolling(visitor, awake, width):
+def test_no_page_scrolls_sideways(visitor, awake, width):
     page = visitor.page
     page.set_viewport_size({"width": width, "height": 700})
     visitor.arrive("awake")
@@ -50,7 +50,7 @@ def violations(page: Page, state: str) -> list[str]:
     return found
 
 
-def test_axe_in_a_visit(plain, engine, asleep):
+def test_axe_finds_nothing_during_a_visit(plain, engine, asleep):
     page = plain.arrive("asleep")
     found = violations(page, "asleep")
     page.locator("#phone").fill("12")
@@ -84,7 +84,7 @@ def test_axe_in_a_visit(plain, engine, asleep):
     assert found == []
 
 
-def test_axe_at_an_unknown_address(browser, engine):
+def test_axe_finds_nothing_at_an_unknown_address(browser, engine):
     page = browser.new_page()
     page.goto(f"{engine.site_url}a/page/that/is/not/there")
     expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
@@ -104,7 +104,7 @@ def answering(status: int):
     return answer
 
 
-def test_axe_in_trouble(plain, engine, asleep):
+def test_axe_finds_nothing_while_errors_are_shown(plain, engine, asleep):
     plain.tolerated = ("Failed to load resource", "ERR_INTERNET_DISCONNECTED", "402 (Payment Required)")
     page = plain.arrive("asleep")
     plain.context.set_offline(True)
@@ -134,7 +134,7 @@ def test_axe_in_trouble(plain, engine, asleep):
     assert found + violations(page, "not set up") == []
 
 
-def test_axe_would_notice(plain, asleep):
+def test_axe_detects_deliberate_violations(plain, asleep):
     "axe finds a missing label and a grey that is too pale; otherwise the tests above prove nothing."
     page = plain.arrive("asleep")
     page.evaluate("document.querySelector('label[for=review]').remove(); lead.style.color = '#bbb'")
@@ -154,7 +154,7 @@ def tab_to(page: Page, name: str):
     raise AssertionError(f"{name} cannot be reached with Tab")
 
 
-def test_the_order_of_the_keyboard(visitor, asleep):
+def test_the_tab_order_follows_the_page(visitor, asleep):
     page = visitor.arrive("asleep")
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
@@ -168,7 +168,7 @@ def test_the_order_of_the_keyboard(visitor, asleep):
     assert reached[-5:] == ["example"] * 5
 
 
-def test_keyboard_only(visitor, engine, asleep):
+def test_a_visit_needs_only_the_keyboard(visitor, engine, asleep):
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = visitor.arrive("asleep")
     tab_to(page, "name")
@@ -199,7 +199,7 @@ def test_keyboard_only(visitor, engine, asleep):
     expect(page.locator("#title")).to_be_focused()
 
 
-def test_every_control_has_a_name_and_every_heading_its_place(visitor, awake):
+def test_every_control_has_a_name_and_there_is_one_main_heading(visitor, awake):
     page = visitor.arrive("awake")
     ask(page, PRAISE)
     expect(page.locator("#answer .verdict")).to_be_visible()
@@ -215,7 +215,7 @@ MOVING = """[...document.querySelectorAll('*')].map((n) => getComputedStyle(n))
     .filter((s) => s.animationName !== 'none' || s.transitionDuration.split(', ').some((d) => d !== '0s')).length"""
 
 
-def test_reduced_motion(plain, visitor, asleep):
+def test_reduced_motion_disables_animations(plain, visitor, asleep):
     page = plain.arrive("asleep")
     assert page.evaluate(MOVING) == 0 and visitor.arrive("asleep").evaluate(MOVING) > 5
     page.get_by_role("button", name="Wake the model").click()
@@ -225,7 +225,7 @@ def test_reduced_motion(plain, visitor, asleep):
     assert page.evaluate(MOVING) == 0
 
 
-def test_nothing_jumps_while_it_loads(visitor, asleep):
+def test_the_layout_is_stable_while_the_page_loads(visitor, asleep):
     page = visitor.page
     page.add_init_script("""window.shift = 0; new PerformanceObserver((list) => { for (const e of list.getEntries())
         if (!e.hadRecentInput) shift += e.value; }).observe({type: 'layout-shift', buffered: true});""")
@@ -234,7 +234,7 @@ def test_nothing_jumps_while_it_loads(visitor, asleep):
     assert page.evaluate("shift") < 0.05
 
 
-def test_nothing_jumps_when_the_answer_comes(visitor, awake):
+def test_the_layout_is_stable_when_an_answer_arrives(visitor, awake):
     page = visitor.arrive("awake")
     top = "document.querySelector('#examples-box').getBoundingClientRect().top + scrollY"
     before = page.evaluate(top)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 # ---- awake
 
 
-def test_several_reviews_one_a_line(visitor, awake, tmp_path):
+def test_several_reviews_are_read_one_per_line(visitor, awake, tmp_path):
     page = visitor.arrive("awake")
     page.locator("#lines").check()
     page.locator("#review").fill(f"{PRAISE}\n\n{COMPLAINT}\n=1+1 good\n")
@@ -35,7 +35,7 @@ def test_several_reviews_one_a_line(visitor, awake, tmp_path):
 CSV = '\ufeffid;Review Text;stars\r\n1;"Lovely; warm,\nand ""fantastic""";5\r\n2;It broke. Terrible.;1\r\n3;;2\r\n'
 
 
-def test_reviews_from_a_csv_file(visitor, awake):
+def test_reviews_are_read_from_a_csv_file(visitor, awake):
     page = visitor.arrive("awake")
     page.locator("#file").set_input_files({"name": "mine.csv", "mimeType": "text/csv", "buffer": CSV.encode()})
     expect(page.locator("#file-text")).to_have_text("2 reviews from mine.csv, column 2.")
@@ -93,7 +93,7 @@ DROP = """([name, text]) => { const dataTransfer = new DataTransfer();
         "attack",
     ],
 )
-def test_a_file_may_be_dropped_and_may_be_anything(visitor, asleep, table, reviews, said):
+def test_any_file_can_be_dropped_safely(visitor, asleep, table, reviews, said):
     page = visitor.arrive("asleep")
     assert page.evaluate(DROP, ["x.csv", table]) is False  # accepted: the browser does not navigate to it
     expect(page.locator("#review-form")).to_contain_text(said)
@@ -101,7 +101,7 @@ def test_a_file_may_be_dropped_and_may_be_anything(visitor, asleep, table, revie
     assert page.evaluate("seen.ran") == [] and page.locator("#review-form img").count() == 0
 
 
-def test_a_text_file_is_not_split_at_commas_and_a_folder_is_told(visitor, engine):
+def test_a_text_file_is_not_split_at_commas_and_a_folder_is_refused(visitor, engine):
     visitor.hear(engine, "STOPPED")
     page = visitor.arrive("asleep")
     page.evaluate(DROP, ["x.txt", "It broke, terrible\nSo good, really"])
@@ -120,7 +120,7 @@ def test_a_large_file_of_any_content_is_read_or_refused(visitor, engine, piece):
     expect(page.locator("#file-text, #review-error").filter(has_text=" ")).not_to_have_count(0, timeout=20_000)
 
 
-def test_too_many_reviews_in_a_file_are_told(visitor, awake):
+def test_too_many_reviews_in_a_file_are_reported(visitor, awake):
     page = visitor.arrive("awake")
     page.evaluate(DROP, ["x.csv", "good\n" * 1001])
     expect(page.locator("#review-error")).to_have_text("1,001 reviews are too many at once: 1,000 at most.")
@@ -128,7 +128,7 @@ def test_too_many_reviews_in_a_file_are_told(visitor, awake):
     assert predictions(visitor) == 0
 
 
-def test_a_list_that_breaks_off_keeps_what_was_read(visitor, awake):
+def test_an_interrupted_list_keeps_the_answers_so_far(visitor, awake):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")
     page.locator("#lines").check()
@@ -144,7 +144,7 @@ def test_a_list_that_breaks_off_keeps_what_was_read(visitor, awake):
     assert predictions(visitor) == 4  # only the rest
 
 
-def test_a_busy_model_is_asked_again(visitor, awake):
+def test_a_busy_model_is_retried(visitor, awake):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")
     busy = {"error": {"code": "busy", "message": "The model is busy.", "retryAfterSeconds": 0.3}}
@@ -164,7 +164,7 @@ def wakes(seconds: float) -> dict:
     return {"error": {"code": "waking", "message": "The model is waking up.", "retryAfterSeconds": seconds}}
 
 
-def test_a_serverless_model_that_wakes_up_is_asked_again_until_it_answers(visitor, engine, awake):
+def test_a_waking_serverless_model_is_retried_until_it_answers(visitor, engine, awake):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")
     visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
@@ -185,7 +185,7 @@ def test_a_serverless_model_that_wakes_up_is_asked_again_until_it_answers(visito
     assert predictions(visitor) == 7 and text_of(page, "#review-error") == ""
 
 
-def test_a_serverless_model_that_does_not_wake_up_is_given_up_and_the_text_is_kept(visitor, engine):
+def test_retries_of_a_serverless_model_end_and_the_text_is_kept(visitor, engine):
     visitor.tolerated = ("Failed to load resource",)
     visitor.page.clock.install()
     visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
@@ -203,7 +203,7 @@ def test_a_serverless_model_that_does_not_wake_up_is_given_up_and_the_text_is_ke
     expect(page.locator("#read")).to_have_attribute("aria-disabled", "false")
 
 
-def test_words_are_asked_for_again_while_a_serverless_model_wakes_up(visitor, awake):
+def test_an_explanation_is_retried_while_a_serverless_model_wakes_up(visitor, awake):
     visitor.tolerated = ("Failed to load resource",)
     visitor.page.clock.install()
     page = visitor.arrive("awake")
@@ -218,8 +218,8 @@ def test_words_are_asked_for_again_while_a_serverless_model_wakes_up(visitor, aw
     expect(page.locator("#words")).to_be_focused()
 
 
-def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_slept(visitor, engine, awake):
-    "It is awake, but such a request takes too long."
+def test_a_timeout_of_a_warm_serverless_model_is_not_a_cold_start(visitor, engine, awake):
+    "The model is awake, but the request takes too long."
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")
     visitor.hear(engine, "IN_SERVICE", **SERVERLESS)
@@ -237,7 +237,7 @@ def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_sl
     expect(page.locator("#tool-text")).to_have_text(advice.removesuffix(" Your text is kept."))
 
 
-def test_words_that_count_are_marked_on_request(visitor, awake):
+def test_influential_words_are_marked_on_request(visitor, awake):
     page, text = visitor.arrive("awake"), "🎸 A good sound, a bad <b>case</b>."
     sent = []
     page.on("request", lambda r: sent.append(r.post_data_json) if r.url.endswith("/predict") else None)
@@ -279,7 +279,7 @@ def test_marked_words_belong_to_the_visible_answer(visitor, awake):
     assert page.locator("#words").count() == 0 and text_of(page, "#answer .verdict strong") == "Negative"
 
 
-def test_an_answer_without_a_decisive_word_says_so(visitor, awake):
+def test_an_answer_without_a_decisive_word_is_explained(visitor, awake):
     page = visitor.arrive("awake")
     ask(page, "The thing arrived on a day.")
     page.get_by_role("button", name="Which words count?").click()
@@ -288,7 +288,7 @@ def test_an_answer_without_a_decisive_word_says_so(visitor, awake):
 
 
 @pytest.mark.parametrize("known", [0, 1])
-def test_an_explanation_that_ran_out_of_time_says_so(visitor, awake, known):
+def test_a_partial_explanation_is_labelled(visitor, awake, known):
     page = visitor.arrive("awake")
     ask(page, PRAISE)
 
@@ -305,7 +305,7 @@ def test_an_explanation_that_ran_out_of_time_says_so(visitor, awake, known):
     expect(page.locator(".why")).not_to_contain_text("no single word")
 
 
-def test_a_model_that_cannot_say_why_leaves_the_answer(visitor, engine, awake):
+def test_a_failed_explanation_keeps_the_answer(visitor, engine, awake):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("awake")
     ask(page, PRAISE)
@@ -343,7 +343,7 @@ def test_copied_code_sends_the_same_request(visitor, engine, awake):
     assert f"'score': {score}" in program.stdout
 
 
-def test_a_link_carries_the_text_and_asks_nothing(visitor, engine, awake):
+def test_a_link_fills_in_the_text_without_sending_it(visitor, engine, awake):
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = visitor.arrive("awake")
     ask(page, QUOTES)
@@ -365,7 +365,7 @@ def test_a_link_carries_the_text_and_asks_nothing(visitor, engine, awake):
     assert page.locator("#review").input_value() == "a draft"
 
 
-def test_a_long_list_is_read_in_parts(visitor, awake):
+def test_a_long_list_is_sent_in_parts(visitor, awake):
     page = visitor.arrive("awake")
     page.locator("#lines").check()
     page.locator("#review").fill("\n".join(f"number {i} is good" for i in range(120)))
@@ -400,7 +400,7 @@ def test_the_model_version_and_certainty_are_shown(visitor, awake):
     expect(page.locator("#answer")).to_contain_text("the model read its beginning in 3 parts")
 
 
-def test_limits_are_told_before_anything_is_sent(visitor, awake):
+def test_limits_are_shown_before_anything_is_sent(visitor, awake):
     page = visitor.arrive("awake")
     page.locator("#read").click()
     expect(page.locator("#review-error")).to_have_text("Write or paste a review first.")
@@ -413,7 +413,7 @@ def test_limits_are_told_before_anything_is_sent(visitor, awake):
     assert predictions(visitor) == 0
 
 
-def test_polling_does_not_keep_it_awake(visitor, engine, awake):
+def test_polling_does_not_keep_the_model_awake(visitor, engine, awake):
     deadline = engine.call("GET", "/status")["shutdownAt"]
     page = visitor.arrive("awake")
     for _ in range(3):
@@ -422,7 +422,7 @@ def test_polling_does_not_keep_it_awake(visitor, engine, awake):
     assert engine.call("GET", "/status")["shutdownAt"] == deadline
 
 
-def test_asleep_before_it_could_read(visitor, engine, awake):
+def test_a_review_sent_after_the_model_fell_asleep_is_kept(visitor, engine, awake):
     visitor.tolerated = ("409 (Conflict)", "status of 409")
     page = visitor.arrive("awake")
     engine.sleep()

@@ -1,4 +1,4 @@
-"The page with a small model that answers while no endpoint does: every state, its limits, and who may end a run."
+"The page with a small model that answers without an endpoint: every state, its limits, and who may end a run."
 
 import re
 
@@ -25,7 +25,7 @@ def beside(status: dict, **more) -> dict:
 
 
 @pytest.mark.parametrize("view", STATES)
-def test_with_a_small_model_every_state_answers_at_once_and_says_who_answered(service, view):
+def test_with_a_small_model_every_state_answers_at_once_and_names_the_model(service, view):
     page = service.arrive(beside(STATES[view]))
     expect(page.locator("html")).to_have_attribute("data-view", view)
     assert text_of(page, "#title").startswith("The large model ") and text_of(page, "#sign-model") == "Large model"
@@ -42,7 +42,7 @@ def test_with_a_small_model_every_state_answers_at_once_and_says_who_answered(se
 
 
 @pytest.mark.parametrize("view", STATES)
-def test_without_a_small_model_only_an_awake_one_answers(service, view):
+def test_without_a_small_model_only_an_awake_model_answers(service, view):
     page = service.arrive(STATES[view])
     expect(page.locator("html")).to_have_attribute("data-view", view)
     assert text_of(page, "#title").startswith("The model ") and text_of(page, "#sign-model") == "Model"
@@ -59,7 +59,7 @@ def test_without_a_small_model_only_an_awake_one_answers(service, view):
     assert "small" not in text_of(page, "main") and "large" not in text_of(page, "main")
 
 
-def test_trying_comes_before_start_only_if_the_small_model_answers(service):
+def test_the_review_form_precedes_start_only_with_a_small_model(service):
     page = service.arrive(beside(ASLEEP))
     before = "() => document.querySelector('#read').compareDocumentPosition(document.querySelector('#start')) & 4"
     assert page.evaluate(before)
@@ -74,7 +74,7 @@ def test_trying_comes_before_start_only_if_the_small_model_answers(service):
     assert page.evaluate(before)
 
 
-def test_start_is_offered_with_what_it_gives_and_costs(service):
+def test_the_start_offer_shows_its_benefit_and_cost(service):
     page = service.arrive(beside(ASLEEP))
     assert text_of(page, "#lead").startswith("Tells you whether a review is positive or negative. The small model")
     expect(page.get_by_role("heading", name="Get the large model")).to_be_visible()
@@ -89,7 +89,7 @@ def test_start_is_offered_with_what_it_gives_and_costs(service):
     expect(page.locator("#gain")).to_contain_text("Here both run the same version of the model.")
 
 
-def test_the_page_moves_to_the_large_model_by_itself(service):
+def test_the_page_switches_to_the_large_model_automatically(service):
     page = service.arrive(beside(ASLEEP), clock=True)
     page.locator("#start").click()
     expect(page.locator("html")).to_have_attribute("data-view", "waking")
@@ -104,7 +104,7 @@ def test_the_page_moves_to_the_large_model_by_itself(service):
 
 
 @pytest.mark.parametrize(("before", "after"), [("asleep", "awake"), ("awake", "failed")])
-def test_an_answer_of_the_other_model_makes_the_page_look_at_once(service, before, after):
+def test_an_answer_of_the_other_model_triggers_a_status_request(service, before, after):
     page = service.arrive(beside(STATES[before]))
     service.status = beside(STATES[after])
     read(page, "fine")
@@ -112,7 +112,7 @@ def test_an_answer_of_the_other_model_makes_the_page_look_at_once(service, befor
     expect(page.locator("html")).to_have_attribute("data-view", after)
 
 
-def test_an_answer_of_the_small_model_does_not_move_the_deadline(service):
+def test_an_answer_of_the_small_model_does_not_change_the_deadline(service):
     page = service.arrive(beside(AWAKE | {"secondsLeft": 900}), clock=True)
     service.replies = [(200, service.predictions("fine") | {"answeredBy": "standby", "secondsLeft": 1800})]
     read(page, "fine")
@@ -120,7 +120,7 @@ def test_an_answer_of_the_small_model_does_not_move_the_deadline(service):
     assert text_of(page, "#countdown") == "15:00"
 
 
-# ---- what the small model does not take
+# ---- the limits of the small model
 
 
 TOO_MUCH = {
@@ -133,7 +133,7 @@ TOO_MUCH = {
 
 @pytest.mark.parametrize("case", TOO_MUCH)
 @pytest.mark.parametrize("view", ["asleep", "failed"])
-def test_too_much_is_said_before_it_is_sent_and_start_reads_it(service, view, case):
+def test_text_beyond_the_small_model_limits_waits_for_a_start(service, view, case):
     text, limits, said = TOO_MUCH[case]
     page = service.arrive(beside(STATES[view], **limits))
     page.locator("#lines").check()
@@ -150,7 +150,7 @@ def test_too_much_is_said_before_it_is_sent_and_start_reads_it(service, view, ca
     assert [body["inputs"] for body in service.asked] == [text.split("\n") if "\n" in text else text]
 
 
-def test_exactly_as_much_as_the_small_model_takes_is_sent(service):
+def test_text_exactly_at_the_small_model_limits_is_sent(service):
     page = service.arrive(beside(ASLEEP, leftToday=3))
     read(page, "\n".join("x" * 20 for _ in range(3)), lines=True)
     expect(page.locator("#answer tbody tr")).to_have_count(3)
@@ -160,7 +160,7 @@ def test_exactly_as_much_as_the_small_model_takes_is_sent(service):
     assert len(service.asked) == 1
 
 
-def test_too_much_waits_while_the_large_model_wakes_and_less_is_read_at_once(service):
+def test_while_waking_long_lists_wait_and_short_texts_are_read_at_once(service):
     page = service.arrive(beside(WAKING))
     page.locator("#lines").check()
     page.locator("#review").fill(LIST)
@@ -174,7 +174,7 @@ def test_too_much_waits_while_the_large_model_wakes_and_less_is_read_at_once(ser
     assert service.starts == 0 and len(service.asked) == 1
 
 
-def test_too_much_is_not_sent_while_it_goes_to_sleep(service):
+def test_while_stopping_long_lists_are_not_sent(service):
     page = service.arrive(beside(STOPPING))
     read(page, LIST, lines=True)
     expect(page.locator("#beyond")).to_contain_text("You can start the large model in a minute.")
@@ -182,7 +182,7 @@ def test_too_much_is_not_sent_while_it_goes_to_sleep(service):
     assert service.asked == [] and service.starts == 0
 
 
-def test_words_of_a_long_text_are_the_large_models_work(service):
+def test_explaining_a_long_text_needs_the_large_model(service):
     page = service.arrive(beside(ASLEEP))
     read(page, "a text of more than twenty characters")
     page.get_by_role("button", name="Which words count?").click()
@@ -202,7 +202,7 @@ def refusal(code: str, message: str, **more) -> dict:
     return {"error": {"code": code, "message": message} | more}
 
 
-def test_the_days_end_of_the_small_model_is_told_with_what_to_do(service):
+def test_the_daily_limit_of_the_small_model_is_explained(service):
     page = service.arrive(beside(ASLEEP))
     said = "The small model has read 5,000 reviews today. Start the model, or try again in 7 hours."
     service.replies = [(429, refusal("standby_limit", said, retryAfterSeconds=25_200))]
@@ -213,7 +213,7 @@ def test_the_days_end_of_the_small_model_is_told_with_what_to_do(service):
     assert len(service.asked) == 1 and page.locator("#review").input_value() == "fine"
 
 
-def test_a_refusal_because_no_endpoint_answers_is_told_in_its_own_words(service):
+def test_a_refusal_without_an_endpoint_shows_the_message_of_the_service(service):
     page = service.arrive(beside(ASLEEP))
     said = "The model is asleep, and the small model takes 2 texts at most. Send fewer, or press Start."
     service.replies = [(409, refusal("not_in_service", said))]
@@ -221,7 +221,7 @@ def test_a_refusal_because_no_endpoint_answers_is_told_in_its_own_words(service)
     expect(page.locator("#review-error")).to_have_text(f"{said} Your text is kept.")
 
 
-def test_a_list_that_outlives_the_large_model_can_go_on_after_a_start(service):
+def test_a_list_interrupted_by_sleep_can_continue_after_a_start(service):
     page = service.arrive(beside(AWAKE))
     texts = [f"n {n}" for n in range(60)]
     service.replies = [(200, service.predictions(texts[:50]))]
@@ -256,7 +256,7 @@ def test_without_an_endpoint_there_is_no_start_and_no_countdown(service):
     assert len(service.asked) == 4 and service.starts == 0
 
 
-# ---- I am done
+# ---- ending a run
 
 
 def started(service) -> Page:
@@ -270,7 +270,7 @@ def started(service) -> Page:
     return page
 
 
-def test_whoever_started_it_can_end_it(service):
+def test_the_visitor_who_started_a_run_can_end_it(service):
     page = started(service)
     page.reload()  # the browser keeps the token
     done = page.get_by_role("button", name="I am done")
@@ -283,18 +283,18 @@ def test_whoever_started_it_can_end_it(service):
     assert service.slept == [TOKEN] and TOKEN not in page.evaluate("JSON.stringify(localStorage)")
 
 
-def test_nobody_else_is_offered_the_end(service):
+def test_other_visitors_cannot_end_a_run(service):
     page = service.arrive(beside(AWAKE))
     expect(page.locator("#extend")).to_be_visible()
     expect(page.locator("#done")).to_be_hidden()
     page = started(service)
     expect(page.locator("#done")).to_be_visible()
-    service.status = beside(AWAKE | {"runId": "abcdefabcdef"})  # a later run of somebody else
+    service.status = beside(AWAKE | {"runId": "abcdefabcdef"})  # another visitor's later run
     page.evaluate("dispatchEvent(new Event('online'))")
     expect(page.locator("#done")).to_be_hidden()
 
 
-def test_a_token_that_is_refused_is_forgotten(service):
+def test_a_refused_token_is_deleted(service):
     page = started(service)
     page.evaluate("localStorage.run = JSON.stringify({...JSON.parse(localStorage.run), token: 'of another run'})")
     page.locator("#done").click()
@@ -311,7 +311,7 @@ def test_a_browser_without_storage_can_end_its_run(service):
     expect(page.locator("html")).to_have_attribute("data-view", "asleep")
 
 
-# ---- for everybody
+# ---- accessibility
 
 
 def faults(page: Page) -> list[str]:
@@ -328,7 +328,7 @@ def faults(page: Page) -> list[str]:
     return found
 
 
-def test_axe_and_narrow_screens_while_it_sleeps(service):
+def test_a_sleeping_page_is_accessible_and_fits_narrow_screens(service):
     page = service.arrive(beside(ASLEEP))
     read(page, "a text of more than twenty characters")
     page.get_by_role("button", name="Which words count?").click()
@@ -339,7 +339,7 @@ def test_axe_and_narrow_screens_while_it_sleeps(service):
     assert faults(page) == []
 
 
-def test_axe_and_narrow_screens_with_the_button_that_ends_a_run(service):
+def test_a_page_with_the_end_button_is_accessible_and_fits_narrow_screens(service):
     page = started(service)
     expect(page.locator("#done")).to_be_visible()
     assert faults(page) == []

@@ -49,7 +49,7 @@ def test_typed_text_never_becomes_markup(visitor, engine, asleep):
     assert page.locator("main img, main script, main svg, main b:not(.example b):not(.phases b)").count() == 0
 
 
-def test_text_of_the_service_never_becomes_markup(visitor, engine, asleep):
+def test_text_from_the_service_never_becomes_markup(visitor, engine, asleep):
     evil = engine.call("GET", "/status") | {"state": "FAILED", "reason": ATTACKS[0], "modelVersion": ATTACKS[1]}
     visitor.page.route("**/status", lambda route: route.fulfill(json=evil))
     page = visitor.arrive("failed")
@@ -77,7 +77,7 @@ def test_a_malicious_link_never_becomes_markup(visitor, engine, asleep):
     assert page.evaluate("seen.ran") == []
 
 
-def test_memory_that_was_tampered_with_does_no_harm(visitor, asleep):
+def test_tampered_browser_storage_does_no_harm(visitor, asleep):
     page = visitor.arrive("asleep")
     past = [{"text": 5}, None, {"text": "x", "label": "POSITIVE", "score": 2}]
     page.evaluate("(past) => localStorage.setItem('past', past)", json.dumps(past))
@@ -90,7 +90,7 @@ def test_memory_that_was_tampered_with_does_no_harm(visitor, asleep):
 # ---- failures
 
 
-def test_a_failed_start_says_why_and_can_be_repeated(visitor, engine, asleep):
+def test_a_failed_start_shows_its_reason_and_can_be_repeated(visitor, engine, asleep):
     engine.use("broken")
     page = visitor.arrive("asleep")
     page.get_by_role("button", name="Wake the model").click()
@@ -103,7 +103,7 @@ def test_a_failed_start_says_why_and_can_be_repeated(visitor, engine, asleep):
     visitor.see("awake")
 
 
-def test_going_to_sleep_is_shown_until_it_sleeps(visitor, engine, awake):
+def test_the_stopping_state_is_shown_until_the_model_sleeps(visitor, engine, awake):
     page = visitor.arrive("awake")
     page.locator("#review").focus()
     with engine.slow_to_sleep():
@@ -118,7 +118,7 @@ def test_going_to_sleep_is_shown_until_it_sleeps(visitor, engine, awake):
     assert text_of(page, "#sign-cost") == "Next to nothing"
 
 
-def test_a_start_beyond_the_budget_says_so_and_what_it_costs(visitor, engine, asleep):
+def test_a_start_beyond_the_budget_shows_the_budget(visitor, engine, asleep):
     visitor.tolerated = ("402 (Payment Required)", "status of 402")
     page = visitor.arrive("asleep")
     with guarded(engine, monthly_budget="0.01"):
@@ -132,7 +132,7 @@ def test_a_start_beyond_the_budget_says_so_and_what_it_costs(visitor, engine, as
 OWN = "+1 202 555 0177"  # only for this test: other tests' starts would count as uses of it
 
 
-def test_a_number_with_a_recent_message_learns_when_to_retry(visitor, engine, asleep):
+def test_a_number_with_a_recent_message_is_told_when_to_retry(visitor, engine, asleep):
     visitor.tolerated = ("429 (Too Many Requests)", "status of 429")
     with guarded(engine, number_cooldown_minutes="1440"):
         engine.call("POST", "/start", {"phone": OWN})
@@ -147,7 +147,7 @@ def test_a_number_with_a_recent_message_learns_when_to_retry(visitor, engine, as
     assert page.locator("#phone").input_value() == OWN and engine.state() == "STOPPED"
 
 
-def test_a_number_is_not_taken_when_no_message_can_be_sent(visitor, engine, asleep):
+def test_a_number_is_refused_when_no_message_can_be_sent(visitor, engine, asleep):
     visitor.tolerated = ("503 (Service Unavailable)", "status of 503")
     parameters, name = engine.cloud.client("ssm"), textbelt_key_parameter(engine.settings)
     parameters.put_parameter(Name=name, Value=NO_QUOTA_KEY, Type="SecureString", Overwrite=True)
@@ -164,7 +164,7 @@ def test_a_number_is_not_taken_when_no_message_can_be_sent(visitor, engine, asle
     assert text_of(page, "#start-error") == "" and engine.state() == "STOPPED"
 
 
-def test_the_savings_of_sleep_are_shown(visitor, engine, awake):
+def test_the_savings_from_sleeping_are_shown(visitor, engine, awake):
     engine.sleep()
     until(lambda: not engine.cloud.client("sagemaker").list_endpoints()["Endpoints"])
     engine.cloud.advance_clock(301)  # the reconciler books the run, which costs money until its endpoint is gone
@@ -190,7 +190,7 @@ PATIENCE = {"status": 429, "json": {"message": "Too Many Requests"}}  # the gate
         pytest.param(None, "The service does not answer", "your network", id="no connection"),
     ],
 )
-def test_trouble_is_explained_and_ends_by_itself(visitor, asleep, answer, title, reason):
+def test_an_error_is_explained_and_clears_automatically(visitor, asleep, answer, title, reason):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.page
     page.route("**/status", lambda route: route.abort() if answer is None else route.fulfill(**answer))
@@ -233,7 +233,7 @@ def test_retries_back_off(visitor, asleep):
     assert all(b > a for a, b in pairwise(gaps)), gaps
 
 
-def test_offline_keeps_what_was_known(visitor, awake):
+def test_an_offline_page_keeps_the_last_status(visitor, awake):
     visitor.tolerated = ("ERR_INTERNET_DISCONNECTED",)
     page = visitor.arrive("awake")
     visitor.context.set_offline(True)
@@ -247,7 +247,7 @@ def test_offline_keeps_what_was_known(visitor, awake):
     expect(page.locator("#answer .verdict strong")).to_have_text("Negative")
 
 
-def test_a_start_that_the_service_refuses(visitor, asleep):
+def test_a_refused_start_shows_the_message_of_the_service(visitor, asleep):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.arrive("asleep")
     refusal = {"error": {"code": "over_budget", "message": "This month's budget is used up. Come back in July."}}
@@ -268,7 +268,7 @@ def test_a_start_that_the_service_refuses(visitor, asleep):
         (None, "It may be starting anyway, so this page checks again. An unused model falls asleep."),
     ],
 )
-def test_a_start_that_goes_wrong_says_what_is_known(visitor, engine, answer, said):
+def test_a_failed_start_request_shows_what_is_known(visitor, engine, answer, said):
     visitor.tolerated = ("Failed to load resource",)
     visitor.hear(engine, "STOPPED")
     page = visitor.arrive("asleep")
@@ -278,7 +278,7 @@ def test_a_start_that_goes_wrong_says_what_is_known(visitor, engine, answer, sai
     assert ("may be" in said) == ("may be" in text_of(page, "#start-error"))
 
 
-def test_a_page_without_configuration_says_so(visitor):
+def test_a_page_without_configuration_explains_itself(visitor):
     visitor.tolerated = ("Failed to load resource",)
     page = visitor.page
     page.route("**/config.json", lambda route: route.fulfill(status=404, body=""))

@@ -98,7 +98,7 @@ def impostor() -> Iterator[tuple[str, list]]:
         server.shutdown()
 
 
-def test_a_visit(open_app, engine):
+def test_a_visit_wakes_the_model_and_classifies_reviews(open_app, engine):
     engine.use("good")
     engine.sleep()
     app = open_app(engine.api_url)
@@ -130,7 +130,7 @@ def test_a_visit(open_app, engine):
     assert list(tab(app, "States").dataframe[0].value["state"]) == ["IN_SERVICE", "CREATING", "STOPPED"]
 
 
-def test_mistakes_are_reported(open_app, engine):
+def test_invalid_input_is_reported(open_app, engine):
     engine.use("good")
     engine.sleep()
     app = open_app(engine.api_url)
@@ -147,7 +147,7 @@ def test_mistakes_are_reported(open_app, engine):
     assert "10,000" in app.error[0].value and last(app, "/predict")["code"] == 400
 
 
-def test_the_words_that_count_are_shown_when_asked_for(open_app, engine):
+def test_influential_words_are_shown_on_request(open_app, engine):
     engine.use("good")
     engine.wake()
     app = open_app(engine.api_url)
@@ -177,7 +177,7 @@ def read_table(app: AppTest, table: bytes, column: str = "") -> AppTest:
     return press(app, "Read")
 
 
-def test_reviews_come_from_a_file_or_an_example(open_app, engine):
+def test_reviews_can_come_from_a_file_or_an_example(open_app, engine):
     engine.use("good")
     engine.wake()
     app = open_app(engine.api_url)
@@ -200,7 +200,7 @@ def test_reviews_come_from_a_file_or_an_example(open_app, engine):
     assert app.warning[0].value.startswith("1 rows have more cells than the first")
 
 
-def test_a_press_draws_the_log_anew(open_app, impostor, monkeypatch):
+def test_a_button_press_updates_the_log(open_app, impostor, monkeypatch):
     "A press runs only the fragment, which the harness never does by itself."
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE"}).encode()]
@@ -220,7 +220,7 @@ PREDICTION = {"label": "POSITIVE", "score": 0.9, "scores": {"NEGATIVE": 0.1, "PO
 BUSY = [503, b'{"error": {"code": "busy", "message": "The model is busy."}}']
 
 
-def test_a_busy_model_is_asked_again_and_what_was_read_is_kept(open_app, impostor, monkeypatch):
+def test_a_busy_model_is_retried_and_earlier_answers_are_kept(open_app, impostor, monkeypatch):
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE"}).encode()]
     part = {"predictions": [PREDICTION] * 50, "latencyMs": 5, "modelVersion": "7"}
@@ -243,7 +243,7 @@ def test_a_busy_model_is_asked_again_and_what_was_read_is_kept(open_app, imposto
 
 
 @pytest.mark.parametrize("reviews", [1, 2])
-def test_an_explanation_that_ran_out_of_time_says_so(open_app, impostor, reviews):
+def test_a_partial_explanation_is_labelled(open_app, impostor, reviews):
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
     late = PREDICTION | {"explanation": [], "partial": True, "explained": 0.2999}
@@ -260,7 +260,7 @@ WAKING = {"code": "waking", "message": "The model is waking up after a pause.", 
 
 
 @pytest.mark.parametrize("wakes", [True, False])
-def test_a_serverless_model_that_wakes_up_is_waited_for_but_not_for_ever(open_app, impostor, monkeypatch, wakes):
+def test_a_waking_serverless_model_is_retried_for_a_limited_time(open_app, impostor, monkeypatch, wakes):
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
     answered = {"predictions": [PREDICTION], "latencyMs": 5, "modelVersion": "7"}
@@ -285,7 +285,7 @@ def test_a_serverless_model_that_wakes_up_is_waited_for_but_not_for_ever(open_ap
         assert 34 <= len(waits) <= 36 and "did not wake up within 3 minutes" in app.error[0].value
 
 
-def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_slept(open_app, impostor, monkeypatch):
+def test_a_timeout_of_a_warm_serverless_model_is_not_a_cold_start(open_app, impostor, monkeypatch):
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
     answered = [200, json.dumps({"predictions": [PREDICTION], "latencyMs": 5, "modelVersion": "7"}).encode()]
@@ -310,7 +310,7 @@ def test_a_serverless_model_that_has_just_answered_is_not_waited_for_as_if_it_sl
     assert not app.error and len(waits) == 5 and not answers
 
 
-def test_a_serverless_model_needs_no_button(open_app, impostor):
+def test_a_serverless_model_has_no_start_button(open_app, impostor):
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "serverless"}).encode()]
     app = open_app(address)
@@ -342,14 +342,14 @@ def test_the_small_model_answers_while_the_large_one_sleeps(open_app, impostor):
     assert app.error[0].value == refused["error"]["message"]
 
 
-def test_whoever_started_it_can_end_it(open_app, impostor):
+def test_the_user_who_started_a_run_can_end_it(open_app, impostor):
     address, says = impostor
     asleep = {"state": "STOPPED", "endpoint": "realtime", "standby": SMALL}
     says[:] = [200, json.dumps(asleep).encode()]
     begun = asleep | {"state": "CREATING", "runId": "a1", "outcome": "started", "sleepToken": "secret"}
     says.append(replies(begun, asleep | {"outcome": "sleeping"}))
     app = press(open_app(address), "Start the large model")
-    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "b2"}).encode()  # somebody else's run
+    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "b2"}).encode()  # another user's run
     app = press(app, "Refresh")
     assert "I am done" not in [button.label for button in app.button]
     says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "a1"}).encode()
@@ -357,7 +357,7 @@ def test_whoever_started_it_can_end_it(open_app, impostor):
     assert last(app, "/sleep")["sent"] == {"token": "secret"} and app.info[0].value == "Outcome: sleeping"
 
 
-def test_without_an_endpoint_a_list_goes_in_parts_that_the_small_model_takes(open_app, impostor):
+def test_without_an_endpoint_a_list_is_sent_in_small_parts(open_app, impostor):
     address, says = impostor
     says[:] = [200, json.dumps({"state": "IN_SERVICE", "endpoint": "lambda", "standby": SMALL}).encode()]
     answered = {"predictions": [PREDICTION] * 2, "latencyMs": 5, "modelVersion": "6", "answeredBy": "standby"}
@@ -370,7 +370,7 @@ def test_without_an_endpoint_a_list_goes_in_parts_that_the_small_model_takes(ope
     assert not {"Keep it awake", "Start the large model", "Wake the model"} & {button.label for button in app.button}
 
 
-def test_a_call_can_be_made_again(open_app, engine):
+def test_the_shown_commands_repeat_a_call(open_app, engine):
     engine.use("good")
     engine.wake()
     app = ask(open_app(engine.api_url), """It's "good" — $HOME `ls` 🎸""")
@@ -381,7 +381,7 @@ def test_a_call_can_be_made_again(open_app, engine):
         assert str(score) in subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def test_the_inbox_and_the_costs(open_app, engine):
+def test_the_inbox_and_the_costs_are_shown(open_app, engine):
     engine.use("good")
     engine.sleep()
     app = open_app(None, SENTIMENT_SITE_ORIGIN=engine.site_url)  # the published page has the addresses
@@ -403,13 +403,13 @@ def test_the_inbox_and_the_costs(open_app, engine):
     assert "There is no inbox at http://127.0.0.1:1/inbox" in tab(app, "Inbox").error[0].value
 
 
-def test_without_an_inbox(open_app, engine):
+def test_a_missing_inbox_is_explained(open_app, engine):
     engine.sleep()
     app = open_app(engine.api_url)
     assert tab(app, "Inbox").caption[0].value.startswith("Only the local cloud has an inbox")
 
 
-def test_asleep_between_look_and_press(open_app, engine):
+def test_a_button_press_after_the_model_fell_asleep_is_explained(open_app, engine):
     engine.wake()
     app = open_app(engine.api_url)
     engine.sleep()
@@ -417,13 +417,13 @@ def test_asleep_between_look_and_press(open_app, engine):
     assert headings(app).startswith("Stopped") and "not in service" in app.error[0].value
 
 
-def test_without_an_address(open_app):
+def test_a_missing_address_is_explained(open_app):
     app = open_app(None)
     assert "Set SENTIMENT_API_URL" in app.info[0].value and not app.error
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "nonsense", "http://[", "https://"])
-def test_an_address_without_an_answer(open_app, address):
+def test_an_unreachable_address_is_reported(open_app, address):
     app = open_app(address)
     assert f"The API at {address} cannot be reached" in app.error[0].value
     assert log(app)[0]["code"] == 0
@@ -440,7 +440,7 @@ def test_an_address_without_an_answer(open_app, address):
         (500, b'{"error": "text"}', "HTTP 500"),
     ],
 )
-def test_an_address_of_another_service(open_app, impostor, status, body, said):
+def test_the_address_of_another_service_is_reported(open_app, impostor, status, body, said):
     address, says = impostor
     says[:] = [status, body]
     app = open_app(address)
@@ -454,7 +454,7 @@ def test_the_address_can_be_changed(open_app, impostor, engine):
     assert not app.error and headings(app)
 
 
-def test_its_first_start_in_a_terminal_asks_no_questions(tmp_path):
+def test_the_first_start_in_a_terminal_asks_no_questions(tmp_path):
     "A new user of Streamlit has no file with an e-mail address in the home folder."
     ours, theirs = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("STREAMLIT_", "SENTIMENT_"))}

@@ -62,7 +62,7 @@ BAD_TEXTS = [
 
 
 @pytest.mark.parametrize(("body", "code"), BAD_TEXTS)
-def test_bad_texts(world, body, code):
+def test_invalid_texts_are_refused(world, body, code):
     world.in_service()
     before = world.row
     world.clock.now += 600
@@ -83,7 +83,7 @@ def test_bad_texts(world, body, code):
         {"text": "Great.", "parameters": {"return_all_scores": True, "padding": "longest"}},
     ],
 )
-def test_requests_of_other_clients_are_understood(world, body):
+def test_request_formats_of_other_clients_are_accepted(world, body):
     "The first version's, and Hugging Face's."
     world.in_service()
     plain = world.request("POST", "/predict", {"inputs": "Great."})
@@ -109,14 +109,14 @@ def test_values_exactly_at_a_limit_are_accepted(world, path, body):
 
 
 @pytest.mark.parametrize(("more", "status"), [(0, 200), (1, 413)])
-def test_a_body_may_be_as_large_as_its_limit_and_no_larger(world, more, status):
+def test_a_body_is_accepted_up_to_its_size_limit(world, more, status):
     world.in_service()
     raw = '{"inputs": "Great."}'
     assert world.request("POST", "/predict", raw=raw + " " * (BODY_LIMIT - len(raw) + more))[0] == status
 
 
 @pytest.mark.parametrize("name", ["function_to_apply", "temperature", "\udc00"])
-def test_a_parameter_that_would_change_the_answer_is_named(world, name):
+def test_the_error_names_a_parameter_that_would_change_the_answer(world, name):
     world.in_service()
     _, got = world.request("POST", "/predict", {"inputs": "x", "parameters": {"top_k": 1, name: "none"}})
     assert got["error"]["code"] == "unsupported_parameter" and f"parameters.{name}" in got["error"]["message"]
@@ -136,7 +136,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("how", PACKED)
-def test_a_packed_body_is_unpacked_or_refused(world, how):
+def test_a_compressed_body_is_decompressed_or_refused(world, how):
     world.in_service()
     raw, headers, status = PACKED[how]
     event = {"routeKey": "POST /predict", "headers": headers, "isBase64Encoded": True}
@@ -146,7 +146,7 @@ def test_a_packed_body_is_unpacked_or_refused(world, how):
     contract.check("POST", "/predict", status, got["headers"], json.loads(got["body"]))
 
 
-def test_bytes_that_the_gateway_took_for_text_cannot_be_unpacked(world):
+def test_a_compressed_body_mangled_by_the_gateway_is_refused(world):
     event = {"routeKey": "POST /predict", "headers": GZIP, "isBase64Encoded": False}
     event["body"] = gzip.compress(GREAT).decode("utf-8", "replace")
     got = world.handlers["invoke-sagemaker-endpoint"].handler(event, None)
@@ -165,7 +165,7 @@ NATIONAL = {
 
 
 @pytest.mark.parametrize("number", NATIONAL)
-def test_a_national_number_gets_a_hint_at_its_country_code(world, number):
+def test_a_national_number_gets_a_hint_about_the_country_code(world, number):
     status, got = world.request("POST", "/start", {"phone": number})
     assert (status, got["error"]["code"]) == (400, "invalid_phone") and NATIONAL[number] in got["error"]["message"]
     assert ("Leave out the leading 0" in got["error"]["message"]) is (number[0] == "0" and number[:2] != "00")
@@ -188,12 +188,12 @@ BAD_BODIES = [
 
 @pytest.mark.parametrize("raw", BAD_BODIES)
 @pytest.mark.parametrize("path", ["/predict", "/start"])
-def test_bad_bodies(world, path, raw):
+def test_invalid_bodies_are_refused(world, path, raw):
     status, got = world.request("POST", path, raw=raw)
     assert (status, got["error"]["code"]) == (400, "invalid_json") and not world.sagemaker.calls
 
 
-def test_bad_base64_and_a_body_that_is_too_large(world):
+def test_bad_base64_and_an_oversized_body_are_refused(world):
     handler = world.handlers["invoke-sagemaker-endpoint"].handler
     got = handler({"routeKey": "POST /predict", "body": "%%%", "isBase64Encoded": True}, None)
     assert got["statusCode"] == 400 and json.loads(got["body"])["error"]["code"] == "invalid_body"
@@ -223,7 +223,7 @@ BAD_VISITORS = [
 
 
 @pytest.mark.parametrize(("body", "code"), BAD_VISITORS)
-def test_bad_visitors_start_nothing(world, body, code):
+def test_an_invalid_start_request_starts_nothing(world, body, code):
     status, got = world.request("POST", "/start", body)
     assert (status, got["error"]["code"]) == (400, code)
     assert world.status()["state"] == "STOPPED" and not world.sagemaker.calls
@@ -235,7 +235,7 @@ def test_a_start_needs_neither_name_nor_number(world, body):
     assert (status, got["outcome"], got["subscribers"]) == (202, "started", 0)
 
 
-def test_a_number_is_stored_in_one_form(world):
+def test_a_number_is_stored_in_one_format(world):
     world.start("+1 (202) 555-0123")
     world.start("+12025550123")
     assert world.status()["subscribers"] == 1
@@ -243,20 +243,20 @@ def test_a_number_is_stored_in_one_form(world):
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
-def test_wrong_methods(world, path, method):
+def test_wrong_methods_get_a_405(world, path, method):
     if ROUTES[path] != method:
         status, got = world.request(method, path)
         assert (status, got["error"]["code"]) == (405, "method_not_allowed") and ROUTES[path] in got["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing", "/status/", "/predict/x", "/../status", "/%00"])
-def test_unknown_routes(world, path):
+def test_unknown_routes_get_a_404(world, path):
     status, got = world.request("GET", path)
     assert (status, got["error"]["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("path", ["/predict", "/extend"])
-def test_not_in_service(world, path):
+def test_requests_get_a_409_while_the_model_is_not_in_service(world, path):
     body = {"inputs": "Great."}
     status, got = world.request("POST", path, body)
     assert (status, got["error"]["code"], got["error"]["state"]) == (409, "not_in_service", "STOPPED")
@@ -267,7 +267,7 @@ def test_not_in_service(world, path):
     assert (got["error"]["state"], got["error"]["etaSeconds"]) == ("CREATING", 320)
 
 
-def test_no_model_is_registered(world):
+def test_a_start_without_a_registered_model_is_refused(world):
     world.model = None
     status, got = world.start(ADA)
     assert (status, got["error"]["code"]) == (503, "no_model") and "04_endpoint_deployment" in got["error"]["message"]
@@ -283,7 +283,7 @@ def model_error(status: int, message: str):
 
 @pytest.mark.parametrize("code", ["busy", "loading", "draining", None])
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_container_returns_when_to_retry(world, code, status):
+def test_a_busy_container_response_says_when_to_retry(world, code, status):
     world.in_service()
     said = json.dumps(
         {"error": {"code": code, "message": "not now"}} if code else {"code": status, "message": "no worker"}
@@ -314,7 +314,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("error", "status", "code"), REFUSALS)
-def test_every_sagemaker_error_becomes_a_clean_answer(world, error, status, code):
+def test_every_sagemaker_error_becomes_an_api_error(world, error, status, code):
     world.in_service()
     world.sagemaker.errors["invoke_endpoint"] = [error]
     got = world.request("POST", "/predict", {"inputs": "Great."})
@@ -331,7 +331,7 @@ NONSENSE += [[GOOD | {"explanation": words}] for words in (None, 5, ["x"], [{"st
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=lambda nonsense: str(nonsense)[:40])
-def test_an_answer_that_is_no_list_of_predictions(world, monkeypatch, nonsense):
+def test_an_invalid_model_answer_becomes_a_502(world, monkeypatch, nonsense):
     world.in_service()
     body = nonsense.encode() if isinstance(nonsense, str) else json.dumps(nonsense).encode()
     monkeypatch.setattr(world.sagemaker, "do_invoke_endpoint", lambda **_: {"Body": io.BytesIO(body)}, raising=False)
@@ -339,7 +339,7 @@ def test_an_answer_that_is_no_list_of_predictions(world, monkeypatch, nonsense):
     assert (status, got["error"]["code"]) == (502, "model_error")
 
 
-def test_an_answer_that_is_no_list_shows_no_part_of_a_number_in_the_log(world, monkeypatch, caplog):
+def test_an_invalid_model_answer_logs_no_part_of_a_phone_number(world, monkeypatch, caplog):
     world.in_service()
     for length in range(150, 250, 2):  # so that truncation cuts the number
         body = f"{'x' * length} {ADA} and more".encode()
@@ -349,7 +349,7 @@ def test_an_answer_that_is_no_list_shows_no_part_of_a_number_in_the_log(world, m
     assert "not a list" in logged(caplog) and ADA[:5] not in logged(caplog)
 
 
-def test_an_endpoint_that_is_gone_ends_the_run(world):
+def test_a_missing_endpoint_ends_the_run(world):
     world.in_service()
     world.sagemaker.endpoints.clear()
     status, got = world.request("POST", "/predict", {"inputs": "Great."})
@@ -359,7 +359,7 @@ def test_an_endpoint_that_is_gone_ends_the_run(world):
 
 
 @pytest.mark.parametrize("error", [aws_error("ThrottlingException"), EndpointConnectionError(endpoint_url="https://x")])
-def test_a_table_that_does_not_answer(world, monkeypatch, error):
+def test_an_unavailable_table_becomes_a_503(world, monkeypatch, error):
     def fail(**_):
         raise error
 
@@ -369,7 +369,7 @@ def test_a_table_that_does_not_answer(world, monkeypatch, error):
         assert (status, got["error"]["code"]) == (503, "unavailable")
 
 
-def test_too_many_subscribers(world, monkeypatch):
+def test_too_many_subscribers_are_refused(world, monkeypatch):
     monkeypatch.setattr(model_state, "ROW_LIMIT", 0)
     status, got = world.start(ADA)
     assert (status, got["error"]["code"]) == (429, "too_many_waiting")
@@ -377,7 +377,7 @@ def test_too_many_subscribers(world, monkeypatch):
 
 
 @pytest.mark.parametrize("said", ["no luck today", "no luck today.", "x" * 1000])
-def test_a_reason_of_aws_does_not_run_into_the_next_sentence(monkeypatch, said):
+def test_a_reason_from_aws_ends_with_punctuation(monkeypatch, said):
     world = World(monkeypatch)
     world.sagemaker.errors["create_endpoint"] = [
         aws_error("ResourceLimitExceeded", said),
@@ -389,21 +389,21 @@ def test_a_reason_of_aws_does_not_run_into_the_next_sentence(monkeypatch, said):
     assert f"{kept}. ml.m5.large: " in world.status()["reason"]
 
 
-def test_a_long_start_is_admitted(world):
+def test_a_long_start_is_reported_as_longer_than_usual(world):
     world.start()
     world.clock.now += 901
     status = world.status()
     assert status["longerThanUsual"] and status["etaSeconds"] is None and status["elapsedSeconds"] == 901
 
 
-def test_an_unknown_price_is_not_invented(monkeypatch):
+def test_an_unknown_price_is_null(monkeypatch):
     world = World(monkeypatch, instance_types=("ml.unknown.large",))
     world.start()
     status = world.status()
     assert status["pricePerHour"] is None and status["costSoFar"] is None
 
 
-def test_numbers_are_in_no_log(world, caplog, capsys):
+def test_no_log_contains_phone_numbers(world, caplog, capsys):
     with caplog.at_level(logging.INFO):
         world.phone.broken = {ADA}
         world.start("+1 202 555 0123", "Ada")
@@ -421,7 +421,7 @@ def test_a_handler_reads_its_settings_from_the_environment(monkeypatch, folder):
     assert engine.settings.idle_minutes == 5 and engine.shutdown_arn == "arn:shutdown"
 
 
-def test_an_accepted_request_is_no_larger_for_the_endpoint(world, monkeypatch):
+def test_an_accepted_request_does_not_grow_on_the_way_to_the_endpoint(world, monkeypatch):
     world.in_service()
     sent, ask = [], world.sagemaker.do_invoke_endpoint
 
@@ -448,11 +448,11 @@ def test_an_explanation_is_returned_only_on_request(world):
         assert words == ([["Great"], ["Fine."]] if asked.get("explain") else [])
 
 
-def test_the_limit_of_explanations_is_the_endpoints():
+def test_the_api_and_the_endpoint_have_the_same_explanation_limit():
     assert EXPLAIN_LIMIT == MAX_EXPLAINED
 
 
-def test_a_model_that_was_packed_earlier_is_still_understood(world):
+def test_answers_of_an_older_model_are_still_accepted(world):
     "Its answers lack the certainty and the number of windows."
     world.in_service()
     world.sagemaker.answer = [
@@ -462,7 +462,7 @@ def test_a_model_that_was_packed_earlier_is_still_understood(world):
     assert status == 200 and (got["predictions"][0]["sure"], got["predictions"][0]["windows"]) == (None, 1)
 
 
-def test_a_long_answer_is_as_it_is_described(world):
+def test_a_long_answer_matches_its_description(world):
     world.in_service()
     part = {"start": 0, "end": 9, "weight": 0.5, "scores": {"NEGATIVE": 0.1, "POSITIVE": 0.9}}
     world.sagemaker.answer = [world.sagemaker.answer[0] | {"windows": 2, "parts": [part, part]}]
@@ -474,13 +474,13 @@ def test_a_long_answer_is_as_it_is_described(world):
 
 
 @pytest.mark.parametrize("text", ACCEPTED)
-def test_a_number_is_understood_however_it_was_written(monkeypatch, text):
+def test_every_usual_number_format_is_accepted(monkeypatch, text):
     world = World(monkeypatch, daily_messages_per_number=1000, number_cooldown_minutes=0)
     assert world.start(text)[0] == 202
     assert [entry["to"] for entry in world.row.subscribers.values()] == [NUMBER]
 
 
-def test_invalid_numbers_are_refused_and_an_empty_one_is_none(world):
+def test_invalid_numbers_are_refused_and_an_empty_one_is_ignored(world):
     for text in REFUSED:
         status, body = world.start(text)
         assert (status, body["error"]["code"]) == (400, "invalid_phone"), text
@@ -497,7 +497,7 @@ def test_separators_between_digits_do_not_matter(between):
 
 
 @given(st.text("+0123456789abc;,#*x" + MARKS, max_size=30))
-def test_a_number_is_never_guessed(text):
+def test_a_parsed_number_keeps_the_typed_digits(text):
     try:
         found = e164(text, ("US", "GB", "DE", "IT", "IN"))
     except BadPhone:

@@ -47,7 +47,7 @@ def states_until(world: World, end: float) -> set[str]:
     return seen
 
 
-def test_the_model_is_awake_for_the_hours_and_asleep_after_them_without_any_visitor(world):
+def test_the_model_is_awake_only_during_the_hours_without_visitors(world):
     ends = wake(world)
     assert world.status()["secondsLeft"] == ends - world.clock.now
     assert states_until(world, ends) == {"IN_SERVICE"}
@@ -55,7 +55,7 @@ def test_the_model_is_awake_for_the_hours_and_asleep_after_them_without_any_visi
     assert world.row.state == "STOPPED" and world.nothing_left() and len(world.usage.starts) >= 1
 
 
-def test_a_visitor_just_before_the_end_does_not_prolong_the_hours_beyond_the_longest_run(world):
+def test_a_late_visitor_cannot_extend_the_hours_beyond_the_longest_run(world):
     ends = wake(world)
     states_until(world, ends - 60)
     assert world.request("POST", "/predict", {"inputs": "ok"})[1]["secondsLeft"] <= 62
@@ -69,7 +69,7 @@ def test_short_hours_do_not_shorten_a_run(world):
 
 
 @pytest.mark.parametrize("state", ["CREATING", "IN_SERVICE", "STOPPING", "FAILED"])
-def test_hours_begin_whatever_the_model_does(world, state):
+def test_hours_begin_in_any_state(world, state):
     if state == "IN_SERVICE":
         world.in_service(ADA)
     else:
@@ -103,7 +103,7 @@ def test_a_visitor_cannot_end_the_hours(world):
     assert world.row.state == "IN_SERVICE"
 
 
-def test_what_fails_or_vanishes_is_started_again(world):
+def test_a_failed_or_missing_endpoint_is_restarted(world):
     ends = wake(world)
     world.pass_time(3600, reconcile=True)
     world.sagemaker.endpoints.clear()
@@ -117,7 +117,7 @@ def test_what_fails_or_vanishes_is_started_again(world):
     assert states_until(world, ends) == {"IN_SERVICE"}
 
 
-def test_a_start_that_fails_all_day_leaves_visitors_some_of_the_days_starts(world):
+def test_failing_hours_leave_visitors_some_of_the_daily_starts(world):
     world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure")] * 999
     assert world.wake(HOURS) == "failed"
     world.pass_time(HOURS * 60, reconcile=True)
@@ -127,7 +127,7 @@ def test_a_start_that_fails_all_day_leaves_visitors_some_of_the_days_starts(worl
     assert sum(name == "create_endpoint" for name, _ in world.sagemaker.calls) == tries and world.nothing_left()
 
 
-def test_an_engine_that_is_serverless_by_now_starts_nothing(world):
+def test_an_engine_that_is_now_serverless_starts_nothing(world):
     wake(world)
     world.sagemaker.endpoints.clear()
     settings = dataclasses.replace(world.settings, endpoint="serverless")
@@ -137,7 +137,7 @@ def test_an_engine_that_is_serverless_by_now_starts_nothing(world):
     assert world.row.state == "FAILED" and not world.sagemaker.endpoints
 
 
-def test_no_model_is_no_reason_to_give_up(world):
+def test_hours_without_a_model_are_retried(world):
     model, world.model = world.model, None
     assert world.wake(HOURS) == "failed"
     world.model = model
@@ -145,8 +145,8 @@ def test_no_model_is_no_reason_to_give_up(world):
     assert world.row.state == "CREATING"
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.94])  # of a day's hours; of a day's hours, but not after what was spent
-def test_the_budget_refuses_the_hours_once_and_tells_the_owner(monkeypatch, capsys, budget):
+@pytest.mark.parametrize("budget", [0.5, 0.94])  # too little at first; too little after spending
+def test_the_budget_refuses_the_hours_once_and_notifies_the_owner(monkeypatch, capsys, budget):
     world = Days(monkeypatch, monthly_budget=budget)
     if budget == 0.94:
         world.in_service()
@@ -160,7 +160,7 @@ def test_the_budget_refuses_the_hours_once_and_tells_the_owner(monkeypatch, caps
     assert "over_budget" not in capsys.readouterr().out
 
 
-def test_refused_hours_leave_a_visitors_run_its_deadline(monkeypatch):
+def test_refused_hours_do_not_change_the_deadline_of_a_visitor(monkeypatch):
     world = Days(monkeypatch, monthly_budget=0.5)
     world.in_service()
     assert world.wake(HOURS) == "over_budget"
@@ -169,7 +169,7 @@ def test_refused_hours_leave_a_visitors_run_its_deadline(monkeypatch):
     assert world.row.state == "STOPPED" and world.nothing_left()
 
 
-def test_a_refusal_of_a_repeated_start_ends_the_hours(monkeypatch, capsys):
+def test_a_refused_restart_ends_the_hours(monkeypatch, capsys):
     world = Days(monkeypatch, daily_starts=1)
     wake(world)
     world.sagemaker.endpoints.clear()
@@ -178,7 +178,7 @@ def test_a_refusal_of_a_repeated_start_ends_the_hours(monkeypatch, capsys):
     assert capsys.readouterr().out.replace(" ", "").count('"Code":"too_many_starts"') == 1
 
 
-def test_the_hours_of_a_month_cost_no_more_than_its_budget(monkeypatch):
+def test_the_hours_stay_within_the_monthly_budget(monkeypatch):
     world = Days(monkeypatch, monthly_budget=3.0)
     outcomes = []
     for _ in range(12):
@@ -191,7 +191,7 @@ def test_the_hours_of_a_month_cost_no_more_than_its_budget(monkeypatch):
     assert spent_in_month(world.usage, world.clock.now) <= 3.0
 
 
-def test_a_visitors_start_in_the_hours_counts_their_whole_cost(monkeypatch):
+def test_a_start_during_the_hours_reserves_their_whole_cost(monkeypatch):
     world = Days(monkeypatch, monthly_budget=1.0)
     wake(world)
     world.sagemaker.endpoints.clear()
@@ -204,7 +204,7 @@ def test_a_visitors_start_in_the_hours_counts_their_whole_cost(monkeypatch):
     assert (code, body["error"]["code"]) == (402, "over_budget")
 
 
-def test_a_repeated_event_neither_shifts_nor_repeats_anything(world):
+def test_a_repeated_event_changes_nothing(world):
     wake(world)
     before, calls = world.row, world.sagemaker.calls.copy()
     world.clock.now += 300
@@ -214,7 +214,7 @@ def test_a_repeated_event_neither_shifts_nor_repeats_anything(world):
 
 
 @pytest.mark.parametrize("minutes", [0, -5, 1441, 1.5, "60", None, True])
-def test_a_wrong_event_ends_among_the_dead_letters(world, minutes):
+def test_a_wrong_event_raises_an_error(world, minutes):
     with pytest.raises(ValueError, match="1 to 1440 minutes"):
         world.wake(minutes)
     assert world.row.state == "STOPPED"
@@ -228,7 +228,7 @@ def edit(world: World, name: str, value: dict | None):
 
 
 @pytest.mark.parametrize("value", [None, {"S": "x"}, {"N": "-1"}, {"N": "253402300799"}, {"BOOL": True}])
-def test_an_edited_end_keeps_no_endpoint_awake(world, value):
+def test_an_edited_end_does_not_keep_an_endpoint_awake(world, value):
     world.in_service()
     edit(world, "awakeUntil", value)
     world.pass_time(world.settings.max_run_minutes * 60, reconcile=True)
@@ -244,7 +244,7 @@ def test_a_run_of_an_earlier_version_ends_at_its_deadline(world):
     assert world.row.state == "STOPPED" and world.nothing_left()
 
 
-def test_the_hours_pass_in_the_cloud(engine):
+def test_awake_hours_work_in_the_local_cloud(engine):
     engine.use("good")
     engine.sleep()
     functions, name = engine.cloud.client("lambda"), f"{engine.settings.prefix}-start-model-service"

@@ -1,4 +1,4 @@
-"Concurrency: a rush on Start, Start during the shutdown, and predictions while the model goes to sleep."
+"Concurrency: many simultaneous starts, starts during the shutdown, and predictions while the model goes to sleep."
 
 import asyncio
 import threading
@@ -27,9 +27,9 @@ def rush(engine, path: str, bodies: list[dict]) -> list[httpx.Response]:
     return asyncio.run(send_all())
 
 
-def test_two_hundred_press_start_at_once(tmp_path):
+def test_two_hundred_simultaneous_starts_create_one_endpoint(tmp_path):
     assert all(phonenumbers.is_valid_number(phonenumbers.parse(number)) for number in NUMBERS)
-    with running_engine(tmp_path, waking_seconds=45) as engine:  # everybody comes before it is ready
+    with running_engine(tmp_path, waking_seconds=45) as engine:  # all requests arrive before it is ready
         answers = rush(engine, "/start", [{"phone": number} for number in NUMBERS])
         assert Counter(a.status_code for a in answers) == {202: 200}
         assert Counter(a.json()["outcome"] for a in answers) == {"started": 1, "joined": 199}
@@ -47,7 +47,7 @@ def endpoints(engine) -> list[str]:
     return [e["EndpointName"] for e in engine.cloud.client("sagemaker").list_endpoints()["Endpoints"]]
 
 
-def test_start_against_the_shutdown_a_hundred_times(monkeypatch):
+def test_a_start_during_the_shutdown_works_a_hundred_times(monkeypatch):
     limits = dict.fromkeys(("daily_starts", "daily_messages", "daily_messages_per_number"), 1000)
     world = World(monkeypatch, idle_minutes=1, number_cooldown_minutes=0, **limits)
     outcomes = Counter()
@@ -74,7 +74,7 @@ def test_start_against_the_shutdown_a_hundred_times(monkeypatch):
     assert sum(outcomes.values()) == 100 and outcomes["started"]
 
 
-def test_predictions_all_through_a_shutdown_end_cleanly(engine):
+def test_predictions_during_a_shutdown_end_cleanly(engine):
     engine.wake()
     stop, answers = threading.Event(), []
 

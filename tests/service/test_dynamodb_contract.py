@@ -368,17 +368,17 @@ def verdict(client, call: Call, expected: str | dict) -> str:  # empty: like AWS
 
 @pytest.mark.parametrize("stand", STANDS)
 @pytest.mark.parametrize(("text", "call", "expected"), CASES, ids=[text for text, _, _ in CASES])
-def test_a_stand_in_answers_as_aws_unless_the_difference_is_known(stands, stand, text, call, expected):
+def test_a_stand_in_answers_like_aws_except_for_known_differences(stands, stand, text, call, expected):
     assert verdict(stands[stand], call, expected) == KNOWN.get((stand, text), "")
 
 
-def test_every_call_is_named_once_and_every_known_difference_is_one_of_them():
+def test_call_names_are_unique_and_known_differences_exist():
     texts = [text for text, _, _ in CASES]
     assert len(texts) == len(set(texts))
     assert {text for _, text in KNOWN} <= set(texts)
 
 
-def test_the_reserved_words_are_those_of_moto(stands):
+def test_the_reserved_words_match_those_of_moto(stands):
     (theirs,) = PLACE.glob("lib/*/site-packages/moto/dynamodb/parsing/reserved_keywords.txt")
     assert reserved_words() == set(theirs.read_text().split())
 
@@ -468,7 +468,7 @@ LEFT_TO_MINISTACK = re.compile("incorrect data type|document path")  # of refusa
     b=values,
 )
 @settings(max_examples=200, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_the_three_do_the_same(stands, item, method, clause, condition, other, a, b):
+def test_all_stand_ins_give_the_same_result(stands, item, method, clause, condition, other, a, b):
     call = made(method, clause, condition, other, {":a": a, ":b": b, ":one": N(1)})
     ours = ask(stands["memory"], call, item)
     theirs = ask(stands["ministack"], call, item)
@@ -484,7 +484,7 @@ def test_the_three_do_the_same(stands, item, method, clause, condition, other, a
 
 @pytest.mark.parametrize("over", [0, 1])
 @pytest.mark.parametrize("stand", ["memory", "local"])
-def test_an_item_has_400_kilobytes_and_no_byte_more(stands, stand, over):
+def test_an_item_is_limited_to_400_kilobytes(stands, stand, over):
     odd = {"ключ": S("𝒜"), "b": {"BOOL": True}, "l": L(N(-12), N(1234567891), {"NULL": True})}
     almost = ITEM | {"o": {"M": odd}, "s": S("")}
     almost["s"] = S("a" * (ITEM_LIMIT - 2 - item_bytes(almost) + over))  # SET x = :a adds two bytes
@@ -493,7 +493,7 @@ def test_an_item_has_400_kilobytes_and_no_byte_more(stands, stand, over):
 
 
 @pytest.mark.parametrize("stand", ["local", "moto"])
-def test_a_cancelled_transaction_says_why_and_writes_nothing(stands, stand):
+def test_a_cancelled_transaction_reports_why_and_writes_nothing(stands, stand):
     client = stands[stand]
     client.put_item(TableName=TABLE, Item=ITEM)
     wrong = {"ConditionCheck": {"Key": KEY, "ConditionExpression": "attribute_exists(x)"} | TOLD}
@@ -511,7 +511,7 @@ def test_a_cancelled_transaction_says_why_and_writes_nothing(stands, stand):
 
 
 @pytest.mark.parametrize("stand", ["local", "moto"])
-def test_a_list_comes_in_pages_of_a_megabyte_or_of_the_limit(stands, stand):
+def test_results_are_paginated_by_a_megabyte_or_the_limit(stands, stand):
     client, name = stands[stand], f"{TABLE}-pages"
     client.create_table(TableName=name, **SCHEMA)
     for i in range(4):
@@ -524,7 +524,7 @@ def test_a_list_comes_in_pages_of_a_megabyte_or_of_the_limit(stands, stand):
 
 
 @pytest.mark.parametrize("stand", ["local", "moto"])
-def test_a_table_is_made_once_and_gone_once_it_is_deleted(stands, stand):
+def test_a_table_can_be_created_once_and_deleted(stands, stand):
     client, name = stands[stand], f"{TABLE}-short"
     client.create_table(TableName=name, **SCHEMA)
     with pytest.raises(client.exceptions.ResourceInUseException):

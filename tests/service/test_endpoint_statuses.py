@@ -1,4 +1,4 @@
-"Whatever status SageMaker reports, there is at most one endpoint, and finally it is deleted and booked."
+"For every status that SageMaker reports, there is at most one endpoint, and finally it is deleted and booked."
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_a_model_that_cannot_be_deleted_at_its_deadline_is_deleted_later(world, 
     assert world.start()[0] == 202
 
 
-def test_a_deployment_that_failed_for_good_ends_at_its_deadline(world):
+def test_an_endpoint_whose_update_failed_is_deleted_at_its_deadline(world):
     world.in_service(ADA)
     set_status(world, "UpdateRollbackFailed")
     world.pass_time(2_400, reconcile=True)
@@ -54,7 +54,7 @@ def test_a_deployment_that_failed_for_good_ends_at_its_deadline(world):
 
 
 @pytest.mark.parametrize("status", CHANGES)
-def test_a_start_waits_for_an_endpoint_that_aws_changes(world, status):
+def test_a_start_waits_while_aws_changes_the_endpoint(world, status):
     world.start(ADA)
     set_status(world, status)
     assert world.event("IN_SERVICE") == "ignored"
@@ -66,7 +66,7 @@ def test_a_start_waits_for_an_endpoint_that_aws_changes(world, status):
 
 @pytest.mark.parametrize("status", ["Failed", "OutOfService"])
 @pytest.mark.parametrize("opened", [False, True])
-def test_an_endpoint_that_answers_nobody_ends_its_attempt(world, status, opened):
+def test_an_endpoint_that_stops_answering_ends_its_attempt(world, status, opened):
     if opened:
         world.in_service(ADA)
     else:
@@ -79,7 +79,7 @@ def test_an_endpoint_that_answers_nobody_ends_its_attempt(world, status, opened)
 
 
 @pytest.mark.parametrize("opened", [False, True])
-def test_an_endpoint_that_is_being_deleted_holds_up_the_next_one_until_it_is_gone(world, opened):
+def test_a_new_endpoint_waits_until_the_old_one_is_deleted(world, opened):
     if opened:
         world.in_service(ADA)
     else:
@@ -96,14 +96,14 @@ def test_an_endpoint_that_is_being_deleted_holds_up_the_next_one_until_it_is_gon
     assert world.start()[0] == 202
 
 
-def test_the_config_of_an_endpoint_that_is_being_deleted_need_not_wait(world):
+def test_a_config_is_deleted_before_its_endpoint_is_gone(world):
     world.in_service(ADA)
-    set_status(world, "Deleting")  # and SageMaker refuses to delete it once more
+    set_status(world, "Deleting")  # SageMaker refuses a second deletion
     world.pass_time(600, reconcile=True)
     assert world.sagemaker.endpoints and not world.sagemaker.configs
 
 
-def test_a_deletion_that_lasts_is_no_end(world):
+def test_a_slow_deletion_keeps_the_run_open(world):
     world.sagemaker.slow = True
     world.in_service(ADA)
     world.pass_time(2_400, reconcile=True)

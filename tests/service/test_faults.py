@@ -13,7 +13,7 @@ def world(monkeypatch):
     return World(monkeypatch)
 
 
-def test_fault_1_after_extending_the_right_endpoint_is_deleted(world):
+def test_fault_1_the_right_endpoint_is_deleted_after_an_extension(world):
     "Extending passed the function's ARN as the endpoint's, so it was never deleted although the state was STOPPED."
     run_id = world.in_service()
     world.clock.now += 600
@@ -24,7 +24,7 @@ def test_fault_1_after_extending_the_right_endpoint_is_deleted(world):
     assert world.status()["state"] == "STOPPED" and world.nothing_left()
 
 
-def test_fault_2_the_winner_of_start_keeps_subscribers_who_joined_in_between(world, monkeypatch):
+def test_fault_2_a_successful_start_keeps_subscribers_who_joined_meanwhile(world, monkeypatch):
     "The winner wrote the list of subscribers again, without those who had joined since."
     create = world.sagemaker.do_create_endpoint
 
@@ -42,7 +42,7 @@ def test_fault_2_the_winner_of_start_keeps_subscribers_who_joined_in_between(wor
 
 @pytest.mark.parametrize("operation", ["create_endpoint_config", "create_endpoint"])
 @pytest.mark.parametrize("error", ["InternalFailure", "ValidationException", "AccessDeniedException"])
-def test_fault_3_a_start_that_throws_leaves_nothing_behind(world, operation, error):
+def test_fault_3_a_failed_start_leaves_nothing_behind(world, operation, error):
     "If the endpoint could not be created, the state stayed CREATING for ever."
     world.sagemaker.errors[operation] = [aws_error(error, "no luck today")]
     code, body = world.start(ADA)
@@ -78,7 +78,7 @@ def test_fault_5_the_number_is_checked_on_the_server(world, phone):
     assert world.status()["state"] == "STOPPED" and not world.sagemaker.calls
 
 
-def test_fault_8_polling_does_not_keep_it_awake(world):
+def test_fault_8_polling_does_not_keep_the_model_awake(world):
     "An open tab's polling kept the endpoint, and the bill, alive."
     world.in_service()
     deadline = world.row.shutdownAt

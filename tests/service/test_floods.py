@@ -25,7 +25,7 @@ def threshold(short: str) -> float:
     return float(MONITORING["Parameters"][value["Ref"]]["Default"] if isinstance(value, dict) else value)
 
 
-def test_every_address_has_limits_and_no_flood_of_one_costs_more_than_some_dollars_a_day():
+def test_every_route_has_limits_and_a_flood_costs_only_a_few_dollars_a_day():
     routes = [r["Properties"]["RouteKey"] for r in ENGINE["Resources"].values() if r["Type"].endswith("V2::Route")]
     assert sorted(LIMITS) == sorted(routes)
     for route, limit in LIMITS.items():
@@ -35,7 +35,7 @@ def test_every_address_has_limits_and_no_flood_of_one_costs_more_than_some_dolla
 
 
 @pytest.mark.parametrize("route", LIMITS)
-def test_the_prices_follow_the_template(route):
+def test_flood_prices_are_computed_from_the_template(route):
     before = flood_hour(LIMITS[route])
     changed = copy.deepcopy(ENGINE["Resources"])
     stage = next(r["Properties"] for r in changed.values() if r["Type"].endswith("V2::Stage"))
@@ -47,7 +47,7 @@ def test_the_prices_follow_the_template(route):
     assert flood_hour(limits_of(changed)[route]) > flood_hour(faster)
 
 
-def test_a_flood_rings_within_its_period():
+def test_a_flood_triggers_an_alarm_within_one_period():
     requests = 3600 * sum(limit.rate for limit in LIMITS.values())
     assert threshold("many-requests") < 3600 * LIMITS["GET /status"].rate < requests
     assert threshold("held-predictions") < 3600 * 1000 * LIMITS["POST /predict"].at_once
@@ -57,17 +57,17 @@ def test_a_flood_rings_within_its_period():
 
 
 @pytest.mark.parametrize("daily", [1, 5, 100, 1000])
-def test_the_alarm_for_messages_follows_the_days_limit(daily):
+def test_the_message_alarm_depends_on_the_daily_limit(daily):
     given = monitoring_parameters(Settings(daily_messages=daily), "q", "a1", "E1", "us-east-1")
     assert 1 <= float(given["ManyMessages"]) <= daily
 
 
-def test_a_hundred_idle_pages_ring_no_alarm():
+def test_a_hundred_idle_pages_trigger_no_alarm():
     polls = 100 * 3600 / 20  # the page polls every twenty seconds while nothing changes
     assert polls <= threshold("many-requests") and polls / 3600 <= LIMITS["GET /status"].rate
 
 
 @pytest.mark.parametrize(("region", "expected"), [("us-east-1", True), ("eu-central-1", False)])
-def test_the_pages_requests_are_watched_where_cloudfront_reports_them(region, expected):
+def test_page_requests_are_watched_only_in_the_region_of_cloudfront_metrics(region, expected):
     given = monitoring_parameters(Settings(), "q", "a1", "E1", region)
     assert ("ManyPageRequests" in resources_of(MONITORING, given, region)) is expected

@@ -30,7 +30,7 @@ def sleep(world):
     assert world.row.state == "STOPPED"
 
 
-def test_a_number_waits_out_its_cool_down(make_world):
+def test_a_number_must_wait_for_its_cool_down(make_world):
     world = make_world(number_cooldown_minutes=60)
     world.in_service(ADA)
     sleep(world)
@@ -42,20 +42,20 @@ def test_a_number_waits_out_its_cool_down(make_world):
     assert world.start(ADA)[1]["outcome"] == "joined"
 
 
-def test_pressing_start_twice_is_no_second_message(make_world):
+def test_pressing_start_twice_adds_no_second_subscriber(make_world):
     world = make_world()
     assert [world.start(ADA)[1]["outcome"] for _ in range(3)] == ["started", "joined", "joined"]
     assert world.status()["subscribers"] == 1
 
 
-def test_a_number_whose_start_failed_may_try_again_at_once(make_world):
+def test_a_number_may_retry_at_once_after_a_failed_start(make_world):
     world = make_world()
     world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure", "no luck")]
     assert world.start(ADA)[0] == 503
     assert world.start(ADA)[1]["outcome"] == "started"
 
 
-def test_an_address_waits_out_its_cool_down(make_world):
+def test_an_address_must_wait_for_its_cool_down(make_world):
     world = make_world()
     assert world.start(address=HOME)[0] == 202
     assert refused(world.start(ADA, address=HOME))[:2] == (429, "address_cooldown")
@@ -65,7 +65,7 @@ def test_an_address_waits_out_its_cool_down(make_world):
     assert world.start(ADA, address=HOME)[1]["subscribers"] == 2
 
 
-def test_a_refusal_leaves_no_mark(make_world):
+def test_a_refused_start_is_not_recorded(make_world):
     world = make_world()
     world.start(ADA, address=HOME)
     world.start(ADA, address=OFFICE)  # already on the list: nothing to do, nothing to record
@@ -74,7 +74,7 @@ def test_a_refusal_leaves_no_mark(make_world):
     assert world.start(CAROL, address="192.0.2.1")[0] == 202
 
 
-def test_simultaneous_numbers_from_one_address_put_one_on_the_list(make_world):
+def test_simultaneous_numbers_from_one_address_add_one_subscriber(make_world):
     world = make_world()
     numbers = [f"+1202555{n:04}" for n in range(100, 120)]
     world.start()
@@ -83,7 +83,7 @@ def test_simultaneous_numbers_from_one_address_put_one_on_the_list(make_world):
     assert sorted(code for code, _ in answers) == [202] + [429] * 19 and world.status()["subscribers"] == 1
 
 
-def test_the_day_has_a_limit_of_messages_even_for_those_who_come_at_once(make_world):
+def test_the_daily_message_limit_holds_for_simultaneous_starts(make_world):
     world = make_world(daily_messages=5)
     numbers = [f"+1202555{n:04}" for n in range(100, 120)]
     with ThreadPoolExecutor(20) as pool:
@@ -98,7 +98,7 @@ def test_the_day_has_a_limit_of_messages_even_for_those_who_come_at_once(make_wo
     assert world.start(ADA)[0] == 202
 
 
-def test_the_day_has_a_limit_of_starts(make_world):
+def test_the_daily_start_limit_is_enforced(make_world):
     world = make_world(daily_starts=2)
     world.clock.now -= world.clock.now % DAY
     for _ in range(2):
@@ -111,7 +111,7 @@ def test_the_day_has_a_limit_of_starts(make_world):
     assert world.start()[0] == 202
 
 
-def test_the_month_has_a_budget_that_is_never_exceeded(make_world):
+def test_the_monthly_budget_is_never_exceeded(make_world):
     world = make_world(monthly_budget=0.55, daily_starts=1000)
     for _ in range(100):  # the budget ends long before
         if (answer := world.start())[0] != 202:
@@ -126,7 +126,7 @@ def test_the_month_has_a_budget_that_is_never_exceeded(make_world):
     assert world.status()["spentThisMonth"] == 0 and world.start()[0] == 202
 
 
-def test_a_run_of_an_unknown_instance_type_counts_as_the_dearest(make_world):
+def test_a_run_of_an_unknown_instance_type_counts_as_the_most_expensive(make_world):
     world = make_world(instance_types=("ml.unknown.large",), monthly_budget=100)
     world.start()
     sleep(world)
@@ -134,7 +134,7 @@ def test_a_run_of_an_unknown_instance_type_counts_as_the_dearest(make_world):
     assert world.status()["savedThisMonth"] is None
 
 
-def test_the_status_says_what_sleeping_saved(make_world):
+def test_the_status_shows_the_savings_from_sleeping(make_world):
     world = make_world()
     assert world.status()["savedThisMonth"] is None
     world.start()
@@ -147,7 +147,7 @@ def test_the_status_says_what_sleeping_saved(make_world):
     assert status["savedThisMonth"] == pytest.approx(0.056 - spent, abs=1e-3)
 
 
-def test_the_cost_of_the_run_in_progress_counts_in_the_month(make_world):
+def test_the_run_in_progress_counts_towards_the_monthly_cost(make_world):
     world = make_world()
     world.start()
     world.clock.now += 1800
@@ -155,7 +155,7 @@ def test_the_cost_of_the_run_in_progress_counts_in_the_month(make_world):
     assert status["costSoFar"] == status["spentThisMonth"] == 0.028
 
 
-def test_a_run_that_failed_says_what_it_has_cost_and_counts_once(make_world):
+def test_a_failed_run_reports_its_cost_and_counts_once(make_world):
     world = make_world()
     world.in_service()
     world.clock.now += 1800
@@ -167,7 +167,7 @@ def test_a_run_that_failed_says_what_it_has_cost_and_counts_once(make_world):
     assert status["spentThisMonth"] == failed["spentThisMonth"] == pytest.approx(status["costSoFar"], abs=1e-4)
 
 
-def test_no_number_or_address_can_be_read_from_what_is_remembered(make_world):
+def test_stored_marks_reveal_no_number_or_address(make_world):
     world = make_world()
     world.start(ADA, "Ada", address=HOME)
     sleep(world)
@@ -177,13 +177,13 @@ def test_no_number_or_address_can_be_read_from_what_is_remembered(make_world):
     assert [len(mark) for mark in (*item["told"]["M"], *item["seen"]["M"])] == [6, 6]
 
 
-def test_a_large_request_for_a_start_is_refused(make_world):
+def test_an_oversized_start_request_is_refused(make_world):
     world = make_world()
     status, body = world.request("POST", "/start", {"name": "x" * 20_000})
     assert (status, body["error"]["code"]) == (413, "body_too_large")
 
 
-def test_account_numbers_do_not_reach_the_visitor(make_world):
+def test_visitors_never_see_account_numbers(make_world):
     world = make_world()
     said = "User: arn:aws:sts::123456789012:assumed-role/x is not authorized to perform: sagemaker:CreateEndpoint"
     world.sagemaker.errors["create_endpoint"] = [aws_error("AccessDeniedException", said)]
@@ -194,7 +194,7 @@ def test_account_numbers_do_not_reach_the_visitor(make_world):
 
 @pytest.mark.parametrize("begin", [0, 20 * 3600])  # the UTC day changes in the middle of the test
 @pytest.mark.parametrize("settings", [{}, {"number_cooldown_minutes": 0, "daily_messages_per_number": 5}])
-def test_a_number_gets_so_many_messages_in_any_24_hours_and_no_more(make_world, begin, settings):
+def test_a_number_gets_a_limited_number_of_messages_in_24_hours(make_world, begin, settings):
     world = make_world(daily_starts=1000, daily_messages=1000, monthly_budget=1000, **settings)
     world.clock.now += -world.clock.now % DAY + begin
     limit, told = world.settings.daily_messages_per_number, []
@@ -214,7 +214,7 @@ def test_a_number_gets_so_many_messages_in_any_24_hours_and_no_more(make_world, 
     assert all(sum(at - DAY < other <= at for other in told) <= limit for at in told)
 
 
-def test_a_number_is_taken_again_when_its_refusal_says_so(make_world):
+def test_a_refused_number_is_accepted_again_at_the_announced_time(make_world):
     world = make_world(daily_messages_per_number=1)
     world.in_service(ADA)
     sleep(world)
@@ -225,7 +225,7 @@ def test_a_number_is_taken_again_when_its_refusal_says_so(make_world):
     assert world.start(ADA)[0] == 202
 
 
-def test_a_number_whose_start_failed_has_lost_no_message_of_its_day(make_world):
+def test_a_failed_start_does_not_use_up_a_daily_message(make_world):
     world = make_world(daily_messages_per_number=1)
     for _ in range(4):
         world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure", "no luck")]
@@ -233,7 +233,7 @@ def test_a_number_whose_start_failed_has_lost_no_message_of_its_day(make_world):
     assert world.start(ADA)[0] == 202
 
 
-def test_those_who_press_start_at_once_with_one_number_get_one_message(make_world):
+def test_simultaneous_starts_with_one_number_get_one_message(make_world):
     world = make_world(number_cooldown_minutes=0, daily_messages_per_number=2)
     world.start()
     with ThreadPoolExecutor(16) as pool:
@@ -262,7 +262,7 @@ def items(world) -> list[dict]:
     return world.dynamodb.scan(TableName=world.settings.table)["Items"]
 
 
-def test_marks_and_their_keys_live_for_a_day(make_world):
+def test_marks_and_their_keys_expire_after_a_day(make_world):
     world = make_world()
     world.start(ADA, address=HOME)
     sleep(world)
@@ -280,8 +280,8 @@ def test_marks_and_their_keys_live_for_a_day(make_world):
     assert not world.row.told.keys() & before.told.keys()  # the same number has another mark
 
 
-def test_the_providers_quota_is_asked_for_after_every_guard(make_world):
-    "Neither a refused Start nor one without a number reaches the provider."
+def test_the_provider_quota_is_checked_after_all_other_guards(make_world):
+    "A refused Start, or one without a number, sends no request to the provider."
     world, asked = make_world(daily_starts=4, daily_messages=3, monthly_budget=5), []
     world.phone.quota = lambda: asked.append(1) or 7
 
@@ -334,7 +334,7 @@ def test_a_number_used_on_both_sides_of_midnight_keeps_one_mark(make_world, way)
     assert refused(world.start(ADA))[1] == "number_limit"
 
 
-def test_marks_of_a_far_future_refuse_nobody_and_are_erased(make_world):
+def test_marks_in_the_far_future_have_no_effect_and_are_deleted(make_world):
     world = make_world()
     world.start(ADA, address=HOME)
     sleep(world)
@@ -353,7 +353,7 @@ def test_marks_of_a_far_future_refuse_nobody_and_are_erased(make_world):
 
 @pytest.mark.parametrize("state", ["CREATING", "FAILED"])
 @pytest.mark.parametrize("edit", ["REMOVE since", "REMOVE startedAt", "SET since = :odd", "SET since = :early"])
-def test_the_cost_of_a_run_is_never_below_zero_and_null_if_nobody_knows_it(make_world, state, edit):
+def test_the_cost_of_a_run_is_never_negative_and_null_if_unknown(make_world, state, edit):
     world = make_world()
     world.start()
     if state == "FAILED":

@@ -134,7 +134,7 @@ usage_edits = st.dictionaries(st.sampled_from(list(Usage.__dataclass_fields__)),
     calls=st.lists(st.sampled_from(EVERYTHING), min_size=1, max_size=4),
 )
 @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_after_any_edit_every_function_ends_and_the_reconciler_repairs_the_row(life, changes, more, calls):
+def test_every_function_survives_any_edit_and_the_reconciler_repairs_the_row(life, changes, more, calls):
     with pytest.MonkeyPatch.context() as patch:
         world = Edited(
             patch, number_cooldown_minutes=0, address_cooldown_seconds=0, daily_starts=99, monthly_budget=1e6
@@ -156,7 +156,7 @@ def test_after_any_edit_every_function_ends_and_the_reconciler_repairs_the_row(l
         assert world.call("start")[1]["outcome"] == "started"
 
 
-def test_every_field_alone_may_be_missing_while_it_starts_and_while_it_runs(monkeypatch):
+def test_any_single_field_may_be_missing_while_creating_or_in_service(monkeypatch):
     for life in ("creating", "in service"):
         for name in ROW:
             world = Edited(monkeypatch, number_cooldown_minutes=0, address_cooldown_seconds=0)
@@ -170,7 +170,7 @@ def test_every_field_alone_may_be_missing_while_it_starts_and_while_it_runs(monk
 
 @pytest.mark.parametrize("name", ["day", "today", "yesterday", "expiresAt"])
 @pytest.mark.parametrize("value", WRONG)
-def test_the_keys_for_marks_may_be_edited_too(monkeypatch, name, value):
+def test_the_keys_for_marks_may_be_edited(monkeypatch, name, value):
     world = Edited(monkeypatch)
     world.call("with a number")
     marks = world.dynamodb.items[f"{world.settings.model_id}#marks"]
@@ -180,7 +180,7 @@ def test_the_keys_for_marks_may_be_edited_too(monkeypatch, name, value):
     world.call("with a number")
 
 
-def test_healing_never_undoes_a_concurrent_write(monkeypatch):
+def test_repairs_never_undo_a_concurrent_write(monkeypatch):
     world = Edited(monkeypatch)
     world.live("creating")
     world.edit(world.settings.table, {"history": None, "shutdownAt": None})
@@ -232,7 +232,7 @@ def test_the_daily_message_limit_holds_after_any_edit(monkeypatch, told):
 
 
 @pytest.mark.parametrize("field", ["startedAt", "since"])
-def test_an_end_reports_no_cost_that_was_not_paid(monkeypatch, field):
+def test_a_run_with_edited_fields_reports_no_excessive_cost(monkeypatch, field):
     world, told = Edited(monkeypatch), {}
     world.live("in service")
     monkeypatch.setattr(lifecycle, "emit", lambda *_, by="", **values: told.update(values))
@@ -246,7 +246,7 @@ def test_an_end_reports_no_cost_that_was_not_paid(monkeypatch, field):
 
 
 @pytest.mark.parametrize("refusing", ["every write", "writes of the row"])
-def test_a_start_that_never_gets_its_turn_ends_with_a_clear_sentence(monkeypatch, refusing):
+def test_a_start_whose_writes_all_fail_gets_a_clear_error(monkeypatch, refusing):
     world = Edited(monkeypatch)
     world.live("stopped")
     update = world.dynamodb.update_item
@@ -263,7 +263,7 @@ def test_a_start_that_never_gets_its_turn_ends_with_a_clear_sentence(monkeypatch
     assert world.clock.now - begun < 15 and not world.sagemaker.endpoints
 
 
-def test_a_provider_that_hangs_is_asked_once_however_often_a_start_tries(monkeypatch):
+def test_a_start_queries_an_unresponsive_provider_only_once(monkeypatch):
     world, asked = Edited(monkeypatch), []
     world.live("creating")
 
@@ -297,7 +297,7 @@ def with_parameter(world, text: str):
 
 
 @pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
-def test_a_model_parameter_that_names_no_model_starts_nothing_and_says_so(monkeypatch, text):
+def test_an_invalid_model_parameter_starts_nothing_and_is_reported(monkeypatch, text):
     world = World(monkeypatch)
     with_parameter(world, text)
     code, body = world.start(ADA)
@@ -306,7 +306,7 @@ def test_a_model_parameter_that_names_no_model_starts_nothing_and_says_so(monkey
 
 
 @pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
-def test_a_model_parameter_edited_while_it_starts_ends_the_run_with_that_reason(monkeypatch, text):
+def test_a_model_parameter_edited_during_a_start_ends_the_run_with_a_reason(monkeypatch, text):
     world = World(monkeypatch)
     world.start(ADA)
     with_parameter(world, text)
@@ -317,13 +317,13 @@ def test_a_model_parameter_edited_while_it_starts_ends_the_run_with_that_reason(
 
 
 @pytest.mark.parametrize("version", [None, 7, "7", {"a": 1}, ["7"], "9" * 5000, True, 1.5])
-def test_a_version_that_is_no_text_is_no_error(monkeypatch, version):
+def test_a_version_that_is_not_text_is_tolerated(monkeypatch, version):
     world = World(monkeypatch)
     with_parameter(world, json.dumps({"modelName": "m", "version": version}))
     assert world.start()[0] == 202 and len(world.status()["modelVersion"] or "") <= 63
 
 
-def test_a_model_that_is_gone_is_no_start_of_the_day_and_the_reason_names_it(monkeypatch):
+def test_a_start_with_a_deleted_model_does_not_count_and_names_the_model(monkeypatch):
     world = World(monkeypatch, daily_starts=3)
     for _ in range(5):
         world.sagemaker.errors["create_endpoint_config"] = [
@@ -336,7 +336,7 @@ def test_a_model_that_is_gone_is_no_start_of_the_day_and_the_reason_names_it(mon
     assert world.start()[1]["outcome"] == "started"
 
 
-def test_starts_that_have_cost_something_lock_the_day_and_the_answer_says_so(monkeypatch):
+def test_failed_starts_count_towards_the_daily_limit(monkeypatch):
     world = World(monkeypatch, daily_starts=3)
     for _ in range(3):
         assert world.start()[0] == 202
@@ -346,7 +346,7 @@ def test_starts_that_have_cost_something_lock_the_day_and_the_answer_says_so(mon
     assert "limit with 3 starts, including failed ones" in body["error"]["message"]
 
 
-def test_a_failed_start_whose_endpoint_is_left_does_not_claim_that_nothing_was(monkeypatch):
+def test_a_failed_start_reports_an_endpoint_that_was_left_behind(monkeypatch):
     world = World(monkeypatch)
     lost = aws_error("InternalFailure", "no answer")
     lost.after = True
@@ -356,7 +356,7 @@ def test_a_failed_start_whose_endpoint_is_left_does_not_claim_that_nothing_was(m
     assert world.sagemaker.endpoints and list(world.usage.open) == [world.row.runId]
 
 
-def test_the_answer_names_the_version_that_serves(monkeypatch):
+def test_an_answer_names_the_version_in_service(monkeypatch):
     world = World(monkeypatch)
     world.start()
     world.sagemaker.deaf = True
@@ -403,13 +403,13 @@ def test_a_number_in_two_tabs_is_one_subscriber_and_gets_one_message(monkeypatch
 
 
 @pytest.mark.parametrize("minutes", [1, 44, 45])
-def test_a_run_that_may_end_before_it_can_be_up_is_refused_when_the_settings_are_read(minutes):
+def test_settings_with_a_run_limit_below_the_start_limit_are_refused(minutes):
     with pytest.raises(ValueError, match="creating_minutes"):
         lifecycle.settings_from({"SENTIMENT_MAX_RUN_MINUTES": str(minutes)})
 
 
 @pytest.mark.parametrize("late", [-30, 0, 60, 3600])
-def test_a_start_that_is_up_when_its_run_is_over_serves_nobody_and_says_so(monkeypatch, late):
+def test_a_start_longer_than_its_run_fails_and_says_why(monkeypatch, late):
     world = World(monkeypatch, max_run_minutes=50)
     world.start(ADA)
     world.clock.now += 50 * 60 + late

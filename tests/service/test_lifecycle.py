@@ -20,7 +20,7 @@ def world(monkeypatch):
     return World(monkeypatch)
 
 
-def test_a_whole_visit(world):
+def test_a_visit_from_start_to_shutdown(world):
     assert world.status()["state"] == "STOPPED"
     code, body = world.start(ADA, "Ada")
     assert (code, body["outcome"], body["state"], body["subscribers"]) == (202, "started", "CREATING", 1)
@@ -45,7 +45,7 @@ def test_a_whole_visit(world):
     assert world.status()["etaSeconds"] == 312
 
 
-def test_what_is_created_is_named_and_tagged_for_the_run(world):
+def test_created_resources_have_the_name_and_tags_of_the_run(world):
     world.start()
     run_id = world.row.runId
     tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "RunId", "Value": run_id}]
@@ -53,7 +53,7 @@ def test_what_is_created_is_named_and_tagged_for_the_run(world):
         assert list(kind) == [f"sentiment-engine-{run_id}"] and kind[f"sentiment-engine-{run_id}"]["tags"] == tags
 
 
-def test_fifty_simultaneous_starts_make_one_run_with_fifty_subscribers(world):
+def test_fifty_simultaneous_starts_create_one_run_with_fifty_subscribers(world):
     numbers = [f"+1202555{n:04}" for n in range(100, 150)]
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(world.start, numbers))
@@ -92,7 +92,7 @@ EARLY = [("IN_SERVICE", "InService", "ready"), ("FAILED", "Failed", "failed")]
 
 
 @pytest.mark.parametrize(("told", "status", "outcome"), EARLY)
-def test_an_event_that_overtakes_sagemakers_description_is_tried_again(world, told, status, outcome):
+def test_an_event_ahead_of_the_sagemaker_description_is_retried(world, told, status, outcome):
     world.start(ADA)
     sent = world.clock.now
     with pytest.raises(lifecycle.TooEarly):
@@ -104,7 +104,7 @@ def test_an_event_that_overtakes_sagemakers_description_is_tried_again(world, to
 
 
 @pytest.mark.parametrize(("told", "status", "outcome"), EARLY)
-def test_a_description_that_is_seconds_late_is_waited_for(world, monkeypatch, told, status, outcome):
+def test_an_event_waits_for_a_description_that_is_seconds_late(world, monkeypatch, told, status, outcome):
     world.start(ADA)
     sleep = world.clock.sleep
 
@@ -118,12 +118,12 @@ def test_a_description_that_is_seconds_late_is_waited_for(world, monkeypatch, to
 
 @pytest.mark.parametrize(("told", "status"), [each[:2] for each in EARLY])
 @pytest.mark.parametrize("types", [("ml.t2.medium", "ml.m5.large"), ("ml.t2.medium",)])
-def test_an_early_event_of_an_endpoint_that_was_left_is_tried_again(monkeypatch, types, told, status):
+def test_an_early_event_of_a_leftover_endpoint_is_retried(monkeypatch, types, told, status):
     world = World(monkeypatch, instance_types=types)
     world.start(ADA)
     first = world.row.runId
     world.clock.now += 46 * 60
-    world.reconcile()  # it takes too long, but SageMaker deletes no endpoint that it is creating
+    world.reconcile()  # it takes too long, but SageMaker cannot delete an endpoint in creation
     assert world.row.leftover == first
     sent = world.clock.now
     with pytest.raises(lifecycle.TooEarly):
@@ -135,7 +135,7 @@ def test_an_early_event_of_an_endpoint_that_was_left_is_tried_again(monkeypatch,
     assert len(alive(world)) == len(types) - 1  # continues with the next type, if there is one
 
 
-def test_the_last_try_of_an_early_event_is_left_to_the_reconciler(world):
+def test_the_last_retry_of_an_early_event_leaves_it_to_the_reconciler(world):
     "A third error would become a dead letter, and an alarm would ring for a problem that is about to be repaired."
     world.start(ADA)
     sent, errors = world.clock.now, 0
@@ -151,7 +151,7 @@ def test_the_last_try_of_an_early_event_is_left_to_the_reconciler(world):
     assert world.reconcile()["repair"] == "ready" and len(world.phone.sent) == 1
 
 
-def test_an_early_event_that_is_stale_is_harmless(world):
+def test_a_stale_early_event_changes_nothing(world):
     first = world.in_service()
     world.pass_time(1900)
     world.start(BOB)
@@ -171,7 +171,7 @@ def test_a_foreign_endpoint_is_ignored(world):
     assert not world.sagemaker.calls
 
 
-def test_an_endpoint_that_cannot_predict_is_not_ready(world):
+def test_an_endpoint_that_cannot_answer_is_not_ready(world):
     world.sagemaker.answer = [{"label": "LABEL_1", "score": 0.9}]
     world.start(ADA, "Ada")
     world.endpoint_becomes("InService")
@@ -191,7 +191,7 @@ def test_an_unreadable_answer_ends_the_start(monkeypatch, body):
 
 
 @pytest.mark.parametrize("way", ["refused create", "refused canary", "wrong answer"])
-def test_a_reason_that_is_cut_shows_no_part_of_a_number(monkeypatch, caplog, way):
+def test_a_truncated_reason_contains_no_part_of_a_phone_number(monkeypatch, caplog, way):
     world, told = World(monkeypatch, instance_types=("ml.m5.large",)), []
     for length in range(170, 310, 2):  # so that truncation cuts the number
         reason = f"{'x' * length} {ADA} and more"
@@ -206,7 +206,7 @@ def test_a_reason_that_is_cut_shows_no_part_of_a_number(monkeypatch, caplog, way
 
 
 @pytest.mark.parametrize("prefix", ["permission-demo", "conflictexception", "instancetype", "slowdown", "throttle"])
-def test_no_prefix_is_taken_for_a_refusal(monkeypatch, prefix):
+def test_a_prefix_that_looks_like_an_error_code_is_harmless(monkeypatch, prefix):
     world = World(monkeypatch, prefix=prefix)
     world.in_service(ADA)
     world.pass_time(2000)
@@ -215,14 +215,14 @@ def test_no_prefix_is_taken_for_a_refusal(monkeypatch, prefix):
     assert world.start()[1]["error"]["code"] == "start_failed" and world.nothing_left()
 
 
-def test_a_canary_that_fails_once_is_tried_again(world):
+def test_a_test_prediction_that_fails_once_is_retried(world):
     world.start()
     world.sagemaker.errors["invoke_endpoint"] = [aws_error("ModelError", "warming up")]
     world.endpoint_becomes("InService")
     assert world.status()["state"] == "IN_SERVICE"
 
 
-def test_a_failed_endpoint_is_reported_deleted_and_can_be_started_again(monkeypatch):
+def test_a_failed_endpoint_is_reported_and_deleted_and_start_works_again(monkeypatch):
     world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     assert world.endpoint_becomes("Failed", "The container did not pass the ping health check.") == "failed"
@@ -258,7 +258,7 @@ def types_tried(world) -> list[str]:
 
 @pytest.mark.parametrize("operation", ["create_endpoint_config", "create_endpoint"])
 @pytest.mark.parametrize(("code", "message"), NO_TYPE)
-def test_an_instance_type_that_is_refused_takes_the_next(world, operation, code, message):
+def test_a_refused_instance_type_is_replaced_by_the_next(world, operation, code, message):
     world.sagemaker.errors[operation] = [aws_error(code, message)]
     status, body = world.start(ADA)
     assert status == 202 and body["instanceType"] == "ml.m5.large"
@@ -319,7 +319,7 @@ def test_an_endpoint_that_does_not_come_up_is_tried_once_on_each_instance_type(w
 
 
 @pytest.mark.parametrize("reason", NOT_UP)
-def test_the_next_instance_type_opens_like_the_first(world, reason):
+def test_the_next_instance_type_becomes_ready_like_the_first(world, reason):
     world.start(ADA)
     NOT_UP[reason](world)
     world.clock.now += 250
@@ -347,7 +347,7 @@ def test_a_failure_independent_of_the_machine_ends_the_run_at_once(world, reason
     assert types_tried(world) == ["ml.t2.medium"] and len(world.phone.sent) == 1
 
 
-def test_an_instance_type_that_is_listed_twice_is_tried_once(monkeypatch):
+def test_an_instance_type_listed_twice_is_tried_once(monkeypatch):
     world = World(monkeypatch, instance_types=("ml.t2.medium", "ml.t2.medium"))
     world.start()
     world.endpoint_becomes("Failed", CAPACITY)
@@ -425,7 +425,7 @@ def goes_on_after_sleep(world):
 
 
 @pytest.mark.parametrize("go_on", [goes_on_after_a_failure, goes_on_with_another_type, goes_on_after_sleep])
-def test_no_second_endpoint_is_created_while_the_first_outlives_its_accepted_deletion(world, go_on):
+def test_no_second_endpoint_is_created_while_an_accepted_deletion_has_no_effect(world, go_on):
     "AWS may accept a deletion without carrying it out, for example during an update of the endpoint."
     world.start(ADA)
     first = endpoint_name(world.settings, world.row.runId)
@@ -462,19 +462,19 @@ def test_the_reconciler_reports_the_result_of_a_waiting_run(world):
     assert world.reconcile()["repair"] == "created" and len(alive(world)) == 1
 
 
-def test_the_reconciler_says_that_a_run_that_waited_has_failed(world):
+def test_the_reconciler_reports_that_a_waiting_run_has_failed(world):
     waits_for_the_first(world)
     world.sagemaker.errors["create_endpoint"] = [aws_error("InternalFailure")]
     assert world.reconcile()["repair"] == "failed" and world.status()["state"] == "FAILED"
 
 
-def test_the_reconciler_says_that_a_run_that_waited_has_no_model_any_more(world):
+def test_the_reconciler_reports_that_a_waiting_run_has_no_model(world):
     waits_for_the_first(world)
     world.model = None
     assert world.reconcile()["repair"] == "failed" and world.status()["state"] == "FAILED"
 
 
-def test_two_who_find_the_first_endpoint_deleted_create_one(world, monkeypatch):
+def test_two_concurrent_repairs_create_one_endpoint(world, monkeypatch):
     world.start(ADA)
     world.clock.now += 46 * 60
     world.reconcile()
@@ -492,7 +492,7 @@ def test_two_who_find_the_first_endpoint_deleted_create_one(world, monkeypatch):
     assert types_tried(world) == ["ml.t2.medium", "ml.m5.large"] and len(alive(world)) == 1
 
 
-def test_late_lack_of_capacity_takes_the_next_type_and_keeps_subscribers(world):
+def test_a_late_lack_of_capacity_tries_the_next_type_and_keeps_subscribers(world):
     world.start(ADA)
     first = world.row.runId
     world.clock.now += 200
@@ -507,7 +507,7 @@ def test_late_lack_of_capacity_takes_the_next_type_and_keeps_subscribers(world):
     assert len(world.phone.sent) == 1 and world.status()["state"] == "IN_SERVICE"
 
 
-def test_no_capacity_and_no_model_any_more_fails(world):
+def test_a_start_without_capacity_and_without_a_model_fails(world):
     world.start(ADA)
     world.model = None
     assert world.endpoint_becomes("Failed", CAPACITY) == "failed"
@@ -515,7 +515,7 @@ def test_no_capacity_and_no_model_any_more_fails(world):
     assert len(world.phone.sent) == 1
 
 
-def test_no_capacity_anywhere_fails(world):
+def test_a_start_without_any_capacity_fails(world):
     world.start(ADA)
     world.endpoint_becomes("Failed", CAPACITY)
     world.endpoint_becomes("Failed", CAPACITY)
@@ -523,7 +523,7 @@ def test_no_capacity_anywhere_fails(world):
     assert world.nothing_left() and len(world.phone.sent) == 1
 
 
-def test_a_create_that_took_effect_but_whose_answer_was_lost(world):
+def test_a_creation_whose_answer_was_lost_is_recognized(world):
     for operation in ("create_endpoint_config", "create_endpoint"):
         lost = aws_error("ValidationException", "Cannot create already existing endpoint")
         lost.after = True  # the answer to the SDK's own retry
@@ -531,7 +531,7 @@ def test_a_create_that_took_effect_but_whose_answer_was_lost(world):
     assert world.start()[0] == 202 and len(world.sagemaker.endpoints) == 1
 
 
-def test_a_start_given_up_leaves_an_endpoint_that_is_deleted_when_it_comes_up(world):
+def test_the_endpoint_of_an_abandoned_start_is_deleted_once_it_is_ready(world):
     lost = ReadTimeoutError(endpoint_url="sagemaker")
     lost.after = True
     world.sagemaker.errors["create_endpoint"] = [lost]
@@ -551,7 +551,7 @@ def test_subscribers_of_a_failed_start_get_a_message(world):
     assert world.phone.tried == [BOB] and world.nothing_left()
 
 
-def test_start_finishes_an_unfinished_shutdown(world):
+def test_a_start_finishes_an_unfinished_shutdown(world):
     first = world.in_service()
     world.clock.now += 1801
     assert model_state.begin_stopping(world.engine.table, first, int(world.clock.now))
@@ -560,7 +560,7 @@ def test_start_finishes_an_unfinished_shutdown(world):
     assert list(world.sagemaker.endpoints) == [f"sentiment-engine-{body['runId']}"] and body["runId"] != first
 
 
-def test_start_while_the_shutdown_cannot_be_finished(world):
+def test_a_start_is_refused_while_the_shutdown_cannot_finish(world):
     first = world.in_service()
     world.clock.now += 1801
     model_state.begin_stopping(world.engine.table, first, int(world.clock.now))
@@ -591,7 +591,7 @@ def test_predictions_move_the_deadline_at_most_once_a_minute(world):
         (30, "/extend", 1, 1),
     ],
 )
-def test_the_smallest_move_of_the_deadline_that_is_written(monkeypatch, idle, path, passed, moved):
+def test_small_changes_of_the_deadline_are_not_written(monkeypatch, idle, path, passed, moved):
     world = World(monkeypatch, idle_minutes=idle)
     world.in_service()
     first = world.row.shutdownAt
@@ -600,7 +600,7 @@ def test_the_smallest_move_of_the_deadline_that_is_written(monkeypatch, idle, pa
     assert world.row.shutdownAt == first + moved
 
 
-def test_the_deadline_of_a_later_run_is_not_moved_by_a_request_of_an_earlier_one(world):
+def test_a_request_of_an_earlier_run_does_not_move_a_later_deadline(world):
     world.in_service()
     earlier = world.row
     world.pass_time(world.settings.idle_minutes * 60 + 90)
@@ -610,7 +610,7 @@ def test_the_deadline_of_a_later_run_is_not_moved_by_a_request_of_an_earlier_one
     assert lifecycle.extend(world.engine, earlier) is None and world.row == later
 
 
-def test_extend_moves_the_deadline_and_the_wake_up_comes_back(world):
+def test_an_extension_moves_the_deadline_and_schedules_another_wake_up(world):
     world.in_service()
     world.clock.now += 1000
     code, body = world.request("POST", "/extend")
@@ -621,7 +621,7 @@ def test_extend_moves_the_deadline_and_the_wake_up_comes_back(world):
     assert world.status()["state"] == "STOPPED" and world.nothing_left()
 
 
-def test_a_run_ends_at_its_longest_life_however_busy_it_is(world):
+def test_a_busy_run_ends_at_its_maximum_lifetime(world):
     world.in_service()
     for _ in range(30):
         world.pass_time(600)
@@ -639,14 +639,14 @@ def test_a_wake_up_of_another_run_changes_nothing(world):
     assert shutdown({"runId": "0f3c5a7e9b1d"}, None) == {"outcome": "ignored"} and world.row == before
 
 
-def test_a_wake_up_that_comes_twice(world):
+def test_a_duplicate_wake_up_is_ignored(world):
     run_id = world.in_service()
     world.clock.now += 1801
     shutdown = world.handlers["shutdown-endpoint"].handler
     assert [shutdown({"runId": run_id}, None)["outcome"] for _ in range(2)] == ["stopped", "ignored"]
 
 
-def test_predictions_while_it_is_put_to_sleep_end_in_a_clean_409(world):
+def test_predictions_during_the_shutdown_get_a_409(world):
     world.in_service()
     world.clock.now += 1801
 
@@ -664,14 +664,14 @@ def test_predictions_while_it_is_put_to_sleep_end_in_a_clean_409(world):
     assert bool(world.sagemaker.endpoints) == (world.status()["state"] == "IN_SERVICE")
 
 
-def test_one_failing_number_stops_nobody_elses_message(world):
+def test_one_failing_number_does_not_affect_other_messages(world):
     world.phone.broken = {ADA}
     world.in_service(ADA, BOB, CAROL)
     assert sorted(phone for phone, _ in world.phone.sent) == [BOB, CAROL]
     assert (world.row.smsSent, world.row.smsFailed) == (2, 1) and not world.row.subscribers
 
 
-def test_a_sender_that_dies_leaves_no_second_message(world):
+def test_a_killed_sender_causes_no_second_message(world):
     world.start(ADA)
     world.start(BOB)
     with pytest.MonkeyPatch.context() as patch:
@@ -686,7 +686,7 @@ def test_a_sender_that_dies_leaves_no_second_message(world):
     assert "expiresAt" not in item  # otherwise the row, with the month's costs, is deleted a day later
 
 
-def test_a_sender_at_work_is_not_taken_for_dead(world, monkeypatch):
+def test_a_slow_sender_is_not_mistaken_for_a_killed_one(world, monkeypatch):
     send = world.phone.send
 
     def slowly(*message):
@@ -699,7 +699,7 @@ def test_a_sender_at_work_is_not_taken_for_dead(world, monkeypatch):
     assert world.phone.tried == [ADA] and (world.row.smsSent, world.row.smsFailed) == (1, 0)
 
 
-def test_numbers_are_erased_and_expire_anyway(world):
+def test_numbers_are_deleted_after_use_and_expire_otherwise(world):
     def expires():
         item = world.dynamodb.get_item(TableName=world.settings.table, Key=world.engine.table.key)["Item"]
         return "expiresAt" in item
@@ -726,7 +726,7 @@ def test_the_reconciler_replaces_a_lost_failure_event(monkeypatch):
     assert world.reconcile()["repair"] == "failed" and world.nothing_left()
 
 
-def test_a_start_that_died_before_it_created_anything(world):
+def test_a_start_killed_before_creating_anything_is_cleaned_up(world):
     request = StartRequest("0f3c5a7e9b1d", Subscriber(ADA))
     model_state.start_or_join(world.engine.table, world.settings, request)
     assert world.reconcile()["repair"] == "waiting"
@@ -735,7 +735,7 @@ def test_a_start_that_died_before_it_created_anything(world):
     assert world.phone.tried == [ADA] and world.nothing_left()
 
 
-def test_an_endless_start_fails_and_is_deleted(monkeypatch):
+def test_a_start_that_never_finishes_fails_and_is_deleted(monkeypatch):
     world = World(monkeypatch, instance_types=("ml.m5.large",))
     world.start(ADA)
     world.clock.now += 46 * 60
@@ -746,7 +746,7 @@ def test_an_endless_start_fails_and_is_deleted(monkeypatch):
     assert world.nothing_left() and world.phone.tried == [ADA]
 
 
-def test_a_lost_schedule_is_armed_again(world):
+def test_a_lost_schedule_is_created_again(world):
     world.in_service()
     world.scheduler.schedules.clear()
     assert world.reconcile()["repair"] == "rearmed" and len(world.scheduler.schedules) == 1
@@ -760,7 +760,7 @@ def test_an_overdue_run_is_stopped_without_a_schedule(world):
     assert world.reconcile()["repair"] == "stopped" and world.nothing_left()
 
 
-def test_a_shutdown_that_died_halfway_is_finished(world):
+def test_a_shutdown_killed_halfway_is_finished(world):
     world.in_service()
     world.clock.now += 1802
     world.sagemaker.errors["delete_endpoint_config"] = [aws_error("ThrottlingException")]
@@ -792,7 +792,7 @@ def test_only_orphaned_endpoints_of_the_engine_are_deleted(world):
     assert set(world.sagemaker.endpoints) == set(world.sagemaker.configs) == kept
 
 
-def test_a_run_that_begins_during_the_search_for_orphans_is_left_alone(world):
+def test_a_run_that_begins_during_the_search_for_orphans_is_kept(world):
     read = model_state.read_row
     with pytest.MonkeyPatch.context() as patch:
 
@@ -808,7 +808,7 @@ def test_a_run_that_begins_during_the_search_for_orphans_is_left_alone(world):
     assert world.row.state == "CREATING" and len(world.sagemaker.endpoints) == 1
 
 
-def test_a_forgotten_trial_is_deleted_and_a_fresh_one_is_not(world):
+def test_a_forgotten_trial_is_deleted_and_a_recent_one_is_kept(world):
     tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "Purpose", "Value": "trial"}]
     fresh = {"status": "InService", "reason": "", "tags": tags, "made": world.clock.time()}
     old = fresh | {"made": world.clock.time() - world.settings.creating_minutes * 60 - 1}
@@ -819,7 +819,7 @@ def test_a_forgotten_trial_is_deleted_and_a_fresh_one_is_not(world):
     assert set(world.sagemaker.endpoints) == set(world.sagemaker.configs) == {names["b"], names["c"]}
 
 
-def test_one_part_of_the_reconciler_failing_does_not_stop_the_other(world):
+def test_a_failure_in_one_part_of_the_reconciler_does_not_stop_the_others(world):
     run_id = world.in_service()
     name = endpoint_name(world.settings, "aaaaaaaaaaaa")
     tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "RunId", "Value": "aaaaaaaaaaaa"}]
@@ -840,7 +840,7 @@ def test_unsent_messages_are_counted(world):
     assert not world.phone.tried and (world.row.smsSent, world.row.smsFailed) == (0, 1) and world.nothing_left()
 
 
-def test_an_endpoint_keeps_a_sample_of_its_answers_and_no_text(world):
+def test_an_endpoint_captures_a_sample_of_its_answers_and_no_text(world):
     world.start()
     (config,) = world.sagemaker.configs.values()
     assert config["capture"]["InitialSamplingPercentage"] == 20
@@ -873,7 +873,7 @@ TROUBLES = {
 
 @pytest.mark.parametrize("state", ["CREATING", "IN_SERVICE"])
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_no_trouble_lets_an_endpoint_outlive_the_hard_limit(world, monkeypatch, trouble, state):
+def test_no_fault_keeps_an_endpoint_beyond_the_hard_limit(world, monkeypatch, trouble, state):
     world.start(ADA)
     if state == "IN_SERVICE":
         world.endpoint_becomes("InService", event=False)
@@ -916,14 +916,14 @@ def test_logs_of_endpoints_expire_and_those_of_old_runs_are_deleted(world):
     assert world.reconcile()["expire_endpoint_logs"] == {"limited": 0, "deleted": 0}
 
 
-def test_the_log_of_an_endpoint_that_is_alive_is_never_deleted(world):
+def test_the_log_of_an_existing_endpoint_is_never_deleted(world):
     run = endpoint_name(world.settings, world.in_service())
     world.logs.write(run, world.clock.now - 99 * DAY)
     assert world.reconcile()["expire_endpoint_logs"] == {"limited": 1, "deleted": 0}
 
 
 @pytest.mark.parametrize(("stored", "deleted"), [(5, 0), (0, 1)])
-def test_the_log_of_a_serverless_endpoint_that_is_gone_is_deleted_once_it_is_empty(world, stored, deleted):
+def test_the_empty_log_of_a_deleted_serverless_endpoint_is_deleted(world, stored, deleted):
     world.logs.write("sentiment-engine-serverless", world.clock.now - 99 * DAY, storedBytes=stored, retentionInDays=14)
     assert world.reconcile()["expire_endpoint_logs"] == {"limited": 0, "deleted": deleted}
 
@@ -936,7 +936,7 @@ def test_many_old_logs_are_deleted_a_few_at_a_time(world):
     assert rounds == [20, 20, 5, 0] and not world.logs.groups
 
 
-def test_a_log_that_somebody_else_deletes_is_no_error(world, monkeypatch):
+def test_a_log_deleted_by_another_process_is_no_error(world, monkeypatch):
     world.logs.write(f"sentiment-engine-{'a' * 12}", world.clock.now - 16 * DAY)
     listed = world.logs.describe_log_groups(logGroupNamePrefix="/")
     monkeypatch.setattr(world.logs, "describe_log_groups", lambda **_: listed)

@@ -132,7 +132,7 @@ def runs_of(world) -> list[str]:
 
 
 @pytest.mark.parametrize("life", LIVES)
-def test_a_life_whose_every_write_is_sent_twice_is_the_same_life(monkeypatch, life):
+def test_repeating_every_write_does_not_change_a_lifecycle(monkeypatch, life):
     assert lived(monkeypatch, life, repeats=True) == lived(monkeypatch, life, repeats=False)
 
 
@@ -140,7 +140,7 @@ LEAVES = {action: leaves[0] for action, (leaves, _) in states.TRANSITIONS.items(
 
 
 @pytest.mark.parametrize("action", states.TRANSITIONS)
-def test_each_transition_recognises_itself_and_nobody_elses(monkeypatch, action):
+def test_each_transition_recognizes_only_its_own_write(monkeypatch, action):
     "Join and touch belong to many visitors, so the tests check the row."
     world = World(monkeypatch)
     table = replace(world.engine.table, dynamodb=Repeats(world.dynamodb))

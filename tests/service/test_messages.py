@@ -55,13 +55,13 @@ def test_a_start_with_a_number_is_refused_if_the_key_has_no_messages_left(monkey
     assert world.start(ADA)[0] == 202
 
 
-def test_the_quota_is_asked_of_the_provider_and_the_key_is_in_no_error():
+def test_the_quota_comes_from_the_provider_and_no_error_contains_the_key():
     with provider(b'{"success": true, "quotaRemaining": 7}') as (url, asked):
         assert Textbelt(url, "k/e?y").quota() == 7 and asked == ["/quota/k%2Fe%3Fy"]
     assert Textbelt(url, "secret-key").quota() is None  # nothing listens any more
 
 
-def test_a_spent_key_is_not_asked_about_again_and_again():
+def test_the_quota_of_a_used_up_key_is_queried_once():
     with provider(b'{"success": true, "quotaRemaining": 0}') as (url, asked):
         sender = Textbelt(url, "key")
         assert [sender.quota() for _ in range(200)] == [0] * 200 and len(asked) == 1
@@ -71,7 +71,7 @@ ANSWERS = [b"[" * 90_000, b'{"quotaRemaining": Infinity}', b'{"quotaRemaining": 
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_answer_that_makes_no_sense_is_no_answer(answer):
+def test_an_invalid_answer_counts_as_no_answer(answer):
     with provider(answer) as (url, _):
         assert Textbelt(url, "key").quota() is None
         with pytest.raises(NotSent):
@@ -137,7 +137,7 @@ OBJECTIONS = ["Sending URLs is not enabled. Visit https://textbelt.com/whitelist
 @pytest.mark.parametrize("error", OBJECTIONS)
 @pytest.mark.parametrize("becomes", ["InService", "Failed"])
 @pytest.mark.parametrize("link", [True, False])
-def test_a_key_that_may_send_no_links_sends_the_text_without(monkeypatch, error, becomes, link):
+def test_a_key_that_may_not_send_links_sends_the_text_without_one(monkeypatch, error, becomes, link):
     world = World(monkeypatch, sms_link=link, instance_types=("ml.m5.large",))
     with no_links(error) as (url, sent, refused):
         world.engine.__dict__["sender"] = Textbelt(url, "key")
@@ -147,7 +147,7 @@ def test_a_key_that_may_send_no_links_sends_the_text_without(monkeypatch, error,
     assert (world.row.smsSent, world.row.smsFailed) == (1, 0)
 
 
-def test_another_refusal_is_not_repeated():
+def test_other_refusals_are_not_retried():
     with no_links("Out of quota") as (url, sent, refused), pytest.raises(NotSent, match="Out of quota"):
         deliver(Textbelt(url, "key"), ADA, Notice("ready", "0f3c5a7e9b1d", site_url="https://site.example"))
     assert not sent and len(refused) == 1
@@ -200,7 +200,7 @@ def sns(url: str) -> Sns:
 
 @pytest.mark.parametrize("make", [lambda url: Textbelt(url, "key"), sns], ids=["textbelt", "sns"])
 @pytest.mark.parametrize("behaviour", SLOW)
-def test_a_provider_that_takes_its_time_gets_no_more_than_ours(monkeypatch, behaviour, make):
+def test_a_slow_provider_is_cut_off_at_our_time_limit(monkeypatch, behaviour, make):
     monkeypatch.setattr(notifications, "MESSAGE_SECONDS", 0.6)
     with slow_server(SLOW[behaviour]) as url:
         sent = ThreadPoolExecutor(1).submit(deliver, make(url), ADA, Notice("ready", "0f3c5a7e9b1d"))
@@ -209,7 +209,7 @@ def test_a_provider_that_takes_its_time_gets_no_more_than_ours(monkeypatch, beha
 
 
 @pytest.mark.parametrize("behaviour", SLOW)
-def test_a_quota_that_drips_holds_no_start(behaviour):
+def test_a_slow_quota_answer_does_not_delay_a_start(behaviour):
     with slow_server(SLOW[behaviour]) as url:
         assert ThreadPoolExecutor(1).submit(Textbelt(url, "key").quota).result(timeout=4) is None
 
@@ -217,7 +217,7 @@ def test_a_quota_that_drips_holds_no_start(behaviour):
 FUNCTIONS = ("NotificationAndShutdownScheduler", "ReconcileModelService")
 
 
-def test_the_time_for_messages_ends_before_the_functions_do():
+def test_the_time_limit_for_messages_is_below_the_function_timeouts():
     resources = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"]
     longest = lifecycle.TELL_SECONDS + notifications.MESSAGE_SECONDS
     assert all(longest + 15 <= resources[name]["Properties"]["Timeout"] for name in FUNCTIONS)
@@ -262,7 +262,7 @@ def test_every_subscriber_gets_one_message_from_a_slow_provider(crowd, seconds):
     assert seconds > 8 or call is calls[0]
 
 
-def test_remaining_subscribers_hear_of_a_failed_start_too(crowd):
+def test_remaining_subscribers_are_told_about_a_failed_start(crowd):
     crowd.seconds = 20
     types = len(crowd.settings.instance_types)
     for _ in range(types):
@@ -296,7 +296,7 @@ def test_the_reconciler_stops_costs_before_it_sends_messages(monkeypatch):
     assert seen and seen[0] == ("FAILED", True, {}) and not world.sagemaker.configs
 
 
-def test_a_message_that_outlives_its_time_is_counted_and_never_repeated(monkeypatch):
+def test_a_message_beyond_its_time_limit_is_counted_and_never_repeated(monkeypatch):
     monkeypatch.setattr(notifications, "MESSAGE_SECONDS", 0.2)
     world, released = World(monkeypatch), threading.Event()
     send = world.phone.send

@@ -176,13 +176,13 @@ def live(machine, examples: int, seeds: int):
 
 
 @pytest.mark.parametrize("half", [1, 2])
-def test_a_thousand_lives(half):
+def test_a_thousand_random_lifecycles_keep_the_invariants(half):
     live(Life, EXAMPLES, half)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tenth", range(10))
-def test_twenty_thousand_lives(tenth):
+def test_twenty_thousand_random_lifecycles_keep_the_invariants(tenth):
     live(Life, 2 * EXAMPLES, 100 + tenth)
 
 
@@ -196,7 +196,7 @@ CASES += [(DONE, ("sleep", 0)), (HOURS, ("awake", 480)), (HOURS, ("reconcile",))
 
 @pytest.mark.parametrize("deleting", [0, 240])
 @pytest.mark.parametrize(("life", "spoilt"), CASES)
-def test_one_fault_at_any_call_of_a_usual_run(deleting, life, spoilt):
+def test_a_single_fault_at_any_call_keeps_the_invariants(deleting, life, spoilt):
     "Random lives meet some faults rarely: here each fault meets each of the first calls of each function."
     for fault in FAULTS:
         for at in range(15):

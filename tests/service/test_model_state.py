@@ -32,7 +32,7 @@ def put(table, state: str, run_id: str = RUN):
 
 
 @pytest.mark.parametrize("action", TRANSITIONS)
-def test_every_action_in_every_state(table, action):
+def test_every_action_behaves_as_documented_in_every_state(table, action):
     leaves, leads_to = TRANSITIONS[action]
     for state in STATES:
         put(table, state)
@@ -45,7 +45,7 @@ def test_every_action_in_every_state(table, action):
 
 
 @pytest.mark.parametrize("action", TRANSITIONS)
-def test_no_action_touches_another_run(table, action):
+def test_no_action_changes_another_run(table, action):
     for state in STATES:
         put(table, state)
         before = states.read_row(table)
@@ -61,11 +61,11 @@ def test_the_diagram_shows_every_transition():
             assert action in line
 
 
-def test_a_model_never_started_is_stopped(table):
+def test_a_model_that_was_never_started_is_stopped(table):
     assert states.read_row(table) == Row("amazon-reviews")
 
 
-def test_the_deadline_never_moves_back(table):
+def test_the_deadline_never_moves_backwards(table):
     put(table, "IN_SERVICE")
     assert states.touch(table, RUN, 99) is None
     assert states.touch(table, RUN, 101).shutdownAt == 101
@@ -77,7 +77,7 @@ def test_stopping_checks_the_deadline_in_the_same_write(table):
     assert states.begin_stopping(table, RUN, 100).state == "STOPPING"
 
 
-def test_stopping_and_touching_at_once_have_one_winner(table):
+def test_of_simultaneous_stopping_and_touching_only_one_succeeds(table):
     for _ in range(20):
         put(table, "IN_SERVICE")
         with ThreadPoolExecutor(2) as pool:
@@ -92,20 +92,20 @@ def start(table, run_id, phone=None, name="", **settings):
     return states.start_or_join(table, Settings(table=table.name, **settings), StartRequest(run_id, subscriber))
 
 
-def test_a_start_whose_answer_was_lost_knows_that_it_won(table):
+def test_a_start_whose_answer_was_lost_recognizes_its_success(table):
     assert start(table, RUN, ADA)[0] == "started"
     assert start(table, RUN, ADA)[0] == "started"  # the same run id: the same start
     assert start(table, OTHER, BOB)[0] == "joined"
 
 
-def test_start_keeps_subscribers_of_a_failed_run(table):
+def test_a_start_keeps_the_subscribers_of_a_failed_run(table):
     start(table, RUN, ADA)
     states.fail(table, states.read_row(table), "no")
     outcome, row = start(table, OTHER, BOB)
     assert outcome == "started" and {e["to"] for e in row.subscribers.values()} == {ADA, BOB}
 
 
-def test_the_list_is_finite(table, monkeypatch):
+def test_the_waiting_list_has_a_limit(table, monkeypatch):
     start(table, RUN, ADA)
     row = states.read_row(table)
     monkeypatch.setattr(states, "ROW_LIMIT", states.row_size(row) + states.RESERVE)  # no byte is left
@@ -142,7 +142,7 @@ def test_the_claims_of_a_dead_sender_are_counted_and_erased(table, monkeypatch):
 
 
 @pytest.mark.parametrize("sent", [True, False])
-def test_the_end_waits_for_a_message_that_was_counted_meanwhile(table, sent):
+def test_the_end_includes_a_message_that_was_counted_meanwhile(table, sent):
     _, row = start(table, RUN, ADA)
     (key,) = states.waiting(row)
     states.ready(table, row, 1000)
@@ -170,7 +170,7 @@ def test_estimates_prefer_the_same_instance_type():
     assert states.typical_seconds(Row("m", history=history), "c")["starts"] == 3
 
 
-def test_other_errors_are_not_taken_for_a_lost_race(table, monkeypatch):
+def test_other_errors_are_not_mistaken_for_a_lost_race(table, monkeypatch):
     def throttled(**_):
         raise aws_error("ProvisionedThroughputExceededException")
 
@@ -180,7 +180,7 @@ def test_other_errors_are_not_taken_for_a_lost_race(table, monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{"daily_messages": 1}, {"address_cooldown_seconds": 60}])
-def test_a_guard_holds_for_two_who_read_the_row_at_once(table, monkeypatch, settings):
+def test_a_guard_holds_for_two_simultaneous_readers(table, monkeypatch, settings):
     guarded = Settings(table=table.name, **{"number_cooldown_minutes": 0, "address_cooldown_seconds": 0} | settings)
     _, stale = start(table, RUN)
     states.start_or_join(table, guarded, StartRequest(OTHER, Subscriber(ADA), "192.0.2.7"))
@@ -243,7 +243,7 @@ def bytes_now(world) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rows_size_decides_how_many_can_wait_and_a_full_row_lives_through_a_whole_run(roomy, kind):
+def test_the_row_size_limits_the_subscribers_and_a_full_row_survives_a_run(roomy, kind):
     waiting = fill(roomy, kind)
     size = states.row_size(roomy.row)  # with all claims
     assert states.ROW_LIMIT - states.RESERVE - states.ENTRY_LIMIT < size <= states.ROW_LIMIT - states.RESERVE
@@ -271,7 +271,7 @@ PARTITION = {"read": 3000, "write": 1000}  # units per second that DynamoDB allo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_row_is_notified_within_the_time_limit_and_put_to_sleep(roomy, kind):
+def test_the_subscribers_of_a_full_row_are_notified_within_the_time_limit(roomy, kind):
     waiting = fill(roomy, kind)
     template = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"]
     looks = template["ApiStage"]["Properties"]["DefaultRouteSettings"]["ThrottlingRateLimit"]  # a second
@@ -286,7 +286,7 @@ def test_a_full_row_is_notified_within_the_time_limit_and_put_to_sleep(roomy, ki
     assert roomy.status()["state"] == "STOPPED" and roomy.nothing_left()
 
 
-def test_a_full_row_refuses_with_a_time_to_retry(roomy):
+def test_a_full_row_refuses_with_a_retry_time(roomy):
     fill(roomy, "long names")
     roomy.clock.now += 60
     error = ask(roomy, "long names", 9999)[1]["error"]
@@ -297,7 +297,7 @@ def test_a_full_row_refuses_with_a_time_to_retry(roomy):
     assert ask(roomy, "long names", 9999)[1]["outcome"] == "started"
 
 
-def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_message(roomy):
+def test_a_failed_start_with_a_full_row_can_be_repeated_without_a_number(roomy):
     waiting = fill(roomy, "long names")
     states.fail(roomy.engine.table, roomy.row, "𝒜" * 10_000)
     roomy.sagemaker.endpoints.clear()
@@ -307,8 +307,8 @@ def test_a_failed_start_with_a_full_row_can_be_begun_anew_and_only_without_a_mes
 
 
 @pytest.mark.parametrize("left", [0, 1, 500, 900, 3000, 6000])
-def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monkeypatch, left):
-    "All callers read the row before any of them writes."
+def test_simultaneous_subscribers_never_overfill_a_nearly_full_row(roomy, monkeypatch, left):
+    "All callers read the row before the first write."
     ask(roomy, "long names", 0)
     stale, table = roomy.row, roomy.engine.table
     limit = states.row_size(stale) + states.RESERVE + left
@@ -328,7 +328,7 @@ def test_those_who_join_a_nearly_full_row_at_once_never_overfill_it(roomy, monke
     assert len(read(table).subscribers) == 1 + joined
 
 
-def test_an_entry_that_was_replaced_since_the_row_was_read_is_noticed(table):
+def test_an_entry_replaced_after_the_read_is_detected(table):
     "A settled subscriber makes room for another one in the count, but perhaps not in bytes."
     start(table, RUN, ADA)
     start(table, OTHER, BOB)
@@ -348,7 +348,7 @@ def test_an_entry_that_was_replaced_since_the_row_was_read_is_noticed(table):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_size_is_never_estimated_too_low(roomy, kind):
+def test_the_size_is_never_underestimated(roomy, kind):
     for n in range(3):
         ask(roomy, kind, n)
         row = roomy.row

@@ -91,14 +91,14 @@ def shared():
 # ---- the document
 
 
-def test_the_document_is_valid_openapi_and_names_every_route():
+def test_the_document_is_valid_openapi_and_lists_every_route():
     schema = schemathesis.openapi.from_dict(contract.DOCUMENT)
     schema.validate()
     found = {operation.ok().label for operation in schema.get_all_operations()}
     assert found == {f"{method} {path}" for path, method in ROUTES.items()}
 
 
-def test_it_is_served_and_may_be_kept_for_a_while(world):
+def test_the_document_is_served_with_a_cache_lifetime(world):
     assert world.request("GET", "/openapi.json") == (200, openapi(world.settings, ROUTES))
     status, headers, _ = Gateway(world).ask("GET", "/openapi.json")
     assert (status, headers["cache-control"]) == (200, "public, max-age=300")
@@ -106,7 +106,7 @@ def test_it_is_served_and_may_be_kept_for_a_while(world):
         assert Gateway(world).ask("GET", path)[1]["cache-control"] == "no-store"
 
 
-def test_a_405_names_the_method_that_is_allowed(world):
+def test_a_405_names_the_allowed_method(world):
     for path, method in ROUTES.items():
         for other in {"GET", "POST", "PUT", "TRACE", "BREW"} - {method}:
             status, headers, _ = Gateway(world).ask(other, path)
@@ -120,7 +120,7 @@ def raised(module: str, name: str) -> set[tuple]:
     return {tuple(a.value for a in call.args[:2] if isinstance(a, ast.Constant)) for call in calls}
 
 
-def test_every_code_that_is_raised_is_described_with_its_status():
+def test_every_raised_code_is_described_with_its_status():
     ours = {found for found in raised("service/api", "ApiError") if len(found) == 2}
     assert len(ours) > 15 and ours <= {(status, code) for code, (status, _) in CODES.items()}
     container = {code for code, *_ in raised("model/inference", "InputError")}
@@ -130,7 +130,7 @@ def test_every_code_that_is_raised_is_described_with_its_status():
 MODULES = ("service/api", "service/guards", "service/model_state", "service/lifecycle", "model/inference")
 
 
-def test_no_code_is_described_that_nothing_raises():
+def test_every_described_code_is_raised_somewhere():
     sources = [(ROOT / "sentiment_engine" / f"{name}.py").read_text() for name in MODULES]
     assert [code for code in CODES if not any(f'"{code}"' in source for source in sources)] == []
 
@@ -160,7 +160,7 @@ def plan(examples: int, address: str = "http://localhost") -> SchemathesisConfig
 
 
 def asleep(world: World):
-    "Return it unchanged."
+    "Return the value unchanged."
 
 
 def awake(world: World):
@@ -172,7 +172,7 @@ def waking(world: World):
 
 
 @pytest.mark.parametrize("state", [asleep, waking, awake])
-def test_schemathesis_finds_no_answer_that_is_not_described(world, state):
+def test_schemathesis_finds_no_undescribed_answer(world, state):
     state(world)
     gateway = Gateway(world, sleepy=state is asleep)
     assert fuzz(schemathesis.openapi.from_wsgi("/openapi.json", gateway, config=plan(100))) == ""
@@ -181,7 +181,7 @@ def test_schemathesis_finds_no_answer_that_is_not_described(world, state):
 
 
 @pytest.mark.parametrize(("limits", "status"), [({}, 429), ({"monthly_budget": 0.01}, 402)])
-def test_schemathesis_against_the_guards(monkeypatch, limits, status):
+def test_schemathesis_finds_no_undescribed_refusal(monkeypatch, limits, status):
     gateway = Gateway(World(monkeypatch, **limits), sleepy=True)
     assert fuzz(schemathesis.openapi.from_wsgi("/openapi.json", gateway, config=plan(30))) == ""
     assert gateway.answers[status] > 10 and max(gateway.answers) < 500
@@ -213,7 +213,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("what", GARBAGE)
 @pytest.mark.parametrize("path", ["/start", "/predict", "/extend"])
-def test_garbage_is_answered_and_described(world, path, what):
+def test_garbage_gets_a_described_answer(world, path, what):
     world.in_service()
     raw, kind = GARBAGE[what]
     status = Gateway(world).ask("POST", path, raw, kind)[0]
@@ -250,7 +250,7 @@ ODD = ["/STATUS", "/status/", "//status", "/./status", "/status%00", "/é", "/\u
 
 
 @pytest.mark.parametrize("path", ODD)
-def test_odd_addresses(world, path):
+def test_odd_addresses_get_a_404(world, path):
     for method in ("GET", "POST", "get", "", "GET /status"):
         assert Gateway(world).ask(method, path)[0] == 404
 
@@ -258,7 +258,7 @@ def test_odd_addresses(world, path):
 # ---- over HTTP, against the deployed engine
 
 
-def test_schemathesis_over_http(engine):
+def test_schemathesis_finds_no_undescribed_answer_over_http(engine):
     engine.use("good")
     engine.wake()
     engine.call("POST", "/extend")
@@ -272,7 +272,7 @@ def test_schemathesis_over_http(engine):
 
 
 @pytest.mark.parametrize("ask", clients.PYTHON_AND_NODE)
-def test_clients_of_python_and_javascript_are_answered(engine, ask):
+def test_python_and_javascript_clients_are_answered(engine, ask):
     engine.use("good")
     engine.wake()
     assert json.loads(ask("GET", engine.api_url + "/status", "")[1])["state"] == "IN_SERVICE"
@@ -281,7 +281,7 @@ def test_clients_of_python_and_javascript_are_answered(engine, ask):
     assert status == 200 and len(json.loads(said)["predictions"]) == 9
 
 
-def test_java_is_answered(engine):
+def test_java_clients_are_answered(engine):
     engine.use("good")
     engine.wake()
     with clients.running_java() as java:
@@ -294,7 +294,7 @@ def test_java_is_answered(engine):
 
 
 @pytest.mark.parametrize("what", sorted(clients.BYTES.keys() - {"a length and chunks"}))  # the gateway may parse it
-def test_a_request_is_read_however_it_arrives(engine, what):
+def test_a_request_can_arrive_in_any_pieces(engine, what):
     engine.use("good")
     engine.wake()
     pieces, statuses = clients.BYTES[what]
@@ -320,7 +320,7 @@ ODDITIES = {
 
 
 @pytest.mark.parametrize("what", ODDITIES)
-def test_oddities_over_http(engine, what):
+def test_odd_requests_over_http_get_described_answers(engine, what):
     method, path, headers, body, status = ODDITIES[what]
     with httpx.Client(timeout=60) as client:
         given = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
@@ -329,7 +329,7 @@ def test_oddities_over_http(engine, what):
     assert got.status_code == status
 
 
-def test_the_page_for_programs_names_every_field_of_the_status():
+def test_the_api_guide_lists_every_field_of_the_status():
     told = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     fields = contract.DOCUMENT["components"]["schemas"]["Status"]["properties"]
     section = told[told.index("## Fields of /status") : told.index("## Phone numbers")]

@@ -66,7 +66,7 @@ def traces(number: str, text: str) -> list[str]:
     return [w for w in windows if re.search(r"[\W_]{0,5}".join(w), plain)] + [h for h in hashes(number) if h in text]
 
 
-def test_the_search_finds_what_it_should():
+def test_the_search_finds_every_form_of_a_number():
     number = "+12025550123"
     for form, write in FORMS.items():
         assert traces(number, f"no way to {write(number)}!"), form
@@ -133,7 +133,7 @@ PARTED = {  # by words, by letters or by more than any expression allows
 
 
 @pytest.mark.parametrize("way", [*FORMS, *PARTED])
-def test_however_a_provider_parts_the_digits_at_most_six_are_logged(monkeypatch, caplog, way):
+def test_at_most_six_digits_are_logged_with_any_separators(monkeypatch, caplog, way):
     rng, world = random.Random(way), World(monkeypatch)
     number = random_number(rng)
     said = (FORMS | PARTED)[way](number)
@@ -163,7 +163,7 @@ def visit(world, number: str, say):
 
 
 @pytest.mark.parametrize("provider", ["textbelt", "sns", "takes it"])
-def test_no_trace_of_a_number_is_left_by_a_whole_visit(monkeypatch, caplog, capfd, provider):
+def test_a_visit_leaves_no_trace_of_a_number(monkeypatch, caplog, capfd, provider):
     rng = random.Random(f"{provider} 7")
     limits = dict.fromkeys(("daily_starts", "daily_messages", "monthly_budget"), 1000)
     world = World(monkeypatch, address_cooldown_seconds=0, instance_types=("ml.t2.medium",), **limits)

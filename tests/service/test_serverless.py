@@ -65,14 +65,14 @@ def engine_of(monkeypatch, **settings) -> World:
     return world
 
 
-def test_status_says_that_it_needs_no_start_and_has_no_deadline(world):
+def test_the_status_says_that_no_start_is_needed_and_has_no_deadline(world):
     told = world.status()
     assert told["state"] == "IN_SERVICE" and told["endpoint"] == "serverless"
     nothing = ("shutdownAt", "secondsLeft", "runId", "instanceType", "pricePerHour", "costSoFar", "elapsedSeconds")
     assert {told[name] for name in nothing} == {None}
 
 
-def test_start_answers_at_once_and_starts_nothing(world):
+def test_a_start_answers_at_once_and_starts_nothing(world):
     code, body = world.start(ADA)
     assert code == 200 and body["outcome"] == "already-in-service" and body["state"] == "IN_SERVICE"
     assert not world.sagemaker.calls and not world.phone.sent and not world.scheduler.schedules
@@ -82,7 +82,7 @@ def test_a_wrong_number_is_still_refused(world):
     assert world.start("12345")[1]["error"]["code"] == "invalid_phone"
 
 
-def test_a_prediction_is_answered_and_moves_no_deadline(world):
+def test_a_prediction_is_answered_and_changes_no_deadline(world):
     code, body = world.request("POST", "/predict", {"inputs": "Great value."})
     assert code == 200 and body["predictions"] and body["shutdownAt"] is None is body["secondsLeft"]
     asked = [given["EndpointName"] for call, given in world.sagemaker.calls if call == "invoke_endpoint"]
@@ -90,13 +90,13 @@ def test_a_prediction_is_answered_and_moves_no_deadline(world):
     assert world.request("POST", "/extend")[1]["state"] == "IN_SERVICE"
 
 
-def test_without_a_deployed_model_the_answer_says_so(world):
+def test_without_a_deployed_model_the_error_explains_it(world):
     world.sagemaker.errors["invoke_endpoint"] = [aws_error("ValidationError", "Endpoint x not found.")]
     code, body = world.request("POST", "/predict", {"inputs": "Great value."})
     assert (code, body["error"]["code"]) == (503, "no_model")
 
 
-# ---- what it costs
+# ---- costs
 
 ONE = prediction_cost(OWN)  # microdollars of a typical prediction
 
@@ -105,7 +105,7 @@ def ask(world, times: int = 1, **more) -> list[int]:  # statuses
     return [world.request("POST", "/predict", {"inputs": "Great value."} | more)[0] for _ in range(times)]
 
 
-def test_predictions_beyond_the_budget_are_refused_and_the_status_shows_what_was_spent(monkeypatch):
+def test_predictions_beyond_the_budget_are_refused_and_the_status_shows_spending(monkeypatch):
     world = engine_of(monkeypatch, monthly_budget=30.5 * ONE / MICRO)
     assert world.status()["spentThisMonth"] == 0 and world.status()["monthlyBudget"] == world.settings.monthly_budget
     assert ask(world, 40) == [200] * 30 + [402] * 10
@@ -122,7 +122,7 @@ def test_predictions_beyond_the_budget_are_refused_and_the_status_shows_what_was
     assert ask(world) == [200], "a new month, a new budget"
 
 
-def test_a_budget_holds_however_many_ask_at_once(monkeypatch):
+def test_the_budget_holds_for_simultaneous_requests(monkeypatch):
     world = engine_of(monkeypatch, monthly_budget=10 * ONE / MICRO)
     Stopwatch(world, monkeypatch)  # a busy machine makes no prediction more expensive
     with ThreadPoolExecutor(8) as pool:
@@ -130,7 +130,7 @@ def test_a_budget_holds_however_many_ask_at_once(monkeypatch):
     assert statuses.count(200) == 10 and statuses.count(402) == 30
 
 
-def test_a_prediction_costs_its_time_and_memory(monkeypatch):
+def test_the_cost_of_a_prediction_depends_on_time_and_memory(monkeypatch):
     for memory in (1024, 3072, 6144):
         world = engine_of(monkeypatch, serverless_memory_mb=memory)
         total, own = 0, world.settings
@@ -142,7 +142,7 @@ def test_a_prediction_costs_its_time_and_memory(monkeypatch):
         assert prediction_cost(own, 0.01) == prediction_cost(own) >= 0.12 * memory / 1024 * SERVERLESS_GB_SECOND * MICRO
 
 
-def test_the_overshoot_is_what_runs_at_the_end(monkeypatch):
+def test_only_the_last_accepted_prediction_can_exceed_the_budget(monkeypatch):
     world = engine_of(monkeypatch, monthly_budget=ONE / MICRO)
     world.watch.seconds = 24
     assert ask(world, 5) == [200, 402, 402, 402, 402]
@@ -163,7 +163,7 @@ def test_requests_refused_by_sagemaker_cost_nothing(world, error):
     assert not any(read_usage(world.engine.usage).spent.values())
 
 
-def test_a_container_that_fails_or_does_not_answer_in_time_is_paid_for(world):
+def test_failed_and_late_predictions_are_booked(world):
     told = ReadTimeoutError(endpoint_url="https://x")
     world.sagemaker.errors["invoke_endpoint"] = [model_error(OriginalStatusCode=500, OriginalMessage="x"), told]
     world.watch.seconds = 24
@@ -173,7 +173,7 @@ def test_a_container_that_fails_or_does_not_answer_in_time_is_paid_for(world):
     assert sum(read_usage(world.engine.usage).spent.values()) == ONE + prediction_cost(OWN, 60)
 
 
-def test_unbooked_requests_are_not_sent_and_a_failed_correction_keeps_the_answer(monkeypatch):
+def test_a_failed_booking_stops_the_request_and_a_failed_correction_does_not(monkeypatch):
     world = engine_of(monkeypatch)
     update, calls = world.dynamodb.update_item, []
 
@@ -200,7 +200,7 @@ def test_unbooked_requests_are_not_sent_and_a_failed_correction_keeps_the_answer
 
 
 @pytest.mark.parametrize("item", [{}, {"spent": {"S": "nothing"}}, {"since": {"N": "5"}}, {"open": {"M": {}}}])
-def test_an_item_that_somebody_edited_is_healed_and_counts(world, item):
+def test_an_edited_item_is_repaired_and_counts(world, item):
     table = world.engine.usage
     world.dynamodb.put_item(TableName=table.name, Item=table.key | item)
     assert ask(world, 3) == [200] * 3
@@ -240,7 +240,7 @@ COLD = {
 
 
 @pytest.mark.parametrize("cold", COLD)
-def test_a_cold_endpoint_is_waking_and_says_when_to_ask_again(world, cold):
+def test_a_cold_endpoint_returns_waking_and_a_retry_time(world, cold):
     world.sagemaker.errors["invoke_endpoint"] = [COLD[cold]]
     code, body = world.request("POST", "/predict", {"inputs": "Great value."})  # the contract checks headers
     assert (code, body["error"]["code"], body["error"]["retryAfterSeconds"]) == (503, "waking", WAKE_SECONDS)
@@ -248,7 +248,7 @@ def test_a_cold_endpoint_is_waking_and_says_when_to_ask_again(world, cold):
 
 
 @pytest.mark.parametrize("cold", COLD)
-def test_an_instance_is_never_waking(monkeypatch, cold):
+def test_an_instance_endpoint_never_returns_waking(monkeypatch, cold):
     world = World(monkeypatch)
     world.in_service()
     world.sagemaker.errors["invoke_endpoint"] = [COLD[cold]]
@@ -269,13 +269,13 @@ WARM = [  # errors of a running container, of a busy one, and of one that cannot
 
 
 @pytest.mark.parametrize(("error", "status", "code"), WARM)
-def test_other_errors_are_not_called_a_cold_start(world, error, status, code):
+def test_other_errors_are_not_reported_as_a_cold_start(world, error, status, code):
     world.sagemaker.errors["invoke_endpoint"] = [error]
     got, body = world.request("POST", "/predict", {"inputs": "Great value."})
     assert (got, body["error"]["code"]) == (status, code) and "retryAfterSeconds" not in body["error"]
 
 
-def test_a_cold_start_is_answered_before_the_gateway_gives_up_and_the_page_may_read_the_header(monkeypatch):
+def test_a_cold_start_is_answered_before_the_gateway_times_out_with_a_readable_header(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     resources = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"]
     config = client_of("sagemaker-runtime").meta.config
@@ -288,7 +288,7 @@ def test_a_cold_start_is_answered_before_the_gateway_gives_up_and_the_page_may_r
     assert "retry-after" in cors["ExposeHeaders"]
 
 
-def test_the_reconciler_leaves_it_alone(monkeypatch):
+def test_the_reconciler_keeps_a_serverless_endpoint(monkeypatch):
     world = World(monkeypatch, endpoint="serverless")
     tags = [{"Key": "Project", "Value": world.settings.prefix}]
     name = endpoint_name(world.settings, STANDING)
@@ -300,14 +300,14 @@ def test_the_reconciler_leaves_it_alone(monkeypatch):
     assert world.reconcile()["delete_orphans"] == [] and name in world.sagemaker.endpoints
 
 
-def test_the_template_is_told():
+def test_the_template_gets_the_endpoint_kind_and_memory():
     told = stack_parameters(replace(OWN, serverless_memory_mb=6144), "artifacts", {}, SITE)
     assert (told["EndpointKind"], told["ServerlessMemoryMb"]) == ("serverless", "6144")
     with pytest.raises(ValueError, match="realtime, serverless or lambda"):
         Settings(endpoint="sometimes")
 
 
-def test_on_the_local_cloud_it_is_made_moved_to_another_model_and_deleted(cloud: TestCloud):
+def test_the_local_cloud_creates_updates_and_deletes_a_serverless_endpoint(cloud: TestCloud):
     sagemaker = cloud.client("sagemaker")
     register(cloud, "first-words")
     register(cloud, "other-words", HANDLERS.replace("lovely", "grand"))
@@ -396,7 +396,7 @@ def account(monkeypatch):
     return Account()
 
 
-def test_an_endpoint_that_never_came_up_is_made_anew(account):
+def test_an_endpoint_that_never_became_ready_is_created_again(account):
     account.reason = "no memory left"
     assert deploy_serverless(account, OWN, MODELS[0]) == "made"
     with pytest.raises(RuntimeError, match="is Failed: no memory left"):
@@ -407,7 +407,7 @@ def test_an_endpoint_that_never_came_up_is_made_anew(account):
     assert deploy_serverless(account, OWN, MODELS[0]) == "there"
 
 
-def test_a_move_that_failed_is_no_success_and_can_be_repeated(account):
+def test_a_failed_update_is_reported_and_can_be_repeated(account):
     first, second = (serverless_config(OWN, model)["EndpointConfigName"] for model in MODELS)
     deploy_serverless(account, OWN, MODELS[0])
     account.reason = "the model does not load"
@@ -422,7 +422,7 @@ def test_a_move_that_failed_is_no_success_and_can_be_repeated(account):
     assert delete_serverless(account, OWN) == [NAME, second] and account.endpoint is None
 
 
-def test_an_endpoint_that_is_being_made_is_deleted_once_that_is_over(account):
+def test_an_endpoint_in_creation_is_deleted_after_its_creation(account):
     deploy_serverless(account, OWN, MODELS[0])
     assert NAME in delete_serverless(account, OWN) and not account.configs
 
@@ -490,7 +490,7 @@ def test_each_function_may_access_what_it_reads_and_writes(monkeypatch, function
     assert world.request(*LAMBDAS[function])[0] in (200, 202)
 
 
-def test_the_function_that_predicts_writes_to_one_table_only():
+def test_the_predict_function_writes_to_one_table_only():
     table = f"arn:aws:dynamodb:us-east-1:{LAB['AWS::AccountId']}:table/{LAB['TableName']}"
     for kind, wanted in (("serverless", f"{table}-usage"), ("lambda", f"{table}-usage"), ("realtime", table)):
         role = statements("InvokeSagemakerEndpoint", kind, standby=kind == "lambda")

@@ -25,7 +25,7 @@ def awake(world, phone=None) -> str:  # the token
     return token
 
 
-def test_the_visitor_who_started_the_run_ends_it(world):
+def test_the_visitor_who_started_a_run_can_end_it(world):
     token = awake(world, ADA)
     world.clock.now += 60
     code, body = world.sleep(token)
@@ -67,21 +67,21 @@ def test_a_wrong_token_ends_nothing(world, state):
     assert world.row == before
 
 
-def test_a_token_ends_its_own_run_only(world):
+def test_a_token_ends_only_its_own_run(world):
     old = awake(world)
     world.sleep(old)
     awake(world)
     assert world.sleep(old)[1]["error"]["code"] == "wrong_token" and world.row.state == "IN_SERVICE"
 
 
-def test_a_visitor_cannot_end_a_run_of_the_schedule(world):
+def test_a_visitor_cannot_end_a_scheduled_run(world):
     world.wake(1)
     world.endpoint_becomes("InService")
     world.clock.now += 120
     assert world.sleep("")[1]["error"]["code"] == "wrong_token" and world.row.state == "IN_SERVICE"
 
 
-def test_an_early_end_checks_in_the_same_write(world):
+def test_an_early_end_checks_its_conditions_in_the_same_write(world):
     "The row may change between the read and the write: a subscriber waits, hours begin, or a new run has begun."
     awake(world)
     row, table = world.row, world.engine.table
@@ -96,7 +96,7 @@ def test_an_early_end_checks_in_the_same_write(world):
     assert model_state.stop_early(table, row) is None and world.row.state == "IN_SERVICE"
 
 
-def test_a_run_that_is_still_starting_says_when_to_ask_again(world):
+def test_ending_a_starting_run_returns_a_retry_time(world):
     token = world.start(ADA)[1]["sleepToken"]
     code, body = world.sleep(token)
     assert (code, body["error"]["code"], body["error"]["state"]) == (409, "not_yet", "CREATING")
@@ -104,7 +104,7 @@ def test_a_run_that_is_still_starting_says_when_to_ask_again(world):
     assert world.sleep(token)[0] == 202 and world.nothing_left()
 
 
-def test_the_token_outlives_a_change_of_the_instance_type(world):
+def test_the_token_survives_a_change_of_the_instance_type(world):
     token = world.start()[1]["sleepToken"]
     first = world.row.runId
     world.endpoint_becomes("Failed", "Unable to provision requested ML compute capacity.")
@@ -112,7 +112,7 @@ def test_the_token_outlives_a_change_of_the_instance_type(world):
     assert world.row.runId != first and world.sleep(token)[0] == 202 and world.nothing_left()
 
 
-def test_no_subscriber_loses_the_message(world):
+def test_every_subscriber_gets_a_message_despite_an_early_end(world):
     token = world.start(ADA)[1]["sleepToken"]
     world.start(BOB)
     world.endpoint_becomes("InService", event=False)
@@ -130,7 +130,7 @@ def test_no_subscriber_loses_the_message(world):
 
 
 @pytest.mark.parametrize("trouble", ["delete_endpoint", "delete_endpoint_config", "describe_endpoint", "deaf", "slow"])
-def test_what_aws_does_not_delete_now_is_deleted_later(world, trouble):
+def test_resources_that_aws_fails_to_delete_are_deleted_later(world, trouble):
     token = awake(world)
     if trouble in ("deaf", "slow"):
         setattr(world.sagemaker, trouble, True)
@@ -145,7 +145,7 @@ def test_what_aws_does_not_delete_now_is_deleted_later(world, trouble):
     assert world.row.state == "STOPPED" and world.nothing_left() and not world.usage.open
 
 
-def test_a_prediction_at_the_same_moment_ends_neither_in_an_error_of_ours_nor_in_a_second_endpoint(world):
+def test_simultaneous_predictions_and_ends_cause_no_internal_error(world):
     token = awake(world)
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(world.request, "POST", "/predict", {"inputs": "ok"}) for _ in range(3)]
@@ -154,7 +154,7 @@ def test_a_prediction_at_the_same_moment_ends_neither_in_an_error_of_ours_nor_in
     assert world.row.state == "STOPPED" and world.nothing_left()
 
 
-def test_the_row_and_the_log_hold_no_token(world, caplog, capsys):
+def test_the_row_and_the_log_contain_no_token(world, caplog, capsys):
     caplog.set_level("DEBUG")
     token = awake(world)
     world.sleep(token)
@@ -164,20 +164,20 @@ def test_the_row_and_the_log_hold_no_token(world, caplog, capsys):
     assert token not in json.dumps(world.status()) and model_state.hash_of(token) not in json.dumps(world.status())
 
 
-def test_an_end_that_was_asked_for_is_counted_as_such(world, capsys):
+def test_a_requested_end_is_counted_as_requested(world, capsys):
     world.sleep(awake(world))
     assert '"Reason":"asked"' in capsys.readouterr().out.replace(" ", "")
 
 
 @pytest.mark.parametrize("endpoint", ["serverless", "lambda"])
-def test_an_endpoint_that_never_sleeps_says_so(world, endpoint):
+def test_ending_an_endpoint_that_never_sleeps_is_refused(world, endpoint):
     engine = dataclasses.replace(world.engine, settings=dataclasses.replace(world.settings, endpoint=endpoint))
     world.handlers["shutdown-endpoint"].engine = engine
     code, body = world.sleep("token")
     assert (code, body["error"]["code"]) == (409, "never_sleeps")
 
 
-def test_a_run_ends_early_in_the_cloud(engine):
+def test_a_run_can_end_early_in_the_local_cloud(engine):
     engine.use("good")
     engine.sleep()
     token = engine.call("POST", "/start", {})["sleepToken"]

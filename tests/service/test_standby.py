@@ -62,7 +62,7 @@ STATES: dict[str, Callable[[World], object]] = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_the_standby_answers_whatever_the_state_and_changes_nothing(monkeypatch, state):
+def test_the_standby_answers_in_every_state_and_changes_nothing(monkeypatch, state):
     world = World(monkeypatch).with_standby()
     STATES[state](world)
     before, calls = world.row, len(world.sagemaker.calls)
@@ -73,7 +73,7 @@ def test_the_standby_answers_whatever_the_state_and_changes_nothing(monkeypatch,
     assert world.row == before and before.state == state and len(world.sagemaker.calls) == calls
 
 
-def test_an_explanation_by_the_standby_names_its_words(monkeypatch):
+def test_an_explanation_by_the_standby_lists_its_words(monkeypatch):
     (told,) = ask(World(monkeypatch).with_standby(), explain=True)[1]["predictions"]
     assert [word["text"] for word in told["explanation"]] == [TEXT[:5]]
 
@@ -85,7 +85,7 @@ def test_the_endpoint_answers_while_it_is_in_service(monkeypatch):
     assert (status, body["answeredBy"], body["modelVersion"]) == (200, "endpoint", "7") and not world.standby.calls
 
 
-def test_without_a_standby_a_sleeping_model_says_what_to_do(monkeypatch):
+def test_without_a_standby_the_error_of_a_sleeping_model_says_what_to_do(monkeypatch):
     world = World(monkeypatch)
     status, body = ask(world)
     assert (status, body["error"]["code"]) == (409, "not_in_service") and "Press Start" in body["error"]["message"]
@@ -126,7 +126,7 @@ def failing(world: World, failure: object) -> World:
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-def test_the_standby_answers_when_the_endpoint_fails_and_keeps_nothing_awake(monkeypatch, caplog, failure):
+def test_the_standby_answers_for_a_failed_endpoint_without_keeping_it_awake(monkeypatch, caplog, failure):
     world = failing(World(monkeypatch).with_standby(), failure)
     deadline = world.row.shutdownAt
     status, body = ask(world)
@@ -138,7 +138,7 @@ def test_the_standby_answers_when_the_endpoint_fails_and_keeps_nothing_awake(mon
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-def test_if_the_standby_fails_too_the_error_is_the_endpoints_own(monkeypatch, failure):
+def test_if_both_fail_the_error_comes_from_the_endpoint(monkeypatch, failure):
     alone = failing(World(monkeypatch), failure)
     own = ask(alone)
     world = failing(World(monkeypatch).with_standby(), failure)
@@ -152,18 +152,18 @@ def test_if_the_standby_fails_too_the_error_is_the_endpoints_own(monkeypatch, fa
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_what_the_endpoint_complains_about_is_not_sent_to_the_standby(monkeypatch, status):
+def test_requests_refused_by_the_endpoint_are_not_sent_to_the_standby(monkeypatch, status):
     complaint = model_error(OriginalStatusCode=status, OriginalMessage=COMPLAINT)
     world = failing(World(monkeypatch).with_standby(), complaint)
     assert code_of(ask(world)) == (400, "too_much_text") and not world.standby.calls
 
 
-def test_a_failing_endpoint_and_a_standby_without_texts_left_is_the_endpoints_error(monkeypatch):
+def test_if_the_standby_is_used_up_the_error_comes_from_the_endpoint(monkeypatch):
     world = failing(World(monkeypatch, daily_standby_texts=1).with_standby(), FAILURES["throttled"])
     assert code_of(ask(world, [TEXT] * 2)) == (503, "busy") and not world.standby.calls
 
 
-def test_an_answer_of_the_endpoint_moves_the_deadline_and_survives_if_that_fails(monkeypatch):
+def test_an_endpoint_answer_moves_the_deadline_and_is_returned_even_if_that_fails(monkeypatch):
     world = World(monkeypatch).with_standby()
     world.in_service()
     world.clock.now += 100
@@ -176,7 +176,7 @@ def test_an_answer_of_the_endpoint_moves_the_deadline_and_survives_if_that_fails
     assert (status, body["answeredBy"], body["secondsLeft"]) == (200, "endpoint", 1700)
 
 
-def test_an_answer_during_which_the_model_went_to_sleep_has_no_deadline(monkeypatch):
+def test_an_answer_during_a_shutdown_has_no_deadline(monkeypatch):
     world = World(monkeypatch).with_standby()
     world.in_service()
     invoke = world.sagemaker.do_invoke_endpoint
@@ -221,7 +221,7 @@ def broken(world: World, fault: object) -> World:
 
 @pytest.mark.parametrize("endpoint", ["realtime", "lambda"])
 @pytest.mark.parametrize("fault", DOWN.values(), ids=DOWN)
-def test_a_standby_that_is_down_says_what_to_do_and_logs_no_text(monkeypatch, caplog, capsys, fault, endpoint):
+def test_an_unavailable_standby_returns_advice_and_logs_no_text(monkeypatch, caplog, capsys, fault, endpoint):
     world = broken(World(monkeypatch, endpoint=endpoint).with_standby(), fault)
     got = ask(world)
     assert code_of(got) == (503, "standby_down") and "Try again in a few seconds" in got[1]["error"]["message"]
@@ -231,7 +231,7 @@ def test_a_standby_that_is_down_says_what_to_do_and_logs_no_text(monkeypatch, ca
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_a_standby_that_is_busy_is_asked_again_and_then_says_so(monkeypatch, times):
+def test_a_busy_standby_is_retried_before_the_error_is_returned(monkeypatch, times):
     world = World(monkeypatch, daily_standby_texts=1).with_standby()
     world.standby.errors = [BUSY] * times
     status, body = ask(world)
@@ -239,14 +239,14 @@ def test_a_standby_that_is_busy_is_asked_again_and_then_says_so(monkeypatch, tim
     assert len(world.standby.calls) == min(3, times + 1) and world.status()["standby"]["leftToday"] == 0
 
 
-def test_what_the_standby_refuses_is_the_visitors_error(monkeypatch):
+def test_a_refusal_by_the_standby_is_a_client_error(monkeypatch):
     told = {"error": {"code": "empty_input", "message": "Text 1 is empty.", "status": 400}}
     world = broken(World(monkeypatch).with_standby(), ({}, json.dumps(told).encode()))
     status, body = ask(world)
     assert (status, body["error"]) == (400, {"code": "empty_input", "message": "Text 1 is empty."})
 
 
-# ---- what the standby takes
+# ---- the limits of the standby
 
 SHORT = standby.STANDBY_EXPLAINED
 
@@ -256,7 +256,7 @@ SHORT = standby.STANDBY_EXPLAINED
     st.lists(st.integers(1, 3_000) | st.sampled_from([1, 999, 1_000, 1_001, 10_000]), min_size=1, max_size=30),
     st.booleans(),
 )
-def test_a_request_is_taken_exactly_within_the_limits(lengths, explain):
+def test_the_standby_accepts_requests_exactly_up_to_its_limits(lengths, explain):
     why = standby.why_not(["x" * n for n in lengths], explain)
     within = len(lengths) <= 25 and sum(lengths) <= 20_000 and (not explain or sum(lengths) <= 1_000)
     assert (why == "") is within
@@ -271,7 +271,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize(("most", "more", "explain"), EDGES.values(), ids=EDGES)
-def test_beyond_the_limits_a_sleeping_model_says_what_to_do(monkeypatch, most, more, explain):
+def test_beyond_the_limits_the_error_of_a_sleeping_model_says_what_to_do(monkeypatch, most, more, explain):
     world = World(monkeypatch).with_standby()
     assert ask(world, most, explain=explain)[0] == 200
     status, body = ask(world, more, explain=explain)
@@ -281,21 +281,21 @@ def test_beyond_the_limits_a_sleeping_model_says_what_to_do(monkeypatch, most, m
 
 
 @pytest.mark.parametrize(("most", "more", "explain"), EDGES.values(), ids=EDGES)
-def test_beyond_the_limits_a_failing_endpoint_gives_its_own_error(monkeypatch, most, more, explain):
+def test_beyond_the_limits_a_failing_endpoint_returns_its_own_error(monkeypatch, most, more, explain):
     world = failing(World(monkeypatch).with_standby(), FAILURES["throttled"])
     assert code_of(ask(world, more, explain=explain)) == (503, "busy") and not world.standby.calls
 
 
-def test_a_list_for_the_endpoint_keeps_it_awake_before_it_is_read(monkeypatch):
+def test_a_long_list_moves_the_deadline_before_the_endpoint_answers(monkeypatch):
     world = failing(World(monkeypatch).with_standby(), FAILURES["no answer in time"])
     before = world.row.shutdownAt
     assert ask(world, [TEXT] * 26)[0] == 504 and world.row.shutdownAt == before + 100
 
 
-# ---- the limit of a day
+# ---- the daily limit
 
 
-def test_a_day_has_its_texts_and_the_next_day_has_them_again(monkeypatch):
+def test_the_daily_text_limit_resets_the_next_day(monkeypatch):
     world = World(monkeypatch, daily_standby_texts=10).with_standby()
     assert world.status()["standby"] == {
         **{"modelVersion": "0f3c5a7e9b1d", "textLimit": 25, "characterLimit": 20_000, "explainLimit": 1_000},
@@ -313,7 +313,7 @@ def test_a_day_has_its_texts_and_the_next_day_has_them_again(monkeypatch):
     assert ask(world)[0] == 200 and world.status()["standby"]["leftToday"] == 9
 
 
-def test_the_limit_holds_however_many_ask_at_once(monkeypatch):
+def test_the_daily_limit_holds_for_simultaneous_requests(monkeypatch):
     world = World(monkeypatch, daily_standby_texts=30).with_standby()
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(lambda n: ask(world, [TEXT] * (1 + n % 2))[0], range(40)))
@@ -322,7 +322,7 @@ def test_the_limit_holds_however_many_ask_at_once(monkeypatch):
     assert set(statuses) == {200, 429}
 
 
-def test_the_count_survives_the_loss_of_the_row(monkeypatch):
+def test_the_daily_count_survives_the_loss_of_the_row(monkeypatch):
     world = World(monkeypatch, daily_standby_texts=3).with_standby()
     world.in_service()
     world.pass_time(1900)
@@ -343,7 +343,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("item", ODD.values(), ids=ODD)
-def test_an_item_that_somebody_edited_is_healed_and_counts(monkeypatch, item):
+def test_an_edited_item_is_repaired_and_counts(monkeypatch, item):
     world = World(monkeypatch, daily_standby_texts=3).with_standby()
     table = world.engine.usage
     world.dynamodb.put_item(TableName=table.name, Item=table.key | item)
@@ -352,7 +352,7 @@ def test_an_item_that_somebody_edited_is_healed_and_counts(monkeypatch, item):
     assert read_usage(table).standby == {TODAY: 3}
 
 
-def test_two_clocks_that_differ_at_midnight_lose_no_count(monkeypatch):
+def test_clock_differences_at_midnight_lose_no_count(monkeypatch):
     table, midnight = World(monkeypatch).engine.usage, 1_800_057_600
     assert day_of(midnight - 1) != day_of(midnight)
     for now in (midnight - 1, midnight, midnight - 1, midnight + 1):
@@ -363,7 +363,7 @@ def test_two_clocks_that_differ_at_midnight_lose_no_count(monkeypatch):
     assert read_usage(table).standby == {day_of(midnight): 4, day_of(midnight + 86_400): 1}
 
 
-def test_a_usual_request_is_one_write_and_reads_no_usage(monkeypatch):
+def test_a_typical_request_takes_one_write_and_no_usage_read(monkeypatch):
     world = World(monkeypatch).with_standby()
     ask(world)
     calls, real = [], world.dynamodb
@@ -377,7 +377,7 @@ def test_a_usual_request_is_one_write_and_reads_no_usage(monkeypatch):
     assert calls == [("get_item", world.engine.table.name), ("update_item", world.engine.usage.name)]
 
 
-def test_a_count_whose_answer_was_lost_never_gives_the_standby_more(monkeypatch):
+def test_a_count_whose_answer_was_lost_never_raises_the_limit(monkeypatch):
     world = World(monkeypatch, daily_standby_texts=10).with_standby()
     real = world.dynamodb
 
@@ -395,10 +395,10 @@ def test_a_count_whose_answer_was_lost_never_gives_the_standby_more(monkeypatch)
     assert answered < 10 and read_usage(replace(world.engine.usage, dynamodb=real)).standby[TODAY] <= 10
 
 
-# ---- patience
+# ---- time limits
 
 
-def test_the_endpoint_and_then_the_standby_answer_within_ten_seconds(monkeypatch):
+def test_the_endpoint_and_the_standby_together_answer_within_ten_seconds(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     configs = [client_of(name).meta.config for name in (BEFORE_STANDBY, AFTER_ENDPOINT, "lambda")]
     assert {each.retries["total_max_attempts"] for each in configs} == {1}
@@ -407,7 +407,7 @@ def test_the_endpoint_and_then_the_standby_answer_within_ten_seconds(monkeypatch
     assert quick + after + waits <= 10 and alone + waits <= 10
 
 
-def test_the_price_of_the_worst_day_follows_the_template(monkeypatch):
+def test_the_worst_daily_cost_is_computed_from_the_template(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     function = read_template(ROOT / "infra_scripts/templates/backend.yaml")["Resources"]["StandbyModel"]["Properties"]
     assert function["Timeout"] == STANDBY_SECONDS == client_of("lambda").meta.config.read_timeout
@@ -419,7 +419,7 @@ def test_the_price_of_the_worst_day_follows_the_template(monkeypatch):
 @pytest.mark.parametrize(
     ("inputs", "names"), [(TEXT, [BEFORE_STANDBY, AFTER_ENDPOINT]), ([TEXT] * 26, ["sagemaker-runtime"])]
 )
-def test_only_a_request_that_the_standby_takes_too_leaves_the_endpoint_little_time(monkeypatch, inputs, names):
+def test_the_endpoint_timeout_is_short_only_if_the_standby_can_take_over(monkeypatch, inputs, names):
     world = failing(World(monkeypatch).with_standby(), FAILURES["no answer in time"])
     asked = []
     world.use(replace(world.engine, client=lambda name: asked.append(name) or world.clients[name]))
@@ -427,7 +427,7 @@ def test_only_a_request_that_the_standby_takes_too_leaves_the_endpoint_little_ti
     assert [name for name in asked if name != "dynamodb"] == names
 
 
-def test_a_sleeping_model_gives_the_standby_all_the_time(monkeypatch):
+def test_while_asleep_the_standby_gets_the_full_time(monkeypatch):
     world, asked = World(monkeypatch).with_standby(), []
     world.use(replace(world.engine, client=lambda name: asked.append(name) or world.clients[name]))
     assert ask(world)[0] == 200 and [name for name in asked if name != "dynamodb"] == ["lambda"]
@@ -436,7 +436,7 @@ def test_a_sleeping_model_gives_the_standby_all_the_time(monkeypatch):
 # ---- other kinds of endpoints
 
 
-def test_the_standby_answers_for_a_serverless_endpoint_that_wakes_up_or_has_no_budget(monkeypatch):
+def test_the_standby_answers_for_a_waking_or_over_budget_serverless_endpoint(monkeypatch):
     world = World(monkeypatch, endpoint="serverless").with_standby()
     world.sagemaker.endpoints[f"{world.settings.prefix}-serverless"] = {"status": "InService", "reason": ""}
     assert ask(world)[1]["answeredBy"] == "endpoint"
@@ -468,20 +468,20 @@ def test_without_an_endpoint_the_model_is_always_in_service(alone):
 
 
 @pytest.mark.parametrize(("most", "more", "explain"), EDGES.values(), ids=EDGES)
-def test_without_an_endpoint_a_request_that_is_too_large_is_wrong(alone, most, more, explain):
+def test_without_an_endpoint_an_oversized_request_is_a_client_error(alone, most, more, explain):
     assert ask(alone, most, explain=explain)[0] == 200
     status, body = ask(alone, more, explain=explain)
     assert status == 400 and body["error"]["code"] in ("too_many_texts", "too_much_text")
     assert "Start" not in body["error"]["message"] and len(alone.standby.calls) == 1
 
 
-def test_without_an_endpoint_the_daily_limit_offers_no_start(alone):
+def test_without_an_endpoint_the_limit_error_does_not_offer_a_start(alone):
     assert ask(alone, [TEXT] * 25)[0] == 200
     status, body = ask(alone, [TEXT] * 25)
     assert (status, body["error"]["code"]) == (429, "standby_limit") and "Start" not in body["error"]["message"]
 
 
-def test_a_run_that_was_open_when_the_endpoint_was_abolished_still_ends(monkeypatch):
+def test_a_run_still_ends_after_the_endpoint_setting_is_removed(monkeypatch):
     world = World(monkeypatch)
     world.in_service()
     own = replace(world.settings, endpoint="lambda")
@@ -491,10 +491,10 @@ def test_a_run_that_was_open_when_the_endpoint_was_abolished_still_ends(monkeypa
     assert world.nothing_left() and world.usage.spent
 
 
-# ---- what is reported and configured
+# ---- reports and configuration
 
 
-def test_the_standbys_answers_and_failures_are_reported(monkeypatch, capsys):
+def test_standby_answers_and_failures_are_reported_as_metrics(monkeypatch, capsys):
     world = World(monkeypatch, daily_standby_texts=6).with_standby()
     ask(world, [TEXT] * 3)
     failing(world, FAILURES["throttled"])
@@ -508,11 +508,11 @@ def test_the_standbys_answers_and_failures_are_reported(monkeypatch, capsys):
     assert all("StandbyMilliseconds" in line for line in lines if "Predictions" in line)
 
 
-def test_a_failure_of_the_standby_is_reported(monkeypatch, capsys):
+def test_a_standby_failure_is_counted_as_a_metric(monkeypatch, capsys):
     ask(broken(World(monkeypatch).with_standby(), DOWN["denied"]))
     assert '"StandbyFailures":[1.0]' in capsys.readouterr().out.replace(" ", "")
 
 
-def test_a_lambda_reads_the_standby_from_its_environment():
+def test_a_lambda_reads_the_standby_settings_from_its_environment():
     engine = engine_from({"STANDBY_FUNCTION": "arn:f:7", "STANDBY_MODEL_VERSION": "0f3c5a7e9b1d"})
     assert (engine.standby, engine.standby_version, engine_from({}).standby) == ("arn:f:7", "0f3c5a7e9b1d", "")

@@ -1,4 +1,4 @@
-"The deployed standby: nobody waits for an answer, and an endpoint that is killed under load loses no request."
+"The deployed standby: every request gets an answer at once, even if the endpoint is killed under load."
 
 import contextlib
 import threading
@@ -48,7 +48,7 @@ def kill_endpoint(engine: Engine) -> int:  # number of killed processes
     return len(serving)
 
 
-def test_a_visitor_is_answered_before_during_and_after_a_run(engine):
+def test_a_visitor_gets_answers_before_during_and_after_a_run(engine):
     before = engine.call("GET", "/status")["standby"]
     assert (before["textLimit"], before["dailyTexts"], len(before["modelVersion"])) == (25, 5000, 12)
     assert by(engine) == "standby" and ask(engine, {"inputs": ["warm"] * 26})[0] == 409
@@ -71,12 +71,12 @@ def warm_up(engine: Engine):
     long = {
         "inputs": 40 * TEXT["inputs"],
         "explain": True,
-    }  # takes so long that each request needs an instance of its own
+    }  # takes so long that each request needs a separate instance
     with ThreadPoolExecutor(AT_ONCE) as pool:
         until(lambda: {status for status, _ in pool.map(lambda _: ask(engine, long), range(AT_ONCE))} == {200})
 
 
-def test_an_endpoint_that_is_killed_under_load_loses_no_request(engine):
+def test_killing_the_endpoint_under_load_loses_no_request(engine):
     warm_up(engine)
     engine.wake()
     stop, answers = threading.Event(), []

@@ -81,7 +81,7 @@ STATES = (is_creating, is_in_service, is_stopping, has_failed, waits_for_the_nex
 
 @pytest.mark.parametrize("reach", STATES)
 @pytest.mark.parametrize("finder", ["start", "reconcile"])
-def test_a_row_deleted_by_hand_costs_no_second_endpoint_and_no_booking(world, reach, finder):
+def test_deleting_the_row_causes_no_second_endpoint_and_loses_no_booking(world, reach, finder):
     begun = world.clock.now
     reach(world)
     (first,) = world.sagemaker.endpoints
@@ -121,7 +121,7 @@ def test_the_budget_still_refuses_after_the_row_was_deleted(monkeypatch, reach):
 
 
 @pytest.mark.parametrize("finder", ["start", "reconcile"])
-def test_an_endpoint_that_both_tables_have_forgotten_is_found_deleted_and_booked(world, finder):
+def test_an_endpoint_missing_from_both_tables_is_found_deleted_and_booked(world, finder):
     run_id = world.in_service()
     begun = world.clock.now
     lose(world, world.engine.table, world.engine.usage)
@@ -140,7 +140,7 @@ def test_an_endpoint_that_both_tables_have_forgotten_is_found_deleted_and_booked
     assert spent_in_month(world.usage, world.clock.now) == pytest.approx(dearest, abs=1e-6)
 
 
-def test_two_starts_of_which_one_lost_its_row_create_one_endpoint(world, monkeypatch):
+def test_two_starts_create_one_endpoint_if_the_row_is_lost(world, monkeypatch):
     "The row is deleted after the first start has won but before it recorded anything, so the second one wins too."
     opens, answers = lifecycle.open_run, []
 
@@ -156,7 +156,7 @@ def test_two_starts_of_which_one_lost_its_row_create_one_endpoint(world, monkeyp
     assert alive(world) == [endpoint_name(world.settings, world.row.runId)] and len(world.usage.open) == 1
 
 
-def test_an_endpoint_that_is_about_to_be_created_without_its_row_is_waited_for(world, monkeypatch):
+def test_a_start_waits_for_an_endpoint_whose_row_was_lost(world, monkeypatch):
     "The row is deleted between the record and the endpoint: the next start must not create a second one."
     create, answers = world.sagemaker.do_create_endpoint, []
     monkeypatch.setattr(world.sagemaker, "lock", threading.RLock())
@@ -175,7 +175,7 @@ def test_an_endpoint_that_is_about_to_be_created_without_its_row_is_waited_for(w
 
 @pytest.mark.parametrize("tells", ["missing", "no tags"])
 @pytest.mark.parametrize("finder", ["start", "reconcile"])
-def test_a_stray_that_vanishes_while_it_is_looked_at_is_booked_and_stops_nobody(world, monkeypatch, finder, tells):
+def test_an_unknown_endpoint_that_disappears_during_the_check_is_booked(world, monkeypatch, finder, tells):
     has_failed(world)
     (name,) = world.sagemaker.endpoints
     world.clock.now += HOUR
@@ -194,7 +194,7 @@ def test_a_stray_that_vanishes_while_it_is_looked_at_is_booked_and_stops_nobody(
     assert lifecycle.run_of(world.settings, name) not in world.usage.open
 
 
-def test_an_endpoint_that_aws_refused_is_not_booked_by_whoever_saw_its_config(world, monkeypatch):
+def test_a_refused_endpoint_is_not_booked_even_if_its_config_was_listed(world, monkeypatch):
     "A round lists the config of a start, which then fails and closes its run before the round reads on."
     listed, rolled_back, seen = lifecycle._listed, lifecycle.states.roll_back, []
     monkeypatch.setattr(world.sagemaker, "lock", threading.RLock())
@@ -227,7 +227,7 @@ def test_a_record_deleted_by_hand_is_restored_during_the_run(world):
     assert world.row.state == "STOPPED" and spent == pytest.approx(run_cost("ml.t2.medium", 300 + 1860), rel=0.05)
 
 
-def test_numbers_expire_only_when_their_run_must_be_over(monkeypatch):
+def test_numbers_expire_only_after_their_run_must_have_ended(monkeypatch):
     for minutes in (240, 3000):
         world = World(monkeypatch, max_run_minutes=minutes)
         world.start(ADA)
@@ -235,7 +235,7 @@ def test_numbers_expire_only_when_their_run_must_be_over(monkeypatch):
         assert int(item["expiresAt"]["N"]) >= world.row.startedAt + minutes * 60
 
 
-def test_the_record_never_holds_a_number_and_the_table_of_numbers_has_no_backup(world):
+def test_the_record_contains_no_number_and_the_number_table_has_no_backup(world):
     seen = []
     for step in (is_in_service, lambda w: w.pass_time(1900), has_failed):
         step(world)
@@ -279,7 +279,7 @@ def rings_after(told: list[int]) -> int | None:  # minutes; None: never
 
 @pytest.mark.parametrize("reach", [is_stopping, has_failed, waits_for_the_next_type])
 @pytest.mark.parametrize("how", ["accepted", "refused", "deleting for ever"])
-def test_an_endpoint_that_aws_does_not_delete_rings_within_a_quarter_of_an_hour(world, monkeypatch, reach, how):
+def test_an_undeleted_endpoint_triggers_an_alarm_within_15_minutes(world, monkeypatch, reach, how):
     reach(world)
     (name,) = world.sagemaker.endpoints
     if how == "refused":
@@ -301,7 +301,7 @@ def test_an_endpoint_that_aws_does_not_delete_rings_within_a_quarter_of_an_hour(
     assert run_id not in world.usage.open
 
 
-def test_an_ordinary_deletion_rings_nowhere(world, monkeypatch):
+def test_an_ordinary_deletion_triggers_no_alarm(world, monkeypatch):
     for _ in range(3):
         world.in_service()
         world.pass_time(1900)
@@ -310,7 +310,7 @@ def test_an_ordinary_deletion_rings_nowhere(world, monkeypatch):
     assert rings_after([0, 1, 0, 0, 1, 0]) is None
 
 
-def test_a_trial_that_aws_does_not_delete_is_not_called_deleted(world, monkeypatch):
+def test_a_trial_that_aws_does_not_delete_is_not_reported_as_deleted(world, monkeypatch):
     tags = [{"Key": "Project", "Value": "sentiment-engine"}, {"Key": "Purpose", "Value": "trial"}]
     name = f"sentiment-engine-trial-{'a' * 12}"
     made = world.clock.now - world.settings.creating_minutes * 60 - 1
@@ -327,7 +327,7 @@ TURN = datetime(2027, 2, 1, tzinfo=UTC).timestamp()
 
 
 @pytest.mark.parametrize("behind", [0, 1, 3])
-def test_a_run_over_the_turn_of_the_month_costs_each_month_its_share(world, behind):
+def test_a_run_across_two_months_is_booked_in_both(world, behind):
     "The clocks of Lambdas differ by seconds."
     world.clock.now = TURN - 1000
     world.start()
@@ -348,7 +348,7 @@ def test_a_run_over_the_turn_of_the_month_costs_each_month_its_share(world, behi
     assert world.usage.spent == before and not world.usage.open
 
 
-def test_a_month_that_was_booked_is_never_wiped_out_by_another():
+def test_each_month_keeps_its_own_spending():
     usage = Usage(since=1, spent={"2027-01": 5_000_000, "2027-02": 1_000_000})
     assert (spent_in_month(usage, TURN - 1), spent_in_month(usage, TURN + 1)) == (5, 1)
 
@@ -368,7 +368,7 @@ def old_row(world, **usage):
     world.dynamodb.put_item(TableName=world.settings.table, Item=typed | world.engine.table.key)
 
 
-def test_an_upgrade_takes_over_what_the_row_has_counted_once(monkeypatch):
+def test_an_upgrade_imports_the_counts_of_the_row_once(monkeypatch):
     world = World(monkeypatch, monthly_budget=20, daily_starts=4)
     old_row(world)
     told = world.status()
@@ -385,19 +385,19 @@ def test_an_upgrade_takes_over_what_the_row_has_counted_once(monkeypatch):
     assert world.start()[1]["error"]["code"] == "too_many_starts"
 
 
-def test_an_upgrade_forgets_no_budget(monkeypatch):
+def test_an_upgrade_keeps_the_spent_budget(monkeypatch):
     world = World(monkeypatch, monthly_budget=10)
     old_row(world, microdollars=9_990_000)
     assert world.start()[1]["error"]["code"] == "over_budget" and not world.sagemaker.endpoints
 
 
-def test_an_upgrade_to_a_serverless_endpoint_counts_on(monkeypatch):
+def test_an_upgrade_to_a_serverless_endpoint_keeps_counting(monkeypatch):
     world = World(monkeypatch, endpoint="serverless")
     old_row(world)
     assert spend(world.engine.usage, 8, world.clock.now) and world.usage.spent == {"2027-01": 9_500_008}
 
 
-def test_an_upgrade_while_a_run_is_up_counts_on(world):
+def test_an_upgrade_during_a_run_keeps_counting(world):
     run_id = world.in_service()
     lose(world, world.engine.usage)  # an earlier version had no such table
     old_row(world)
@@ -416,7 +416,7 @@ def edit(world, **fields):
 
 
 @pytest.mark.parametrize("key", ["a_b c", "serverless", "eu-cccccccccccc", "A" * 12, "c" * 13, "trial-cccccccccccc"])
-def test_what_is_no_run_id_is_not_open_and_deletes_nothing(world, key):
+def test_an_invalid_run_id_is_not_an_open_run_and_deletes_nothing(world, key):
     name = f"{world.settings.prefix}-{key}"
     world.sagemaker.endpoints[name] = {"status": "InService", "reason": "", "tags": []}
     edit(world, open={key: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) - 9000}})
@@ -426,19 +426,19 @@ def test_what_is_no_run_id_is_not_open_and_deletes_nothing(world, key):
 
 
 @pytest.mark.parametrize("ahead", [121, 10**9])
-def test_an_open_run_of_the_future_is_ended(world, ahead):
+def test_an_open_run_dated_in_the_future_is_ended(world, ahead):
     edit(world, open={"b" * 12: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) + ahead}})
     assert world.start()[0] == 202 and list(world.usage.open) == [world.row.runId]
     assert set(world.usage.starts) <= {day_of(world.clock.now)}
 
 
-def test_an_open_run_of_a_clock_that_is_ahead_is_waited_for(world):
+def test_a_start_waits_for_an_open_run_from_a_clock_slightly_ahead(world):
     edit(world, open={"b" * 12: {"instanceType": "ml.t2.medium", "begunAt": int(world.clock.now) + 2}})
     assert world.start()[1]["error"]["code"] == "stopping" and list(world.usage.open) == ["b" * 12]
 
 
 @pytest.mark.parametrize("begun_at", [0, 1000, 1_700_000_000, 253_402_300_799])
-def test_whatever_the_record_holds_closing_fits_into_an_update(begun_at):
+def test_closing_a_run_works_with_any_record(begun_at):
     table, now = StateTable(MemoryDynamoDB(), "t", "m"), 1_800_000_000
     days = {day_of(n * DAY): 1 for n in range(1000)}
     open_run(table, "b" * 12, "ml.t2.medium", begun_at)
@@ -472,7 +472,7 @@ class Repeats:
 
 @pytest.mark.parametrize("most", [47, 1000])
 @pytest.mark.parametrize("others", [0, 1, 3])
-def test_a_booking_that_is_sent_twice_counts_once_whatever_others_book_meanwhile(world, most, others):
+def test_a_repeated_booking_counts_once_despite_concurrent_bookings(world, most, others):
     usage, now = world.engine.usage, world.clock.now
     mine = spend(usage, 16, now)
 
@@ -488,7 +488,7 @@ def test_a_booking_that_is_sent_twice_counts_once_whatever_others_book_meanwhile
     assert sum(world.usage.spent.values()) == 21 + 3 * more and not world.usage.asked
 
 
-def test_a_prediction_whose_function_died_stays_booked_and_leaves_nothing_for_good(world):
+def test_the_booking_of_a_killed_prediction_is_kept_without_permanent_leftovers(world):
     usage, now = world.engine.usage, world.clock.now
     for n in range(100):
         spend(usage, 8, now + n)

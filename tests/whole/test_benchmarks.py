@@ -61,7 +61,7 @@ def answered(status: int = 200, body: bytes = b"[]") -> bytes:
     return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
 
 
-def test_each_request_is_sent_once_and_failures_are_no_answers():
+def test_each_request_is_sent_once_and_failures_do_not_count_as_answers():
     held = []
     with http_server(lambda n: answered(503 if n % 5 == 0 else 200), held) as (port, asked):
         load = drive(port, [request_bytes(f"text {i}") for i in range(20)], clients=4)
@@ -70,13 +70,13 @@ def test_each_request_is_sent_once_and_failures_are_no_answers():
     assert load.rate == pytest.approx(16 / load.seconds) and load.client_cpu > 0
 
 
-def test_a_load_of_some_seconds_counts_all_that_it_sent():
+def test_a_timed_load_counts_every_request_that_it_sent():
     with http_server(lambda n: answered(), []) as (port, asked):
         load = drive(port, [request_bytes("again")], clients=3, seconds=0.05)
     assert len(load.latencies) == len(asked) >= 3 and set(asked) == {"again"}
 
 
-def test_a_server_that_hangs_up_is_an_error():
+def test_a_closed_connection_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
         with pytest.raises(ConnectionError):
@@ -90,12 +90,12 @@ def test_a_server_that_hangs_up_is_an_error():
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n1\r\n]\r\n0\r\n\r\n",
     ],
 )
-def test_an_answer_is_taken_only_when_it_is_complete(whole):
+def test_only_a_complete_answer_is_accepted(whole):
     assert split_answer(whole + b"HTTP") == (200, b"[]", b"HTTP")
     assert all(split_answer(whole[:n]) is None for n in range(len(whole)))
 
 
-def test_medians_are_of_the_rounds_that_have_a_measure():
+def test_medians_ignore_rounds_without_a_measure():
     assert medians([{"a": 1, "b": 5}, {"a": 100}, {"a": 2, "b": 7}]) == {"a": 2, "b": 6}
 
 
@@ -109,7 +109,7 @@ def test_medians_are_of_the_rounds_that_have_a_measure():
         ("at most", 6.5, 1.0, 6.5, False),
     ],
 )
-def test_goals_are_judged_in_their_own_direction(kind, ours, stock, found, met):
+def test_each_goal_is_judged_in_its_own_direction(kind, ours, stock, found, met):
     judged = judge(Goal("it", "m", kind, 5.0), {"m": ours}, {"m": stock})
     assert judged["found"] == pytest.approx(found) and judged["met"] is met
     assert goal_line(judged).endswith("NOT MET") is not met
@@ -119,7 +119,7 @@ def test_missing_measurements_are_not_judged():
     assert judge(Goal("it", "m", "faster", 5.0), {"m": 1.0}, {}) is None
 
 
-def test_texts_have_the_tokens_that_were_asked_for():
+def test_texts_have_the_requested_number_of_tokens():
     words = list(WEIGHTS)[4:]
     rng = random.Random(0)
     reviews = [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(50)]
@@ -142,7 +142,7 @@ def model(tmp_path):
     return inference.Model("minilm", tmp_path, 1, texts)
 
 
-def test_a_server_answers_is_weighed_and_ends_with_an_interruption(model):
+def test_a_server_answers_reports_its_memory_and_ends_when_interrupted(model):
     with pytest.raises(KeyboardInterrupt), inference.started(inference.WAYS["ours"], model) as server:
         status, body = ask(server.port, request_bytes("love"))
         assert status == 200 and json.loads(body)[0]["label"] == "POSITIVE"
@@ -151,7 +151,7 @@ def test_a_server_answers_is_weighed_and_ends_with_an_interruption(model):
     assert not psutil.pid_exists(server.process.pid)
 
 
-def test_a_server_that_ends_says_why(model):
+def test_the_error_for_a_failed_server_shows_why(model):
     broken = inference.Way("broken", lambda folder, port: [sys.executable, "-c", "raise SystemExit('no such engine')"])
     with pytest.raises(inference.ServerError, match="no such engine"), inference.started(broken, model):
         pass
@@ -200,7 +200,7 @@ def test_training_speeds_are_judged_against_the_original():
     assert [(j["found"], j["met"]) for j in training.verdicts(found)] == [(26.0, True), (9.0, False)]
 
 
-def test_reviews_to_train_on_are_different_and_have_both_labels():
+def test_training_reviews_are_unique_and_have_both_labels():
     rows = training.labelled(60, None)
     assert len({row["label"] for row in rows[:20]}) == 2, "in random order"
     assert len({row["text"] for row in rows}) == 60 and sum(row["label"] for row in rows) == 30
@@ -208,7 +208,7 @@ def test_reviews_to_train_on_are_different_and_have_both_labels():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["ours", "original"])
-def test_a_case_trains_and_predicts_in_a_process_of_its_own(case):
+def test_a_case_trains_and_predicts_in_its_own_process(case):
     rows = training.labelled(80, None)
     inference.CACHE.mkdir(exist_ok=True)
     job = {"case": case, "base": training.base_model(None), "steps": 1, "train": rows[:64], "test": rows[64:]}
@@ -224,7 +224,7 @@ def rated(count: int = 600) -> pd.DataFrame:
     return pd.DataFrame({"text": [f"text {i}" for i in range(count)], "label": [s > 3 for s in stars], "stars": stars})
 
 
-def test_reviews_are_drawn_as_the_way_says():
+def test_reviews_are_drawn_as_the_variant_requires():
     balanced = recipe.draw(rated(), "balanced", 120)["stars"].value_counts().to_dict()
     assert balanced == {1: 20, 2: 20, 3: 20, 4: 30, 5: 30}
     assert recipe.draw(rated(), "without threes", 120)["stars"].value_counts().to_dict() == {1: 30, 2: 30, 4: 30, 5: 30}
@@ -233,12 +233,12 @@ def test_reviews_are_drawn_as_the_way_says():
         recipe.draw(rated(60), "balanced", 120)
 
 
-def test_nothing_is_trained_on_and_tested_on():
+def test_training_and_test_reviews_do_not_overlap():
     train, test = recipe.halves(recipe.rated(None, 400))
     assert len(train) > 100 and not set(train["text"]) & set(test["text"]) and set(train["stars"]) == {1, 2, 3, 4, 5}
 
 
-def test_each_way_changes_one_thing_of_the_default():
+def test_each_variant_changes_one_option_of_the_default():
     options = [changed for changed, _ in recipe.WAYS.values()]
     assert all(len(changed) <= 1 for changed in options) and options[0] == {}
     assert all(Recipe(**changed) != Recipe() for changed in options if changed)
@@ -246,7 +246,7 @@ def test_each_way_changes_one_thing_of_the_default():
 
 
 @pytest.mark.slow
-def test_a_small_sweep_is_written_with_its_seeds():
+def test_a_small_sweep_writes_its_results_and_seeds():
     done = subprocess.run([sys.executable, "-m", "benchmarks.recipe", "--quick"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = json.loads((recipe.CACHE / "recipe.json").read_text())
@@ -257,7 +257,7 @@ def test_a_small_sweep_is_written_with_its_seeds():
 # The standby ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_memory_setting_computes_times_from_the_processors_and_prices_from_the_times():
+def test_times_and_prices_follow_from_a_memory_setting():
     one = {"init": 0.2, "rss": 96, **{f"ms {n}": 1.0 * n for n in standby.TOKENS}}
     measured = {"1": one, "2": {f"ms {n}": 1.4 * n for n in standby.TOKENS}}
     half, whole, more, double = (standby.setting(memory, measured) for memory in (1769 / 2, 1769, 3008, 3538))

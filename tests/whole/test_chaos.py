@@ -5,7 +5,7 @@ import pytest
 from infra_scripts.checks import chaos
 
 
-def test_the_promises_hold_when_processes_are_killed(capsys):
+def test_every_promise_is_kept_when_processes_are_killed(capsys):
     status = chaos.main(["--seconds", "15", "--seed", "7"])
     said = capsys.readouterr().out
     assert status == 0, said
@@ -14,5 +14,5 @@ def test_the_promises_hold_when_processes_are_killed(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_the_promises_hold_for_a_minute(seed, capsys):
+def test_every_promise_is_kept_for_a_minute(seed, capsys):
     assert chaos.main(["--seconds", "60", "--seed", str(seed)]) == 0, capsys.readouterr().out

@@ -56,7 +56,7 @@ def pictures_without_a_size(page: Page) -> list[str]:
 
 
 @pytest.mark.browser
-def test_the_first_page_is_the_readme_with_every_notebook_beside_it(site, page):
+def test_the_first_page_is_the_readme_with_a_sidebar_of_every_notebook(site, page):
     page.goto(f"{site}/index.html", wait_until="load")
     expect(page.locator("article h1")).to_contain_text("sentiment-engine")
     assert pictures_without_a_size(page) == []
@@ -67,7 +67,7 @@ def test_the_first_page_is_the_readme_with_every_notebook_beside_it(site, page):
 
 
 @pytest.mark.browser
-def test_the_sidebar_leads_to_a_notebook_with_its_plot_and_without_directives(site, page):
+def test_the_sidebar_links_to_a_notebook_with_plots_and_without_directives(site, page):
     page.goto(f"{site}/index.html")
     page.locator('.sidebar-tree a[href="nbs/model/evaluation.html"]').click()
     expect(page.locator("article h1")).to_be_visible()
@@ -77,7 +77,7 @@ def test_the_sidebar_leads_to_a_notebook_with_its_plot_and_without_directives(si
 
 
 @pytest.mark.browser
-def test_the_search_finds_the_notebook_about_a_word(site, page):
+def test_the_search_finds_a_notebook_by_a_word(site, page):
     page.goto(f"{site}/index.html")
     page.locator("input.sidebar-search").fill("reconciler")
     page.locator("input.sidebar-search").press("Enter")
@@ -87,13 +87,13 @@ def test_the_search_finds_the_notebook_about_a_word(site, page):
 
 
 @pytest.mark.parametrize("link", ["gone.ipynb", "../gone.md", "model/gone.ipynb#part", "../images/gone.svg"])
-def test_a_link_that_leads_nowhere_is_named(link):
+def test_a_broken_link_is_reported(link):
     document = docs.ROOT / "nbs" / "01_glue_etl.ipynb"
     with pytest.raises(FileNotFoundError, match=r"nbs/01_glue_etl\.ipynb links to .*gone"):
         docs.with_links(f"Look [there]({link}).", document, set(docs.documents()), "https://example.com")
 
 
-def test_links_to_code_lead_to_the_repository():
+def test_links_to_code_point_to_the_repository():
     document = docs.ROOT / "nbs" / "service" / "lifecycle.ipynb"
     text = docs.with_links("[t](../../infra_scripts/demo.py) [b](api.ipynb) [w](https://a.example)", document, *KNOWN)
     assert text == "[t](https://x.example/infra_scripts/demo.py) [b](api.ipynb) [w](https://a.example)"
@@ -102,13 +102,13 @@ def test_links_to_code_lead_to_the_repository():
 KNOWN = (set(docs.documents()), "https://x.example")
 
 
-def test_a_notebook_is_shown_without_what_only_nbdev_reads():
+def test_a_notebook_is_shown_without_nbdev_directives():
     sources = ["#| default_exp a.b", "#| export\nx = 1", "#| hide\nimport nbdev", "y = 2", "#|aws\nz = 3"]
     cells = [{"cell_type": "code", "source": source.splitlines(True)} for source in sources]
     assert [cell["source"] for cell in docs.shown_cells({"cells": cells})] == ["x = 1", "y = 2", "z = 3"]
 
 
-def test_every_picture_in_a_notebook_says_what_it_shows():
+def test_every_picture_in_a_notebook_has_alt_text():
     silent = []
     for path in (p for p in docs.documents() if p.suffix == ".ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -118,14 +118,14 @@ def test_every_picture_in_a_notebook_says_what_it_shows():
     assert silent == []
 
 
-def test_the_glossary_is_in_order_and_every_term_links_to_a_notebook():
+def test_the_glossary_is_sorted_and_every_term_links_to_a_notebook():
     _, *entries = (docs.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").split("\n## ")
     terms = [entry.splitlines()[0] for entry in entries]
     assert terms == sorted(terms, key=str.casefold) and len(terms) == len(set(terms)) > 30
     assert [term for term, entry in zip(terms, entries, strict=True) if ".ipynb)" not in entry] == []
 
 
-def test_links_into_the_glossary_name_a_term():
+def test_links_into_the_glossary_point_to_a_term():
     terms = re.findall("^## (.+)$", (docs.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
     known = {term.lower().replace(" ", "-") for term in terms}
     texts = [path.read_text(encoding="utf-8") for path in docs.documents()]
@@ -133,6 +133,6 @@ def test_links_into_the_glossary_name_a_term():
     assert linked and linked <= known
 
 
-def test_links_of_readme_lead_somewhere():
+def test_links_in_the_readme_work():
     docs.rendered(docs.ROOT / "README.md", *KNOWN)
     assert Path(docs.__file__).exists()

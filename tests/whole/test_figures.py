@@ -15,7 +15,7 @@ RESULTS = sorted(figures.RESULTS.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", figures.BLOCKS)
-def test_the_page_shows_what_was_measured(name):
+def test_the_page_shows_the_measured_figures(name):
     assert f"<!-- figures: {name} -->\n{figures.block(name)}\n<!-- end: {name} -->" in PAGE
 
 
@@ -26,7 +26,7 @@ def test_a_result_names_its_processor_date_and_versions(path):
     assert date(2026, 1, 1) <= date.fromisoformat(machine["date"]) <= datetime.now(UTC).date()
 
 
-def test_no_figure_of_speed_is_written_by_hand():
+def test_no_speed_figure_is_written_by_hand():
     by_hand = re.sub(r"<!-- figures: (\w+) -->.*?<!-- end: \1 -->", "", PAGE, flags=re.DOTALL)
     speeds = r"\d[\d.,]* ?(?:ms|seconds|s\b|GB|times|x\b|(?:texts|reviews) a second)"
     assert re.findall(speeds, by_hand) == re.findall(speeds.replace("|GB", ""), README) == []
@@ -39,12 +39,12 @@ def test_a_changed_result_changes_the_table():
     assert "| 123 ms |" in figures.inference(result) and "| 123 ms |" not in before
 
 
-def test_a_missing_place_for_figures_is_reported():
+def test_a_missing_placeholder_for_figures_is_reported():
     with pytest.raises(ValueError, match="needs <!-- figures: etl -->"):
         figures.filled("no place")
 
 
-def test_the_figures_of_readme_are_those_of_the_released_model():
+def test_the_figures_in_the_readme_match_the_released_model():
     metrics = json.loads(Path(figures.ROOT, "models/released/metrics.json").read_text())
     assert f"right on {metrics['accuracy']:.1%}".replace("%", " %") in README
     assert f"of {metrics['rows']:,} texts that it had not seen" in README

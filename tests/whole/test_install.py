@@ -84,33 +84,33 @@ def install(checkout: Path, python: Path | None = None, before=None, **env: str)
 @pytest.mark.parametrize(
     "version", [(3, 9, 18), (3, 10, 14), (3, 11, 0), (3, 11, 2), (3, 11, 4), (3, 14, 0), (4, 0, 0)]
 )
-def test_a_python_that_cannot_run_the_project_is_refused_before_anything_is_made(checkout, tmp_path, version):
+def test_an_unsupported_python_is_refused_before_anything_is_created(checkout, tmp_path, version):
     status, words, asked = install(checkout, python_of(tmp_path / "bin", version))
     assert status == 1 and "3.11.5" in words and "PYTHON=" in words
     assert "venv" not in asked.replace(str(checkout), "") and not (checkout / ".venv").exists()
 
 
 @pytest.mark.parametrize("version", [(3, 11, 5), (3, 11, 14), (3, 12, 0), (3, 13, 9)])
-def test_a_python_that_can_is_taken(checkout, tmp_path, version):
+def test_a_supported_python_is_used(checkout, tmp_path, version):
     status, words, asked = install(checkout, python_of(tmp_path / "bin", version))
     assert status == 0, words
     assert "-m pip install" in asked
 
 
-def test_the_package_refuses_the_same_versions():
+def test_the_package_refuses_the_same_python_versions():
     floor = tuple(int(part) for part in SETTINGS["DEFAULT"]["min_python"].split("."))
     assert str(floor) in (ROOT / "infra_scripts/make/install.sh").read_text()
     assert SETTINGS["DEFAULT"]["min_python"] in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("python", [SETTINGS["DEFAULT"]["min_python"], "3.12.0", "3.13.0"])
-def test_every_pinned_package_runs_on_every_python_that_is_accepted(python):
+def test_every_pinned_package_supports_every_accepted_python(python):
     wanted = {each.name: each.metadata["Requires-Python"] for each in importlib.metadata.distributions()}
     assert not [name for name, versions in wanted.items() if versions and python not in SpecifierSet(versions)]
 
 
 @pytest.mark.parametrize("broken", ["NO_VENV", "NO_PIP"])
-def test_a_disk_that_takes_no_more_is_named_rather_than_a_package(checkout, tmp_path, broken):
+def test_a_full_disk_is_reported_instead_of_a_missing_package(checkout, tmp_path, broken):
     python = python_of(tmp_path / "bin", (3, 11, 9))
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
     status, words, _ = install(checkout, python, limit, **{broken: "1"})
@@ -119,7 +119,7 @@ def test_a_disk_that_takes_no_more_is_named_rather_than_a_package(checkout, tmp_
     assert not (checkout / ".venv-room").exists()
 
 
-def test_a_good_environment_is_left_alone(checkout, tmp_path):
+def test_a_good_environment_is_left_unchanged(checkout, tmp_path):
     python = python_of(tmp_path / "bin", (3, 11, 9))
     install(checkout, python)
     status, words, asked = install(checkout, python)
@@ -163,14 +163,14 @@ def test_a_broken_copied_or_moved_environment_is_recreated(checkout, tmp_path, h
     assert (checkout / ".venv/installed").read_text().strip() == str(checkout)
 
 
-def test_a_moved_checkout_gets_an_environment_of_its_own(checkout, tmp_path):
+def test_a_moved_checkout_gets_its_own_environment(checkout, tmp_path):
     python = python_of(tmp_path / "bin", (3, 11, 9))
     install(checkout, python)
     moved = checkout.rename(tmp_path / "moved")
     assert "-m venv" in install(moved, python)[2]
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(checkout, tmp_path):
+def test_an_interrupted_download_resumes(checkout, tmp_path):
     python = python_of(tmp_path / "bin", (3, 11, 9))
     install(checkout, python)
     (checkout / ".venv/installed").unlink()
@@ -195,7 +195,7 @@ def installed_by(tool: str, asked: str) -> list[str]:
     return [part for part in EVERYTHING if any(line.endswith(part) for line in lines)]
 
 
-def test_uv_of_one_version_installs_everything(checkout, tmp_path):
+def test_the_pinned_uv_installs_everything(checkout, tmp_path):
     status, words, asked = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)))
     assert status == 0 and "uv" not in words
     assert re.search(r"-m pip install .*uv==\d+\.\d+\.\d+$", asked, re.M)
@@ -211,7 +211,7 @@ def test_without_uv_pip_installs_everything(checkout, tmp_path, lack):
 
 
 @pytest.mark.parametrize("lack", ["NO_UV", "UV_FAILS"])
-def test_what_neither_can_install_is_not_taken_for_installed(checkout, tmp_path, lack):
+def test_a_failed_installation_is_not_marked_as_installed(checkout, tmp_path, lack):
     python = python_of(tmp_path / "bin", (3, 11, 9))
     status, words, _ = install(checkout, python, **{lack: "1", "PIP_FAILS": "1"})
     assert status == 1 and "Run the same command again" in words and not (checkout / ".venv/installed").exists()
@@ -219,7 +219,7 @@ def test_what_neither_can_install_is_not_taken_for_installed(checkout, tmp_path,
     assert status == 0 and "-m venv" not in asked
 
 
-def test_uv_looks_for_packages_where_pip_does(checkout, tmp_path):
+def test_uv_uses_the_package_index_of_pip(checkout, tmp_path):
     settings = (
         ":env:.find-links='/my wheels'",
         "global.cert='/etc/authority.pem'",
@@ -255,7 +255,7 @@ def test_variables_for_other_pythons_have_no_effect(checkout, tmp_path):
 
 
 @pytest.mark.parametrize("lack", ["NO_VENV", "NO_PIP"])
-def test_a_python_without_its_other_half_leaves_nothing_and_says_what_to_install(checkout, tmp_path, lack):
+def test_a_python_without_venv_leaves_nothing_and_names_the_missing_package(checkout, tmp_path, lack):
     status, words, _ = install(checkout, python_of(tmp_path / "bin", (3, 11, 9)), **{lack: "1"})
     assert status == 1 and "python3.11-venv" in words
     assert not (checkout / ".venv").exists()
@@ -270,14 +270,14 @@ def test_the_packages_of_the_functions_are_pinned_with_hashes():
         assert f"{name}=={version}" in constraints and importlib.metadata.version(name) == version
 
 
-def test_a_package_that_most_programs_import_loads_quickly():
+def test_the_pinned_jsonschema_loads_quickly():
     "The newest jsonschema compiles grammars for seconds in each kernel, test worker and script."
     code = "import sys, jsonschema; print('lark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.name)
-def test_workflows_use_actions_by_commit_and_say_which_version_that_is(workflow):
+def test_workflows_pin_actions_by_commit_with_a_version_comment(workflow):
     used = re.findall(r"uses: (.+)", workflow.read_text())
     assert used
     for action in used:
@@ -289,7 +289,7 @@ def workflow_job(name: str) -> dict:
     return job
 
 
-def test_every_python_and_system_that_is_promised_is_tested():
+def test_every_supported_python_and_system_is_tested():
     tried = workflow_job("ci.yml")["strategy"]["matrix"]["include"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     promised = re.search(r"Python (3\.\d+)\S* or later, up to (3\.\d+), and `make` on Linux or macOS", readme)

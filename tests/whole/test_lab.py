@@ -96,7 +96,7 @@ def running_lab(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, Path, str]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_lab_shows_the_notebooks_over_a_running_cloud_and_ends_with_it(tmp_path, way):
+def test_the_lab_opens_the_notebooks_with_a_running_cloud_and_stops_it(tmp_path, way):
     runtime = tmp_path / "runtime"
     with running_lab(tmp_path) as (lab, log, found):
         place = json.loads((tmp_path / "a folder ä/.local-cloud/cloud.json").read_text())
@@ -109,7 +109,7 @@ def test_the_lab_shows_the_notebooks_over_a_running_cloud_and_ends_with_it(tmp_p
     assert not list(runtime.glob("jpserver-*")) and not list(runtime.glob("kernel-*"))
 
 
-def test_a_jupyterlab_that_does_not_end_is_ended():
+def test_a_jupyterlab_that_does_not_exit_is_killed():
     stubborn = "from signal import *; import time; signal(SIGTERM, SIG_IGN); print(1, flush=True); time.sleep(600)"
     command = f"import sys, lab; lab.open_lab([sys.executable, '-c', {stubborn!r}], patience=0.1)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "infra_scripts")])}

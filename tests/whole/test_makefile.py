@@ -47,38 +47,38 @@ def told(monkeypatch, capsys, script: Path | str, words: list[str], names: str =
 # ---- the list
 
 
-def test_the_list_is_grouped_and_fits_80_columns():
+def test_the_command_list_is_grouped_and_fits_80_columns():
     groups = ["Use it on this machine", "Develop", "Check", "Deploy to AWS", "Measure"]
     assert [line for line in HELP.splitlines() if line[:1].strip()] == groups
     assert max(map(len, HELP.splitlines())) <= 80
     assert make().stdout == HELP
 
 
-def test_the_list_is_complete():
+def test_the_command_list_is_complete():
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert set(TAKEN) == targets - {"help"}
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_a_command_uses_the_variables_that_the_list_names(name):
+def test_a_command_uses_its_listed_variables(name):
     for variable in set(TAKEN[name]):
         without = ("DATA=x",) if name == "release" and variable != "DATA" else ()
         plain = make("-n", name, *without).stdout
         assert make("-n", name, *without, f"{variable}=1x1").stdout != plain, variable
 
 
-def test_a_value_reaches_the_script_as_it_is():
+def test_a_value_reaches_the_script_unchanged():
     name = """two words, "quotes", it's $HOME; `true`"""
     command = make("-n", "demo", f"DATA={name.replace('$', '$$')}").stdout.splitlines()[-1]
     assert shlex.split(command)[-2:] == ["--data", name]
 
 
-def test_a_switch_may_be_off():
+def test_a_switch_can_be_off():
     assert "--follow" in make("-n", "logs", "FOLLOW=1").stdout.split()
     assert "--follow" not in make("-n", "logs", "FOLLOW=0").stdout.split()
 
 
-def test_the_names_that_make_passes_on_are_no_setting():
+def test_the_variable_for_make_names_is_not_a_setting():
     name, _, value = shlex.split(make("-n", "demo").stdout.splitlines()[-1])[0].partition("=")
     assert name == MAKE_NAMES and settings_from({name: value}) == settings_from({})
 
@@ -97,12 +97,12 @@ def test_the_names_that_make_passes_on_are_no_setting():
         (["demo", "rows=5"], "make demo takes no rows, only "),
     ],
 )
-def test_a_variable_that_a_command_does_not_take_ends_it(words, said):
+def test_an_unknown_variable_ends_a_command(words, said):
     done = make(*words)
     assert done.returncode and said in done.stderr and not done.stdout
 
 
-def test_what_means_something_everywhere_is_no_mistake():
+def test_general_environment_variables_are_accepted():
     words = "PYTHON=python3", "CHROMIUM=chrome", "PIP_INDEX_URL=x", "AWS_PROFILE=x", "SENTIMENT_PREFIX=x"
     words += "PYTEST_ADDOPTS=-x", "UV_CACHE_DIR=x", "RUFF_NO_CACHE=1", "https_proxy=x", "NO_PROXY=x", "JAVA_HOME=x"
     assert make("-n", "check", "notebooks", *words).returncode == 0
@@ -138,7 +138,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
-def test_an_error_names_the_variable_that_was_typed(monkeypatch, capsys, words):
+def test_an_error_names_the_variable_as_typed(monkeypatch, capsys, words):
     command = shlex.split(make("-n", *words).stdout.splitlines()[-1])
     names, (script, *options) = command[0].partition("=")[2], command[2:]
     script, options = (options[0], options[1:]) if script == "-m" else (ROOT / script, options)
@@ -146,12 +146,12 @@ def test_an_error_names_the_variable_that_was_typed(monkeypatch, capsys, words):
     assert said.startswith(WRONG[words]) and "--" not in said
 
 
-def test_make_ends_with_the_error():
+def test_make_fails_with_the_error_message():
     done = make("chaos", "SEED=six")
     assert done.returncode and done.stderr.startswith("SEED must be a whole number, not six\nmake: ***")
 
 
-def test_a_script_that_is_run_directly_names_its_option(monkeypatch, capsys):
+def test_an_error_of_a_script_run_directly_names_the_option(monkeypatch, capsys):
     said = told(monkeypatch, capsys, ROOT / "infra_scripts/logs.py", ["--lines", "0"])
     assert said.startswith("usage: logs.py")
     assert said.endswith("logs.py: error: --lines must be a whole number of at least 1, not 0\n")
@@ -167,7 +167,7 @@ def test_every_script_has_the_shared_command_line(script):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_script_tells_the_version_of_settings_ini(monkeypatch, capsys, name):
+def test_a_script_prints_the_version_from_settings_ini(monkeypatch, capsys, name):
     (version,) = re.findall(r"^version = (.+)$", (ROOT / "settings.ini").read_text(encoding="utf-8"), re.M)
     assert version == __version__
     assert told(monkeypatch, capsys, ROOT / "infra_scripts" / name, ["--version"]) == f"sentiment-engine {version}\n"
@@ -205,7 +205,7 @@ def test_javascript_and_css_are_linted_and_javascript_is_formatted(biome):
     assert not fine and "noDuplicateProperties" in said
 
 
-def test_without_a_network_the_first_check_says_so(monkeypatch, capfd, tmp_path):
+def test_without_a_network_the_first_check_fails_with_an_explanation(monkeypatch, capfd, tmp_path):
     from infra_scripts.checks import biome
     from sentiment_engine.deploy import node_packages
 

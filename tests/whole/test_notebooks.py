@@ -66,12 +66,12 @@ WRONG = [(notebook, name, value) for notebook, name, values in WRONG for value i
 
 
 @pytest.mark.parametrize(("notebook", "name", "value"), WRONG, ids=lambda value: str(value))
-def test_a_wrong_parameter_is_named_before_anything_is_done(in_nbs, notebook, name, value):
+def test_a_wrong_parameter_is_reported_before_anything_happens(in_nbs, notebook, name, value):
     with pytest.raises(ValueError, match=f"^{name} must "):
         run(notebook, 2, **{name: value})
 
 
-def test_right_parameters_of_the_backend_are_taken(in_nbs):
+def test_valid_backend_parameters_are_accepted(in_nbs):
     run(BACKEND, 2)
     given = {"idle_minutes": 5, "site_address": "https://mood.example.com/", "extra_origin": "http://127.0.0.1:8501/"}
     boundary = "arn:aws-us-gov:iam::111122223333:policy/teams/boundary"
@@ -88,7 +88,7 @@ def test_the_costs_of_every_type_and_visit_are_computed(in_nbs, parameters):
 
 
 @pytest.mark.parametrize("target", ["local", "aws"])
-def test_a_deployment_wakes_no_model(target):
+def test_a_deployment_does_not_wake_the_model(target):
     (backend,) = (phase for phase in plan(parameters_of(target, {})) if phase.notebook.stem == BACKEND)
     assert backend.parameters["visit"] is False
 
@@ -104,7 +104,7 @@ def reaching() -> Iterator[tuple[str, list[str]]]:
             yield name, cells
 
 
-def test_no_notebook_makes_a_client_that_may_belong_to_an_account():
+def test_no_notebook_creates_a_client_for_an_unintended_account():
     "`connect` and the handle of a local cloud determine a client's account; boto3 alone uses the shell's."
     made = ("boto3.client", "boto3.resource", "boto3.Session")
     for name, cells in reaching():
@@ -140,7 +140,7 @@ def test_a_demonstration_can_be_run_again_even_after_an_interruption(cloud, name
 
 
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
-def test_without_a_local_cloud_a_demonstration_says_how_to_start_one(name):
+def test_without_a_local_cloud_a_demonstration_explains_how_to_start_one(name):
     account = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
     nowhere = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
     done = play(name, account | nowhere)

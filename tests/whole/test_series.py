@@ -41,14 +41,14 @@ def lake_of() -> str:
     return stack_outputs(connect("local").client("cloudformation"), stack)["LakeBucket"]
 
 
-def test_page_is_published(series):
+def test_the_page_is_published(series):
     cloud, outputs = series
     page = httpx.get(cloud.site_url)
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert httpx.get(f"{cloud.site_url.rstrip('/')}/config.json").json()["apiUrl"] == outputs["ApiUrl"]
 
 
-def test_one_visit(series):
+def test_a_visit_runs_through_every_step(series):
     cloud, outputs = series
     visit = local_visit(cloud, outputs["ApiUrl"])
     ask_asleep(visit)
@@ -59,7 +59,7 @@ def test_one_visit(series):
 
 
 @pytest.mark.browser
-def test_the_page_answers_before_anybody_starts_the_model(series):
+def test_the_page_answers_before_the_model_is_started(series):
     cloud, _ = series
     with open_browser() as browser:
         page = browser.new_page()
@@ -71,7 +71,7 @@ def test_the_page_answers_before_anybody_starts_the_model(series):
         expect(page.locator("#answer .verdict strong")).to_have_text("Positive")
 
 
-def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
+def test_the_visit_in_the_notebook_leaves_the_model_asleep(series, tmp_path):
     "Including two at once: one endpoint, and none afterwards."
     _, outputs = series
     played = tmp_path / "played.ipynb"
@@ -87,7 +87,7 @@ def test_the_visit_of_the_book_leaves_the_model_asleep(series, tmp_path):
     assert ours["Endpoints"] == []
 
 
-def test_nothing_is_done_twice(series):
+def test_unchanged_phases_are_not_repeated(series):
     phases = plan({"target": "local"} | SMALL)
     stamps = Stamps(connect("local"), foundation_stack(settings_from(os.environ))).read()
     assert outdated(phases, stamps) == []
@@ -110,7 +110,7 @@ def test_the_demo_reports_omitted_rows(series):
     assert 0 < kept == read - sum(left_out) and left_out, told
 
 
-def test_the_better_model_is_the_one_to_wake(series):
+def test_the_better_model_is_published(series):
     "After so few generated reviews the candidate fails the suite; the champion passes it."
     model = current_model(connect("local").client("ssm"), settings_from(os.environ))
     assert "/models/released/" in model.artifact and 0.9 < model.accuracy < 1
@@ -120,7 +120,7 @@ def test_the_better_model_is_the_one_to_wake(series):
     assert "/models/released/" not in model.artifact and "the model trained here" in told_model(model)
 
 
-def test_another_release_is_deployed_again(monkeypatch, tmp_path):
+def test_a_changed_release_is_deployed_again(monkeypatch, tmp_path):
     files = (
         "models/released/model.onnx",
         "sentiment_engine/model/behaviour_suite.toml",
@@ -137,7 +137,7 @@ def test_another_release_is_deployed_again(monkeypatch, tmp_path):
     assert len(seen) == 4
 
 
-def test_teardown_leaves_nothing_and_can_be_repeated(series):
+def test_a_teardown_leaves_nothing_and_can_be_repeated(series):
     assert teardown("local")
     assert teardown("local") == []
     assert connect("local").client("s3").list_buckets()["Buckets"] == []

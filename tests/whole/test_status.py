@@ -31,7 +31,7 @@ def rows(done: subprocess.CompletedProcess) -> dict[str, str]:
     return {line[:13].strip(): line[13:] for line in done.stdout.splitlines()}
 
 
-def test_where_nothing_runs_it_says_what_to_do(tmp_path):
+def test_without_a_cloud_the_status_says_what_to_do(tmp_path):
     told = run(STATUS, "--state", tmp_path)
     assert told.returncode == 0 and "Nothing is running" in told.stdout and "make demo" in told.stdout
     for words in ((STATUS, "--open"), (LOGS,)):
@@ -39,14 +39,14 @@ def test_where_nothing_runs_it_says_what_to_do(tmp_path):
         assert done.returncode == 1 and "make demo" in done.stderr and not done.stdout
 
 
-def test_a_cloud_without_an_engine_says_what_to_do(tmp_path):
+def test_without_an_engine_the_status_says_what_to_do(tmp_path):
     with LocalCloud(tmp_path, port=0, site_port=0) as cloud:
         told = rows(run(STATUS, "--state", tmp_path))
         assert told["local cloud"] == cloud.url and "make demo" in told["model"] and "page" not in told
         assert run(STATUS, "--state", tmp_path, "--open").returncode == 1
 
 
-def test_the_status_follows_the_model(engine):
+def test_the_status_shows_the_state_of_the_model(engine):
     engine.use("good")
     engine.sleep()
     told = rows(run(STATUS, "--state", engine.cloud.state))
@@ -59,7 +59,7 @@ def test_the_status_follows_the_model(engine):
     assert re.match(r"version \S+ on ml\.", rows(awake)["runs"]) and rows(awake)["cost"].startswith("$0.")
 
 
-def test_an_engine_in_an_account_has_a_status(engine):
+def test_the_status_of_an_engine_on_aws_is_shown(engine):
     there = engine.cloud.account_environment()
     told = rows(run(STATUS, "--region", "us-east-1", **there))
     assert told["API"] == engine.api_url and told["model"] and "local cloud" not in told
@@ -67,7 +67,7 @@ def test_an_engine_in_an_account_has_a_status(engine):
     assert nowhere.returncode == 1 and "nobody" in nowhere.stderr and "Traceback" not in nowhere.stderr
 
 
-def test_the_page_opens_in_the_browser_if_there_is_one(engine, tmp_path):
+def test_the_page_opens_in_a_browser_if_available(engine, tmp_path):
     words = STATUS, "--state", engine.cloud.state, "--open"
     assert run(*words).stdout == f"{engine.site_url}\n"
     browser = tmp_path / "browser"
@@ -84,7 +84,7 @@ def asked(engine):
     return engine
 
 
-def test_logs_come_newest_first_from_everywhere(asked):
+def test_logs_from_all_sources_are_shown_newest_first(asked):
     few = run(LOGS, "--state", asked.cloud.state, "--lines", 5).stdout.splitlines()
     every = run(LOGS, "--state", asked.cloud.state, "--lines", 100_000).stdout
     assert len(few) == 5 and all(re.match(r"\d\d:\d\d:\d\d  \S", line) for line in few)
@@ -92,7 +92,7 @@ def test_logs_come_newest_first_from_everywhere(asked):
     assert "  cloud  " in every and "  is-model-service-running  " in every
 
 
-def test_logs_of_one_function(asked):
+def test_logs_can_be_limited_to_one_function(asked):
     text = run(LOGS, "--state", asked.cloud.state, "--function", "is-model").stdout
     assert text and all("  is-model-service-running  " in line for line in text.splitlines())
     assert run(LOGS, "--state", asked.cloud.state, "--function", "nothing").stdout == ""

@@ -54,7 +54,7 @@ def imported_parts(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", modules())
-def test_dependencies_point_one_way(name):
+def test_each_folder_imports_only_its_allowed_dependencies(name):
     own = name.split("/")[0]
     assert imported_parts(name) - {own} <= MAY_USE[own]
 
@@ -70,7 +70,7 @@ def test_a_script_imports_no_other_script(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
-def test_a_notebook_has_the_path_of_its_module(path):
+def test_a_notebook_and_its_module_have_the_same_path(path):
     exports = re.findall(r"^#\| default_exp (\S+)$", "\n".join(source for _, source in cells(path)), re.M)
     place = path.relative_to(ROOT / "nbs").with_suffix("")
     assert exports == ([] if path in WALKTHROUGHS or path.name == "index.ipynb" else [".".join(place.parts)])
@@ -84,7 +84,7 @@ def names_defined(name: str) -> set[str]:
     return names | {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def test_a_name_is_defined_once():
+def test_each_name_is_defined_once():
     places = Counter(chain(*map(names_defined, modules())))
     assert {name for name, times in places.items() if times > 1} == {"__all__", "main"}
 
@@ -127,7 +127,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_text_names_only_what_the_package_has(path):
+def test_documents_name_only_existing_objects(path):
     wrong = [name for name in named_in(path) if not name.endswith((".py", ".toml", ".zip")) and not exists(name)]
     assert wrong == []
 
@@ -141,7 +141,7 @@ def exists(name: str) -> bool:
 
 
 @pytest.mark.parametrize("path", WALKTHROUGHS, ids=lambda path: path.stem)
-def test_a_walkthrough_walks(path):
+def test_a_walkthrough_follows_the_common_structure(path):
     held = cells(path)
     assert 20 <= len(held) <= 30
     assert not [source for _, source in held if source.startswith("#| export")]

@@ -37,7 +37,7 @@ def texted(engine, numbers: list[str]) -> list[str]:
     return told()
 
 
-def test_simultaneous_visitors_get_one_endpoint_a_message_each_and_leave_nothing(engine):
+def test_simultaneous_visitors_share_one_endpoint_and_get_one_message_each(engine):
     engine.use("good")
     engine.sleep()
     before = logged(engine)
@@ -71,7 +71,7 @@ def test_simultaneous_visitors_get_one_endpoint_a_message_each_and_leave_nothing
     assert engine.call("POST", "/predict", {"inputs": "Late."})["error"]["state"] == "STOPPED"
 
 
-def test_a_model_that_does_not_come_up_is_reported_and_deleted(engine):
+def test_a_model_that_does_not_start_is_reported_and_deleted(engine):
     engine.sleep()
     engine.use("broken")
     number = "+12025550155"

@@ -53,6 +53,6 @@ while not found():
 """
 
 
-def test_waits_are_told_apart():
+def test_waits_with_and_without_a_limit_are_distinguished():
     assert [line for line, _ in sorted(faults(ast.parse(WRONG)))] == [2, 3, 4, 5, 6, 7]
     assert list(faults(ast.parse(RIGHT))) == []

@@ -52,7 +52,7 @@ def wrong_parameters() -> list:
 
 
 @pytest.mark.parametrize(("path", "name", "wrong"), wrong_parameters())
-def test_a_parameter_of_the_wrong_type_is_refused_by_name(path, name, wrong, monkeypatch):
+def test_the_error_names_a_parameter_of_the_wrong_type(path, name, wrong, monkeypatch):
     monkeypatch.setattr("sentiment_engine.settings.connect", pytest.fail)
     with pytest.raises(ValueError, match=f"^{name} must be .*, not {re.escape(repr(wrong))}$"):
         run(path, **{name: wrong})
@@ -71,7 +71,7 @@ def test_a_parameter_of_the_wrong_type_is_refused_by_name(path, name, wrong, mon
         ("02", {"sample_rows": 1}, "sample_rows must be a whole number of at least 2"),
     ],
 )
-def test_a_parameter_without_sense_is_refused_by_name(number, given, said, monkeypatch):
+def test_the_error_names_a_parameter_with_an_invalid_value(number, given, said, monkeypatch):
     monkeypatch.setattr("sentiment_engine.settings.connect", pytest.fail)
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     with pytest.raises(ValueError, match=said):
@@ -80,7 +80,7 @@ def test_a_parameter_without_sense_is_refused_by_name(number, given, said, monke
 
 @pytest.mark.parametrize("path", [path for path in CHECKED if "target" in opening(path)[0]], ids=lambda path: path.stem)
 @pytest.mark.parametrize("target", ["AWS", "", "cloud"])
-def test_a_target_that_does_not_exist_is_refused(path, target, monkeypatch):
+def test_an_unknown_target_is_refused(path, target, monkeypatch):
     monkeypatch.setattr("sentiment_engine.settings.connect", pytest.fail)
     with pytest.raises(ValueError, match=f"^target must be local or aws, not {target!r}$"):
         run(path, target=target)
