@@ -208,7 +208,7 @@ def _check_zone(name: str):
         raise ValueError(f"awake_hours must end with the name of a time zone, not {name!r}{hint}")
 
 # %% ../nbs/settings.ipynb #3fe4a4f9
-_AWAKE_HOURS = re.compile(r"(\S+)\s+(\d\d?):(\d\d)-(\d\d?):(\d\d)\s+(\S+)", re.ASCII)
+_AWAKE_HOURS = re.compile(r"(\S{1,60}) (\d\d?):(\d\d)-(\d\d?):(\d\d) (\S{1,60})", re.ASCII)
 
 
 def awake_hours_of(
@@ -217,7 +217,8 @@ def awake_hours_of(
     "Read the setting `awake_hours`. Raises ValueError that says what to write."
     if not text:
         return None
-    if not (match := _AWAKE_HOURS.fullmatch(re.sub(r"\s*([,–-])\s*", r"\1", text).replace("–", "-"))):
+    plain = re.sub(" ?([,-]) ?", r"\1", " ".join(text.replace("–", "-").split()))
+    if not (match := _AWAKE_HOURS.fullmatch(plain)):
         raise ValueError(f"awake_hours must be like 'Mon-Fri 09:00-17:00 Europe/Berlin', not {text!r}")
     days, start, end = _days_of(match[1]), _minute_of(match[2], match[3]), _minute_of(match[4], match[5])
     _check_zone(match[6])

@@ -51,6 +51,7 @@ from botocore.parsers import ResponseParserError
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser
 from sentiment_engine.deploy.plan import read_template
+from sentiment_engine.deploy.stacks import template_argument
 from sentiment_engine.deploy.template_calls import Made, Stack, calls_of, deletions_of, unmade
 from sentiment_engine.local.requests import UNREAD, complaints, identifiers, read_recording
 
@@ -222,7 +223,7 @@ def lines_of_templates() -> list[dict]:
         needed = {k: "owner/name" for k, p in read_template(path)["Parameters"].items() if "Default" not in p}
         given = needed | ({"AlarmEmail": "alarms@example.com"} if path.stem == "monitoring" else {})
         parameters = [{"ParameterKey": k, "ParameterValue": v} for k, v in given.items()]
-        params = {"StackName": path.stem, "TemplateBody": path.read_text(encoding="utf-8"), "Parameters": parameters}
+        params = {"StackName": path.stem, **template_argument(path), "Parameters": parameters}
         line = {"service": "cloudformation", "operation": "CreateStack", "params": params, "error": "", "ids": {}}
         lines.append(line | {"complaints": complaints("cloudformation", "CreateStack", params)})
     return lines

@@ -1,6 +1,5 @@
 "The standby model's packages: what they contain, that they run alone, and that the deployed function answers."
 
-import importlib.metadata
 import io
 import json
 import subprocess
@@ -178,8 +177,13 @@ def test_the_lock_matches_the_tested_versions_and_the_template_platform():
 
 
 def test_a_modified_installed_library_is_not_packed(monkeypatch, tmp_path):
-    (tmp_path / "init.py").write_text("import os")
-    monkeypatch.setattr(importlib.metadata.PackagePath, "locate", lambda file: tmp_path / "init.py")
+    recorded = tmp_path / "numpy-2.dist-info"
+    recorded.mkdir()
+    (recorded / "METADATA").write_text("Name: numpy\n")
+    (recorded / "RECORD").write_text(f"numpy.py,sha256={'A' * 43},9\n")
+    (tmp_path / "numpy.py").write_text("import os")
+    found = standby.importlib.metadata.Distribution.at(recorded)
+    monkeypatch.setattr(standby.importlib.metadata, "distribution", lambda name: found)
     with pytest.raises(RuntimeError, match="differs from the file that pip installed"):
         standby.installed_files()
 

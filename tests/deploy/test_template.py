@@ -354,7 +354,7 @@ def test_the_deployed_api_answers_status_requests(deployed):
 @pytest.mark.parametrize(
     ("method", "path", "body", "expected"),
     [
-        ("POST", "/predict", {"inputs": "Great."}, (409, "not_in_service")),
+        ("POST", "/predict", {"inputs": ["Great."] * 26}, (409, "not_in_service")),
         ("POST", "/predict", {"inputs": ""}, (400, "empty_text")),
         ("POST", "/start", {"phone": "12345"}, (400, "invalid_phone")),
         ("POST", "/start", {}, (503, "no_model")),

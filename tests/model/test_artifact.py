@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_no_partial_files(tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "cannot be unpacked" in done.stdout and os.listdir(tmp_path) == ["model.tar.gz"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**16))
-    with pytest.raises(ValueError, match="more than the 0 MB that are free"):
+    with pytest.raises(ValueError, match="more than the 0 MB of free disk space"):
         unpack(path, tmp_path / "folder")
     assert os.listdir(tmp_path) == ["model.tar.gz"]
 

@@ -143,8 +143,8 @@ def crowded(tmp_path) -> Iterator[Server]:
 
 
 def test_a_request_beyond_the_queue_limit_gets_a_retry_time(crowded):
-    with ThreadPoolExecutor(MOST + 12) as pool:
-        ask = partial(httpx.post, f"{crowded.url}/invocations", json={"inputs": ["wait"]}, timeout=300)
+    with httpx.Client(timeout=300, limits=httpx.Limits()) as client, ThreadPoolExecutor(MOST + 12) as pool:
+        ask = partial(client.post, f"{crowded.url}/invocations", json={"inputs": ["wait"]})
         waiting = [pool.submit(ask) for _ in range(MOST + 12)]
         wait_for(lambda: crowded.metrics()["answers"].get("429", 0) == 12, 120)
         assert crowded.metrics()["under_way"] == MOST
