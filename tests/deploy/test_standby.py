@@ -282,7 +282,9 @@ def deploy(cloud, stack, artifact):
 
 def ask(cloud, function: str, event: object) -> dict:
     name, _, number = function.rpartition(":")
-    cloud.client("lambda").get_waiter("published_version_active").wait(FunctionName=name, Qualifier=number)
+    cloud.client("lambda").get_waiter("published_version_active").wait(
+        FunctionName=name, Qualifier=number, WaiterConfig={"Delay": 1, "MaxAttempts": 120}
+    )
     reply = cloud.client("lambda").invoke(FunctionName=function, Payload=json.dumps(event))
     assert "FunctionError" not in reply, reply["Payload"].read()
     return json.load(reply["Payload"])

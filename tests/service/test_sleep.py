@@ -150,7 +150,7 @@ def test_simultaneous_predictions_and_ends_cause_no_internal_error(world):
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(world.request, "POST", "/predict", {"inputs": "ok"}) for _ in range(3)]
         slept = [pool.submit(world.sleep, token) for _ in range(3)]
-    assert {f.result()[0] for f in slept} <= {200, 202} and {f.result()[0] for f in asked} <= {200, 409}
+    assert {f.result(300)[0] for f in slept} <= {200, 202} and {f.result(300)[0] for f in asked} <= {200, 409}
     assert world.row.state == "STOPPED" and world.nothing_left()
 
 

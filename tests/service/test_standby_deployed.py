@@ -96,6 +96,6 @@ def test_killing_the_endpoint_under_load_loses_no_request(engine):
         finally:
             stop.set()
         for each in visits:
-            each.result()
+            each.result(300)
     seen = Counter((status, who) for status, who, _ in answers)
     assert set(seen) == {(200, "endpoint"), (200, "standby")}, (seen, max(seconds for *_, seconds in answers))
