@@ -374,6 +374,7 @@ class FaultWorld:
         self.events: list[tuple[str, str, str]] = []  # endpoint, state and instant
         self.excused: set[str] = set()  # endpoints that could not be deleted because of AWS or a fault
         self.answered: set[str] = set()  # endpoints that gave a valid answer
+        self.hours = 0  # latest end of the awake hours in this run
         self.hurt = False  # whether a fault occurred during this start's life
         self.starts = 0  # number of the last start that won
         self.tried: list[str] = []  # instance types of this start
@@ -452,7 +453,8 @@ class FaultWorld:
             must(now.shutdownAt >= was.shutdownAt, "a deadline never moves back", (was.shutdownAt, now.shutdownAt))
             self.moved |= now.shutdownAt > was.shutdownAt and self.current == LAMBDAS["predict"][1]
         if now.state == IN_SERVICE:
-            end = max(now.startedAt + self.settings.max_run_minutes * 60, now.awakeUntil)
+            self.hours = max(now.awakeUntil, was.awakeUntil, self.hours if now.runId == was.runId else 0)
+            end = max(now.startedAt + self.settings.max_run_minutes * 60, self.hours)  # a refusal ends no allowed hours
             must(now.shutdownAt <= end, "no deadline after the longest life", now.shutdownAt - end)
         self._account(was, now)
         self._check_count(was, now, won)
