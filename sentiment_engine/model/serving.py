@@ -426,6 +426,8 @@ async def _invoke(predictor: Predictor, pool, traffic: Traffic, headers: dict, r
     try:
         _check_length(headers)
         body.append(await _body(receive, traffic))  # `answer` removes it to free the memory
+        if traffic.taken >= MAX_TAKEN:  # others took the last place while this body arrived
+            raise _busy()
         traffic.taken, taken = traffic.taken + 1, 1
         return 200, *await _unless_left(get_running_loop().run_in_executor(pool, answer), receive, gone), ()
     except ConnectionError:  # the client has disconnected

@@ -857,12 +857,12 @@ def _start_in_hours(engine: Engine) -> str:  # as `start`; failed, or the code o
         logger.error("not started in awake hours", reason=str(e))
         return "failed"  # the reconciler tries again
     except Refused as e:
-        return _end_hours(engine, e)
+        states.give_up_hours(engine.table)
+        return _refused_hours(engine, e)
 
 
-def _end_hours(engine: Engine, refusal: Refused) -> str:  # its code
-    "Give up the awake hours because of a refusal."
-    states.give_up_hours(engine.table)
+def _refused_hours(engine: Engine, refusal: Refused) -> str:  # its code
+    "Report a refusal."
     logger.warning("awake hours refused", code=refusal.code, reason=str(refusal))
     emit(engine.settings.prefix, by=refusal.code, Refusals=1)
     return refusal.code
@@ -878,7 +878,7 @@ def begin_hours(
     try:
         states.keep_awake(engine.table, engine.settings, int(time.time()) + minutes * 60)
     except Refused as e:
-        return _end_hours(engine, e)
+        return _refused_hours(engine, e)
     outcome = _start_in_hours(engine)
     logger.info("awake hours", minutes=minutes, outcome=outcome)
     return outcome

@@ -575,8 +575,12 @@ def _set_hours(table: StateTable, was: int, until: int) -> Row | None:
 
 # %% ../../nbs/service/model_state.ipynb #416d836e
 def give_up_hours(table: StateTable) -> Row | None:
-    "Forget the awake hours, so that deadlines apply again."
-    return _set_hours(table, read_row(table).awakeUntil, 0)
+    "Forget the awake hours of a model that is not running, so that a visitor's own run keeps its usual deadline."
+    write = {"UpdateExpression": "SET awakeUntil = :never", "ConditionExpression": "#state IN (:stopped, :failed)"}
+    values = {":never": {"N": "0"}, ":stopped": {"S": STOPPED}, ":failed": {"S": FAILED}}
+    return _update(
+        table, write | {"ExpressionAttributeNames": {"#state": "state"}, "ExpressionAttributeValues": values}
+    )
 
 # %% ../../nbs/service/model_state.ipynb #361c021b
 HISTORY = 20  # number of past starts to keep

@@ -374,7 +374,6 @@ class FaultWorld:
         self.events: list[tuple[str, str, str]] = []  # endpoint, state and instant
         self.excused: set[str] = set()  # endpoints that could not be deleted because of AWS or a fault
         self.answered: set[str] = set()  # endpoints that gave a valid answer
-        self.hours = 0  # latest end of the awake hours in this run
         self.hurt = False  # whether a fault occurred during this start's life
         self.starts = 0  # number of the last start that won
         self.tried: list[str] = []  # instance types of this start
@@ -453,8 +452,7 @@ class FaultWorld:
             must(now.shutdownAt >= was.shutdownAt, "a deadline never moves back", (was.shutdownAt, now.shutdownAt))
             self.moved |= now.shutdownAt > was.shutdownAt and self.current == LAMBDAS["predict"][1]
         if now.state == IN_SERVICE:
-            self.hours = max(now.awakeUntil, was.awakeUntil, self.hours if now.runId == was.runId else 0)
-            end = max(now.startedAt + self.settings.max_run_minutes * 60, self.hours)  # a refusal ends no allowed hours
+            end = max(now.startedAt + self.settings.max_run_minutes * 60, now.awakeUntil)
             must(now.shutdownAt <= end, "no deadline after the longest life", now.shutdownAt - end)
         self._account(was, now)
         self._check_count(was, now, won)
@@ -738,12 +736,13 @@ class FaultWorld:
 
     def do_sleep(self, i: int):
         "End a run with the last token, with an earlier one, or with none."
-        outer, (start, token) = self.asked, (self.tokens[i] if i < len(self.tokens) else (-1, ""))
+        self.struck, outer, (start, token) = [], self.asked, (self.tokens[i] if i < len(self.tokens) else (-1, ""))
         self.asked, before, last = start, self.row, self.starts
         code, _ = self.request("sleep", {"token": token})
         self.asked = outer
         must(code not in (200, 202) or start == last, "a token ends its own run only", (start, last))
-        if code == 200 and before.state == STOPPED:
+        nested = any(kind == "nest" for kind, _ in self.struck)  # another function may have changed the row
+        if code == 200 and before.state == STOPPED and not nested:
             must(self.row == before, "a repeated end changes nothing", before)
 
     def do_awake(self, minutes: int):

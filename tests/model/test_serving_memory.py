@@ -3,10 +3,11 @@
 import gzip
 import json
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from shutil import copy
@@ -143,8 +144,8 @@ def crowded(tmp_path) -> Iterator[Server]:
 
 
 def test_a_request_beyond_the_queue_limit_gets_a_retry_time(crowded):
-    with httpx.Client(timeout=300, limits=httpx.Limits()) as client, ThreadPoolExecutor(MOST + 12) as pool:
-        ask = partial(client.post, f"{crowded.url}/invocations", json={"inputs": ["wait"]})
+    with ThreadPoolExecutor(MOST + 12) as pool:
+        ask = partial(httpx.post, f"{crowded.url}/invocations", json={"inputs": ["wait"]}, timeout=300)
         waiting = [pool.submit(ask) for _ in range(MOST + 12)]
         wait_for(lambda: crowded.metrics()["answers"].get("429", 0) == 12, 120)
         assert crowded.metrics()["under_way"] == MOST
@@ -154,6 +155,25 @@ def test_a_request_beyond_the_queue_limit_gets_a_retry_time(crowded):
         assert httpx.get(f"{crowded.url}/ping").status_code == 200, "it is busy, not broken"
         assert sum(each.done() for each in waiting) == 12, "the others still wait"
         crowded.process.kill()
+
+
+def test_requests_that_arrive_together_take_one_free_place(crowded):
+    "Each begins while a place is free. The bodies follow later."
+    url, body = httpx.URL(crowded.url), b'{"inputs": ["wait"]}'
+    head = f"POST /invocations HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with ThreadPoolExecutor(MOST) as pool, ExitStack() as stack:
+        stack.callback(crowded.process.kill)  # ends the pool, even if an assertion fails
+        for _ in range(MOST - 1):
+            pool.submit(httpx.post, f"{crowded.url}/invocations", json={"inputs": ["wait"]}, timeout=300)
+        wait_for(lambda: crowded.metrics()["under_way"] == MOST - 1)
+        begun = [stack.enter_context(socket.create_connection((url.host, url.port), timeout=60)) for _ in range(10)]
+        for each in begun:
+            each.sendall(head)
+        wait_for(lambda: crowded.metrics()["under_way"] == MOST + 9)
+        for each in begun:
+            each.sendall(body)
+        wait_for(lambda: crowded.metrics()["answers"].get("429", 0) == 9, 20)
+        assert crowded.metrics()["under_way"] == MOST
 
 
 def test_a_busy_model_returns_when_to_retry(crowded):

@@ -169,6 +169,16 @@ def test_refused_hours_do_not_change_the_deadline_of_a_visitor(monkeypatch):
     assert world.row.state == "STOPPED" and world.nothing_left()
 
 
+def test_refused_longer_hours_keep_the_allowed_ones(monkeypatch):
+    world = Days(monkeypatch, monthly_budget=1.0)
+    ends = wake(world)
+    assert world.wake(1440) == "over_budget"
+    assert world.row.awakeUntil == ends and world.status()["secondsLeft"] == ends - world.clock.now
+    assert states_until(world, ends) == {"IN_SERVICE"}
+    world.pass_time(360, reconcile=True)
+    assert world.row.state == "STOPPED" and world.nothing_left()
+
+
 def test_a_refused_restart_ends_the_hours(monkeypatch, capsys):
     world = Days(monkeypatch, daily_starts=1)
     wake(world)
