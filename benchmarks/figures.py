@@ -106,7 +106,9 @@ def standby(result: Mapping) -> str:
     seconds = {kind: f"{number(found)} s" for kind, found in result["clicks"].items()}
     said += f" On the local cloud, a sleeping engine answers a prediction after {seconds['warm click']}, or "
     said += f"{seconds['cold click']} if the standby's function has to start, or {seconds['all cold']} if the API's "
-    return f"{table(head, rows)}\n\n{said}function has to start, too."
+    agreed = result["agreement"]
+    said += "function has to start, too. The standby and an endpoint with the same model gave the same label to "
+    return f"{table(head, rows)}\n\n{said}{agreed['equal']:,} of {agreed['texts']:,} reviews."
 
 
 BLOCKS = {  # name of the result: function that writes its table, and the command that measures it

@@ -8,15 +8,18 @@ does, so the times of all settings are computed from the CPU time. Below one vCP
 the share of a vCPU. Above, it takes as long as with one, until there are two vCPUs for two threads, which take at least
 half of their CPU time. Neither the network nor AWS's own part of a cold start is included.
 
-Finally, the script times a visitor's click: it deploys the engine to a local cloud, leaves it asleep, and requests a
+Then the script times a visitor's click: it deploys the engine to a local cloud, leaves it asleep, and requests a
 prediction from its API. Before a cold click, the standby's function restarts. Before an all-cold click, the API's
 function restarts too.
+
+Finally, it wakes the engine, whose endpoint has the same model, and counts the texts that both give the same label. The
+standby gets 25 texts at a time and the endpoint gets 500, because a text's company must not change its label.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -71,31 +74,50 @@ def setting(
     return row
 
 
+def labels(engine: Engine, texts: list[str], size: int, by: str) -> Iterator[str]:
+    "Request predictions like the page, `size` texts at a time. Raises RuntimeError unless `by` answers."
+    for start in range(0, len(texts), size):
+        given = {"inputs": texts[start : start + size]}
+        reply = httpx.post(f"{engine.api_url}/predict", json=given, timeout=60, trust_env=False)
+        if reply.status_code != 200 or reply.json()["answeredBy"] != by:
+            raise RuntimeError(f"the {by} did not answer: {reply.status_code} {reply.text[:200]}")
+        yield from (each["label"] for each in reply.json()["predictions"])
+
+
 def click(engine: Engine, text: str) -> float:  # seconds
-    "Request a prediction like the page. Raises RuntimeError unless the standby answers."
+    "Request one prediction of a sleeping engine."
     began = time.perf_counter()
-    reply = httpx.post(f"{engine.api_url}/predict", json={"inputs": text}, timeout=30, trust_env=False)
-    took = time.perf_counter() - began
-    if reply.status_code != 200 or reply.json()["answeredBy"] != "standby":
-        raise RuntimeError(f"the standby did not answer: {reply.status_code} {reply.text[:200]}")
-    return took
+    list(labels(engine, [text], 1, "standby"))
+    return time.perf_counter() - began
 
 
-def clicks(texts: list[str], rounds: int) -> dict[str, float]:  # seconds
+def clicks(engine: Engine, texts: list[str], rounds: int) -> dict[str, float]:  # seconds
     "Return the medians of warm and cold clicks on a sleeping engine."
     took: dict[str, list[float]] = {"warm click": [], **{kind: [] for kind in COLD}}
-    with TemporaryDirectory(dir=CACHE) as folder, running_engine(Path(folder)) as engine:
-        for number in range(rounds):
-            for kind, functions in COLD.items():
-                with ExitStack() as changed:  # AWS and the local cloud restart a changed function
-                    for name in functions:
-                        changed.enter_context(engine.environment(name, ROUND=str(number)))
-                    took[kind].append(click(engine, texts[0]))
-                    took["warm click"] += [click(engine, text) for text in texts[1:]]
+    for number in range(rounds):
+        for kind, functions in COLD.items():
+            with ExitStack() as changed:  # AWS and the local cloud restart a changed function
+                for name in functions:
+                    changed.enter_context(engine.environment(name, ROUND=str(number)))
+                took[kind].append(click(engine, texts[0]))
+                took["warm click"] += [click(engine, text) for text in texts[1:]]
     return {kind: median(seconds) for kind, seconds in took.items()}
 
 
-def say(settings: list[dict[str, float]], measured: dict[str, dict[str, float]], clicked: dict[str, float]) -> str:
+def agreement(engine: Engine, texts: list[str]) -> dict[str, int]:
+    "Count the texts that the standby and the endpoint give the same label."
+    asleep = list(labels(engine, texts, 25, "standby"))
+    engine.wake()
+    awake = list(labels(engine, texts, 500, "endpoint"))
+    return {"texts": len(texts), "equal": sum(a == b for a, b in zip(asleep, awake, strict=True))}
+
+
+def say(
+    settings: list[dict[str, float]],
+    measured: dict[str, dict[str, float]],
+    clicked: dict[str, float],
+    agreed: dict[str, int],
+) -> str:
     "Write the report."
     head = ["MB", "vCPUs", *(f"{n} tokens, ms" for n in TOKENS), *(f"{n} tokens, $/1,000" for n in TOKENS), "init, s"]
     rows = [
@@ -113,7 +135,8 @@ def say(settings: list[dict[str, float]], measured: dict[str, dict[str, float]],
         f"{name + ':':11} {found[name]:6.2f} {unit}, at most {most}: {'met' if found[name] <= most else 'NOT MET'}"
         for name, most, unit in GOALS
     ]
-    return "\n".join([table(head, rows), "", *goals])
+    said = f"same label from standby and endpoint: {agreed['equal']:,} of {agreed['texts']:,} texts"
+    return "\n".join([table(head, rows), "", *goals, said])
 
 
 def parse() -> argparse.Namespace:
@@ -131,12 +154,15 @@ def main() -> int:
     texts = {n: cut_texts(tokenizer, reviews, n, 15 if args.quick else 65) for n in TOKENS}
     measured = measure(texts, 1 if args.quick else 5)
     settings = [setting(memory, measured) for memory in MEMORY]
-    clicked = clicks(texts[60][:10], 1 if args.quick else 5)
-    print(say(settings, measured, clicked))
+    with TemporaryDirectory(dir=CACHE) as place, running_engine(Path(place), weights=MODEL, standby=True) as engine:
+        clicked = clicks(engine, texts[60][:10], 1 if args.quick else 5)
+        agreed = agreement(engine, reviews[: 100 if args.quick else 2_000])
+    print(say(settings, measured, clicked, agreed))
     if warning := busy(described):
         print(warning)
     result: Path = CACHE / RESULT.name if args.quick else RESULT
-    write_json({"machine": described, "measured": measured, "settings": settings, "clicks": clicked}, result)
+    found = {"measured": measured, "settings": settings, "clicks": clicked, "agreement": agreed}
+    write_json({"machine": described, **found}, result)
     print(f"Written: {result.relative_to(ROOT)}")
     return 0
 
