@@ -175,7 +175,7 @@ def begin():
     if call.well:
         tell("info", f"Outcome: {call.reply.get('outcome')}")
         if token := call.reply.get("sleepToken"):
-            st.session_state.run = {"id": call.reply["runId"], "token": token}
+            st.session_state.run = {"start": call.reply["startedAt"], "token": token}
     else:
         tell("error", call.problem)
 
@@ -532,7 +532,7 @@ def panel(status: dict):
     awake = status["state"] == "IN_SERVICE"
     if awake and not needs_no_start(status):
         st.button("Keep it awake", key="extend", on_click=extend)
-        if st.session_state.run.get("id", "") == status.get("runId"):
+        if st.session_state.run.get("start", "") == status.get("startedAt"):
             st.button("I am done", key="end", on_click=end, help="Ends the run that you started, for everyone.")
     if awake or status.get("standby"):
         read_form(status)

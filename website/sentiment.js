@@ -226,7 +226,9 @@ const WORDS = {
 		`${model()} is awake`,
 		standing()
 			? `It needs no start and never sleeps. Its owner pays per request. After a pause, the first answer can take ${alone() ? 'some seconds' : 'a minute'}.`
-			: longest() < idle()
+			: left('secondsLeft') > idle() + 5
+				? 'Give it a review. Its owner keeps it awake at this time of day.'
+				: longest() < idle()
 				? `Give it a review. It sleeps in ${duration(longest())} at the latest, the limit of a run.`
 				: `Give it a review. It stays up for ${duration(idle())} after the last one.`
 	],
@@ -375,7 +377,7 @@ const left = (what) => (number(app.status?.[what]) ? Math.max(0, app.status[what
 const spent = () =>
 	app.status.costSoFar + ((app.status.pricePerHour || 0) * Math.min(since(), app.status.secondsLeft)) / 3600;
 const elapsed = () => (app.status.elapsedSeconds ?? 0) + since();
-const longest = () => Math.max(0, app.status.maxRunMinutes * 60 - elapsed());
+const longest = () => Math.max(left('secondsLeft') || 0, app.status.maxRunMinutes * 60 - elapsed()); // or awake hours
 const capped = () => left('secondsLeft') > longest() - 5; // its end cannot move
 const toGo = () =>
 	left('etaSeconds') > 1
@@ -512,7 +514,7 @@ async function start(event) {
 		});
 		$('phone').value = '';
 		$('consent').checked = false;
-		if (status.sleepToken) keepRun({run: status.runId, token: status.sleepToken});
+		if (status.sleepToken) keepRun({start: status.startedAt, token: status.sleepToken});
 		accept(status, true);
 		if (event && app.view !== before) $('title').focus();
 		if (phone && app.view === 'waking') hint('Noted: you get one message.', 'right');
@@ -570,8 +572,8 @@ function keepRun(run) {
 	memory.write('run', run);
 }
 function mine() {
-	const {run, token} = memory.read('run') ?? app.run ?? {};
-	return run === app.status.runId && token;
+	const {start, token} = memory.read('run') ?? app.run ?? {};
+	return start === app.status.startedAt && token; // another instance type changes the runId
 }
 async function sleep() {
 	text('extend-error', '');

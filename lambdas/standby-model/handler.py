@@ -8,7 +8,6 @@ from sentiment_engine.model import inference
 
 memory = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 0))  # MB; AWS gives one processor for every 1769
 os.environ.setdefault("INFERENCE_THREADS", str(max(1, memory // 1769)))
-inference.EXPLAIN_SECONDS = 3  # after a failed endpoint, the caller waits for four
 
 folder = Path(__file__).with_name("model")
 model, version = inference.model_fn(folder), (folder / "VERSION").read_text(encoding="utf-8")  # before the first event

@@ -45,6 +45,7 @@ from .notifications import PHONE_LIMIT, BadPhone, e164, tidy_phone, without_numb
 from .openapi import EXPLAIN_LIMIT, openapi
 from .serverless import STANDING, booked, is_standing, standing_row
 from sentiment_engine.service.standby import (
+    ENDPOINT_EXPLAINS,
     STANDBY_CHARACTERS,
     STANDBY_EXPLAINED,
     STANDBY_TEXTS,
@@ -53,6 +54,7 @@ from sentiment_engine.service.standby import (
     ask_standby,
     batch_limit,
     count_texts,
+    return_texts,
     why_not,
 )
 from .usage import Unsound, Usage, day_of, read_usage
@@ -235,6 +237,7 @@ def _run(engine: Engine, row: Row, now: float) -> dict:
     usual = None if row.runId == STANDING else price_per_hour(engine.settings.instance_types[0])
     return {
         "runId": row.runId if live else None,
+        "startedAt": instant(row.startedAt or now) if live else None,
         "instanceType": row.instanceType if live else None,
         "modelVersion": row.modelVersion or None,
         "elapsedSeconds": elapsed,
@@ -498,6 +501,7 @@ def _invoke(engine: Engine, row: Row, texts: list[str], explain: bool, spare: bo
     "Invoke the endpoint, with less patience if the standby can take the request too. Raises ApiError."
     runtime = engine.client(BEFORE_STANDBY if spare else "sagemaker-runtime")
     request = {"inputs": texts} | ({"explain": True} if explain else {})
+    request |= {"options": {"explain_seconds": ENDPOINT_EXPLAINS}} if explain and spare else {}
     paid = _paid(engine, row)
     try:
         with paid:
@@ -548,9 +552,14 @@ def _by_endpoint(engine: Engine, row: Row, texts: list[str], explain: bool, spar
 # %% ../../nbs/service/api.ipynb #b069f5aa
 def _ask_standby(engine: Engine, texts: list[str], explain: bool, name: str) -> dict:
     "Count the texts, classify them and report the duration. Raises Refused, Unsound, StandbyDown or StandbyRefused."
-    count_texts(engine.usage, engine.settings, len(texts), time.time())
+    count_texts(engine.usage, engine.settings, len(texts), counted := time.time())
     begun = time.perf_counter()
-    found, version = ask_standby(engine.client(name), engine.standby, texts, explain)
+    try:
+        found, version = ask_standby(engine.client(name), engine.standby, texts, explain)
+    except StandbyDown as e:
+        if e.busy:
+            return_texts(engine.usage, len(texts), counted)
+        raise
     try:
         predictions = _all_completed(found, texts)
     except _UNUSABLE as e:

@@ -520,8 +520,8 @@ def _longest_life(settings: Settings, row: Row) -> float:
 
 
 def deadline_from(settings: Settings, row: Row, now: float) -> int:
-    "Return the deadline after a use at `now`: the idle time or the awake hours, capped by the longest life of a run."
-    return int(min(max(now + settings.idle_minutes * 60, states.awake_until(row, now)), _longest_life(settings, row)))
+    "Return the deadline after a use at `now`, capped by the longest life of a run. `deadline_of` adds the awake hours."
+    return int(min(now + settings.idle_minutes * 60, _longest_life(settings, row)))
 
 # %% ../../nbs/service/lifecycle.ipynb #c6b7482c
 def deadline_of(settings: Settings, row: Row) -> int:

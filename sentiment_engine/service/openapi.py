@@ -112,6 +112,7 @@ def _run_schema() -> dict:
     "Describe the run in progress."
     return {
         "runId": _or_null("string", "The run in progress.", pattern="^[0-9a-f]{12}$"),
+        "startedAt": _or_null("string", "Time of Start, which a change of the instance type keeps.", **_INSTANT),
         "instanceType": _or_null("string", "The run's instance type."),
         "modelVersion": _or_null("string", "The model of this run or of the last one."),
         "elapsedSeconds": _or_null("integer", "Seconds since Start.", **_SECONDS),
@@ -205,7 +206,7 @@ def _dependent() -> list[dict]:
         within = {"properties": {"state": {"enum": states}, "endpoint": {"const": "realtime"}}}
         return {"if": within, "then": {"properties": given}, "else": {"properties": null}}
 
-    live = rule([CREATING, IN_SERVICE, STOPPING], "runId", "instanceType", "elapsedSeconds")
+    live = rule([CREATING, IN_SERVICE, STOPPING], "runId", "startedAt", "instanceType", "elapsedSeconds")
     return [rule([IN_SERVICE], "shutdownAt", "secondsLeft"), live]
 
 # %% ../../nbs/service/openapi.ipynb #74094233

@@ -6,7 +6,7 @@
 __all__ = ['LAST_SECOND', 'HEAL_TRIES', 'MICRO', 'KEEP_DAYS', 'ASKED_SECONDS', 'StateTable', 'write_if', 'plain_item', 'whole',
            'run_id_in', 'counts', 'Unsound', 'heal', 'Usage', 'sound_usage', 'read_usage', 'whole_usage',
            'cost_for_budget', 'month_of', 'day_of', 'month_start', 'next_month', 'cost_by_month', 'spent_in_month',
-           'open_run', 'adopt_run', 'close_run', 'spend', 'settle_cost', 'count_standby']
+           'open_run', 'adopt_run', 'close_run', 'spend', 'settle_cost', 'count_standby', 'uncount_standby']
 
 # %% ../../nbs/service/usage.ipynb #7cd492b8
 import re
@@ -384,3 +384,14 @@ def count_standby(
         if counts(plain_item(found)["standby"])[day] + texts > most:
             return False
     raise Unsound(f"the item in {table.name} keeps changing")
+
+# %% ../../nbs/service/usage.ipynb #088fd518
+def uncount_standby(table: StateTable, texts: int, now: float):
+    "Subtract texts that the standby did not read. `now` is the time of their count."
+    write = {
+        "UpdateExpression": "SET #standby.#day = #standby.#day - :texts",
+        "ConditionExpression": "#standby.#day >= :texts",
+        "ExpressionAttributeNames": {"#standby": "standby", "#day": day_of(now)},
+        "ExpressionAttributeValues": _numbers(texts=texts),
+    }
+    write_if(table, write)

@@ -236,6 +236,19 @@ def test_the_plan_prices_the_standby_and_no_trial_without_an_endpoint():
     assert most not in "\n".join(bill(Plan([], []), Settings(standby=False), work))
 
 
+def test_every_function_that_answers_a_status_knows_the_standby():
+    "POST /start, /extend and /sleep answer with the status, too."
+    answering = {name.removesuffix("Integration") for name, r in TEMPLATE.items() if "Integration" in r["Type"]}
+    known = [TEMPLATE[name]["Properties"]["Environment"]["Variables"] for name in sorted(answering)]
+    for name in (
+        "STANDBY_FUNCTION",
+        "STANDBY_MODEL_VERSION",
+        "SENTIMENT_STANDBY_MEMORY_MB",
+        "SENTIMENT_DAILY_STANDBY_TEXTS",
+    ):
+        assert len({json.dumps(variables[name]) for variables in known}) == 1 and len(known) == 5
+
+
 # Deployed
 
 

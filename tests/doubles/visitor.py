@@ -18,6 +18,7 @@ COMPLAINT = "It broke. Terrible."
 STATUS = {"runId": "0f3c5a7e9b1d", "instanceType": "ml.t2.medium", "elapsedSeconds": 60, "costSoFar": 0.001}
 STATUS |= {"shutdownAt": "2026-01-01T00:30:00Z", "secondsLeft": 1700, "etaSeconds": 200, "reason": None}
 STATUS |= {"since": "2026-01-01T00:00:00Z", "now": "2026-01-01T00:01:00Z"}
+STATUS |= {"startedAt": "2026-01-01T00:00:00Z"}
 WATCH = """
 window.seen = {violations: [], ran: []};
 addEventListener('securitypolicyviolation', (e) => seen.violations.push(e.violatedDirective + ' ' + e.blockedURI));

@@ -577,6 +577,24 @@ def test_waiting_time_counts_towards_the_time_limit(model_dir, model):
     assert clock.batches == 1
 
 
+@pytest.mark.parametrize("given", [0, 0.5, 3, inference.EXPLAIN_SECONDS])
+def test_a_client_may_shorten_the_time_for_explanations(model_dir, given):
+    data = input_fn(
+        json.dumps({"inputs": "love it not " * 300, "explain": True, "options": {"explain_seconds": given}})
+    )
+    clock = Clock(loaded := model_fn(model_dir), 0.2)
+    data.arrived = clock.now
+    (only,) = predict_fn(data, loaded)
+    assert clock.now - 1000 < given + 0.2 * (only["windows"] + 1) and only["partial"] is (only["explained"] < 1)
+
+
+@pytest.mark.parametrize("given", [-1, "3", True, float("nan"), inference.EXPLAIN_SECONDS + 0.1, [], {}])
+def test_a_wrong_time_for_explanations_is_refused(given):
+    with pytest.raises(InputError, match="explain_seconds must be from 0 to 15") as refused:
+        input_fn(json.dumps({"inputs": "I love it", "options": {"explain_seconds": given, "wait_for_model": True}}))
+    assert refused.value.status == 400
+
+
 def test_the_most_influential_words_are_examined_first(model_dir):
     text = "it is so " * 100 + "terrible " + "it is so " * 59
     (only,), _ = late_answer(model_dir, text, 0.9)

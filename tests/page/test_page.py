@@ -368,7 +368,7 @@ def test_an_older_status_does_not_replace_a_newer_one(visitor, engine):
 
 
 def test_a_model_billed_per_request_has_no_countdown(visitor, engine):
-    nothing = dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "costSoFar", "pricePerHour"))
+    nothing = dict.fromkeys(("runId", "startedAt", "instanceType", "elapsedSeconds", "costSoFar", "pricePerHour"))
     nothing |= {"shutdownAt": None, "secondsLeft": None, "endpoint": "serverless"}
     visitor.hear(engine, "IN_SERVICE", **nothing)
     page = visitor.arrive("awake")

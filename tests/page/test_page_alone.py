@@ -112,6 +112,12 @@ def test_the_page_announces_the_last_two_minutes(service):
     assert "another 30 minutes" in text_of(page, "#soon")
 
 
+def test_awake_hours_may_last_longer_than_a_run(service):
+    page = service.arrive(AWAKE | {"elapsedSeconds": 5 * 3600, "secondsLeft": 3 * 3600})
+    assert text_of(page, "#countdown") == "180:00"
+    assert text_of(page, "#lead") == "Give it a review. Its owner keeps it awake at this time of day."
+
+
 def test_the_progress_bar_is_never_full_before_the_model_is_ready(service):
     page = service.arrive(WAKING | {"elapsedSeconds": 9_000, "etaSeconds": 1})
     assert page.locator("#progress").get_attribute("aria-valuenow") == "97"

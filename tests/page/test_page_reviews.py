@@ -155,7 +155,7 @@ def test_a_busy_model_is_retried(visitor, awake):
     assert predictions(visitor) == 3 and text_of(page, "#review-error") == ""
 
 
-SERVERLESS = dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "costSoFar", "pricePerHour"))
+SERVERLESS = dict.fromkeys(("runId", "startedAt", "instanceType", "elapsedSeconds", "costSoFar", "pricePerHour"))
 SERVERLESS |= {"shutdownAt": None, "secondsLeft": None, "endpoint": "serverless"}
 
 

@@ -289,7 +289,10 @@ def test_other_visitors_cannot_end_a_run(service):
     expect(page.locator("#done")).to_be_hidden()
     page = started(service)
     expect(page.locator("#done")).to_be_visible()
-    service.status = beside(AWAKE | {"runId": "abcdefabcdef"})  # another visitor's later run
+    service.status = beside(AWAKE | {"runId": "abcdefabcdef"})  # on another instance type
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#done")).to_be_visible()
+    service.status = beside(AWAKE | {"startedAt": "2026-01-01T02:00:00Z"})  # another visitor's later run
     page.evaluate("dispatchEvent(new Event('online'))")
     expect(page.locator("#done")).to_be_hidden()
 

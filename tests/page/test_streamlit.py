@@ -342,17 +342,25 @@ def test_the_small_model_answers_while_the_large_one_sleeps(open_app, impostor):
     assert app.error[0].value == refused["error"]["message"]
 
 
+EARLY, LATE = "2026-01-01T00:00:00Z", "2026-01-01T02:00:00Z"
+
+
 def test_the_user_who_started_a_run_can_end_it(open_app, impostor):
     address, says = impostor
     asleep = {"state": "STOPPED", "endpoint": "realtime", "standby": SMALL}
     says[:] = [200, json.dumps(asleep).encode()]
-    begun = asleep | {"state": "CREATING", "runId": "a1", "outcome": "started", "sleepToken": "secret"}
+    begun = asleep | {
+        "state": "CREATING",
+        "startedAt": "2026-01-01T00:00:00Z",
+        "outcome": "started",
+        "sleepToken": "secret",
+    }
     says.append(replies(begun, asleep | {"outcome": "sleeping"}))
     app = press(open_app(address), "Start the large model")
-    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "b2"}).encode()  # another user's run
+    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "startedAt": LATE}).encode()  # another user's run
     app = press(app, "Refresh")
     assert "I am done" not in [button.label for button in app.button]
-    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "runId": "a1"}).encode()
+    says[1] = json.dumps(asleep | {"state": "IN_SERVICE", "startedAt": EARLY}).encode()
     app = press(press(app, "Refresh"), "I am done")
     assert last(app, "/sleep")["sent"] == {"token": "secret"} and app.info[0].value == "Outcome: sleeping"
 

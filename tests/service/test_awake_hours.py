@@ -246,6 +246,18 @@ def test_an_edited_end_does_not_keep_an_endpoint_awake(world, value):
     assert wake(world) and world.row.state == "IN_SERVICE"
 
 
+@pytest.mark.parametrize("minutes", [10, 200, 300])
+def test_the_owner_can_end_the_hours_of_today(world, minutes):
+    "As the guide to operations says."
+    wake(world)
+    while minutes > 0:
+        world.pass_time(600, reconcile=True)
+        minutes -= 10
+    edit(world, "awakeUntil", {"N": "0"})
+    world.pass_time(world.settings.idle_minutes * 60, reconcile=True)
+    assert world.row.state == "STOPPED" and world.nothing_left()
+
+
 def test_a_run_of_an_earlier_version_ends_at_its_deadline(world):
     world.in_service()
     edit(world, "awakeUntil", None)

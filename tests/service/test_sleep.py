@@ -105,11 +105,14 @@ def test_ending_a_starting_run_returns_a_retry_time(world):
 
 
 def test_the_token_survives_a_change_of_the_instance_type(world):
-    token = world.start()[1]["sleepToken"]
-    first = world.row.runId
+    "The page recognizes its run by the time of Start."
+    begun = world.start()[1]
+    token, first = begun["sleepToken"], world.row.runId
+    world.clock.now += 60
     world.endpoint_becomes("Failed", "Unable to provision requested ML compute capacity.")
     world.endpoint_becomes("InService")
-    assert world.row.runId != first and world.sleep(token)[0] == 202 and world.nothing_left()
+    assert world.row.runId != first and world.status()["startedAt"] == begun["startedAt"]
+    assert world.sleep(token)[0] == 202 and world.nothing_left()
 
 
 def test_every_subscriber_gets_a_message_despite_an_early_end(world):

@@ -69,7 +69,9 @@ def test_the_standby_answers_in_every_state_and_changes_nothing(monkeypatch, sta
     status, body = ask(world, [TEXT, "Another."])
     assert (status, body["answeredBy"], body["modelVersion"]) == (200, "standby", "0f3c5a7e9b1d")
     assert len(body["predictions"]) == 2 and body["shutdownAt"] is None is body["secondsLeft"]
-    assert world.standby.calls == [(FUNCTION, {"inputs": [TEXT, "Another."], "explain": False})]
+    assert world.standby.calls == [
+        (FUNCTION, {"inputs": [TEXT, "Another."], "explain": False, "options": {"explain_seconds": 3}})
+    ]
     assert world.row == before and before.state == state and len(world.sagemaker.calls) == calls
 
 
@@ -236,7 +238,37 @@ def test_a_busy_standby_is_retried_before_the_error_is_returned(monkeypatch, tim
     world.standby.errors = [BUSY] * times
     status, body = ask(world)
     assert status == 200 if times < 3 else (status, body["error"]["code"]) == (503, "busy")
-    assert len(world.standby.calls) == min(3, times + 1) and world.status()["standby"]["leftToday"] == 0
+    assert len(world.standby.calls) == min(3, times + 1) and world.status()["standby"]["leftToday"] == (times == 3)
+
+
+@pytest.mark.parametrize("endpoint", ["realtime", "lambda"])
+def test_requests_that_find_the_standby_busy_do_not_use_up_the_day(monkeypatch, endpoint):
+    "A crowd may ask often while all instances are occupied."
+    world = World(monkeypatch, endpoint=endpoint, daily_standby_texts=25).with_standby()
+    world.standby.errors = [BUSY] * 30
+    assert {code_of(ask(world, [TEXT] * 25)) for _ in range(10)} == {(503, "busy")}
+    assert ask(world, [TEXT] * 25)[0] == 200 and world.status()["standby"]["leftToday"] == 0
+
+
+def test_a_count_that_cannot_be_returned_lowers_the_limit_only(monkeypatch):
+    world = World(monkeypatch, daily_standby_texts=2).with_standby()
+    world.standby.errors = [BUSY] * 3
+    refuse = aws_error("ThrottlingException")
+    monkeypatch.setattr(standby, "uncount_standby", lambda *given: (_ for _ in ()).throw(refuse))
+    assert code_of(ask(world)) == (503, "busy")
+    assert ask(world)[0] == 200 and world.status()["standby"]["leftToday"] == 0
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_explanation_gets_as_much_time_as_its_caller_waits(monkeypatch, beside):
+    world = World(monkeypatch)
+    world = world.with_standby() if beside else world
+    world.in_service()
+    ask(world, explain=True)
+    sent = [json.loads(given["Body"]) for name, given in world.sagemaker.calls if name == "invoke_endpoint"][-1]
+    assert sent.get("options") == ({"explain_seconds": standby.ENDPOINT_EXPLAINS} if beside else None)
+    assert CLIENTS[BEFORE_STANDBY][3] > standby.ENDPOINT_EXPLAINS
+    assert CLIENTS[AFTER_ENDPOINT][3] > standby.STANDBY_EXPLAINS
 
 
 def test_a_refusal_by_the_standby_is_a_client_error(monkeypatch):
