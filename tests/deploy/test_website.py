@@ -135,7 +135,7 @@ def s3(cloud):
 
 @pytest.fixture
 def bucket(s3, request):
-    name = "site-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50]
+    name = "site-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
     s3.create_bucket(Bucket=name)
     return name
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sentiment_engine.costs import STANDBY_SECONDS, standby_worst_day
 from sentiment_engine.deploy.plan import read_template
 from sentiment_engine.service import standby
-from sentiment_engine.service.lifecycle import AFTER_ENDPOINT, BEFORE_STANDBY, client_of, engine_from
+from sentiment_engine.service.lifecycle import AFTER_ENDPOINT, BEFORE_STANDBY, CLIENTS, client_of, engine_from
 from sentiment_engine.service.model_state import CREATING, FAILED, IN_SERVICE, STOPPED, STOPPING
 from sentiment_engine.service.usage import count_standby, day_of, read_usage
 from sentiment_engine.settings import Settings
