@@ -94,7 +94,7 @@ clean: ## delete generated files: the environment, the local cloud's state, runs
 test: install ## run all checks that a change needs before it is merged
 	@infra_scripts/make/install_chromium.sh
 	@$(MAKE) --no-print-directory check notebooks
-	@$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	@$(VENV)/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: install ## lint Python, templates, JavaScript and CSS; check that generated files match their sources
 	@$(PY) infra_scripts/checks/check_generated.py

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from decimal import Context, Decimal
+from functools import lru_cache
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -182,6 +183,7 @@ DEPTH = 32  # levels of maps and lists
 EXACT = Context(prec=400)  # Python's default precision would round
 
 
+@lru_cache(10_000)
 def check_number(text: str):
     "Refuse a number that DynamoDB cannot store."
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII):
@@ -212,12 +214,18 @@ def check_value(value: dict, depth: int = 1):
         raise invalid("Null attribute value types must have the value of true")
 
 
+@lru_cache(10_000)
+def number_bytes(text: str) -> int:
+    "Return the size of a number."
+    digits = EXACT.normalize(Decimal(text)).as_tuple().digits
+    return 1 + (len(digits) + 1) // 2 + (Decimal(text) < 0)
+
+
 def value_bytes(value: dict) -> int:
     "Return the size of a typed value, by DynamoDB's documented rules."
     ((kind, plain),) = value.items()
     if kind == "N":
-        digits = EXACT.normalize(Decimal(plain)).as_tuple().digits
-        return 1 + (len(digits) + 1) // 2 + (Decimal(plain) < 0)
+        return number_bytes(plain)
     if kind == "M":
         return 3 + sum(1 + len(name.encode()) + value_bytes(each) for name, each in plain.items())
     if kind == "L":
