@@ -105,7 +105,7 @@ class Service:
     def sleep(self, token: str) -> tuple[int, dict]:
         "End the run for the visitor who started it."
         if token != TOKEN:
-            return 403, {"error": {"code": "wrong_token", "message": "This token did not start this run."}}
+            return 409, {"error": {"code": "wrong_token", "message": "This token did not start this run."}}
         self.status = ASLEEP | {each: self.status[each] for each in ("endpoint", "standby")}
         return 202, self.status | {"outcome": "sleeping"}
 
