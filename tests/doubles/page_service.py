@@ -80,7 +80,7 @@ class Service:
             status, body = self.sleep(self.slept[-1])
             route.fulfill(status=status, json=body)
         elif name == "config.json":
-            route.fulfill(json={"apiUrl": f"{HOME}api", "provider": "Textbelt"} | self.config)
+            route.fulfill(json={"provider": "Textbelt"} | self.config)
         else:
             route.fulfill(path=SITE / name)
 
