@@ -554,7 +554,7 @@ def test_a_plan_creates_only_change_sets(standing):
     _, options, settings = standing()
     session, made = boto3.Session(), []
     cloudformation, tags = session.client("cloudformation"), {"Project": "again"}
-    files = {site_stack(settings): ("site.yaml", site_parameters(settings, api_origin="http://localhost"))}
+    files = {site_stack(settings): ("site.yaml", site_parameters(settings, "secret"))}
     files[monitoring_stack(settings)] = (
         "monitoring.yaml",
         monitoring_parameters(settings, "again-dead-letters", "a1", "E1", "us-east-1"),

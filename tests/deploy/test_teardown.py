@@ -364,7 +364,7 @@ def standing(cloud, monkeypatch):
     template = ROOT / "infra_scripts/templates/foundation.yaml"
     made = deploy_stack(cloudformation, "tear-foundation", template, {"Prefix": "tear"}, {"Project": "tear"})
     template = upload_template(s3, made["ArtifactsBucket"], ROOT / "infra_scripts/templates/site.yaml")
-    given = site_parameters(Settings(prefix="tear"))
+    given = site_parameters(Settings(prefix="tear"), origin_secret(cloud.client("ssm"), Settings(prefix="tear")))
     made |= deploy_stack(cloudformation, "tear-site", template, given, {"Project": "tear"})
     for bucket in (made["LakeBucket"], made["ArtifactsBucket"], made["SiteBucket"]):
         for body in (b"old", b"new"):

@@ -55,7 +55,7 @@ class Service:
 
     def __init__(self, page: Page):
         self.page, self.status, self.replies, self.config = page, ASLEEP, [], {}
-        self.predict = answer
+        self.predict, self.after = answer, {}  # after: more fields of the answer to /start
         self.looks, self.asked = 0, []  # requests of /status, and the bodies of /predict
         self.starts, self.slept = 0, []  # requests of /start, and the tokens of /sleep
         page.add_init_script(HIDING)
@@ -73,7 +73,7 @@ class Service:
             route.fulfill(status=status, json=body)
         elif name == "api/start":
             self.starts += 1
-            self.status = WAKING | {each: self.status[each] for each in ("endpoint", "standby")}
+            self.status = WAKING | {each: self.status[each] for each in ("endpoint", "standby")} | self.after
             route.fulfill(status=202, json=self.status | {"outcome": "started", "sleepToken": TOKEN})
         elif name == "api/sleep":
             self.slept.append(route.request.post_data_json["token"])

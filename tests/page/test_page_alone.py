@@ -1,7 +1,6 @@
 "The page's own rules against a simulated service: no engine, so each test takes a second or two."
 
 import json
-import re
 
 import pytest
 from playwright.sync_api import expect
