@@ -377,9 +377,8 @@ def test_only_the_distribution_may_read_the_page(cloud):
         "least-site",
         ROOT / "infra_scripts/templates/site.yaml",
     )
-    deploy_stack(
-        cloudformation, name, template, site_parameters(Settings(prefix=PREFIX), "secret"), {"Project": PREFIX}
-    )
+    given = site_parameters(Settings(prefix=PREFIX), "secret")
+    deploy_stack(cloudformation, name, template, given, {"Project": PREFIX})
     found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
     ((bucket, statements),) = _documents(cloud, found).items()
     cases = cases_of(bucket, found)
