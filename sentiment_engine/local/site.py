@@ -67,9 +67,9 @@ def _listing(key: str) -> dict:
 API_DOMAIN = re.compile(r"([a-z0-9]+)\.execute-api\..+")
 
 
-def reach_apis(cloudfront, cloud):  # ministack's service; ASGI application of the local cloud
+def reach_apis(edge, cloud):  # ministack's service; ASGI application of the local cloud
     "Let distributions call the HTTP APIs of the local cloud."
-    fetch = cloudfront._fetch_from_origin
+    fetch = edge._fetch_from_origin
 
     async def fetch_here(origin, method, uri, query, headers, body, *more):
         if not (api := API_DOMAIN.fullmatch(origin["domain_name"])):
@@ -81,9 +81,9 @@ def reach_apis(cloudfront, cloud):  # ministack's service; ASGI application of t
         scope |= {"query_string": query.encode("latin-1"), "headers": pairs}
         status, found, content = await ask(cloud, scope, body)
         given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in found]
-        return status, "", cloudfront._multidict_from_pairs(given), content
+        return status, "", edge._multidict_from_pairs(given), content
 
-    cloudfront._fetch_from_origin = fetch_here
+    edge._fetch_from_origin = fetch_here
 
 # %% ../../nbs/local/site.ipynb #10f16849
 KEPT_ERRORS = (404, 414, 500, 501, 502, 503, 504)  # always kept
@@ -124,15 +124,15 @@ def _errors_of(config: str) -> dict[int, float]:  # config: of a distribution, i
 def caching_of(domain: str, path: str) -> Caching | None:  # None: nothing is kept
     "Read how the distribution keeps the answers of a path."
     from ministack.core import responses
-    from ministack.services import cloudfront
+    from ministack.services import cloudfront as edge
 
     with responses.request_scope(ACCOUNT, REGION):
-        distribution = cloudfront.find_distribution_for_label(domain.partition(".")[0])
+        distribution = edge.find_distribution_for_label(domain.partition(".")[0])
         if not distribution:
             return None
-        parsed = cloudfront.parse_distribution_dataplane_config(distribution)
-        behavior = cloudfront._match_behavior(parsed, path)
-        policies = cloudfront._MANAGED_CACHE_POLICIES | dict(cloudfront._cache_policies.items())
+        parsed = edge.parse_distribution_dataplane_config(distribution)
+        behavior = edge._match_behavior(parsed, path)
+        policies = edge._MANAGED_CACHE_POLICIES | dict(edge._cache_policies.items())
     policy = policies[behavior["cache_policy_id"]]["Config"]
     keyed = {kind for name, kind in policy.get("Parameters", {}).items() if name.endswith("Behavior")}
     if parsed["origins"][behavior["target_origin_id"]]["s3_bucket"] or keyed - {"none"}:

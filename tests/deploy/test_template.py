@@ -533,6 +533,7 @@ FAILURES = {
     "SmsFailed",
     "SmsQuota",
     "SmsSent",
+    "StandbyPredictions",
 }
 
 
@@ -633,7 +634,7 @@ def test_alarms_can_be_deployed_and_deleted(cloud):
     given |= {"ApiId": "a1", "DistributionId": "E1"}
     deploy_stack(cloudformation, "watched-monitoring", ROOT / "infra_scripts/templates/monitoring.yaml", given)
     names = {a["AlarmName"] for a in watch.describe_alarms(AlarmNamePrefix="watched-")["MetricAlarms"]}
-    assert len(names) == 22 and "watched-reconciler-quiet" in names
+    assert len(names) == 23 and "watched-reconciler-quiet" in names
     body = json.loads(watch.get_dashboard(DashboardName="watched-us-east-1")["DashboardBody"])
     assert body["widgets"][0]["properties"]["metrics"][0][3] == "watched"
     delete_stack(cloudformation, "watched-monitoring")
