@@ -72,7 +72,10 @@ BY_HAND = {
     "SnapStart, a thousand cold starts": (snapshots_month(2048, 1000) - snapshots_month(2048), 2000 * 0.0001397998),
     "five minutes' checks and half a GB": (resting_cost(), 0.0115 + 8640 * (0.0000002 + 0.25 * 0.0000133334)),
     "one visit": (on_demand_month("ml.t2.medium", 1, requests=0) - resting_cost(), 0.056 * 40 / 60),
-    "a million visitors' calls": (crowd_day(1e6, Crowd(polls=7, predictions=3, numbers=0, cached=0))["API Gateway"], 10.0),
+    "a million visitors' calls": (
+        crowd_day(1e6, Crowd(polls=7, predictions=3, numbers=0, cached=0))["API Gateway"],
+        10.0,
+    ),
     "a million visitors' messages": (crowd_day(1e6, Crowd(numbers=0.001))["messages"], 120.0),
 }
 

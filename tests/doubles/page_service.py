@@ -16,8 +16,14 @@ ASLEEP = STATUS | {
     "longerThanUsual": False,
 }
 ASLEEP |= {"idleMinutes": 30, "maxRunMinutes": 120, "pricePerHour": 0.056, "savedThisMonth": 0, "textLimit": 50}
-ASLEEP |= {"batchLimit": 120, "typicalSeconds": {"p50": 200, "p90": 300, "starts": 5}, "costSoFar": None}
+ASLEEP |= {
+    "at": 1767225660.0,
+    "batchLimit": 120,
+    "typicalSeconds": {"p50": 200, "p90": 300, "starts": 5},
+    "costSoFar": None,
+}
 ASLEEP |= {"standby": None, "spentThisMonth": 0.5, "monthlyBudget": 10, "countedSince": "2026-01-01T00:00:00Z"}
+ASLEEP |= {"at": 1767225660.0}
 ASLEEP |= dict.fromkeys(("runId", "instanceType", "elapsedSeconds", "shutdownAt", "secondsLeft", "etaSeconds"))
 AWAKE = ASLEEP | STATUS | {"state": "IN_SERVICE", "etaSeconds": None}
 WAKING = ASLEEP | STATUS | {"state": "CREATING", "shutdownAt": None, "secondsLeft": None}
