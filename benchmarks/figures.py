@@ -109,10 +109,23 @@ def standby(result: Mapping) -> str:
     return f"{table(head, rows)}\n\n{said}function has to start, too."
 
 
+def crowd(result: Mapping) -> str:
+    "Compare crowds with the cache and without it."
+    head = ["Visitors", "cache", "`/status`, 95 %", "`/predict`, 95 %", "errors", "by the standby", "reads per visitor"]
+    rows = []
+    for row in result["rows"]:
+        times = [f"{1000 * row[name]:,.0f} ms" for name in ("status p95", "predict p95")]
+        shares = [f"{row['errors'] / row['requests']:.1%}", f"{row['standby']:.0%}"]
+        cache = "with" if row["cache"] else "without"
+        rows.append([f"{row['visitors']:,}", cache, *times, *shares, f"{row['reads']:.2f}"])
+    return f"{table(head, rows)}\n\n*Reads per visitor*: of the table with the model's state."
+
+
 BLOCKS = {  # name of the result: function that writes its table, and the command that measures it
     "etl": (etl, "make bench-etl"),
     "inference": (inference, "make bench-inference"),
     "standby": (standby, "make bench-standby"),
+    "crowd": (crowd, "make bench-crowd"),
     "training": (training, "make bench-training"),
 }
 

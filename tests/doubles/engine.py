@@ -164,9 +164,10 @@ def running_engine(
     waking_seconds: float = WAKING_SECONDS,
     weights: Path | None = None,  # folder of a model; none: one of a few words, which loads at once
     standby: bool = False,  # whether the released model answers while the endpoint does not
+    record: Path | None = None,  # file for one line about each call
 ) -> Iterator[Engine]:
     "Deploy the engine with its page to a separate local cloud."
-    with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:
+    with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds, record=record) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
         outputs = _deploy(cloud, settings, standby)
