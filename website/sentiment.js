@@ -200,6 +200,7 @@ function accept(status, mine = false) {
 	if (mine) {
 		app.turn++;
 		tabs.postMessage(app.newest);
+		memory.write('newest', app.newest); // for a reload
 	}
 	const before = app.view,
 		view = VIEWS[status.state];
@@ -1228,6 +1229,7 @@ async function setUp() {
 	look();
 }
 
+app.newest = memory.read('newest') ?? 0;
 const draft = memory.read('draft');
 if (typeof draft?.text === 'string') put(draft.text, draft.lines === true, false);
 $('start-form').onsubmit = start;

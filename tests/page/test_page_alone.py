@@ -370,6 +370,19 @@ def test_a_number_of_seven_to_fifteen_digits_needs_consent(service):
         assert said == consent or text_of(page, "#consent-hint") == ""
 
 
+def test_a_status_from_before_the_start_is_ignored_after_a_reload(service):
+    page, service.after = service.arrive(ASLEEP | {"at": 1000.0}, clock=True), {"at": 1001.5}
+    page.locator("#start").click()
+    expect(page.locator("html")).to_have_attribute("data-view", "waking")
+    service.status = ASLEEP | {"at": 1000.0}
+    page.reload()
+    assert service.gap() <= 3
+    expect(page.locator("html")).to_have_attribute("data-view", "loading")
+    service.status = WAKING | {"at": 1001.6}
+    assert service.gap() <= 3
+    expect(page.locator("html")).to_have_attribute("data-view", "waking")
+
+
 @pytest.mark.parametrize("other", [False, True], ids=["the tab that started", "another tab"])
 def test_a_status_from_before_the_start_is_ignored(service, other):
     "CloudFront may repeat a status for two seconds after a start."
