@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
-import httpx
-
+from benchmarks.load import split_answer
 from benchmarks.report import CACHE, ROOT, begin, busy, table, write_json
 from sentiment_engine.causes import tells_cause
 from sentiment_engine.commands import Parser
@@ -38,7 +38,7 @@ CROWDS = (100, 500, 2000)  # visitors
 ARRIVAL, PACE = 5.0, 20.0  # seconds: in which all arrive, and between two polls of the page
 MOST = 38.0  # seconds for one crowd
 PATIENCE = 15.0  # seconds after which the page gives up
-REVIEW = {"inputs": "Warm and lovely, but the handle wobbles."}
+REVIEW = b'{"inputs": "Warm and lovely, but the handle wobbles."}'
 
 
 @dataclass
@@ -57,52 +57,78 @@ class Seen:
         return times[math.ceil(0.95 * len(times)) - 1] if times else math.inf
 
 
-async def request(client: httpx.AsyncClient, seen: Seen, path: str):
-    "Make one request and note its time or its error."
-    seen.asked += 1
-    answered, began = "none", time.perf_counter()
-    try:
-        body = REVIEW if path == "/predict" else None
-        reply = await client.request("POST" if body else "GET", path, json=body)
-        answered = "" if reply.status_code == 200 else str(reply.status_code)
-    except httpx.HTTPError:
-        pass
-    finally:
-        seen.errors.update([answered] if answered else [])
-    if not answered:
-        seen.seconds[path].append(time.perf_counter() - began)
-        seen.hits += reply.headers.get("x-cache") == "Hit from cloudfront"
-        seen.standby += path == "/predict" and reply.json()["answeredBy"] == "standby"
+class Visitor:
+    "One browser with its connection. Plain sockets use little of the machine that runs everything else."
 
+    def __init__(self, api: str, seen: Seen):
+        self.place, self.seen, self.streams = urlsplit(api), seen, None
 
-async def visit(client: httpx.AsyncClient, seen: Seen, chance: random.Random):
-    "Arrive, poll, request a prediction at some time, and poll again."
-    reading, arrival = chance.uniform(1, PACE), chance.uniform(0, ARRIVAL)
-    await asyncio.sleep(arrival)
-    await request(client, seen, "/status")
-    await asyncio.sleep(reading)
-    await request(client, seen, "/predict")
-    await asyncio.sleep(max(0.0, PACE - reading))
-    await request(client, seen, "/status")
+    def question(self, path: str) -> bytes:
+        "Build a request for a connection that stays open."
+        body = REVIEW if path == "/predict" else b""
+        head = f"{'POST' if body else 'GET'} {self.place.path}{path} HTTP/1.1\r\nHost: {self.place.netloc}\r\n"
+        kind = "Content-Type: application/json\r\n" if body else ""
+        return f"{head}{kind}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    async def answer(self, path: str) -> tuple[int, bytes]:  # status, and the whole answer
+        "Send a request and read its answer. Raises OSError or ValueError if there is none."
+        if not self.streams:
+            self.streams = await asyncio.open_connection(self.place.hostname, self.place.port)
+        reader, writer = self.streams
+        writer.write(self.question(path))
+        received = b""
+        while not (found := split_answer(received)):
+            if not (more := await reader.read(65_536)):
+                raise ConnectionError("the server hung up")
+            received += more
+        return found[0], received
+
+    async def ask(self, path: str):
+        "Make one request and note its time or its error."
+        self.seen.asked += 1
+        error, began = "none", time.perf_counter()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                status, received = await self.answer(path)
+            error = "" if status == 200 else str(status)
+        except (OSError, ValueError):
+            self.streams = None
+        finally:
+            self.seen.errors.update([error] if error else [])
+        if not error:
+            self.seen.seconds[path].append(time.perf_counter() - began)
+            self.seen.hits += b"Hit from cloudfront" in received
+            self.seen.standby += b'"answeredBy": "standby"' in received
+
+    async def visit(self, chance: random.Random):
+        "Arrive, poll, request a prediction at some time, and poll again."
+        arrival, reading = chance.uniform(0, ARRIVAL), chance.uniform(1, PACE)
+        await asyncio.sleep(arrival)
+        await self.ask("/status")
+        await asyncio.sleep(reading)
+        await self.ask("/predict")
+        await asyncio.sleep(max(0.0, PACE - reading))
+        await self.ask("/status")
 
 
 async def crowd(api: str, visitors: int) -> Seen:
     "Let visitors use an API at the same time."
     seen, chance = Seen(), random.Random(visitors)  # the same crowd each time
-    limits = httpx.Limits(max_connections=visitors, max_keepalive_connections=visitors)
-    async with httpx.AsyncClient(base_url=api, timeout=PATIENCE, limits=limits, trust_env=False) as client:
-        visits = [asyncio.create_task(visit(client, seen, chance)) for _ in range(visitors)]
-        _, late = await asyncio.wait(visits, timeout=MOST)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+    guests = [Visitor(api, seen) for _ in range(visitors)]
+    visits = [asyncio.create_task(guest.visit(chance)) for guest in guests]
+    _, late = await asyncio.wait(visits, timeout=MOST)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for guest in guests:
+        if guest.streams:
+            guest.streams[1].close()
     return seen
 
 
 async def warm(api: str):
     "Start the functions that the local cloud runs at a time."
-    async with httpx.AsyncClient(base_url=api, timeout=60, trust_env=False) as client:
-        await asyncio.gather(*(request(client, Seen(), path) for path in ("/status", "/predict") * 4))
+    await asyncio.gather(*(Visitor(api, Seen()).ask(path) for path in ("/status", "/predict") * 4))
 
 
 def reads_of(recording: Path, name: str) -> int:
@@ -157,7 +183,7 @@ def parse() -> argparse.Namespace:
 @tells_cause
 def main() -> int:
     args = parse()
-    described = begin(("httpx",))
+    described = begin(("ministack", "hypercorn"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # each visitor has a connection
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 20_000)), hard))
     with TemporaryDirectory(dir=CACHE) as folder:

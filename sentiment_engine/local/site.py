@@ -121,6 +121,16 @@ def _errors_of(config: str) -> dict[int, float]:  # config: of a distribution, i
     return {int(pair[1]): float(pair[2]) for pair in pairs if pair}
 
 
+@lru_cache(64)
+def _policy_of(config: str, path: str) -> str:  # id of the cache policy; empty: a bucket's files
+    "Find the cache policy of a path."
+    from ministack.services import cloudfront as edge
+
+    parsed = edge.parse_distribution_dataplane_config({"config_xml": config})
+    behavior = edge._match_behavior(parsed, path)
+    return "" if parsed["origins"][behavior["target_origin_id"]]["s3_bucket"] else behavior["cache_policy_id"]
+
+
 def caching_of(domain: str, path: str) -> Caching | None:  # None: nothing is kept
     "Read how the distribution keeps the answers of a path."
     from ministack.core import responses
@@ -128,17 +138,14 @@ def caching_of(domain: str, path: str) -> Caching | None:  # None: nothing is ke
 
     with responses.request_scope(ACCOUNT, REGION):
         distribution = edge.find_distribution_for_label(domain.partition(".")[0])
-        if not distribution:
+        if not distribution or not (name := _policy_of(config := distribution["config_xml"], path)):
             return None
-        parsed = edge.parse_distribution_dataplane_config(distribution)
-        behavior = edge._match_behavior(parsed, path)
-        policies = edge._MANAGED_CACHE_POLICIES | dict(edge._cache_policies.items())
-    policy = policies[behavior["cache_policy_id"]]["Config"]
-    keyed = {kind for name, kind in policy.get("Parameters", {}).items() if name.endswith("Behavior")}
-    if parsed["origins"][behavior["target_origin_id"]]["s3_bucket"] or keyed - {"none"}:
+        policy = (edge._cache_policies.get(name) or edge._MANAGED_CACHE_POLICIES[name])["Config"]
+    keyed = {kind for part, kind in policy.get("Parameters", {}).items() if part.endswith("Behavior")}
+    if keyed - {"none"}:
         return None
     limits = (policy["MinTTL"], policy.get("DefaultTTL", 86_400), policy.get("MaxTTL", 31_536_000))
-    return Caching(*limits, _errors_of(distribution["config_xml"]))
+    return Caching(*limits, _errors_of(config))
 
 # %% ../../nbs/local/site.ipynb #05beac52
 Answer = tuple[int, list, bytes]  # status, headers, body

@@ -688,7 +688,7 @@ def test_the_runbook_explains_every_alarm():
     book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     alarms = read_template(TEMPLATES / "monitoring.yaml")["Resources"].values()
     names = [a["Properties"]["AlarmName"]["Fn::Sub"] for a in alarms if a["Type"].endswith("Alarm")]
-    assert len(names) == 23  # including the composite alarm
+    assert len(names) == 24  # including the composite alarm
     for name in names:
         short = name.removeprefix("${Prefix}-")
         assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short
