@@ -18,7 +18,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,7 +61,8 @@ class Visitor:
     "One browser with its connection. Plain sockets use little of the machine that runs everything else."
 
     def __init__(self, api: str, seen: Seen):
-        self.place, self.seen, self.streams = urlsplit(api), seen, None
+        self.place, self.seen = urlsplit(api), seen
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     def question(self, path: str) -> bytes:
         "Build a request for a connection that stays open."
@@ -156,7 +157,7 @@ def measure(engine: Engine, recording: Path, visitors: int, cache: bool) -> dict
     }
 
 
-def say(rows: list[Mapping[str, float]]) -> str:
+def say(rows: Sequence[Mapping[str, float]]) -> str:
     "Write the report."
     head = ["visitors", "cache", "/status p95", "/predict p95", "errors", "by the standby", "reads per visitor"]
     lines = [

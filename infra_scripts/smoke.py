@@ -47,7 +47,8 @@ from sentiment_engine.settings import engine_stack, settings_from, site_stack
 
 def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
     "Return the API's address. Deploys the engine first, unless it is deployed at this cloud's address as wanted."
-    cloudformation, settings, outputs = boto3.client("cloudformation"), settings_from(os.environ), {}
+    cloudformation, settings = boto3.client("cloudformation"), settings_from(os.environ)
+    outputs: dict[str, str] = {}
     with suppress(LookupError):  # nothing deployed yet
         for stack in (site_stack, engine_stack):
             outputs |= stack_outputs(cloudformation, stack(settings))
