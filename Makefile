@@ -155,6 +155,9 @@ bench-inference: install ## serve one model in five ways and compare: an hour [D
 bench-standby: install ## run the released model in a Lambda's place, and price its memory: two minutes [DATA=folder QUICK=1]
 	@$(RUN) -m benchmarks.standby $(call given,DATA) $(call switched,QUICK)
 
+bench-crowd: install ## let 100, 500 and 2,000 visitors come at once, with and without the cache: five minutes [QUICK=1]
+	@$(RUN) -m benchmarks.crowd $(call switched,QUICK)
+
 bench-training: install ## train with our recipe and the original: half an hour [DATA=folder ACCURACY=1 QUICK=1]
 	@$(RUN) -m benchmarks.training $(call given,DATA) $(call switched,QUICK ACCURACY)
 

@@ -111,10 +111,24 @@ def standby(result: Mapping) -> str:
     return f"{table(head, rows)}\n\n{said}{agreed['equal']:,} of {agreed['texts']:,} reviews."
 
 
+def crowd(result: Mapping) -> str:
+    "Compare crowds with the cache and without it."
+    head = ["Visitors", "cache", "`/status`, 95 %", "`/predict`, 95 %", "errors", "reads per visitor"]
+    rows = []
+    for row in result["rows"]:
+        times = [f"{1000 * row[name]:,.0f} ms" for name in ("status p95", "predict p95")]
+        cache = "with" if row["cache"] else "without"
+        rows.append(
+            [f"{row['visitors']:,}", cache, *times, f"{row['errors'] / row['requests']:.1%}", f"{row['reads']:.2f}"]
+        )
+    return f"{table(head, rows)}\n\n*Reads per visitor*: of the table with the model's state."
+
+
 BLOCKS = {  # name of the result: function that writes its table, and the command that measures it
     "etl": (etl, "make bench-etl"),
     "inference": (inference, "make bench-inference"),
     "standby": (standby, "make bench-standby"),
+    "crowd": (crowd, "make bench-crowd"),
     "training": (training, "make bench-training"),
 }
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import boto3
@@ -41,16 +42,18 @@ from sentiment_engine.deploy.visit import (
     wake,
 )
 from sentiment_engine.local.cloud import LocalCloud
-from sentiment_engine.settings import engine_stack, settings_from
+from sentiment_engine.settings import engine_stack, settings_from, site_stack
 
 
 def deployed_api(cloud: LocalCloud, options: argparse.Namespace) -> str:
     "Return the API's address. Deploys the engine first, unless it is deployed at this cloud's address as wanted."
-    try:
-        outputs = stack_outputs(boto3.client("cloudformation"), engine_stack(settings_from(os.environ)))
-    except LookupError:  # nothing deployed yet
-        outputs = {"ApiUrl": ""}
-    if options.endpoint or options.standby or not outputs["ApiUrl"].startswith(f"{cloud.url}/"):
+    cloudformation, settings = boto3.client("cloudformation"), settings_from(os.environ)
+    outputs: dict[str, str] = {}
+    with suppress(LookupError):  # nothing deployed yet
+        for stack in (site_stack, engine_stack):
+            outputs |= stack_outputs(cloudformation, stack(settings))
+    deployed = "Table" in outputs and outputs.get("ApiUrl", "").startswith(f"{cloud.url}/")
+    if options.endpoint or options.standby or not deployed:
         outputs = deploy("local", **chosen_parameters(options))
     return outputs["ApiUrl"]
 

@@ -71,9 +71,10 @@ def model_rows(status: Mapping) -> dict[str, str]:
 def engine_rows(site: str) -> dict[str, str]:  # site: address of the page
     "Request the status of the engine behind a page. Raises httpx.HTTPError or ValueError if it does not answer."
     config = fetch(f"{site.rstrip('/')}/config.json")
-    status = fetch(f"{config['apiUrl']}/status")
+    api = f"{site.rstrip('/')}/api"
+    status = fetch(f"{api}/status")
     version = {"version": config["version"]} if "version" in config else {}
-    return {"API": config["apiUrl"]} | version | model_rows(status)
+    return {"API": api} | version | model_rows(status)
 
 
 def local_rows(cloud: LocalCloud) -> dict[str, str]:

@@ -312,7 +312,7 @@ class Crowd:
     polls: float = 9  # of /status: three minutes, one every twenty seconds
     predictions: float = 3
     numbers: float = 0.01  # phone numbers left for a message
-    cached: float = 0.0  # share of the polls that CloudFront answers
+    cached: float = 0.95  # share of the polls that CloudFront answers
 
     @property
     def calls(self) -> float:
@@ -327,7 +327,7 @@ def crowd_day(
     model: Served = SMALL,  # in the standby, which makes all predictions
 ) -> dict[str, float]:  # dollars by service
     "Price a day of visitors, without any free tier and without the engine's own limits."
-    requests = crowd.files + (crowd.polls if crowd.cached else 0)
+    requests = crowd.files + crowd.polls + crowd.predictions + crowd.numbers
     standby = crowd.predictions * lambda_call(model.seconds, model.memory_mb)
     rows = crowd.calls * DYNAMODB_READ + (crowd.predictions + crowd.numbers) * DYNAMODB_WRITE
     return {
@@ -360,7 +360,7 @@ def crowd_limits(
         "Lambda": (PARALLEL_LAMBDAS, busy),
         "DynamoDB, reads of one row": (PARTITION_READS, crowd.calls),
         "DynamoDB, writes of one row": (PARTITION_WRITES, crowd.predictions + crowd.numbers),
-        "CloudFront": (SITE_RATE, crowd.files + crowd.polls),
+        "CloudFront": (SITE_RATE, crowd.files + crowd.polls + crowd.predictions + crowd.numbers),
     }
     met = {name: limit / need * 86_400 / peak for name, (limit, need) in needs.items() if need}
     return dict(sorted(met.items(), key=lambda item: item[1]))

@@ -6,7 +6,8 @@
 __all__ = ['ENV_PREFIX', 'DAYS', 'PREFIX', 'OWN', 'RESERVED_BY_AWS', 'NOT_SETTINGS', 'PROBE', 'TARGETS', 'Settings', 'AwakeHours',
            'awake_hours_of', 'check_prefix', 'settings_from', 'environment_of', 'foundation_stack', 'site_stack',
            'engine_stack', 'monitoring_stack', 'usage_table', 'model_parameter', 'captures_address',
-           'textbelt_key_parameter', 'new_run_id', 'endpoint_name', 'trial_name', 'connect', 'check_parameters']
+           'textbelt_key_parameter', 'origin_secret_parameter', 'new_run_id', 'endpoint_name', 'trial_name', 'connect',
+           'check_parameters']
 
 # %% ../nbs/settings.ipynb #15bbc554
 import math
@@ -332,6 +333,11 @@ def captures_address(bucket: str) -> str:
 def textbelt_key_parameter(settings: Settings) -> str:
     "Name the SSM SecureString that holds the Textbelt key."
     return f"/{settings.prefix}/textbelt-key"
+
+
+def origin_secret_parameter(settings: Settings) -> str:
+    "Name the SSM SecureString that holds the secret between CloudFront and the API."
+    return f"/{settings.prefix}/origin-secret"
 
 # %% ../nbs/settings.ipynb #271103dc
 def new_run_id() -> str:

@@ -65,7 +65,7 @@ def advice(code: int, reply: object) -> str:
         return str(error["message"])
     if code == 429:
         return "Too many requests right now. Try again in a minute."
-    return f"The API answered with HTTP {code} and no explanation. Is this the address of the API, without a path?"
+    return f"The API answered with HTTP {code} and no explanation. Is this the address of the API?"
 
 
 def fetch(method: str, url: str, **more) -> httpx.Response:
@@ -499,7 +499,7 @@ def show_log():
 
 
 def published() -> dict:  # config.json; empty if there is none
-    "Read the addresses of the API and the inbox from the published page."
+    "Read the configuration of the published page."
     site = os.environ.get("SENTIMENT_SITE_ORIGIN", "").rstrip("/")
     try:
         config = fetch("GET", f"{site}/config.json", timeout=5).raise_for_status().json() if site else {}
@@ -512,14 +512,15 @@ def addresses() -> dict[str, str]:
     "Return the addresses of the API and the inbox from the environment."
     api, inbox = os.environ.get("SENTIMENT_API_URL"), os.environ.get("SENTIMENT_INBOX_URL")
     config = published() if not api else {}
-    return {"api": api or str(config.get("apiUrl", "")), "inbox": inbox or str(config.get("inboxUrl", ""))}
+    at_page = f"{os.environ.get('SENTIMENT_SITE_ORIGIN', '').rstrip('/')}/api" if config else ""
+    return {"api": api or at_page, "inbox": inbox or str(config.get("inboxUrl", ""))}
 
 
 def sidebar() -> bool:  # whether the page refreshes itself
     "Accept the addresses."
     with st.sidebar:
-        st.text_input("Address of the API", key="api", placeholder="https://….execute-api.us-east-1.amazonaws.com")
-        st.caption("From SENTIMENT_API_URL if it is set; otherwise the output ApiUrl of the engine stack.")
+        st.text_input("Address of the API", key="api", placeholder="https://….cloudfront.net/api")
+        st.caption("From SENTIMENT_API_URL if it is set; otherwise the address of the page, followed by /api.")
         st.text_input("Address of the local inbox", key="inbox", placeholder="http://127.0.0.1:4566/_local/inbox")
         st.button("Refresh", key="again")
         st.caption(f"Engine {__version__}")

@@ -6,8 +6,9 @@ const WARN_SECONDS = 120;
 const UNSURE = 0.6; // without a calibration
 const CHUNK = 50; // reviews in one call: a long list shows its progress
 const KEPT = 30; // answers remembered in this browser
+const API = `${location.origin}/api`;
 
-const app = {api: '', status: null, at: 0, view: 'loading', turn: 0, failures: 0, queued: false};
+const app = {status: null, at: 0, newest: 0, view: 'loading', turn: 0, failures: 0, queued: false};
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
 
@@ -96,7 +97,7 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 	let response,
 		data = null;
 	try {
-		response = await fetch(app.api + path, {
+		response = await fetch(path, {
 			method,
 			signal,
 			cache: 'no-store',
@@ -169,11 +170,11 @@ function plan(seconds = pace()) {
 async function look() {
 	clearTimeout(app.timer);
 	app.timer = 0;
-	if (!app.api) return setUp();
+	if (!app.ready) return setUp();
 	const turn = ++app.turn; // the newest question counts
 	let act;
 	try {
-		const status = await call('/status');
+		const status = await call(`${API}/status`);
 		act = () => accept(status);
 	} catch (e) {
 		said(e);
@@ -186,12 +187,20 @@ async function look() {
 // the state machine
 
 const tabs = new BroadcastChannel('model');
-tabs.onmessage = look;
+tabs.onmessage = ({data}) => {
+	app.newest = Math.max(app.newest, data);
+	look();
+};
 
 function accept(status, mine = false) {
+	// CloudFront keeps a status for two seconds. A much older one is from a clock that was set back.
+	const behind = app.newest - status.at;
+	if (!mine && behind > 0 && behind < 60) return plan(2);
+	app.newest = status.at ?? 0;
 	if (mine) {
 		app.turn++;
-		tabs.postMessage(0);
+		tabs.postMessage(app.newest);
+		memory.write('newest', app.newest); // for a reload
 	}
 	const before = app.view,
 		view = VIEWS[status.state];
@@ -507,7 +516,7 @@ async function start(event) {
 	app.starting = true;
 	busy('start', 'Starting …');
 	try {
-		const status = await call('/start', {
+		const status = await call(`${API}/start`, {
 			method: 'POST',
 			body: {...(name && {name}), ...(phone && {phone})},
 			timeout: 40000
@@ -555,7 +564,7 @@ async function extend() {
 	text('extend-error', '');
 	busy('extend', 'Asking …');
 	try {
-		accept(await call('/extend', {method: 'POST'}), true);
+		accept(await call(`${API}/extend`, {method: 'POST'}), true);
 		announce(`It stays awake for another ${duration(left('secondsLeft'))}.`);
 	} catch (e) {
 		const {reason} = said(e);
@@ -579,7 +588,7 @@ async function sleep() {
 	text('extend-error', '');
 	busy('done', 'Ending …');
 	try {
-		const status = await call('/sleep', {method: 'POST', body: {token: mine()}, timeout: 40000});
+		const status = await call(`${API}/sleep`, {method: 'POST', body: {token: mine()}, timeout: 40000});
 		keepRun(null);
 		accept(status, true);
 		$('title').focus();
@@ -695,7 +704,7 @@ async function send(event) {
 }
 
 async function predict(inputs, more) {
-	const reply = await call('/predict', {
+	const reply = await call(`${API}/predict`, {
 		method: 'POST',
 		body: {inputs: inputs.length === 1 ? inputs[0] : inputs, ...more},
 		timeout: 65000
@@ -1013,11 +1022,11 @@ async function copy(what, value) {
 const linkTo = (list) =>
 	`${location.href.split('#')[0]}#review${list[1] ? 's' : ''}=${encodeURIComponent(list.map((p) => p.text).join('\n'))}`;
 const asCurl = (inputs) =>
-	`curl '${app.api}/predict' -H 'content-type: application/json' -d '${`{"inputs": ${inputs}}`.replaceAll("'", "'\\''")}'`;
+	`curl '${API}/predict' -H 'content-type: application/json' -d '${`{"inputs": ${inputs}}`.replaceAll("'", "'\\''")}'`;
 const asPython = (inputs) => `import json
 from urllib.request import Request, urlopen
 body = json.dumps({"inputs": ${inputs}}).encode()
-print(json.load(urlopen(Request("${app.api}/predict", body, {"content-type": "application/json"}))))
+print(json.load(urlopen(Request("${API}/predict", body, {"content-type": "application/json"}))))
 `;
 function download(list) {
 	const cell = (v) => {
@@ -1196,25 +1205,15 @@ function renderExamples({examples, modelVersion: version}) {
 // setting up
 
 async function setUp() {
-	let config, url;
+	let config;
 	try {
 		config = await call('config.json');
 	} catch (e) {
 		said(e);
 		if (e.kind !== 'refused' && e.status !== 200) return fail(e);
-	}
-	try {
-		url = new URL(config.apiUrl);
-	} catch {
-		/* shown below */
-	}
-	if (!/^https?:$/.test(url?.protocol)) {
 		root.dataset.view = 'setup';
 		text('title', 'This page is not set up');
-		text(
-			'lead',
-			'Its config.json must contain the service’s address as apiUrl. The notebook 06_website publishes both.'
-		);
+		text('lead', 'Its config.json is missing or damaged. The notebook 06_website publishes both.');
 		for (const id of ['state', 'cost', 'version']) text(`sign-${id}`, 'Unknown');
 		document.title = `Not set up · ${NAME}`;
 		return;
@@ -1228,10 +1227,11 @@ async function setUp() {
 		.catch(() => show('examples-box', false));
 	if (config.version) text('version', `Engine ${config.version}.`);
 	app.provider = config.provider;
-	app.api = url.href.replace(/\/+$/, '');
+	app.ready = true;
 	look();
 }
 
+app.newest = memory.read('newest') ?? 0;
 const draft = memory.read('draft');
 if (typeof draft?.text === 'string') put(draft.text, draft.lines === true, false);
 $('start-form').onsubmit = start;

@@ -161,12 +161,10 @@ def stack_parameters(
     artifacts_bucket: str,
     packages: Mapping[str, str],  # from upload_packages and upload_standby
     site: Mapping[str, str],  # outputs of the site's stack
-    extra_origin: str = "",  # another origin whose pages may call the API, such as http://127.0.0.1:8501
+    secret: str,  # from `origin_secret`
     **more: str,  # further parameters of the template; the template's default replaces an empty one
 ) -> dict[str, str]:
     "Return the parameters of the engine's template."
-    address = settings.site_origin or site["SiteOrigin"]
-    origins = dict.fromkeys([site["DistributionOrigin"], site["SiteOrigin"], address, *filter(None, [extra_origin])])
     plain = {
         "Prefix": settings.prefix,
         "ModelId": settings.model_id,
@@ -178,8 +176,9 @@ def stack_parameters(
         "TextbeltUrl": settings.textbelt_url,
         "SmsCountries": ",".join(settings.sms_countries),
         "SmsLink": str(settings.sms_link).lower(),
-        "SiteOrigins": ",".join(origins),
-        "SiteAddress": address,
+        "ApiId": site["ApiId"],
+        "OriginSecret": secret,
+        "SiteAddress": settings.site_origin or site["SiteOrigin"],
         "CaptureText": str(settings.capture_text).lower(),
         "ReserveConcurrency": str(settings.reserve_concurrency).lower(),
         "StandbySnapshots": str(settings.standby_snapshots).lower(),
@@ -195,7 +194,7 @@ CLOUDFRONT_REGION = "us-east-1"  # CloudFront reports its metrics to this region
 def monitoring_parameters(
     settings: Settings,
     dead_letters: str,  # name of the queue, an output of the engine's stack
-    api: str,  # id of the API, an output of the engine's stack
+    api: str,  # id of the API, an output of the site's stack
     distribution: str,  # id of the page's distribution, an output of the site's stack
     region: str,
 ) -> dict[str, str]:

@@ -60,7 +60,7 @@ from ..local.cloud import LocalCloud
 from ..local.processes import ROOT
 from ..model.wheels import fetch_wheels
 from ..s3 import stored_json
-from ..settings import connect, engine_stack, environment_of, foundation_stack, settings_from
+from ..settings import connect, engine_stack, environment_of, foundation_stack, settings_from, site_stack
 
 # %% ../../nbs/deploy/phases.ipynb #4f050f0c
 # Differences between the targets. The notebooks' own defaults fit one machine.
@@ -144,7 +144,7 @@ def plan(parameters: dict) -> list[Phase]:
     phases, previous = [], sources_fingerprint() + data_fingerprint(parameters.get("data") or "")
     learnt = parameters.get("deploy_model") == "released" or parameters.get("model_data")
     settings = settings_from(os.environ)
-    site = site_parameters(settings, *(parameters.get(name) or "" for name in SITE))
+    site = site_parameters(settings, "", *(parameters.get(name) or "" for name in SITE))
     for number in (number for number in PHASES if not (learnt and number in TEACHING)):
         (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
         declared = papermill.inspect_notebook(str(notebook))
@@ -314,7 +314,7 @@ def deploy(
     force: bool = False,
     asked: dict | None = None,  # choices to store for the next deployment
     **parameters,  # of the notebooks; None counts as not given
-) -> dict[str, str]:  # outputs of the engine stack; empty if it does not exist yet
+) -> dict[str, str]:  # outputs of the site and the engine; empty if one does not exist yet
     "Run the outdated phases in the cloud that the environment selects. Raises PapermillExecutionError."
     session, settings = connect(target), settings_from(os.environ)
     stamps = Stamps(session, foundation_stack(settings), asked)
@@ -322,10 +322,12 @@ def deploy(
     chosen = upcoming(plan(parameters_of(target, parameters)), stamps.read(), only, start, force)
     if chosen:
         run_phases(chosen, stamps, RUNS / time.strftime("%Y-%m-%dT%H-%M-%S"))
+    cloudformation = session.client("cloudformation")
     try:
-        return stack_outputs(session.client("cloudformation"), engine_stack(settings))
+        site, engine = (stack_outputs(cloudformation, stack(settings)) for stack in (site_stack, engine_stack))
     except LookupError:
         return {}
+    return site | engine
 
 # %% ../../nbs/deploy/phases.ipynb #70b01090
 def deploy_given(
@@ -465,7 +467,7 @@ def _wanted_steps(options: argparse.Namespace) -> dict:
     return {"only": options.only, "start": options.start, "force": options.force}
 
 
-def deploy_locally(options: argparse.Namespace) -> dict[str, str]:  # outputs of the engine stack
+def deploy_locally(options: argparse.Namespace) -> dict[str, str]:  # outputs of the site and the engine
     "Deploy to the local cloud, which must already run."
     parameters, chosen = chosen_parameters(options), chosen_environment(options)
     with local_cloud(start=False), tied_up("local"):
@@ -477,7 +479,7 @@ def deploy_locally(options: argparse.Namespace) -> dict[str, str]:  # outputs of
 # %% ../../nbs/deploy/phases.ipynb #f7e80e50
 def deploy_to_aws(
     parser: argparse.ArgumentParser, options: argparse.Namespace
-) -> dict[str, str]:  # outputs of the engine stack
+) -> dict[str, str]:  # outputs of the site and the engine
     "Check, plan and deploy to AWS, with the choices of earlier deployments. Ends the program if there is an obstacle."
     enter(chosen_environment(options))
     given = bool(options.model_data)

@@ -29,7 +29,7 @@ from sentiment_engine.deploy.account import (
     mask_accounts,
 )
 from .endpoint import current_model, model_version
-from .foundation import foundation_parameters, site_parameters
+from .foundation import foundation_parameters, origin_secret, site_parameters
 from .packaging import monitoring_parameters, package_keys, stack_parameters
 from .plan import Plan, Work, bill, describe_plan, plan_of, unchecked
 from .stacks import find_stack, is_our_stack, outputs_of, stack_outputs
@@ -238,16 +238,16 @@ def _outputs(
 
 def _monitoring(cloudformation, settings: Settings, region: str) -> dict[str, str]:
     "Return the parameters of the alarms' template, with placeholders for resources that do not exist yet."
-    api = _outputs(cloudformation, engine_stack(settings)).get("ApiId", "the-api")
-    distribution = _outputs(cloudformation, site_stack(settings)).get("DistributionId", "the-page")
+    site = _outputs(cloudformation, site_stack(settings))
+    api, distribution = site.get("ApiId", "the-api"), site.get("DistributionId", "the-page")
     return monitoring_parameters(settings, f"{settings.prefix}-dead-letters", api, distribution, region)
 
 # %% ../../nbs/deploy/target.ipynb #491eb2c8
-def _site_origins(cloudformation, settings: Settings, domain: str) -> dict[str, str]:
-    "Return the origins of the page, with a placeholder for CloudFront's address until the site exists."
-    found = _outputs(cloudformation, site_stack(settings))
-    at_cloudfront = found.get("DistributionOrigin", "https://the-page.cloudfront.net")
-    return {"DistributionOrigin": at_cloudfront, "SiteOrigin": f"https://{domain}" if domain else at_cloudfront}
+def _site(cloudformation, settings: Settings, domain: str) -> dict[str, str]:
+    "Return the outputs of the site's stack, with placeholders until it exists."
+    found = {"ApiId": "the-api", "SiteOrigin": "https://the-page.cloudfront.net"}
+    found |= _outputs(cloudformation, site_stack(settings))
+    return found | ({"SiteOrigin": f"https://{domain}"} if domain else {})
 
 # %% ../../nbs/deploy/target.ipynb #05b011cb
 def planned(options: argparse.Namespace, settings: Settings, session: boto3.Session, asked: bool) -> Plan:
@@ -262,15 +262,16 @@ def planned(options: argparse.Namespace, settings: Settings, session: boto3.Sess
             cloudformation = None  # without a foundation there is no engine
     if domain:
         zone = (find_zone(session.client("route53"), domain) if asked else None) or "Z-of-the-domain"
-    packages, site = package_keys(ROOT / "lambdas"), _site_origins(cloudformation, settings, domain)
+    packages, site = package_keys(ROOT / "lambdas"), _site(cloudformation, settings, domain)
+    secret = (origin_secret(session.client("ssm"), settings, make=False) if asked else "") or "the-secret"
     if settings.standby:
         model = current_model(session.client("ssm"), settings) if asked else None
         packages |= standby_keys(ROOT / "lambdas", model.version if model else released_version(), locked=True)
     more = {"PermissionsBoundary": boundary}
     given = {
         foundation_stack(settings): foundation_parameters(settings, boundary),
-        site_stack(settings): site_parameters(settings, domain, zone),
-        engine_stack(settings): stack_parameters(settings, bucket, packages, site, **more),
+        site_stack(settings): site_parameters(settings, secret, domain, zone),
+        engine_stack(settings): stack_parameters(settings, bucket, packages, site, secret, **more),
         monitoring_stack(settings): _monitoring(cloudformation, settings, session.region_name),
     }
     return plan_of(settings, ROOT / "infra_scripts/templates", given, cloudformation, session.region_name, unknown)

@@ -29,6 +29,7 @@ from sentiment_engine.settings import (
     foundation_stack,
     model_parameter,
     monitoring_stack,
+    origin_secret_parameter,
     settings_from,
     site_stack,
     textbelt_key_parameter,
@@ -155,13 +156,13 @@ def our_log_groups(settings: Settings, names: Iterable[str]) -> list[str]:
 
 # %% ../../nbs/deploy/teardown.ipynb #ee26dc6c
 def delete_leftovers(session: boto3.Session, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    "Delete resources outside the stacks: our two parameters and the log groups that AWS services created."
+    "Delete resources outside the stacks: our three parameters and the log groups that AWS services created."
     ssm, logs = session.client("ssm"), session.client("logs")
     pages = ssm.get_paginator("describe_parameters").paginate(
         ParameterFilters=[{"Key": "Name", "Option": "BeginsWith", "Values": [f"/{settings.prefix}/"]}]
     )
     found = set(pages.search("Parameters[].Name"))
-    ours = found & {model_parameter(settings), textbelt_key_parameter(settings)}
+    ours = found & {of(settings) for of in (model_parameter, textbelt_key_parameter, origin_secret_parameter)}
     yield "parameters", _delete_each(sorted(ours), lambda n: ssm.delete_parameter(Name=n))
     yield KEPT, [f"parameter {name}: no deployment has made it" for name in sorted(found - ours)]
     for start in (f"/aws/lambda/{settings.prefix}-", f"/aws/sagemaker/Endpoints/{settings.prefix}-"):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTENT_TYPES', 'HASHED', 'KEEP_LONG', 'KEEP_SHORT', 'MARK', 'PATIENCE', 'WORDS_KEPT', 'PROVIDERS', 'hashed_name',
-           'renamed', 'origin_of', 'only_api', 'SiteFile', 'site_files', 'invalidate', 'Published', 'publish',
-           'unpublish', 'with_answers']
+           'renamed', 'SiteFile', 'site_files', 'invalidate', 'Published', 'publish', 'unpublish', 'with_answers']
 
 # %% ../../nbs/deploy/website.ipynb #0f9ddd00
 import hashlib
@@ -16,7 +15,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from .. import __version__
 from ..s3 import delete_objects, listed_objects
@@ -56,27 +54,6 @@ def renamed(
     pattern = "|".join(re.escape(name) for name in names)
     return re.sub(f'"(/?)({pattern})"', lambda found: f'"{found[1]}{names[found[2]]}"', html) if names else html
 
-# %% ../../nbs/deploy/website.ipynb #35d43f4e
-_ANY_API = "connect-src 'self' https: http://127.0.0.1:*"
-
-
-def origin_of(url: str) -> str:
-    "Return scheme, host and port of `url`. Raises ValueError if it is not a web address."
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or re.search(r"[\s;,'\"<>]", parts.netloc):
-        raise ValueError(f"apiUrl must be an address that begins with https:// or http://, not {url!r}")
-    return f"{parts.scheme}://{parts.netloc}"
-
-# %% ../../nbs/deploy/website.ipynb #c2ef6062
-def only_api(
-    html: str,
-    api_url: str,
-) -> str:
-    "Narrow the page's policy to one API. Raises ValueError if the page has no policy to narrow."
-    if _ANY_API not in html:
-        raise ValueError(f"the page has no Content-Security-Policy with {_ANY_API!r}: it could call any server")
-    return html.replace(_ANY_API, f"connect-src 'self' {origin_of(api_url)}")
-
 # %% ../../nbs/deploy/website.ipynb #6a9ef6c8
 @dataclass(frozen=True)
 class SiteFile:
@@ -101,10 +78,10 @@ def _site_file(key: str, body: bytes, keep: str) -> SiteFile:
 # %% ../../nbs/deploy/website.ipynb #3c23dbe9
 def site_files(
     folder: Path,
-    config: Mapping[str, object],  # of config.json, which also gets the version; apiUrl is required
+    config: Mapping[str, object],  # of config.json, which also gets the version
     examples: Mapping | None = None,  # content of examples.json; None: the file in the folder
 ) -> list[SiteFile]:  # in the order of upload: each file before the page that refers to it
-    "List the objects of the site. Raises FileNotFoundError without a page, ValueError for a wrong apiUrl."
+    "List the objects of the site. Raises FileNotFoundError without a page."
     found = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in CONTENT_TYPES}
     if not (pages := [name for name in found if name.endswith(".html")]):
         raise FileNotFoundError(f"{Path(folder).name} holds no .html file to publish")
@@ -113,10 +90,8 @@ def site_files(
         found["examples.json"] = json.dumps(examples, ensure_ascii=False, separators=(",", ":")).encode()
     names = {name: hashed_name(name, body) for name, body in found.items() if name not in pages}
     files = [_site_file(new, found[old], KEEP_LONG if new != old else KEEP_SHORT) for old, new in names.items()]
-    for name in pages:
-        html = only_api(renamed(found[name].decode(), names), str(config.get("apiUrl", "")))
-        files.append(_site_file(name, html.encode(), KEEP_SHORT))
-    return files
+    html = {name: renamed(found[name].decode(), names).encode() for name in pages}
+    return files + [_site_file(name, body, KEEP_SHORT) for name, body in html.items()]
 
 # %% ../../nbs/deploy/website.ipynb #391cd588
 MARK = "sentiment-engine"  # in the metadata of each object that `publish` has written
@@ -188,7 +163,7 @@ def publish(
     s3,  # boto3 client
     bucket: str,
     folder: Path,  # the website
-    config: Mapping[str, object],  # content of config.json: apiUrl, and provider, the name of the SMS provider
+    config: Mapping[str, object],  # content of config.json: provider, the name of the SMS provider
     examples: Mapping | None = None,  # content of examples.json, such as `with_answers` returns
     cloudfront=None,  # boto3 client; needed with `distribution`
     distribution: str = "",  # id of the CloudFront distribution in front of the bucket

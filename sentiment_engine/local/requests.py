@@ -535,6 +535,7 @@ def refuse(call: Call, wrong: list[str]) -> AwsError:  # wrong: from `complaints
 # %% ../../nbs/local/requests.ipynb #9da559eb
 _PHONE = re.compile(r"\+\d{8,15}\b")
 _SECRET = re.compile(r"secret|password|credential", re.IGNORECASE)
+_NAMES = ("ParameterKey", "HeaderName")  # they name the value beside them
 
 
 class Redactor:
@@ -561,7 +562,11 @@ class Redactor:
         if isinstance(value, datetime):
             return {"$time": value.isoformat()}
         if isinstance(value, dict):
-            return {self.text(key): self._inner(key, item, shape) for key, item in value.items()}
+            named = any(_SECRET.search(str(value.get(name, ""))) for name in _NAMES)
+            return {
+                self.text(key): "(secret)" if named and str(key).endswith("Value") else self._inner(key, item, shape)
+                for key, item in value.items()
+            }
         if isinstance(value, list):
             return [self.value(item, getattr(shape, "member", None)) for item in value]
         if not isinstance(value, str):

@@ -6,8 +6,8 @@
 __all__ = ['QUICK', 'HEADER_ROOM', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver',
            'make_room', 'read_object_body', 'Emulator', 'composite_alarms', 'oidc_providers', 'mend_http_apis',
            'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages', 'mend_functions', 'mend_schedules',
-           'mend_cron_zones', 'Events', 'owner_of', 'Services', 'ApiCalls', 'EmulatorCalls', 'own_refusal', 'OwnPages',
-           'LocalServer', 'open_socket', 'run_server', 'main']
+           'mend_cron_zones', 'mend_paths', 'Events', 'owner_of', 'Services', 'ApiCalls', 'EmulatorCalls',
+           'own_refusal', 'OwnPages', 'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/local/server.ipynb #29040f89
 import argparse
@@ -50,7 +50,7 @@ from sentiment_engine.local.permissions import (
 from .records import AwsError, read_json, read_object, write_whole
 from .requests import UNREAD, Call, Gate, again, read_body, refuse, respond, services_of
 from .sagemaker import SageMaker
-from .site import site_app
+from .site import reach_apis, site_app
 from .sms import TextbeltServer
 from .strict import EVENT_LEAD, NEW_ACCOUNT, answer_refusal, decryption_refusal, gateway_refusal
 
@@ -184,7 +184,7 @@ class Emulator:
     def __init__(self, secret: str):  # of the root user
         from ministack import app as ministack
         from ministack.core import persistence, responses, router
-        from ministack.services import eventbridge, s3, scheduler
+        from ministack.services import apigateway, eventbridge, s3, scheduler
 
         for noisy in ("persistence", "httpx"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -196,6 +196,7 @@ class Emulator:
         mend_schedule_arns()
         mend_lambda_keys(secret)
         mend_cron_zones(scheduler, eventbridge)
+        mend_paths(apigateway)
         s3._read_body = functools.partial(read_object_body, s3)
         scheduler._SCHEDULE_TICK_INTERVAL = eventbridge._SCHEDULER_TICK_INTERVAL = 1
         self.saver = Saver(ministack._build_persistence_save_dict, self.save)
@@ -302,7 +303,7 @@ def mend_http_apis(
 
     def mend(api_id: str, _: dict, attributes: dict) -> dict:
         api = apis[api_id]
-        api["apiEndpoint"] = f"{url}/_aws/execute-api/{api_id}/$default"
+        api["apiEndpoint"] = f"{url}/_aws/execute-api/{api_id}"
         rules = api.get("corsConfiguration") or {}
         api["corsConfiguration"] = {name[:1].lower() + name[1:]: value for name, value in rules.items()}
         return attributes | {"ApiEndpoint": api["apiEndpoint"]}
@@ -419,6 +420,19 @@ def mend_cron_zones(scheduler, eventbridge):  # ministack's services
         tick()
 
     scheduler._tick_schedules = tick_in_zone
+
+# %% ../../nbs/local/server.ipynb #e5a56012
+def mend_paths(apigateway):  # ministack's service
+    "Give functions the path of a request with the stage, except `$default`. Repeated calls have no effect."
+    invoke = apigateway._invoke_lambda_proxy
+    if invoke.__module__ == __name__:  # already mended
+        return
+
+    async def invoke_with_stage(integration, api_id, stage, path, *args, **kwargs):
+        whole = path if stage == "$default" else f"/{stage}{path}"
+        return await invoke(integration, api_id, stage, whole, *args, **kwargs)
+
+    apigateway._invoke_lambda_proxy = invoke_with_stage
 
 # %% ../../nbs/local/server.ipynb #b7111b68
 class Events:
@@ -774,8 +788,10 @@ async def run_server(
     "Serve the local cloud until SIGTERM, SIGINT or, if `attached`, the end of standard input. Raises OSError."
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
+    from ministack.services import cloudfront
 
     server = LocalServer(state, gateway.getsockname()[1], keys, endpoint_delay, strict)
+    reach_apis(cloudfront, server)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)

@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from typing import Any
@@ -114,6 +114,7 @@ class Engine:
     captures: str = ""  # s3:// prefix for sampled answers; empty: no sampling
     standby: str = ""  # name or ARN of the standby's function; empty: no standby
     standby_version: str = ""  # version of its model; empty: unknown
+    origin_secret: str = field(default="", repr=False)  # CloudFront sends it; empty: requests come directly
 
     @property
     def table(self) -> StateTable:
@@ -147,6 +148,7 @@ def engine_from(
         captures=env.get("CAPTURES_ADDRESS", ""),
         standby=env.get("STANDBY_FUNCTION", ""),
         standby_version=env.get("STANDBY_MODEL_VERSION", ""),
+        origin_secret=env.get("ORIGIN_SECRET", ""),
     )
 
 # %% ../../nbs/service/lifecycle.ipynb #cd731cba
@@ -832,13 +834,17 @@ def _check_early_end(row: Row):
 class WrongToken(RuntimeError):
     "The token is not that of the run in progress or the last one."
 
+    def __init__(self, row: Row):
+        super().__init__("the token belongs to another run")
+        self.row = row
+
 
 def sleep_now(engine: Engine, token: str) -> tuple[str, Row]:  # sleeping or already-asleep
     "End the run of `token` before its deadline. Safe to repeat. Raises WrongToken or NotYet."
     for _ in range(STOP_TRIES):
         row = states.read_row(engine.table)
         if not states.may_end(row, token):
-            raise WrongToken
+            raise WrongToken(row)
         if row.state in (STOPPED, FAILED):
             return "already-asleep", row
         if row.state == STOPPING:

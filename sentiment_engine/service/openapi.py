@@ -28,7 +28,7 @@ CODES: dict[str, tuple[int, str]] = {  # code: (HTTP status, meaning)
     "not_in_service": (409, "The model is not awake."),
     "never_sleeps": (409, "The endpoint is serverless or a Lambda, so no run can end."),
     "not_yet": (409, "The run cannot end now. The message says when to ask again."),
-    "wrong_token": (403, "The token does not belong to the run in progress or the last one."),
+    "wrong_token": (409, "The token does not belong to the run in progress or the last one."),
     "stopping": (409, "AWS is still deleting the endpoint of the last run."),
 }
 
@@ -127,6 +127,10 @@ def _times() -> dict:
     return {
         "since": _or_null("string", "When this state began.", **_INSTANT),
         "now": {"type": "string", "description": "The service's clock.", **_INSTANT},
+        "at": {
+            "type": "number",
+            "description": "The same in seconds since 1970. A cache may keep a status for 2 s.",
+        },
         "etaSeconds": _or_null("integer", "Seconds until ready; while asleep, the duration of a start.", **_SECONDS),
         "typicalSeconds": _object({"p50": count, "p90": count, "starts": count}, description="Past start times."),
         "longerThanUsual": {"type": "boolean", "description": "This start takes longer than 90 % of past starts."},

@@ -554,7 +554,7 @@ def test_a_plan_creates_only_change_sets(standing):
     _, options, settings = standing()
     session, made = boto3.Session(), []
     cloudformation, tags = session.client("cloudformation"), {"Project": "again"}
-    files = {site_stack(settings): ("site.yaml", site_parameters(settings, api_origin="http://localhost"))}
+    files = {site_stack(settings): ("site.yaml", site_parameters(settings, "secret"))}
     files[monitoring_stack(settings)] = (
         "monitoring.yaml",
         monitoring_parameters(settings, "again-dead-letters", "a1", "E1", "us-east-1"),
@@ -688,7 +688,7 @@ def test_the_runbook_explains_every_alarm():
     book = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     alarms = read_template(TEMPLATES / "monitoring.yaml")["Resources"].values()
     names = [a["Properties"]["AlarmName"]["Fn::Sub"] for a in alarms if a["Type"].endswith("Alarm")]
-    assert len(names) == 23  # including the composite alarm
+    assert len(names) == 24  # including the composite alarm
     for name in names:
         short = name.removeprefix("${Prefix}-")
         assert f"**{short}**" in book or (short.endswith("-errors") and "**…-errors**" in book), short

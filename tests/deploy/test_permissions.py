@@ -43,7 +43,7 @@ from tests.doubles.fault_world import CAPACITY, FaultWorld, Gate
 from tests.doubles.local_models import until
 
 PREFIX = "least"
-SITE = dict.fromkeys(("DistributionOrigin", "SiteOrigin"), "https://d1.cloudfront.net")
+SITE = {"ApiId": "a1", "SiteOrigin": "https://d1.cloudfront.net"}
 ARN = f"arn:aws:{{}}:{REGION}:{ACCOUNT}:{{}}"
 WAKE_UP_ROLE, QUEUE = f"arn:aws:iam::{ACCOUNT}:role/wake", ARN.format("sqs", f"{PREFIX}-dead-letters")
 STANDBY = ARN.format("lambda", f"function:{PREFIX}-standby-model")
@@ -181,7 +181,7 @@ def known(request, cloud):
     s3.create_bucket(Bucket=f"{name}-artifacts")
     packages = upload_packages(s3, f"{name}-artifacts", ROOT / "lambdas")
     packages |= upload_standby(s3, f"{name}-artifacts", ROOT / "lambdas", None, locked=False)
-    given = stack_parameters(own, f"{name}-artifacts", packages, SITE)
+    given = stack_parameters(own, f"{name}-artifacts", packages, SITE, "secret")
     template = upload_template(s3, f"{name}-artifacts", ROOT / "infra_scripts/templates/backend.yaml")
     deploy_stack(cloudformation, name, template, given, {"Project": PREFIX})
     with Watched(sms_provider=request.param) as world:
@@ -377,7 +377,8 @@ def test_only_the_distribution_may_read_the_page(cloud):
         "least-site",
         ROOT / "infra_scripts/templates/site.yaml",
     )
-    deploy_stack(cloudformation, name, template, site_parameters(Settings(prefix=PREFIX)), {"Project": PREFIX})
+    given = site_parameters(Settings(prefix=PREFIX), "secret")
+    deploy_stack(cloudformation, name, template, given, {"Project": PREFIX})
     found = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in _resources(cloudformation, name)}
     ((bucket, statements),) = _documents(cloud, found).items()
     cases = cases_of(bucket, found)

@@ -276,7 +276,11 @@ def artifact(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def deploy(cloud, stack, artifact):
     "Deploy the function, with snapshots by default. The result maps logical ids to names."
-    s3, cloudformation, site = cloud.client("s3"), cloud.client("cloudformation"), {"SiteOrigin": "https://d1.example"}
+    s3, cloudformation, site = (
+        cloud.client("s3"),
+        cloud.client("cloudformation"),
+        {"ApiId": "a1", "SiteOrigin": "https://d1.example"},
+    )
     s3.create_bucket(Bucket=BUCKET)
     s3.upload_file(str(artifact), BUCKET, "models/model.tar.gz")
     model = RegisteredModel("model", artifact_hash(artifact)[:12], 0.9, 0.9, f"s3://{BUCKET}/models/model.tar.gz")
@@ -284,7 +288,7 @@ def deploy(cloud, stack, artifact):
 
     def deployed(more: dict | None = None, **changed) -> dict[str, str]:
         own = Settings(prefix="stand-by", **{"standby_snapshots": True} | changed)
-        given = stack_parameters(own, BUCKET, keys | (more or {}), site | {"DistributionOrigin": "https://d1.example"})
+        given = stack_parameters(own, BUCKET, keys | (more or {}), site, "secret")
         deploy_stack(cloudformation, "stand-by-engine", stack, given, {"Project": "stand-by"})
         found = cloudformation.get_paginator("list_stack_resources").paginate(StackName="stand-by-engine")
         return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in found.search("StackResourceSummaries[]")}

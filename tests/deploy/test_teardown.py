@@ -16,7 +16,7 @@ from infra_scripts import deploy as deploy_command
 from infra_scripts import teardown as teardown_command
 from sentiment_engine.deploy import loose_ends, phases, teardown
 from sentiment_engine.deploy.acceptance_record import InProgress, Memory
-from sentiment_engine.deploy.foundation import site_parameters
+from sentiment_engine.deploy.foundation import origin_secret, site_parameters
 from sentiment_engine.deploy.stacks import deploy_stack, upload_template
 from sentiment_engine.s3 import empty_bucket
 from sentiment_engine.settings import Settings
@@ -364,7 +364,8 @@ def standing(cloud, monkeypatch):
     template = ROOT / "infra_scripts/templates/foundation.yaml"
     made = deploy_stack(cloudformation, "tear-foundation", template, {"Prefix": "tear"}, {"Project": "tear"})
     template = upload_template(s3, made["ArtifactsBucket"], ROOT / "infra_scripts/templates/site.yaml")
-    given = site_parameters(Settings(prefix="tear"))
+    ours = Settings(prefix="tear")
+    given = site_parameters(ours, origin_secret(cloud.client("ssm"), ours))
     made |= deploy_stack(cloudformation, "tear-site", template, given, {"Project": "tear"})
     for bucket in (made["LakeBucket"], made["ArtifactsBucket"], made["SiteBucket"]):
         for body in (b"old", b"new"):
@@ -378,7 +379,7 @@ def standing(cloud, monkeypatch):
 def test_a_teardown_deletes_only_the_engine_and_can_be_repeated(cloud, standing, capsys):
     deleted = teardown.teardown("local")
     assert [name for kind, name in deleted if kind == "stacks"] == ["tear-site", "tear-foundation"]
-    assert ("parameters", "/tear/model") in deleted
+    assert {("parameters", "/tear/model"), ("parameters", "/tear/origin-secret")} <= set(deleted)
     left = [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]]
     assert not {standing["LakeBucket"], standing["ArtifactsBucket"], standing["SiteBucket"]} & set(left)
     assert "kept     parameter /tear/notes: no deployment has made it" in capsys.readouterr().out

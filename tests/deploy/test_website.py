@@ -18,7 +18,7 @@ from sentiment_engine.deploy.website import KEEP_LONG, KEEP_SHORT, MARK, publish
 from tests import ROOT
 
 SITE = ROOT / "website"
-CONFIG = {"apiUrl": "https://api.example.com", "provider": "Textbelt"}
+CONFIG = {"provider": "Textbelt"}
 HTML, SCRIPT, STYLE = ((SITE / f"sentiment.{kind}").read_text(encoding="utf-8") for kind in ("html", "js", "css"))
 
 
@@ -37,10 +37,8 @@ def examples() -> dict:
 
 
 def test_a_visit_loads_at_most_40_kb_compressed():
-    "The API's address is as long as API Gateway's."
     stored = with_answers(examples(), answers, "20260101-0f3c5a7e")
-    real = {"apiUrl": "https://abcdefghij.execute-api.ap-southeast-2.amazonaws.com", "provider": "Amazon SNS"}
-    loaded = [file for file in site_files(SITE, real, stored) if not file.key.startswith("404.")]
+    loaded = [file for file in site_files(SITE, {"provider": "Amazon SNS"}, stored) if not file.key.startswith("404.")]
     assert sum(len(gzip.compress(file.body)) for file in loaded) <= 40_000
 
 
@@ -177,7 +175,7 @@ def test_the_published_page_requests_only_existing_files(s3, bucket):
     unknown = s3.get_object(Bucket=bucket, Key="404.html")["Body"].read().decode()
     (style,) = re.findall(r'href="/([^"]+\.css)"', unknown)
     assert style in keys(s3, bucket)
-    assert "connect-src 'self' https://api.example.com;" in html and "app.py" not in keys(s3, bucket)
+    assert "connect-src 'self';" in html and "app.py" not in keys(s3, bucket)
     assert json.load(s3.get_object(Bucket=bucket, Key="config.json")["Body"]) == CONFIG | {"version": __version__}
 
 
@@ -303,20 +301,9 @@ def test_a_file_with_a_changed_header_is_uploaded_again(s3, bucket, monkeypatch)
     assert s3.head_object(Bucket=bucket, Key="config.json")["ContentType"] == "application/json; charset=utf-8"
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["", "api.example.com", "ftp://api.example.com", "javascript:alert(1)", "https://", "data:text/html,x"]
-    + [f"https://api.example.com{mark}script-src" for mark in "; ,'\"<>"],
-)
-def test_the_api_address_cannot_change_the_security_policy(address):
-    with pytest.raises(ValueError, match="apiUrl must be an address"):
-        site_files(SITE, {"apiUrl": address})
-
-
-def test_a_new_api_address_updates_config_and_policy(s3, bucket):
+def test_a_new_configuration_changes_only_its_file(s3, bucket):
     publish(s3, bucket, SITE, CONFIG)
-    change = publish(s3, bucket, SITE, {"apiUrl": "https://other.example.com"})
-    assert set(change.uploaded) == {"config.json", "404.html", "sentiment.html"}
+    assert publish(s3, bucket, SITE, {"provider": "Amazon SNS"}).uploaded == ("config.json",)
 
 
 def test_manual_changes_of_headers_or_content_are_corrected(s3, bucket):
@@ -332,13 +319,8 @@ def test_unpublishing_keeps_foreign_files(s3, bucket):
     assert keys(s3, bucket) == {"theirs.txt"} and unpublish(s3, bucket) == []
 
 
-def test_an_invalid_page_or_address_is_refused_before_uploading(s3, bucket, tmp_path):
+def test_a_folder_without_a_page_is_refused_before_uploading(s3, bucket, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \.html file"):
-        publish(s3, bucket, tmp_path, CONFIG)
-    with pytest.raises(ValueError, match="apiUrl must be an address"):
-        publish(s3, bucket, SITE, {"apiUrl": "api.example.com"})
-    (tmp_path / "page.html").write_text("<!doctype html><title>no policy</title>")
-    with pytest.raises(ValueError, match="could call any server"):
         publish(s3, bucket, tmp_path, CONFIG)
     assert keys(s3, bucket) == set()
 
@@ -382,7 +364,7 @@ def test_the_site_is_served_with_its_content_types_and_policies(engine):
     script = re.search(r'src="(sentiment\.[0-9a-f]{10}\.js)"', page.text)[1]
     served = httpx.get(engine.site_url + script)
     assert served.headers["content-type"].startswith("text/javascript") and served.headers["cache-control"] == KEEP_LONG
-    assert httpx.get(engine.site_url + "config.json").json()["apiUrl"] == engine.api_url
+    assert httpx.get(engine.site_url + "config.json").json()["version"] == __version__
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
 

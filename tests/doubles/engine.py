@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from sentiment_engine.deploy.endpoint import RegisteredModel, model_definition, publish_model, register_model
-from sentiment_engine.deploy.foundation import site_parameters
+from sentiment_engine.deploy.foundation import origin_secret, site_parameters
 from sentiment_engine.deploy.packaging import stack_parameters, upload_packages
 from sentiment_engine.deploy.stacks import deploy_stack, upload_template
 from sentiment_engine.deploy.standby import upload_standby
@@ -138,12 +138,13 @@ def _deploy(cloud: TestCloud, settings: Settings, standby: bool) -> dict[str, st
     base = deploy_stack(cloudformation, foundation_stack(settings), templates / "foundation.yaml", given, tags)
     bucket = base["ArtifactsBucket"]
     template = upload_template(s3, bucket, templates / "site.yaml")
-    given = site_parameters(settings, api_origin=cloud.url)
+    secret = origin_secret(cloud.client("ssm"), settings)
+    given = site_parameters(settings, secret)
     site = deploy_stack(cloudformation, site_stack(settings), template, given, tags)
     template = upload_template(s3, bucket, templates / "backend.yaml")
     packages = upload_packages(s3, bucket, ROOT / "lambdas")
     packages |= upload_standby(s3, bucket, ROOT / "lambdas", None, locked=False) if standby else {}
-    given = stack_parameters(settings, bucket, packages, site)
+    given = stack_parameters(settings, bucket, packages, site, secret)
     return base | site | deploy_stack(cloudformation, engine_stack(settings), template, given, tags)
 
 
@@ -153,7 +154,7 @@ def _publish(engine: Engine, model_folder: Path):
     model = model_fn(str(model_folder))
     reviews = input_fn(json.dumps({"inputs": [each["text"] for each in examples["examples"]], "explain": True}))
     stored = with_answers(examples, lambda _: predict_fn(reviews, model), engine.models["good"].version)
-    config = {"apiUrl": engine.api_url, "provider": "Textbelt", "inboxUrl": engine.cloud.inbox_url}
+    config = {"provider": "Textbelt", "inboxUrl": engine.cloud.inbox_url}
     publish(engine.cloud.client("s3"), engine.outputs["SiteBucket"], ROOT / "website", config, stored)
 
 
@@ -163,9 +164,10 @@ def running_engine(
     waking_seconds: float = WAKING_SECONDS,
     weights: Path | None = None,  # folder of a model; none: one of a few words, which loads at once
     standby: bool = False,  # whether the released model answers while the endpoint does not
+    record: Path | None = None,  # file for one line about each call
 ) -> Iterator[Engine]:
     "Deploy the engine with its page to a separate local cloud."
-    with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds) as cloud:
+    with TestCloud(folder / "cloud", port=0, site_port=0, endpoint_delay=waking_seconds, record=record) as cloud:
         site = cloud.site_url.rstrip("/")
         settings = Settings(textbelt_url=cloud.textbelt_url, site_origin=site, creating_minutes=10, **UNGUARDED)
         outputs = _deploy(cloud, settings, standby)

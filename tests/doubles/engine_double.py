@@ -404,7 +404,9 @@ class World:
             raise aws_error("ParameterNotFound")
         return {"Parameter": {"Value": json.dumps(self.model)}}
 
-    def request(self, method: str, path: str, body=None, raw: str | None = None, address="") -> tuple[int, dict]:
+    def request(
+        self, method: str, path: str, body=None, raw: str | None = None, address="", headers: dict | None = None
+    ) -> tuple[int, dict]:
         "Call the API like its gateway."
         routes = {
             "GET /status": "is-model-service-running",
@@ -418,6 +420,7 @@ class World:
         event = {"version": "2.0", "routeKey": key, "rawPath": path, "body": text, "isBase64Encoded": False}
         event["requestContext"] = {"requestId": uuid.uuid4().hex, "http": {"method": method, "path": path}}
         event["requestContext"]["http"]["sourceIp"] = address
+        event["headers"] = headers or {}
         got = self.handlers[routes.get(key, "is-model-service-running")].handler(event, None)
         assert got["headers"]["content-type"] == "application/json"
         status, answer = got["statusCode"], json.loads(got["body"])

@@ -18,9 +18,9 @@ ASLEEP = STATUS | {
 ASLEEP |= {"idleMinutes": 30, "maxRunMinutes": 120, "pricePerHour": 0.056, "savedThisMonth": 0, "textLimit": 50}
 ASLEEP |= {"batchLimit": 120, "typicalSeconds": {"p50": 200, "p90": 300, "starts": 5}, "costSoFar": None}
 ASLEEP |= {"standby": None, "spentThisMonth": 0.5, "monthlyBudget": 10, "countedSince": "2026-01-01T00:00:00Z"}
-ASLEEP |= dict.fromkeys(
-    ("runId", "startedAt", "instanceType", "elapsedSeconds", "shutdownAt", "secondsLeft", "etaSeconds")
-)
+ASLEEP |= {"at": 1767225660.0}
+ASLEEP |= dict.fromkeys(("runId", "startedAt", "instanceType", "elapsedSeconds"))
+ASLEEP |= dict.fromkeys(("shutdownAt", "secondsLeft", "etaSeconds"))
 AWAKE = ASLEEP | STATUS | {"state": "IN_SERVICE", "etaSeconds": None}
 WAKING = ASLEEP | STATUS | {"state": "CREATING", "shutdownAt": None, "secondsLeft": None}
 STOPPING = AWAKE | {"state": "STOPPING", "shutdownAt": None, "secondsLeft": None}
@@ -57,7 +57,7 @@ class Service:
 
     def __init__(self, page: Page):
         self.page, self.status, self.replies, self.config = page, ASLEEP, [], {}
-        self.predict = answer
+        self.predict, self.after = answer, {}  # after: more fields of the answer to /start
         self.looks, self.asked = 0, []  # requests of /status, and the bodies of /predict
         self.starts, self.slept = 0, []  # requests of /start, and the tokens of /sleep
         page.add_init_script(HIDING)
@@ -75,14 +75,14 @@ class Service:
             route.fulfill(status=status, json=body)
         elif name == "api/start":
             self.starts += 1
-            self.status = WAKING | {each: self.status[each] for each in ("endpoint", "standby")}
+            self.status = WAKING | {each: self.status[each] for each in ("endpoint", "standby")} | self.after
             route.fulfill(status=202, json=self.status | {"outcome": "started", "sleepToken": TOKEN})
         elif name == "api/sleep":
             self.slept.append(route.request.post_data_json["token"])
             status, body = self.sleep(self.slept[-1])
             route.fulfill(status=status, json=body)
         elif name == "config.json":
-            route.fulfill(json={"apiUrl": f"{HOME}api", "provider": "Textbelt"} | self.config)
+            route.fulfill(json={"provider": "Textbelt"} | self.config)
         else:
             route.fulfill(path=SITE / name)
 
@@ -107,7 +107,7 @@ class Service:
     def sleep(self, token: str) -> tuple[int, dict]:
         "End the run for the visitor who started it."
         if token != TOKEN:
-            return 403, {"error": {"code": "wrong_token", "message": "This token did not start this run."}}
+            return 409, {"error": {"code": "wrong_token", "message": "This token did not start this run."}}
         self.status = ASLEEP | {each: self.status[each] for each in ("endpoint", "standby")}
         return 202, self.status | {"outcome": "sleeping"}
 

@@ -549,7 +549,10 @@ def test_a_rehearsal_counts_unparsable_requests(tmp_path, capsys):
 
 
 LINE = {"logGroupName": "g", "logStreamName": "s", "logEvents": [{"timestamp": 1, "message": "+12025550123"}]}
+PARAMETER = {"ParameterKey": "OriginSecret", "ParameterValue": "hush-hush"}
 SECRETS = [
+    ("cloudformation", "CreateStack", {"StackName": "lab", "TemplateBody": "{}", "Parameters": [PARAMETER]}),
+    ("cloudformation", "UpdateStack", {"StackName": "lab", "TemplateBody": "{}", "Parameters": [PARAMETER]}),
     ("ssm", "PutParameter", {"Name": "/lab/key", "Type": "SecureString", "Value": "hush-hush"}),
     ("ssm", "PutParameter", {"Name": "/lab/key", "Value": "hush-hush"}),  # of a type that keeps its value
     ("dynamodb", "PutItem", {"TableName": "State", "Item": {"secret": {"S": "hush-hush"}, "b": {"B": b"hush-hush"}}}),

@@ -1,7 +1,6 @@
 "The page's own rules against a simulated service: no engine, so each test takes a second or two."
 
 import json
-import re
 
 import pytest
 from playwright.sync_api import expect
@@ -377,12 +376,43 @@ def test_a_number_of_seven_to_fifteen_digits_needs_consent(service):
         assert said == consent or text_of(page, "#consent-hint") == ""
 
 
-@pytest.mark.parametrize("address", ["javascript:alert(1)", "ftp://127.0.0.1/", "", "no address"])
-def test_an_api_address_without_http_gets_no_request(service, address):
-    service.page.route("**/config.json", lambda route: route.fulfill(json={"apiUrl": address}))
-    page = service.arrive(ASLEEP)
-    expect(page.locator("html")).to_have_attribute("data-view", "setup")
-    assert service.looks == 0 and re.match("Not set up", page.title())
+def test_a_status_from_before_the_start_is_ignored_after_a_reload(service):
+    page, service.after = service.arrive(ASLEEP | {"at": 1000.0}, clock=True), {"at": 1001.5}
+    page.locator("#start").click()
+    expect(page.locator("html")).to_have_attribute("data-view", "waking")
+    service.status = ASLEEP | {"at": 1000.0}
+    page.reload()
+    assert service.gap() <= 3
+    expect(page.locator("html")).to_have_attribute("data-view", "loading")
+    service.status = WAKING | {"at": 1001.6}
+    assert service.gap() <= 3
+    expect(page.locator("html")).to_have_attribute("data-view", "waking")
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["the tab that started", "another tab"])
+def test_a_status_from_before_the_start_is_ignored(service, other):
+    "CloudFront may repeat a status for two seconds after a start."
+    page = service.arrive(ASLEEP | {"at": 1000.0}, clock=True)
+    if other:
+        page.evaluate("() => { const tabs = new BroadcastChannel('model'); tabs.postMessage(1001.5); tabs.close(); }")
+    else:
+        service.after = {"at": 1001.5}
+        page.locator("#start").click()
+        expect(page.locator("html")).to_have_attribute("data-view", "waking")
+    for at in (1000.0, 1001.4):
+        service.status = ASLEEP | {"at": at}
+        assert service.gap() < 10
+        expect(page.locator("html")).to_have_attribute("data-view", "asleep" if other else "waking")
+    service.status = WAKING | {"at": 1001.6}
+    assert service.gap() <= 3  # the page asks again soon
+    expect(page.locator("html")).to_have_attribute("data-view", "waking")
+
+
+def test_a_clock_that_was_set_back_does_not_stop_the_page(service):
+    page = service.arrive(ASLEEP | {"at": 1_000_000.0}, clock=True)
+    service.status = AWAKE | {"at": 1000.0}
+    service.gap()
+    expect(page.locator("html")).to_have_attribute("data-view", "awake")
 
 
 TABLES = {

@@ -393,7 +393,7 @@ def test_the_inbox_and_the_costs_are_shown(open_app, engine):
     engine.use("good")
     engine.sleep()
     app = open_app(None, SENTIMENT_SITE_ORIGIN=engine.site_url)  # the published page has the addresses
-    assert app.text_input(key="api").value == engine.api_url
+    assert app.text_input(key="api").value == f"{engine.site_url}api"
     app.text_input(key="name").input("Grace")
     app.text_input(key="phone").input("+1 202 555 0188")  # of this test: the engine is shared
     app = press(app, "Wake the model")

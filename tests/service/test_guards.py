@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,37 @@ def test_an_address_must_wait_for_its_cool_down(make_world):
     assert world.start(BOB, address=OFFICE)[1]["outcome"] == "joined"
     world.clock.now += 61
     assert world.start(ADA, address=HOME)[1]["subscribers"] == 2
+
+
+SECRET, EDGE = "a secret of CloudFront and the API", "198.51.100.1"
+VIEWERS = ("192.0.2.1:46532", "192.0.2.2:46532", "2001:db8::7:46532", "[2001:db8::8]:46532")
+
+
+def start_behind(world: World, phone: str | None, address: str, **headers: str) -> tuple[int, dict]:
+    "Start through CloudFront, whose address the gateway sees."
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return world.request("POST", "/start", {"phone": phone}, address=address, headers=sent)
+
+
+def test_visitors_behind_cloudfront_have_their_own_addresses(make_world):
+    world = make_world()
+    world.use(replace(world.engine, origin_secret=SECRET))
+    for viewer, phone in zip(VIEWERS, (None, ADA, BOB, CAROL), strict=True):
+        sent = {"x_origin_secret": SECRET, "cloudfront_viewer_address": viewer}
+        assert start_behind(world, phone, EDGE, **sent)[0] == 202
+        again = start_behind(world, "+12025550199", EDGE, **sent)
+        assert refused(again)[:2] == (429, "address_cooldown")
+
+
+@pytest.mark.parametrize("known", [SECRET, ""], ids=["with a secret", "without a secret"])
+@pytest.mark.parametrize("sent", [{}, {"x_origin_secret": ""}, {"x_origin_secret": "guess"}, {"x_origin_secret": "ü"}])
+def test_a_forged_viewer_address_changes_nothing(make_world, known, sent):
+    world = make_world()
+    world.use(replace(world.engine, origin_secret=known))
+    assert start_behind(world, None, HOME, cloudfront_viewer_address=VIEWERS[0], **sent)[0] == 202
+    for viewer in VIEWERS:
+        forged = start_behind(world, ADA, HOME, cloudfront_viewer_address=viewer, **sent)
+        assert refused(forged)[:2] == (429, "address_cooldown")
 
 
 def test_a_refused_start_is_not_recorded(make_world):

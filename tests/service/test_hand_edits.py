@@ -110,7 +110,7 @@ class Edited(World):
             return code, answer
         if what == "sleep":
             code, answer = self.sleep(self.token)
-            assert code in (200, 202, 403, 409), (code, answer)
+            assert code in (200, 202, 409), (code, answer)
             return code, answer
         if what == "awake":
             return self.wake(60)

@@ -63,7 +63,7 @@ def test_a_wrong_token_ends_nothing(world, state):
     before = world.row
     for wrong in ("", "guess", None, 5, ["x"], {"a": 1}, "\ud800", before.sleepHash):
         code, body = world.sleep(wrong)
-        assert (code, body["error"]["code"]) == (403, "wrong_token")
+        assert (code, body["error"]["code"]) == (409, "wrong_token")
     assert world.row == before
 
 

@@ -51,12 +51,7 @@ WRONG = [
     (BACKEND, "idle_minutes", [-5, NAN, "thirty"]),
     (BACKEND, "sms_provider", ["pigeon"]),
     (BACKEND, "textbelt_url", ["textbelt.com"]),
-    (BACKEND, "site_address", ["mood.example.com", "https://mood.example.com/page"]),
-    (
-        BACKEND,
-        "extra_origin",
-        ["127.0.0.1:8501", "http://127.0.0.1:8501/page", "*", "https://a.example,https://b.example"],
-    ),
+    (BACKEND, "site_address", ["mood.example.com", "https://mood.example.com/page", "*"]),
     (BACKEND, "instance_types", ["m5.large", "ml.t2.medium,large"]),
     (BACKEND, "permissions_boundary", ["boundary", "arn:aws:iam::111122223333:role/boundary"]),
     (WEBSITE, "target", ["cloud"]),
@@ -73,7 +68,7 @@ def test_a_wrong_parameter_is_reported_before_anything_happens(in_nbs, notebook,
 
 def test_valid_backend_parameters_are_accepted(in_nbs):
     run(BACKEND, 2)
-    given = {"idle_minutes": 5, "site_address": "https://mood.example.com/", "extra_origin": "http://127.0.0.1:8501/"}
+    given = {"idle_minutes": 5, "site_address": "https://mood.example.com/"}
     boundary = "arn:aws-us-gov:iam::111122223333:policy/teams/boundary"
     run(BACKEND, 2, instance_types="ml.m5.large, ml.c5.large", permissions_boundary=boundary, **given)
 

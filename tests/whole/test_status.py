@@ -50,7 +50,7 @@ def test_the_status_shows_the_state_of_the_model(engine):
     engine.use("good")
     engine.sleep()
     told = rows(run(STATUS, "--state", engine.cloud.state))
-    assert (told["page"], told["API"], told["model"]) == (engine.site_url, engine.api_url, "asleep")
+    assert (told["page"], told["API"], told["model"]) == (engine.site_url, f"{engine.site_url}api", "asleep")
     assert told["local cloud"] == engine.cloud.url and told["version"] == __version__ and "runs" not in told
     engine.call("POST", "/start", {"phone": "+12025550123"})
     engine.wait("IN_SERVICE")
@@ -62,7 +62,7 @@ def test_the_status_shows_the_state_of_the_model(engine):
 def test_the_status_of_an_engine_on_aws_is_shown(engine):
     there = engine.cloud.account_environment()
     told = rows(run(STATUS, "--region", "us-east-1", **there))
-    assert told["API"] == engine.api_url and told["model"] and "local cloud" not in told
+    assert told["API"] == f"{engine.site_url}api" and told["model"] and "local cloud" not in told
     nowhere = run(STATUS, "--region", "us-east-1", **there, SENTIMENT_PREFIX="nobody")
     assert nowhere.returncode == 1 and "nobody" in nowhere.stderr and "Traceback" not in nowhere.stderr
 
