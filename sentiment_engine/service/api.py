@@ -515,7 +515,7 @@ def _paid(engine: Engine, row: Row) -> ExitStack:
 def _invoke(engine: Engine, row: Row, texts: list[str], explain: bool, spare: bool) -> list[dict]:
     "Invoke the endpoint, with less patience if the standby can take the request too. Raises ApiError."
     runtime = engine.client(BEFORE_STANDBY if spare else "sagemaker-runtime")
-    request = {"inputs": texts} | ({"explain": True} if explain else {})
+    request: dict[str, Any] = {"inputs": texts} | ({"explain": True} if explain else {})
     request |= {"options": {"explain_seconds": ENDPOINT_EXPLAINS}} if explain and spare else {}
     paid = _paid(engine, row)
     try:
