@@ -45,7 +45,9 @@ def test_the_page_is_published(series):
     cloud, outputs = series
     page = httpx.get(cloud.site_url)
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    assert httpx.get(f"{cloud.site_url.rstrip('/')}/config.json").json()["apiUrl"] == outputs["ApiUrl"]
+    assert httpx.get(f"{cloud.site_url}config.json").json()["provider"] == "Textbelt"
+    through, directly = (httpx.get(f"{api}/status").json() for api in (f"{cloud.site_url}api", outputs["ApiUrl"]))
+    assert through["state"] == directly["state"]
 
 
 def test_a_visit_runs_through_every_step(series):
