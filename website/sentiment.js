@@ -238,8 +238,8 @@ const WORDS = {
 			: left('secondsLeft') > idle() + 5
 				? 'Give it a review. Its owner keeps it awake at this time of day.'
 				: longest() < idle()
-				? `Give it a review. It sleeps in ${duration(longest())} at the latest, the limit of a run.`
-				: `Give it a review. It stays up for ${duration(idle())} after the last one.`
+					? `Give it a review. It sleeps in ${duration(longest())} at the latest, the limit of a run.`
+					: `Give it a review. It stays up for ${duration(idle())} after the last one.`
 	],
 	stopping: () => [
 		'Going to sleep',

@@ -30,7 +30,8 @@ from tests import ROOT
 
 TEMPLATE = ROOT / "infra_scripts/templates/backend.yaml"
 TEMPLATES = ("foundation.yaml", "site.yaml", "backend.yaml", "monitoring.yaml", "deployer.yaml")
-PAGE, SECRET = "http://127.0.0.1:8080", "a secret between CloudFront and the API"
+PAGE = "http://127.0.0.1:8080"
+SECRET = "a secret between CloudFront and the API"
 OURS = Settings(prefix="template-test", table="TemplateTest", idle_minutes=5.0, site_origin=PAGE)
 HOLDS = {"Realtime", "HasEndpoint", "HasStandby", "CountsUsage"}  # the conditions that hold for a default deployment
 
