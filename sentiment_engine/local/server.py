@@ -6,8 +6,8 @@
 __all__ = ['QUICK', 'HEADER_ROOM', 'BUDGET', 'AT_ONCE', 'GATEWAY_SECONDS', 'emulator_environment', 'changes', 'Saver',
            'make_room', 'read_object_body', 'Emulator', 'composite_alarms', 'oidc_providers', 'mend_http_apis',
            'mend_tables', 'lifecycle_rules', 'mend_buckets', 'mend_stages', 'mend_functions', 'mend_schedules',
-           'mend_cron_zones', 'mend_paths', 'Events', 'owner_of', 'Services', 'ApiCalls', 'EmulatorCalls',
-           'own_refusal', 'OwnPages', 'LocalServer', 'open_socket', 'run_server', 'main']
+           'mend_cron_zones', 'mend_paths', 'loads_here', 'mend_layers', 'Events', 'owner_of', 'Services', 'ApiCalls',
+           'EmulatorCalls', 'own_refusal', 'OwnPages', 'LocalServer', 'open_socket', 'run_server', 'main']
 
 # %% ../../nbs/local/server.ipynb #29040f89
 import argparse
@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import io
 import json
 import logging
 import os
@@ -26,9 +27,11 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
@@ -184,7 +187,7 @@ class Emulator:
     def __init__(self, secret: str):  # of the root user
         from ministack import app as ministack
         from ministack.core import persistence, responses, router
-        from ministack.services import apigateway, eventbridge, s3, scheduler
+        from ministack.services import apigateway, eventbridge, lambda_svc, s3, scheduler
 
         for noisy in ("persistence", "httpx"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -197,6 +200,7 @@ class Emulator:
         mend_lambda_keys(secret)
         mend_cron_zones(scheduler, eventbridge)
         mend_paths(apigateway)
+        mend_layers(lambda_svc)
         s3._read_body = functools.partial(read_object_body, s3)
         scheduler._SCHEDULE_TICK_INTERVAL = eventbridge._SCHEDULER_TICK_INTERVAL = 1
         self.saver = Saver(ministack._build_persistence_save_dict, self.save)
@@ -433,6 +437,36 @@ def mend_paths(apigateway):  # ministack's service
         return await invoke(integration, api_id, stage, whole, *args, **kwargs)
 
     apigateway._invoke_lambda_proxy = invoke_with_stage
+
+# %% ../../nbs/local/server.ipynb #25c0c965
+def loads_here(
+    layer: bytes,  # zip
+) -> bool:
+    "Return whether this machine's Python can load the compiled libraries of a layer."
+    with Path(sys.executable).open("rb") as program, zipfile.ZipFile(io.BytesIO(layer)) as packed:
+        own = program.read(20)
+        for name in packed.namelist():
+            if not name.endswith(".so"):
+                continue
+            with packed.open(name) as library:
+                head = library.read(20)
+            tagged = ".cpython-" in name and not name.endswith(tuple(EXTENSION_SUFFIXES[:-1]))
+            if tagged or (head[:4], head[18:20]) != (own[:4], own[18:20]):  # format and processor
+                return False
+    return True
+
+
+def mend_layers(lambda_svc):  # ministack's service
+    "Leave out a layer whose libraries are for another machine. Repeated calls have no effect."
+    resolve = lambda_svc._resolve_layer_zip
+    if resolve.__module__ == __name__:  # already mended
+        return
+
+    def resolve_for_here(attachment):
+        layer = resolve(attachment)
+        return layer if layer and loads_here(layer) else None
+
+    lambda_svc._resolve_layer_zip = resolve_for_here
 
 # %% ../../nbs/local/server.ipynb #b7111b68
 class Events:
