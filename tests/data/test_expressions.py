@@ -42,7 +42,6 @@ AT_RUN_TIME |= {
 NOT_FOR_VISITORS = {  # their input comes from the owner or from the machine
     r"(https?|s3)://.+/[^/?]*\{category\}[^/?]*\.jsonl(\.gz)?": "the address of the raw reviews",
     r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)\s": "what the graphics driver says of itself",
-    r"\/+$": "the address of the API, from config.json",
 }
 
 
