@@ -30,15 +30,16 @@ def most_memory() -> float:  # MB
 
 
 def main(
-    job: dict,  # model: folder; threads: number; texts: by number of tokens
+    job: dict,  # packages: folders of the unpacked function and layer; threads: number; texts: by number of tokens
 ) -> dict[str, float]:  # seconds of init, MB of memory, and milliseconds by number of tokens
     "Load, predict and return the medians."
     os.environ["INFERENCE_THREADS"] = str(job["threads"])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
+    sys.path[:0], sys.dont_write_bytecode = job["packages"], True  # as in Lambda, whose packages have no bytecode
     timer = Timer()
     from sentiment_engine.model.inference import input_fn, model_fn, predict_fn
 
-    model = model_fn(job["model"])
+    model = model_fn(Path(job["packages"][0]) / "model")
     found = {}
     found["init wall"], found["init"] = timer.read()
     found["rss"] = most_memory()

@@ -271,6 +271,7 @@ def test_times_and_prices_follow_from_a_memory_setting():
 def test_a_fresh_process_loads_the_released_model_and_times_its_predictions(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.report.CACHE", tmp_path)
     texts = {"3": ["I love it."] * 7}
-    found = in_process("benchmarks.standby_init", {"model": str(standby.MODEL), "threads": 1, "texts": texts})
+    job = {"packages": standby.unpacked(tmp_path / "packages"), "threads": 1, "texts": texts}
+    found = in_process("benchmarks.standby_init", job)
     assert found.keys() == {"init wall", "init", "rss", "ms wall 3", "ms 3"}
     assert all(value > 0 for value in found.values()) and found["rss"] < 220
