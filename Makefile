@@ -93,7 +93,7 @@ clean: ## delete generated files: the environment, the local cloud's state, runs
 ##@ Check
 test: install ## run all checks that a change needs before it is merged
 	@infra_scripts/make/install_chromium.sh
-	@$(MAKE) --no-print-directory check notebooks
+	@$(MAKE) --no-print-directory -j 2 check notebooks
 	@$(VENV)/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: install ## lint Python, templates, JavaScript and CSS; check that generated files match their sources

@@ -104,7 +104,7 @@ def test_compressed_bodies_count_with_their_unpacked_size(server):
     body = gzip.compress(json.dumps({"inputs": ["\U0001f600" * LIMIT] * 50}, ensure_ascii=False).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     with watched(server) as peak, ThreadPoolExecutor(30) as pool:
-        for _ in range(3):  # the memory that one wave frees serves the next
+        for _ in range(2):  # the memory that one wave frees serves the next
             asked = [
                 pool.submit(httpx.post, f"{server.url}/invocations", content=body, headers=headers, timeout=120)
                 for _ in range(30)

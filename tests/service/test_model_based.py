@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.doubles.fault_world import CAPACITY, CHANGING, FAULTS, NESTED, PHONES, FaultWorld
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", 1000))  # for each half
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", 500))  # for each half
 STEPS = 50
 LOW = {
     "number_cooldown_minutes": 60,
@@ -183,7 +183,7 @@ def test_a_thousand_random_lifecycles_keep_the_invariants(half):
 @pytest.mark.slow
 @pytest.mark.parametrize("tenth", range(10))
 def test_twenty_thousand_random_lifecycles_keep_the_invariants(tenth):
-    live(Life, 2 * EXAMPLES, 100 + tenth)
+    live(Life, 4 * EXAMPLES, 100 + tenth)
 
 
 LIFE = [("start", None), ("up", 0), ("deliver", -1, False), ("predict",)]
