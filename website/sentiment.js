@@ -115,7 +115,9 @@ async function call(path, {method = 'GET', body, timeout = 15000} = {}) {
 	const {status, ok, headers} = response,
 		error = data?.error ?? {},
 		code = String(error.code || '');
-	if (ok && data && typeof data === 'object') return data;
+	// While the API fails, CloudFront may repeat an old answer.
+	const old = Number(headers.get('age')) > 10;
+	if (ok && data && typeof data === 'object' && !old) return data;
 	// A 429 without a code is the gateway's.
 	const kind = status === 429 && !code ? 'busy' : status >= 500 || ok ? 'gateway' : 'refused';
 	throw new Problem(kind, String(error.message || ''), {

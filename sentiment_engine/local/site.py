@@ -159,6 +159,12 @@ class Kept:
     since: float  # seconds since 1970, by the cloud's clock
     until: float
 
+    @property
+    def survives_errors(self) -> bool:
+        "Whether CloudFront serves the answer even after its time while the origin fails."
+        control = next((value for name, value in self.answer[1] if name.lower() == b"cache-control"), b"")
+        return self.answer[0] < 400 and b"stale-if-error=0" not in control.replace(b" ", b"")
+
     def served(self) -> Answer:
         "Return the answer with CloudFront's headers for a repeated one."
         status, headers, body = self.answer
@@ -186,10 +192,13 @@ class Cache:
     async def _ask(self, caching: Caching, key: tuple, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         "Ask the origin, and keep the answer if it may be kept."
         asked = self._asked[key] = asyncio.get_running_loop().create_future()
-        self._kept = {other: kept for other, kept in self._kept.items() if time.time() < kept.until}
+        old, now = self._kept.get(key), time.time()
+        self._kept = {other: kept for other, kept in self._kept.items() if now < kept.until or other == key}
         kept = None
         try:
             answer = await ask()
+            if answer[0] >= 500 and old and old.survives_errors:
+                return old.served()
             control = next((v for name, v in answer[1] if name.lower() == b"cache-control"), b"").decode("latin-1")
             if life := lifetime(caching, answer[0], control):
                 kept = self._kept[key] = Kept(answer, time.time(), time.time() + life)

@@ -15,6 +15,7 @@ import binascii
 import gzip
 import hmac
 import io
+import ipaddress
 import json
 import time
 import zlib
@@ -311,7 +312,7 @@ def status_now(engine: Engine, row: Row) -> dict:
     return status_of(engine, row, read_usage(engine.usage), now)
 
 # %% ../../nbs/service/api.ipynb #e980944e
-SHARED = {"cache-control": "max-age=0, s-maxage=2"}  # seconds
+SHARED = {"cache-control": "max-age=0, s-maxage=2, stale-if-error=0"}  # seconds
 
 
 def get_status(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict, dict]:
@@ -321,16 +322,27 @@ def get_status(engine: Engine, event: Mapping[str, Any]) -> tuple[int, dict, dic
     return 200, status_of(engine, row, read_usage(engine.usage), now), SHARED
 
 # %% ../../nbs/service/api.ipynb #daeade15
+def _network(address: str) -> str:
+    "Return an IPv4 address, or the /64 network of an IPv6 address, because a visitor has all addresses of one."
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+
+
 def address_of(
     event: Mapping[str, Any],
     secret: str = "",  # what CloudFront sends; empty: requests come directly
 ) -> str:  # empty if unknown
-    "Return the network address of the client."
+    "Return the network address of the client, as `_network` does."
     headers = event.get("headers") or {}
     viewer = headers.get("cloudfront-viewer-address", "").rpartition(":")[0].strip("[]")  # ip:port, also for IPv6
     if secret and viewer and hmac.compare_digest(headers.get("x-origin-secret", "").encode(), secret.encode()):
-        return viewer
-    return event.get("requestContext", {}).get("http", {}).get("sourceIp", "")
+        return _network(viewer)
+    return _network(event.get("requestContext", {}).get("http", {}).get("sourceIp", ""))
 
 # %% ../../nbs/service/api.ipynb #4649ad6c
 def _check_quota(engine: Engine):

@@ -195,6 +195,19 @@ def test_answers_are_kept_as_long_as_cloudfront_keeps_them(edge, path, method, s
     assert edge.call(path, method) != first.json()["call"]
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+@pytest.mark.parametrize("control", ["max-age=0, s-maxage=2", "max-age=0, s-maxage=2, stale-if-error=0"])
+def test_an_expired_answer_hides_a_failure_unless_it_forbids_that(edge, status, control):
+    edge.answers(control=control)
+    first = edge.ask("api/status")
+    edge.answers(status, "no-store")
+    second = edge.ask("api/status")
+    assert second.status_code == (status if "stale-if-error" in control else 200)
+    assert second.status_code == status or (second.json() == first.json() and int(second.headers["age"]) > 10)
+    edge.answers()
+    assert edge.call("api/status") != first.json()["call"]
+
+
 def test_an_unknown_address_of_the_api_gets_the_error_page(edge):
     edge.answers(404, "no-store")
     unknown = edge.ask("api/nothing")

@@ -117,6 +117,15 @@ def test_awake_hours_may_last_longer_than_a_run(service):
     assert text_of(page, "#lead") == "Give it a review. Its owner keeps it awake at this time of day."
 
 
+@pytest.mark.parametrize(("age", "well"), [("0", True), ("9", True), ("11", False), ("7200", False)])
+def test_an_answer_that_cloudfront_repeats_after_a_failure_is_a_failure(service, age, well):
+    page = service.arrive(AWAKE)
+    page.route("**/api/status", lambda route: route.fulfill(json=AWAKE, headers={"age": age}))
+    with page.expect_response("**/api/status"):
+        page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#trouble")).to_be_visible(visible=not well)
+
+
 def test_the_progress_bar_is_never_full_before_the_model_is_ready(service):
     page = service.arrive(WAKING | {"elapsedSeconds": 9_000, "etaSeconds": 1})
     assert page.locator("#progress").get_attribute("aria-valuenow") == "97"

@@ -67,7 +67,7 @@ def test_an_address_must_wait_for_its_cool_down(make_world):
 
 
 SECRET, EDGE = "a secret of CloudFront and the API", "198.51.100.1"
-VIEWERS = ("192.0.2.1:46532", "192.0.2.2:46532", "2001:db8::7:46532", "[2001:db8::8]:46532")
+VIEWERS = ("192.0.2.1:46532", "192.0.2.2:46532", "2001:db8:1::7:46532", "[2001:db8:2::8]:46532")
 
 
 def start_behind(world: World, phone: str | None, address: str, **headers: str) -> tuple[int, dict]:
@@ -84,6 +84,28 @@ def test_visitors_behind_cloudfront_have_their_own_addresses(make_world):
         assert start_behind(world, phone, EDGE, **sent)[0] == 202
         again = start_behind(world, "+12025550199", EDGE, **sent)
         assert refused(again)[:2] == (429, "address_cooldown")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::2", True),  # a visitor has 2^64 addresses
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    ],
+)
+@pytest.mark.parametrize("proved", [True, False])
+def test_addresses_of_one_network_count_as_one(make_world, first, second, same, proved):
+    world = make_world()
+    world.use(replace(world.engine, origin_secret=SECRET))
+
+    def start(phone: str, address: str) -> tuple[int, dict]:
+        sent = {"x_origin_secret": SECRET, "cloudfront_viewer_address": f"{address}:46532"} if proved else {}
+        return start_behind(world, phone, EDGE if proved else address, **sent)
+
+    assert start(ADA, first)[0] == 202
+    assert start(BOB, second)[0] == (429 if same else 202)
 
 
 @pytest.mark.parametrize("known", [SECRET, ""], ids=["with a secret", "without a secret"])
