@@ -108,10 +108,9 @@ def standby(result: Mapping) -> str:
     said += f"{seconds['cold click']} if the standby's function has to start, or {seconds['all cold']} if the API's "
     agreed = result["agreement"]
     said += "function has to start, too. The standby and an endpoint with the same model gave the same label to "
-    said += (
-        f"{agreed['equal']:,} of {agreed['texts']:,} reviews. In longer lists, {agreed['equal in lists']:,} kept their "
-    )
-    return f"{table(head, rows)}\n\n{said}label, because in 8 bits the other texts of a batch change a score a little."
+    said += f"{agreed['equal']:,} of {agreed['texts']:,} reviews. In longer lists, {agreed['equal in lists']:,} kept "
+    said += "their label, because in 8 bits the other texts of a batch change a score a little."
+    return f"{table(head, rows)}\n\n{said}"
 
 
 def crowd(result: Mapping) -> str:
